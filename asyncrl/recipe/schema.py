@@ -1,0 +1,200 @@
+"""What a recipe may say: one pydantic model per part, a docstring under every field, units in the names.
+
+Imports neither torch nor ray nor vllm, so `asyncrl --help` and `--dry-run` are instant.
+Checks that need only the recipe are here; those that look at files are in `check.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataRecipe(Part):
+    path: str
+    """`reasoning_gym:NAME`, a hub data set name, or a local .jsonl, .json, .csv, .parquet or .arrow file."""
+    options: dict[str, Any] = {}
+    """Passed to `reasoning_gym.create_dataset` (size and seed among them) or to `datasets.load_dataset`."""
+    split: str = "train"
+    """Split of a hub data set; local files and reasoning_gym have only `train`."""
+    prompt_column: str | None = None
+    """Column of text or of chat messages; default: the first of prompt, question, problem, messages."""
+    chat: bool = False
+    """Wrap a text prompt as one user message and apply the model's chat template."""
+    system: str | None = None
+    """System message put before every chat prompt; needs `chat: true` or message prompts."""
+    shuffle: bool = True
+    """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
+
+
+class AlgorithmRecipe(Part):
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """How the rewards of a group become advantages."""
+    loss: str = "ppo"
+    """`ppo`, `decoupled_ppo`, `reinforce`, or your own by `package.module:name` or `./file.py:name`."""
+    correction: Literal["none", "tis"] = "none"
+    """`tis`: weight each token by min(pi_proximal/pi_behaviour, tis_cap)."""
+    proximal: Literal["recompute", "behaviour"] = "recompute"
+    """The "old" policy of the ratio: the weights at the start of the step, or those that sampled the token."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all trained tokens of the batch, over trajectories, or a sum over a fixed length (Dr. GRPO)."""
+    clip_low: PositiveFloat = 0.2
+    """epsilon below 1 in clip(ratio, 1 - clip_low, 1 + clip_high)."""
+    clip_high: PositiveFloat = 0.2
+    """epsilon above 1; DAPO sets it larger than clip_low."""
+    tis_cap: PositiveFloat = 2.0
+    """Largest importance weight that the `tis` correction lets through."""
+
+
+class RolloutRecipe(Part):
+    engine: str = "vllm"
+    """`vllm`, `simulated` (no model: random tokens at a set speed, for tests), or your own Engine by path."""
+    replicas: PositiveInt = 1
+    """Number of generator actors, each with its own engine."""
+    max_new_tokens: PositiveInt = 256
+    """Longest completion, in tokens."""
+    max_prompt_tokens: PositiveInt = 1024
+    """Tasks with a longer prompt are filtered (counted under `prompt_too_long`)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; the trainer divides its logits by the same number."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Must be 1: a truncated support makes the engine's distribution differ from the trainer's."""
+    top_k: int = Field(default=0, ge=0)
+    """Must be 0 (off), for the same reason."""
+    kv_after_update: Literal["keep", "recompute"] = "keep"
+    """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights."""
+    gpus_per_replica: int = Field(default=0, ge=0)
+    """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU."""
+    cpu_cores: str | None = None
+    """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """KV cache of a CPU engine, in GiB (GPUs: `engine_args.gpu_memory_utilization`)."""
+    engine_args: dict[str, Any] = {}
+    """Passed to vLLM's AsyncEngineArgs, or to your engine's constructor, untouched."""
+
+
+class RewardsRecipe(Part):
+    workers: PositiveInt = 1
+    """Reward processes per generator."""
+    timeout_s: PositiveFloat = 30.0
+    """A reward call that takes longer is killed; its trajectories are masked and counted."""
+
+
+class TrainerRecipe(Part):
+    ranks: PositiveInt = 1
+    """Trainer processes. Only 1 in this version."""
+    learning_rate: PositiveFloat = 1.0e-6
+    """Constant after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
+    tokens_per_microbatch: PositiveInt = 4096
+    """Upper limit of tokens in one forward pass; the longest trajectory must fit."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+    optimizer: dict[str, Any] = {"betas": [0.9, 0.95], "weight_decay": 0.0}
+    """Passed to torch.optim.AdamW untouched."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: autocast over fp32 master weights. fp32: everything in fp32 (exact, slow)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    gpus_per_rank: int = Field(default=0, ge=0, le=1)
+    """1 trains on a GPU, 0 on CPU."""
+    cpu_threads: PositiveInt | None = None
+    """torch threads of a rank on CPU; default: all cores."""
+
+
+class WeightsRecipe(Part):
+    channel: Literal["auto", "gloo", "nccl", "none"] = "auto"
+    """`auto`: nccl when the generators have GPUs, else gloo. `none` only with an engine that holds no weights."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the weights that the generators hold and that are sent."""
+    verify: bool = False
+    """After each push compare the engine's log-probs of a fixed prompt with the trainer's, and stop if they differ."""
+
+
+class BufferRecipe(Part):
+    capacity_groups: PositiveInt | None = None
+    """Groups the buffer may hold; default (max_staleness + 1) * groups_per_step, and no less than that."""
+
+
+class CheckpointRecipe(Part):
+    every_steps: int = Field(default=10, ge=0)
+    """Steps between checkpoints; 0 saves only at the end."""
+    keep_last: PositiveInt = 2
+    """Older checkpoints are deleted once a newer one is complete."""
+
+
+class TrackRecipe(Part):
+    wandb: Literal["off", "offline", "online"] = "offline"
+    """offline writes under the run directory and needs no key; online needs one."""
+    project: str = "asyncrl"
+    """wandb project."""
+    tensorboard: bool = True
+    """Write TensorBoard events under the run directory."""
+
+
+class DeadlinesRecipe(Part):
+    warn_s: PositiveFloat = 60.0
+    """A wait older than this is logged: who waits for whom, for what."""
+    start_s: PositiveFloat = 900.0
+    """Starting Ray, one actor, or loading its model."""
+    rollout_s: PositiveFloat = 1800.0
+    """One group: generation and rewards."""
+    step_s: PositiveFloat = 3600.0
+    """One training step."""
+    publish_s: PositiveFloat = 600.0
+    """One weight push to all generators."""
+    checkpoint_s: PositiveFloat = 1800.0
+    """Writing one checkpoint."""
+
+
+class Recipe(Part):
+    model: str
+    """Local directory, hub name, or `random:tiny-llama` (made on the spot, for tests)."""
+    data: DataRecipe
+    """Where the tasks come from."""
+    reward: str
+    """`package.module:name` or `./file.py:name`; the signature decides how it is called."""
+    group_size: PositiveInt = 8
+    """Trajectories per task (GRPO's n)."""
+    groups_per_step: PositiveInt = 16
+    """Groups trained in one step (P)."""
+    max_steps: PositiveInt
+    """Training steps of the run."""
+    policy: Literal["bounded", "one_step", "sync"] = "bounded"
+    """`sync`: max_staleness 0. `one_step`: every batch exactly one update old. `bounded`: at most max_staleness."""
+    max_staleness: int = Field(default=1, ge=0)
+    """S: no trained token is older than this many updates; 0 = synchronous."""
+    selection_window: PositiveInt = 1
+    """W: a finished group may overtake at most W - 1 older ones; the bound becomes S + ceil((W - 1)/P)."""
+    over_age: Literal["wait", "drop", "mask"] = "wait"
+    """Stragglers: wait for them, cancel and restart them, or train only their tokens of age <= S."""
+    run_dir: str | None = None
+    """Default runs/<recipe>-<time>; an existing one is an error."""
+    seed: int = 0
+    """Seeds the data order, the sampling of every rollout, and a random model."""
+    algorithm: AlgorithmRecipe = AlgorithmRecipe()
+    """Objective and correction."""
+    rollout: RolloutRecipe = RolloutRecipe()
+    """Generators."""
+    rewards: RewardsRecipe = RewardsRecipe()
+    """Processes that run the reward function."""
+    trainer: TrainerRecipe = TrainerRecipe()
+    """Optimisation."""
+    weights: WeightsRecipe = WeightsRecipe()
+    """How weights reach the generators."""
+    buffer: BufferRecipe = BufferRecipe()
+    """Finished groups waiting for the trainer."""
+    checkpoint: CheckpointRecipe = CheckpointRecipe()
+    """What is saved, how often."""
+    track: TrackRecipe = TrackRecipe()
+    """Where metrics go besides metrics.jsonl."""
+    deadlines: DeadlinesRecipe = DeadlinesRecipe()
+    """Every wait has one."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster; default: the one in RAY_ADDRESS, else one started on this machine."""

@@ -1,0 +1,118 @@
+"""Trajectories and groups, and the one encoding in which they travel.
+
+A group is encoded once, by the generator that made it. The buffer and the journal pass the bytes on; only
+trainer ranks (and `inspect`) decode. Layout of a frame: 4 bytes little-endian header length, a msgpack
+header, then the arrays of each trajectory as raw little-endian bytes: tokens, versions, logprobs, loss mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One rollout of one task; all arrays have length T = prompt tokens + completion tokens."""
+
+    tokens: np.ndarray
+    """int32 [T]."""
+    versions: np.ndarray
+    """int32 [T]: policy version that sampled the token; -1 where the token was not sampled (prompt, tools)."""
+    logprobs: np.ndarray
+    """float32 [T]: behaviour log-probs of sampled tokens; 0 elsewhere, NaN if the engine gives none."""
+    loss_mask: np.ndarray
+    """bool [T]: tokens to train. A subset of the sampled ones."""
+    reward: float | None
+    """None: the reward failed (I7); such a trajectory is masked, never trained as 0."""
+    finish_reason: str
+    """`stop`, `length` or `abort`."""
+    extras: dict[str, float] = field(default_factory=dict)
+    """Further values of a reward that returned a dict."""
+    error: str | None = None
+    """Why the reward failed."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of tokens before the first sampled one."""
+        sampled = np.flatnonzero(self.versions >= 0)
+        return int(sampled[0]) if len(sampled) else len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The n trajectories of one task, as they leave a generator."""
+
+    task: int
+    """Draw number of the task: 0, 1, 2, … over all epochs."""
+    attempt: int
+    """0 at first; one more each time the task was started again."""
+    row: int
+    """Row of the data set."""
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def version_range(self) -> tuple[int, int]:
+        """Oldest and newest version among trained tokens; (-1, -1) if there are none."""
+        trained = [t.versions[t.loss_mask] for t in self.trajectories]
+        trained = [v for v in trained if len(v)]
+        if not trained:
+            return -1, -1
+        return int(min(v.min() for v in trained)), int(max(v.max() for v in trained))
+
+
+def encode(group: Group) -> bytes:
+    """One self-contained frame."""
+    header: dict[str, Any] = {
+        "format": _FORMAT,
+        "task": group.task,
+        "attempt": group.attempt,
+        "row": group.row,
+        "trajectories": [
+            {
+                "length": len(t.tokens),
+                "reward": t.reward,
+                "finish_reason": t.finish_reason,
+                "extras": t.extras,
+                "error": t.error,
+            }
+            for t in group.trajectories
+        ],
+    }
+    head = msgspec.msgpack.encode(header)
+    parts = [len(head).to_bytes(4, "little"), head]
+    for t in group.trajectories:
+        parts += [
+            t.tokens.astype("<i4").tobytes(),
+            t.versions.astype("<i4").tobytes(),
+            t.logprobs.astype("<f4").tobytes(),
+            t.loss_mask.astype("?").tobytes(),
+        ]
+    return b"".join(parts)
+
+
+def decode(frame: bytes) -> Group:
+    """Inverse of `encode`; arrays are read-only views of `frame`. Raises ValueError on another format."""
+    head_length = int.from_bytes(frame[:4], "little")
+    header = msgspec.msgpack.decode(frame[4 : 4 + head_length])
+    if header["format"] != _FORMAT:
+        raise ValueError(f"group frame of format {header['format']}, this version reads {_FORMAT}")
+    offset = 4 + head_length
+    trajectories = []
+    for t in header["trajectories"]:
+        arrays = []
+        for dtype in ("<i4", "<i4", "<f4", "?"):
+            array = np.frombuffer(frame, dtype, count=t["length"], offset=offset)
+            offset += array.nbytes
+            arrays.append(array)
+        trajectories.append(
+            Trajectory(*arrays, t["reward"], t["finish_reason"], t["extras"], t["error"]),
+        )
+    if offset != len(frame):
+        raise ValueError(f"group frame has {len(frame)} bytes, its header describes {offset}")
+    return Group(header["task"], header["attempt"], header["row"], tuple(trajectories))
