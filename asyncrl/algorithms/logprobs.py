@@ -1,0 +1,42 @@
+"""Log-probs of given tokens under a model's logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """One fp32 scratch of the size of the logits for forward and backward together; autograd's own needs six."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+        scratch = logits.detach().to(torch.float32, copy=True)
+        if temperature != 1.0:
+            scratch /= temperature
+        scratch -= scratch.amax(-1, keepdim=True)
+        chosen = scratch.gather(-1, targets[:, None]).squeeze(-1)
+        normaliser = scratch.exp_().sum(-1)
+        ctx.save_for_backward(scratch, targets, normaliser)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return chosen - normaliser.log()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        # d log softmax(z)_t / dz = onehot(t) - softmax(z). The scratch is ours: used up here, once.
+        scratch, targets, normaliser = ctx.saved_tensors
+        grad = grads[0] / ctx.temperature
+        scratch *= (-grad / normaliser)[:, None]
+        scratch.scatter_add_(-1, targets[:, None], grad[:, None])
+        return scratch.to(ctx.dtype), None, None
+
+
+def token_logprobs(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax(logits / temperature)[target], float32 [N]; logits [N, V] of any float type, targets int64 [N].
+
+    The temperature is the sampler's, so that trainer and engine speak of one distribution. fp32 inside.
+    The backward pass may run once.
+    """
+    result: torch.Tensor = _TokenLogprobs.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
+    return result

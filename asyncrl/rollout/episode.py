@@ -1,0 +1,98 @@
+"""From one task to one encoded group: sample n completions, score them, assemble the trajectories.
+
+Waits for: the engine's tokens, then the reward processes. Other groups go on meanwhile; there is no barrier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asyncrl.data.tasks import Task, tokenize
+from asyncrl.rewards.pool import RewardPool
+from asyncrl.rewards.score import RewardRequest, Score
+from asyncrl.rollout.engine import Completion, Engine, SamplingParams
+from asyncrl.rollout.trajectory import Group, Trajectory
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """The part of the recipe that an episode needs."""
+
+    group_size: int
+    max_new_tokens: int
+    max_prompt_tokens: int
+    temperature: float
+    seed: int
+
+
+class PromptTooLong(Exception):
+    """The task is filtered: its prompt is longer than rollout.max_prompt_tokens."""
+
+
+class GroupAborted(Exception):
+    """The group was cancelled; whatever it had is thrown away."""
+
+
+class GroupRunner:
+    """Runs groups on one engine; any number at a time."""
+
+    def __init__(self, engine: Engine, tokenizer: Any, rewards: RewardPool, settings: RolloutSettings) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.rewards = rewards
+        self.settings = settings
+
+    async def run(self, task: Task, attempt: int) -> tuple[Group, list[str]]:
+        """The finished group and the text of its completions. Raises PromptTooLong or GroupAborted."""
+        prompt_tokens = tokenize(task, self.tokenizer)
+        if len(prompt_tokens) > self.settings.max_prompt_tokens:
+            raise PromptTooLong
+        requests = request_ids(task.number, attempt, self.settings.group_size)
+        completions = await asyncio.gather(
+            *(
+                self.engine.generate(prompt_tokens, self._params(task.number, i), request_id=request)
+                for i, request in enumerate(requests)
+            )
+        )
+        if any(c.finish_reason == "abort" for c in completions):
+            raise GroupAborted
+        texts = [self.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in completions]
+        scores = await self.rewards.score(RewardRequest(task.prompt, texts, [c.tokens for c in completions], task.row))
+        trajectories = tuple(trajectory(prompt_tokens, c, s) for c, s in zip(completions, scores, strict=True))
+        return Group(task.number, attempt, task.row_index, trajectories), texts
+
+    def _params(self, task: int, member: int) -> SamplingParams:
+        # The same rollout for the same task and member, whoever samples it and however often it is started.
+        seed = int(np.random.SeedSequence([self.settings.seed, task, member]).generate_state(1)[0])
+        return SamplingParams(self.settings.max_new_tokens, self.settings.temperature, seed)
+
+
+def request_ids(task: int, attempt: int, group_size: int) -> list[str]:
+    """Engine request ids of a group's members."""
+    return [f"{task}.{attempt}.{i}" for i in range(group_size)]
+
+
+def trajectory(prompt_tokens: list[int], completion: Completion, score: Score) -> Trajectory:
+    """Prompt and completion as arrays; the sampled tokens are the trained ones unless the reward failed (I7)."""
+    num_prompt, num_tokens = len(prompt_tokens), len(completion.tokens)
+    versions = np.full(num_prompt + num_tokens, -1, np.int32)
+    for span in completion.spans:
+        versions[num_prompt + span.start : num_prompt + span.end] = span.version
+    if num_tokens and versions[num_prompt:].min() < 0:
+        raise RuntimeError(f"the engine stamped no version on some of {num_tokens} tokens: {completion.spans}")
+    logprobs = np.zeros(num_prompt + num_tokens, np.float32)
+    logprobs[num_prompt:] = np.nan if completion.logprobs is None else completion.logprobs
+    return Trajectory(
+        tokens=np.array(prompt_tokens + completion.tokens, np.int32),
+        versions=versions,
+        logprobs=logprobs,
+        loss_mask=(versions >= 0) & (score.reward is not None),
+        reward=score.reward,
+        finish_reason=completion.finish_reason,
+        extras=score.extras,
+        error=score.error,
+    )

@@ -1,0 +1,148 @@
+"""vLLM's AsyncLLM behind the `Engine` protocol: the one module that calls vLLM's inference API (0.32).
+
+tests/rollout/test_vllm_engine.py checks with `inspect` the signatures used here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
+from asyncrl.weights.channel import WeightUpdate
+
+
+class VllmEngine:
+    """One AsyncLLM. Must be started on the event loop that will use it: its child process dies with that thread."""
+
+    provides_logprobs = True
+    holds_weights = True
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._version = 0
+        self._update_lock = asyncio.Lock()
+        self._reloading = False
+
+    async def start(self, version: int) -> None:
+        self._set_environment()
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        config = self.config
+        args: dict[str, Any] = {
+            "model": config.model,
+            "dtype": config.dtype,
+            "seed": config.seed,
+            "max_model_len": config.max_tokens,
+            "logprobs_mode": "processed_logprobs",
+            "weight_transfer_config": {"backend": config.channel},
+            "disable_log_stats": True,
+            "generation_config": "vllm",
+        }
+        if not _has_gpu():
+            args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+        self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **config.engine_args}))
+        self._version = version
+        await self.llm.update_weight_version(str(version))
+
+    def _set_environment(self) -> None:
+        # Ray sets OMP_NUM_THREADS=1 in actors; vLLM's CPU worker reads its cores from the variable below.
+        os.environ.pop("OMP_NUM_THREADS", None)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = self.config.cpu_cores
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if os.path.isdir(self.config.model):
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    async def generate(self, tokens: list[int], params: SamplingParams, *, request_id: str) -> Completion:
+        from vllm import SamplingParams as VllmSamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = VllmSamplingParams(
+            max_tokens=params.max_new_tokens,
+            temperature=params.temperature,
+            seed=params.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        # The salt keeps requests of one version from reading prefix-cache blocks that another version wrote.
+        prompt = {"prompt_token_ids": tokens, "cache_salt": f"v{self._version}"}
+        final = None
+        async for output in self.llm.generate(prompt, sampling, request_id):
+            final = output
+        if final is None:
+            return Completion([], [], [], "abort")
+        output = final.outputs[0]
+        spans = [VersionSpan(int(s.version), s.start, s.end) for s in output.weight_versions or []]
+        return Completion(
+            list(output.token_ids),
+            [float(x) for x in output.logprobs.logprobs],
+            spans,
+            output.finish_reason or "abort",
+        )
+
+    async def cancel(self, request_ids: list[str]) -> None:
+        await self.llm.abort(request_ids)
+
+    async def join_channel(self, init_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def update_weights(self, update: WeightUpdate) -> float:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._update_lock:
+            began = time.perf_counter()
+            recompute = self.config.kv_after_update == "recompute"
+            await self.llm.pause_generation(mode="keep", clear_cache=recompute)
+            if not self._reloading:
+                await self.llm.start_weight_update()
+                self._reloading = True
+            try:
+                await self.llm.update_weights(WeightTransferUpdateRequest(update.info))
+            except BaseException:
+                self._reloading = False  # vLLM ends its session on an error, so the next one must start again
+                raise
+            await self.llm.finish_weight_update(weight_version=str(update.version))
+            self._reloading = False
+            self._version = update.version
+            await self._resume()
+            return time.perf_counter() - began
+
+    async def _resume(self) -> None:
+        # A lost resume would leave the engine paused for ever: say it until it is so.
+        for _ in range(3):
+            await self.llm.resume_generation()
+            if not await self.llm.is_paused():
+                return
+        raise RuntimeError("vLLM stays paused after resume_generation()")
+
+    async def score(self, tokens: list[int]) -> list[float]:
+        from vllm import SamplingParams as VllmSamplingParams
+
+        sampling = VllmSamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        # A salt of its own: cached prefixes would skip the prompt log-probs.
+        prompt = {"prompt_token_ids": tokens, "cache_salt": f"score-{time.monotonic_ns()}"}
+        final = None
+        async for output in self.llm.generate(prompt, sampling, f"score-{time.monotonic_ns()}"):
+            final = output
+        assert final is not None
+        return [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]
+
+    def version(self) -> int:
+        return self._version
+
+    async def close(self) -> None:
+        self.llm.shutdown(timeout=10)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

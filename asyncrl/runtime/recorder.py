@@ -1,0 +1,188 @@
+"""What happened, as numbers: collects from the driver, writes one record a step and the summary."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from asyncrl.control.ledger import Ledger
+from asyncrl.control.messages import Train
+from asyncrl.observe.bottleneck import bottleneck
+from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
+from asyncrl.observe.trackers import Trackers
+from asyncrl.rollout.generator import GroupSummary
+from asyncrl.runtime.buffer import Key
+from asyncrl.trainer.actor import TrainResult
+from asyncrl.weights.channel import PublishReport
+
+
+class Recorder:
+    """One run's figures. Times in seconds; the window of a step goes from the end of the step before to its own."""
+
+    def __init__(self, run_dir: Path, writer: MetricsWriter, trackers: Trackers, state: dict[str, Any] | None) -> None:
+        self.run_dir = run_dir
+        self._writer = writer
+        self._trackers = trackers
+        state = state or {}
+        self._wall_before_s = float(state.get("wall_s", 0.0))
+        self._generated_before = int(state.get("tokens_generated", 0))
+        self._reward_failures = int(state.get("reward_failures", 0))
+        self._groups: dict[Key, GroupSummary] = {}
+        self._trained: tuple[Train, TrainResult] | None = None
+        self._publish = PublishReport(0, 0.0, 0.0, 0)
+        self._shares: list[dict[str, float]] = []
+        self._last: dict[str, Any] = {}
+        self._checkpoint_s = 0.0
+
+    def begin(self) -> None:
+        """The run starts to count: actors are up."""
+        self._began = self._step_began = self._trainer_free = time.perf_counter()
+        self._wait_batch_s = 0.0
+
+    @property
+    def wall_s(self) -> float:
+        return self._wall_before_s + time.perf_counter() - self._began
+
+    # -- from the driver
+
+    def group(self, summary: GroupSummary) -> None:
+        self._reward_failures += len(summary.errors)
+        self._generated_before += summary.num_tokens
+        if summary.outcome == "finished":
+            self._groups[(summary.task, summary.attempt)] = summary
+
+    def forget(self, keys: list[Key]) -> None:
+        for key in keys:
+            self._groups.pop(key, None)
+
+    def batch_taken(self, train: Train) -> None:
+        self._wait_batch_s = time.perf_counter() - self._trainer_free
+
+    def trained(self, train: Train, result: TrainResult) -> None:
+        self._trained = (train, result)
+
+    def published(self, report: PublishReport) -> None:
+        self._publish = report
+
+    def checkpointed(self, seconds: float) -> None:
+        self._checkpoint_s = seconds
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {
+            "wall_s": self.wall_s,
+            "tokens_generated": self._generated_before,
+            "reward_failures": self._reward_failures,
+        }
+
+    # -- records
+
+    def step(self, step: int, ledger: Ledger, generators: list[dict[str, float]]) -> dict[str, Any]:
+        """Write and return the record of a step."""
+        assert self._trained is not None
+        train, result = self._trained
+        now = time.perf_counter()
+        wall_s = now - self._step_began
+        batch = [self._groups[key] for key in train.groups]
+        record: dict[str, Any] = {
+            "step": step,
+            "version": step + 1,
+            "time_s": self.wall_s,
+            **_rewards(batch),
+            **_staleness(step, batch, result),
+            **_ledger(ledger),
+            "tokens/generated": self._generated_before,
+            "tokens/trained": result.report.tokens_trained,
+            "throughput/samples_per_s": sum(len(g.rewards) for g in batch) / wall_s,
+            "throughput/tokens_per_s": result.report.tokens_trained / wall_s,
+            **self._trainer_time(result, wall_s),
+            **_generator_time(generators),
+            "publish/pause_s": self._publish.pause_s,
+            "publish/transfer_s": self._publish.transfer_s,
+            "publish/bytes": self._publish.num_bytes,
+            "rewards/failed": self._reward_failures,
+            **result.report.metrics,
+        }
+        complete(record)
+        self._writer.write(record)
+        self._trackers.log(step, record)
+        self._write_samples(step, batch)
+        self._shares.append({k: v for k, v in record.items() if "_time/" in k})
+        self._last = record
+        self._step_began = self._trainer_free = now
+        self._checkpoint_s = 0.0
+        return record
+
+    def _trainer_time(self, result: TrainResult, wall_s: float) -> dict[str, float]:
+        measured = {
+            "busy": result.busy_s,
+            "wait_batch": self._wait_batch_s,
+            "wait_publish": result.wait_publish_s,
+            "checkpoint": self._checkpoint_s,
+        }
+        return {f"trainer_time/{k}": v for k, v in shares(measured, wall_s).items()}
+
+    def _write_samples(self, step: int, batch: list[GroupSummary]) -> None:
+        with (self.run_dir / "samples.jsonl").open("a") as file:
+            file.writelines(json.dumps({"step": step, **g.sample}) + "\n" for g in batch[:2])
+
+    def finish(self, ledger: Ledger, worst_case: int) -> dict[str, Any]:
+        """Write summary.json and close the trackers; returns the summary."""
+        means = {}
+        if self._shares:
+            means = {k: statistics.fmean(s[k] for s in self._shares) for k in self._shares[0]}
+        summary = {
+            "ledger": vars(ledger),
+            "wall_s": self.wall_s,
+            "worst_case_staleness": worst_case,
+            "tokens_generated": self._generated_before,
+            "reward_failures": self._reward_failures,
+            "final": self._last,
+            "bottleneck": bottleneck(means) if means else "",
+        }
+        write_summary(self.run_dir / "summary.json", summary)
+        self._trackers.close()
+        return summary
+
+
+def _rewards(batch: list[GroupSummary]) -> dict[str, float | None]:
+    rewards = [r for g in batch for r in g.rewards]
+    extras = [e for g in batch for e in g.extras]
+    scored = [r for r in rewards if r is not None]
+    named = {name for e in extras for name in e}
+    return {
+        "reward/mean": statistics.fmean(scored) if scored else None,
+        "reward/std": statistics.pstdev(scored) if scored else None,
+        "accuracy/mean": accuracy(rewards, extras),
+        **{f"reward/{name}": statistics.fmean(e[name] for e in extras if name in e) for name in sorted(named)},
+        "completion/tokens_mean": statistics.fmean(g.num_tokens / len(g.rewards) for g in batch),
+    }
+
+
+def _staleness(step: int, batch: list[GroupSummary], result: TrainResult) -> dict[str, float | None]:
+    ages = result.report.staleness
+    total = sum(ages)
+    return {
+        "staleness/mean": sum(age * n for age, n in enumerate(ages)) / total if total else 0.0,
+        "staleness/max": max((age for age, n in enumerate(ages) if n), default=0),
+        "staleness/in_flight": statistics.fmean(g.in_flight for g in batch),
+        "staleness/in_queue": statistics.fmean(step - g.newest_version for g in batch),
+        "trajectories/mixed_versions": sum(g.num_mixed for g in batch),
+    }
+
+
+def _ledger(ledger: Ledger) -> dict[str, int]:
+    names = ("trained", "filtered", "stale", "failed", "requeued", "running", "ready")
+    return {f"groups/{name}": getattr(ledger, name) for name in names}
+
+
+def _generator_time(generators: list[dict[str, float]]) -> dict[str, float]:
+    """Mean over the generators that answered; all idle if none did."""
+    seconds = {s: sum(g[s] for g in generators) for s in ("busy", "paused", "idle")}
+    total = sum(seconds.values())
+    if not total:
+        return {"generator_time/busy": 0.0, "generator_time/paused": 0.0, "generator_time/idle": 1.0}
+    return {f"generator_time/{s}": v / total for s, v in seconds.items()}

@@ -1,0 +1,54 @@
+"""The generators as the weight channel sees them: every call goes to all of them at once, with one deadline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from asyncrl.errors import DeadlineExceeded
+from asyncrl.weights.channel import WeightUpdate
+
+
+@dataclass(frozen=True)
+class RayReplicas:
+    """Blocking; lives in the trainer's push thread. `workers` maps each replica to its engine workers."""
+
+    handles: dict[str, ActorHandle]
+    workers: dict[str, int]
+    deadline_s: float
+
+    @property
+    def num_workers(self) -> int:
+        return sum(self.workers.values())
+
+    def join(self, init_info: dict[str, Any]) -> None:
+        """Each replica joins at its own rank offset: independent engines would collide on rank 1 otherwise."""
+        offset = init_info["rank_offset"]
+        references = {}
+        for name, handle in self.handles.items():
+            references[name] = handle.join_channel.remote({**init_info, "rank_offset": offset})
+            offset += self.workers[name]
+        self._gather("to join the weight channel", references)
+
+    def update(self, update: WeightUpdate) -> dict[str, float]:
+        """Seconds that each replica stood still."""
+        references = {name: h.update_weights.remote(update) for name, h in self.handles.items()}
+        return self._gather(f"to load version {update.version}", references)
+
+    def score(self, tokens: list[int]) -> dict[str, list[float]]:
+        """Log-probs of `tokens` on each replica."""
+        return self._gather("to score the probe", {n: h.score.remote(tokens) for n, h in self.handles.items()})
+
+    def _gather(self, purpose: str, references: dict[str, Any]) -> dict[str, Any]:
+        done, late = ray.wait(
+            list(references.values()), num_returns=len(references), timeout=self.deadline_s, fetch_local=False
+        )
+        if late:
+            names = ", ".join(n for n, r in references.items() if r in late)
+            # A dead replica is the reason worth telling: it may be why the others never answered.
+            ray.get(done)
+            raise DeadlineExceeded(f"waited {self.deadline_s:.0f} s for {names} {purpose}")
+        return dict(zip(references, ray.get(list(references.values())), strict=True))

@@ -1,0 +1,72 @@
+"""Shared fixtures: a tiny random model on disk, and an event loop that a real vLLM engine can live on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a byte-level tokenizer."""
+    from asyncrl.models import make_tiny_llama
+
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+class LoopThread:
+    """An event loop in a thread of its own, as in a Ray actor; `run` blocks on it with a deadline."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], timeout_s: float = 120.0) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout_s)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def loop_thread() -> Iterator[LoopThread]:
+    thread = LoopThread()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
+    """A real vLLM engine with the tiny model in fp32 and the gloo channel, shared by the session."""
+    from asyncrl.rollout.engine import EngineConfig
+    from asyncrl.rollout.vllm_engine import VllmEngine
+
+    async def start() -> VllmEngine:
+        config = EngineConfig(
+            model=str(tiny_model),
+            dtype="float32",
+            channel="gloo",
+            max_tokens=256,
+            kv_after_update="keep",
+            cpu_cores="0",
+            kv_cache_gib=0.25,
+            seed=0,
+            engine_args={"enforce_eager": True},
+        )
+        engine = VllmEngine(config)
+        await engine.start(0)
+        return engine
+
+    engine = loop_thread.run(start(), 240)
+    yield engine
+    loop_thread.run(engine.close())

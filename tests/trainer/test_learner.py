@@ -1,0 +1,162 @@
+"""The learner against a plain per-trajectory loop in float32, and its state on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from asyncrl.algorithms.losses import LOSSES
+from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.model import load_model
+from asyncrl.trainer.packing import TrainSample, pack, split
+
+CPU = torch.device("cpu")
+
+
+def recipe(**changes: Any) -> Recipe:
+    base: dict[str, Any] = {
+        "model": "x",
+        "data": {"path": "x"},
+        "reward": "x",
+        "max_steps": 9,
+        "algorithm": {"correction": "tis"},
+        "rollout": {"temperature": 0.8, "max_new_tokens": 20},
+        "trainer": {"precision": "fp32", "learning_rate": 1e-2, "tokens_per_microbatch": 80},
+    }
+    return Recipe.model_validate({**base, **changes})
+
+
+def learner(model: Path, r: Recipe | None = None) -> Learner:
+    r = r or recipe()
+    return Learner(load_model(str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU)
+
+
+def trajectory(rng: np.random.Generator, reward: float | None, version: int = 0) -> Trajectory:
+    prompt, completion = int(rng.integers(2, 12)), int(rng.integers(1, 25))
+    versions = np.full(prompt + completion, -1, np.int32)
+    versions[prompt:] = version
+    return Trajectory(
+        tokens=rng.integers(3, 200, prompt + completion).astype(np.int32),
+        versions=versions,
+        logprobs=np.where(versions >= 0, rng.normal(-5, 0.5, len(versions)), 0).astype(np.float32),
+        loss_mask=(versions >= 0) & (reward is not None),
+        reward=reward,
+        finish_reason="stop",
+    )
+
+
+def groups(seed: int, rewards: list[list[float | None]], version: int = 0) -> list[Group]:
+    rng = np.random.default_rng(seed)
+    return [Group(i, 0, i, tuple(trajectory(rng, r, version) for r in row)) for i, row in enumerate(rewards)]
+
+
+def plain_gradient(model: Path, batch: list[Group], r: Recipe) -> dict[str, torch.Tensor]:
+    """One trajectory at a time through an unmodified model: -w A logp / N, GRPO advantages, TIS weights."""
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    num_tokens = sum(int(t.loss_mask.sum()) for g in batch for t in g.trajectories)
+    for group in batch:
+        scored = [t for t in group.trajectories if t.reward is not None]
+        rewards = np.array([t.reward for t in scored])
+        for t in scored:
+            advantage = (t.reward - rewards.mean()) / (rewards.std() + 1e-6)
+            ids = torch.tensor(t.tokens, dtype=torch.int64)
+            logits = reference(input_ids=ids[None]).logits[0] / r.rollout.temperature
+            logp = torch.log_softmax(logits[:-1], -1).gather(-1, ids[1:, None])[:, 0]
+            mask = torch.tensor(t.loss_mask[1:])
+            w = torch.exp(logp.detach() - torch.tensor(t.logprobs[1:])).clamp(max=r.algorithm.tis_cap)
+            (-(w * advantage * logp)[mask].sum() / num_tokens).backward()
+    return {name: p.grad for name, p in reference.named_parameters()}
+
+
+def test_gradient_equals_a_plain_loop(tiny_model: Path) -> None:
+    """Packing, micro-batches, skipped groups and failed rewards change nothing but rounding."""
+    batch = groups(1, [[1.0, 0.0, 0.25], [1.0, 1.0], [0.0, None, 1.0, 0.0]])
+    r = recipe(trainer={"precision": "fp32", "tokens_per_microbatch": 80, "max_grad_norm": 1e9})
+    ours = learner(tiny_model, r)
+    report = ours.step(batch, 0, 0)
+    expected = plain_gradient(tiny_model, batch, r)
+    for name, parameter in ours.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+    assert report.tokens_trained == sum(int(t.loss_mask.sum()) for g in batch for t in g.trajectories)
+    skipped = sum(len(t.tokens) for t in batch[1].trajectories)
+    failed = len(batch[2].trajectories[1].tokens)
+    whole = sum(len(t.tokens) for g in batch for t in g.trajectories)
+    assert report.tokens_forward == whole - skipped - failed
+
+
+def test_a_batch_without_advantages_costs_no_forward_pass(tiny_model: Path) -> None:
+    ours = learner(tiny_model)
+    before = {n: p.clone() for n, p in ours.model.named_parameters()}
+    report = ours.step(groups(2, [[1.0, 1.0], [0.0, 0.0]]), 0, 0)
+    assert report.tokens_forward == 0
+    assert all(torch.equal(p, before[n]) for n, p in ours.model.named_parameters())
+
+
+def test_too_old_tokens_are_refused_or_masked(tiny_model: Path) -> None:
+    batch = groups(3, [[1.0, 0.0]], version=2)
+    with pytest.raises(ValueError, match="token of version 2 in step 5, which allows 3"):
+        learner(tiny_model).step(batch, 5, 3)
+    for t in batch[0].trajectories:
+        t.versions[-1] = 4
+    report = learner(tiny_model, recipe(over_age="mask")).step(batch, 5, 3)
+    assert report.tokens_trained == 2
+    assert report.staleness == (0, 2, 0)
+
+
+def test_state_on_disk_continues_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = groups(4, [[1.0, 0.0, 1.0]]), groups(5, [[0.0, 0.0, 1.0]])
+    uninterrupted = learner(tiny_model)
+    uninterrupted.step(first, 0, 0)
+    uninterrupted.save(tmp_path)
+    uninterrupted.step(second, 1, 0)
+    resumed = learner(tiny_model)
+    resumed.load(tmp_path)
+    resumed.step(second, 1, 0)
+    for (name, a), (_, b) in zip(uninterrupted.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_export_is_a_model_that_transformers_loads(tiny_model: Path, tmp_path: Path) -> None:
+    ours = learner(tiny_model)
+    ours.export(tmp_path, torch.bfloat16)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.dtype == torch.bfloat16
+    for (name, a), (_, b) in zip(ours.model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a.bfloat16(), b), name
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_model: Path) -> None:
+    ours = learner(tiny_model)
+    with torch.no_grad():
+        next(ours.model.parameters()).fill_(float("inf"))
+    before = [p.clone() for p in ours.model.parameters()]
+    with pytest.raises(FloatingPointError, match="gradient of step 0 is not finite"):
+        ours.step(groups(6, [[1.0, 0.0]]), 0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), before, strict=True))
+
+
+def test_split_keeps_the_budget_and_every_sample() -> None:
+    rng = np.random.default_rng(0)
+    samples = [TrainSample(t, 1.0, t.loss_mask) for t in (trajectory(rng, 1.0) for _ in range(40))]
+    parts = split(samples, 60)
+    assert sorted(id(s) for p in parts for s in p) == sorted(id(s) for s in samples)
+    sizes = [sum(len(s.trajectory.tokens) for s in p) for p in parts]
+    assert max(sizes) <= 60
+    assert len(parts) <= 2 * (sum(sizes) // 60 + 1)
+    with pytest.raises(ValueError, match=r"over trainer\.tokens_per_microbatch"):
+        split(samples, 5)
+
+
+def test_pack_never_trains_the_first_token() -> None:
+    rng = np.random.default_rng(1)
+    t = trajectory(rng, 1.0)
+    batch = pack([TrainSample(t, 1.0, np.ones(len(t.tokens), bool))] * 2, CPU)
+    assert len(batch.targets) == 2 * (len(t.tokens) - 1)
+    assert (batch.tokens[0, batch.predictors + 1] == batch.targets).all()
