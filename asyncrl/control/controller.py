@@ -1,0 +1,283 @@
+"""The state machine: events in, decisions out. I1 (bounded staleness) and I2 (conservation) are kept here.
+
+What each decision waits for, and who unblocks it:
+
+    Start    a free slot, a generator, live weights    weights live · group filtered or failed
+    Train    the step before, P selectable groups      step done · group finished
+    Publish  the publish before, a generator           weights live · publish failed · generator joined
+
+and a generator that joins unblocks the first and the last. No wait is circular: a slot is held by a group that
+runs, is ready (and waits for those that run), is leased (to a step) or trained (its weights go live).
+"""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from asyncrl.control import staleness
+from asyncrl.control.ledger import Ledger
+from asyncrl.control.messages import (
+    Cancel,
+    Decision,
+    Discard,
+    Event,
+    GeneratorJoined,
+    GeneratorLost,
+    GroupFailed,
+    GroupFiltered,
+    GroupFinished,
+    Publish,
+    PublishFailed,
+    Start,
+    StepDone,
+    Train,
+    WeightsLive,
+)
+from asyncrl.control.one_step import batch_to_fill
+from asyncrl.control.routing import Router
+from asyncrl.control.settings import Settings
+from asyncrl.control.tasks import Task, Tasks
+from asyncrl.errors import UserError
+
+
+class Controller:
+    """Give it every event with `handle`, and carry out what `decide` returns, in that order.
+
+    Events of an attempt that is no longer running are ignored; if its bytes lie in the buffer, they are
+    discarded. An event that cannot happen (a step that was not decided, a version that does not exist) raises
+    ValueError: a bug in the driver.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._tasks = Tasks()
+        self._router = Router(settings.tokens_per_group)
+        self._steps_done = 0
+        self._live = -1
+        self._publishing: int | None = None
+        self._discards: list[Decision] = []
+
+    @property
+    def ledger(self) -> Ledger:
+        """Counts of I2, at this instant."""
+        return self._tasks.ledger()
+
+    @property
+    def worst_case_staleness(self) -> int:
+        """Largest age that a trained token can have, in updates."""
+        return staleness.worst_case(self._settings)
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done, and the last version is live or there is no generator to send it to."""
+        done = self._steps_done >= self._settings.max_steps
+        return done and (self._live >= self._steps_done or not self._router.alive)
+
+    # -- events
+
+    def handle(self, event: Event) -> None:
+        match event:
+            case GeneratorJoined():
+                self._router.join(event.generator)
+            case GeneratorLost():
+                self._generator_lost(event.generator)
+            case GroupFinished():
+                self._group_finished(event)
+            case GroupFiltered() | GroupFailed():
+                if (task := self._tasks.attempt_running(event.task, event.attempt)) is not None:
+                    self._router.remove(task.generator, task.num_tokens)
+                    end = self._tasks.filter if isinstance(event, GroupFiltered) else self._tasks.fail
+                    end(task, event.reason)
+            case StepDone():
+                if event.step != self._steps_done or not self._tasks.leased:
+                    raise ValueError(f"step {event.step} is reported done, but it is not being trained")
+                self._tasks.train()
+                self._steps_done += 1
+            case WeightsLive():
+                self._weights_live(event.version)
+            case PublishFailed():
+                if event.version != self._publishing:
+                    raise ValueError(f"publish of version {event.version} is reported failed, but not in flight")
+                self._publishing = None
+            case _:
+                assert_never(event)
+
+    def _generator_lost(self, generator: str) -> None:
+        self._router.lose(generator)
+        for task in [task for task in self._tasks.running.values() if task.generator == generator]:
+            self._tasks.requeue(task, stale=False)
+
+    def _group_finished(self, event: GroupFinished) -> None:
+        if (task := self._tasks.attempt_running(event.task, event.attempt)) is None:
+            if not self._tasks.attempt_finished(event.task, event.attempt):
+                self._discards.append(Discard(event.task, event.attempt))
+            return
+        if not 0 <= event.oldest_version <= event.newest_version <= self._steps_done:
+            raise ValueError(
+                f"group {event.task} has versions {event.oldest_version} to {event.newest_version}, but only "
+                f"0 to {self._steps_done} exist; report a group without trainable tokens as GroupFiltered"
+            )
+        self._router.remove(task.generator, task.num_tokens)
+        self._router.observe(event.num_tokens)
+        self._tasks.finish(task, event.oldest_version, event.newest_version, event.num_tokens)
+        if not self._usable(task):
+            self._discards.append(self._give_up(task))
+
+    def _weights_live(self, version: int) -> None:
+        least = self._live if self._live >= 0 else self._steps_done
+        if not least <= version <= self._steps_done:
+            raise ValueError(f"version {version} is reported live, but only {least} to {self._steps_done} can be now")
+        self._live = version
+        if self._publishing is not None and self._live >= self._publishing:
+            self._publishing = None
+
+    # -- decisions
+
+    def decide(self) -> list[Decision]:
+        """Everything that can be decided now; a second call at once returns nothing.
+
+        Starts come before the publish, so that no start waits for it.
+        """
+        decisions, self._discards = self._discards, []
+        decisions += self._train()
+        decisions += self._starts()
+        decisions += self._publish()
+        return decisions
+
+    @property
+    def _next_step(self) -> int:
+        """The next batch to be taken."""
+        return self._steps_done + bool(self._tasks.leased)
+
+    @property
+    def _min_version(self) -> int:
+        """Oldest version that the next batch may train."""
+        return self._next_step - self.worst_case_staleness
+
+    def _usable(self, task: Task) -> bool:
+        return staleness.usable(task.oldest_version, task.newest_version, self._min_version, self._settings)
+
+    def _give_up(self, task: Task) -> Decision:
+        decision: Decision = Discard(task.number, task.attempt)
+        if task.number in self._tasks.running:
+            decision = Cancel(task.number, task.attempt, task.generator)
+            self._router.remove(task.generator, task.num_tokens)
+        self._tasks.requeue(task, stale=True)
+        return decision
+
+    def _train(self) -> list[Decision]:
+        if not (batch := self._select()):
+            return []
+        groups = tuple((task.number, task.attempt) for task in batch)
+        decisions: list[Decision] = [Train(self._next_step, groups, self._min_version)]
+        self._tasks.lease(batch)
+        # From here on `_min_version` is that of the batch after: what is too old for it is given up at once.
+        if self._settings.over_age == "drop":
+            # A lower bound: one still queued in its engine may be younger, but loses nothing by a new start.
+            over_age = [t for t in self._tasks.running.values() if t.start_version < self._min_version]
+            decisions += [self._give_up(task) for task in over_age]
+        stale = [task for task in self._tasks.ready.values() if not self._usable(task)]
+        return decisions + [self._give_up(task) for task in stale]
+
+    def _select(self) -> list[Task]:
+        """The next batch in the order of its starts; empty if it cannot be taken yet."""
+        size = self._settings.groups_per_step
+        if self._tasks.leased or len(self._tasks.ready) < size:
+            return []
+        ready = sorted(self._tasks.ready.values(), key=lambda task: task.sequence)
+        if self._settings.policy == "one_step":
+            ready = [task for task in ready if task.batch == self._next_step]
+        else:
+            oldest_running = next((task.sequence for task in self._tasks.running.values()), None)
+            sequences = [task.sequence for task in ready]
+            ready = ready[: staleness.num_selectable(sequences, oldest_running, self._settings)]
+        return ready[:size] if len(ready) >= size else []
+
+    def _starts(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        while self._live >= 0 and self._router.alive and self._num_slots_held < staleness.slots(self._settings):
+            task = next(iter(self._tasks.waiting.values()), None) or self._draw()
+            if task is None:
+                break
+            generator = self._router.pick()
+            self._router.add(generator, task.num_tokens)
+            self._tasks.start(task, generator, self._live)
+            decisions.append(Start(task.number, task.attempt, generator))
+        return decisions
+
+    @property
+    def _num_slots_held(self) -> int:
+        """Waiting tasks are not counted, since they come before any new one."""
+        return self._tasks.num_started + (self._steps_done - self._live) * self._settings.groups_per_step
+
+    def _draw(self) -> Task | None:
+        """A new task, or None if no more are needed."""
+        size, batch = self._settings.groups_per_step, None
+        if self._tasks.num_trained + self._tasks.num_under_way >= self._settings.max_steps * size:
+            return None
+        if self._settings.policy == "one_step":
+            batches = (task.batch for task in self._tasks.under_way())
+            batch = batch_to_fill(batches, self._next_step, size)
+        return self._tasks.draw(batch)
+
+    def _publish(self) -> list[Decision]:
+        version = self._steps_done
+        due = version > self._live >= 0 and self._publishing is None and self._router.alive
+        if not due or self._held_back(version):
+            return []
+        self._publishing = version
+        return [Publish(version)]
+
+    def _held_back(self, version: int) -> bool:
+        """one_step: whether batch `version` is still to be generated, and by the version before."""
+        if self._settings.policy != "one_step" or not self._next_step <= version < self._settings.max_steps:
+            return False
+        num_ready = sum(task.batch == version for task in self._tasks.ready.values())
+        return num_ready < self._settings.groups_per_step and self._live >= version - 1
+
+    # -- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs, JSON-able. Call it between `handle(StepDone)` and the next `decide`.
+
+        Raises RuntimeError while a batch is being trained, LedgerError if the counts do not balance.
+        """
+        if self._tasks.leased:
+            raise RuntimeError(f"batch {self._steps_done} is being trained; take the state after its StepDone")
+        self.ledger.check()
+        return {
+            "groups_per_step": self._settings.groups_per_step,
+            "policy": self._settings.policy,
+            "steps_done": self._steps_done,
+            "num_finished": self._router.num_finished,
+            "finished_tokens": self._router.finished_tokens,
+            "tasks": self._tasks.state(),
+        }
+
+    @classmethod
+    def restore(cls, settings: Settings, state: dict[str, Any]) -> Controller:
+        """The run as it was at `state`, with no generator and no live version: report both, then it goes on.
+
+        Groups that were running or ready are started again, in their old order, with the weights of the
+        checkpoint; under one_step they stay in their batches, and the first of these has age 0 instead of 1.
+        They do not count as requeued: the run since the checkpoint is undone, and the final ledger is that of
+        an uninterrupted run. Raises UserError if the settings cannot continue the run.
+        """
+        for key in ("groups_per_step", "policy"):
+            if getattr(settings, key) != state[key]:
+                raise UserError(
+                    f"{key} is {getattr(settings, key)}, but the run was started with {state[key]}; "
+                    f"set {key}={state[key]} to resume it"
+                )
+        controller = cls(settings)
+        controller._tasks = Tasks.restore(state["tasks"])
+        controller._router = Router(settings.tokens_per_group, state["num_finished"], state["finished_tokens"])
+        controller._steps_done = state["steps_done"]
+        needed = controller._tasks.num_trained + controller._tasks.num_under_way
+        if needed > settings.max_steps * settings.groups_per_step:
+            least = -(-needed // settings.groups_per_step)
+            raise UserError(
+                f"max_steps is {settings.max_steps}, but the checkpoint holds tasks for {least} steps; "
+                f"set max_steps to at least {least} to resume it"
+            )
+        return controller

@@ -1,0 +1,60 @@
+"""How old a trained token can be: slots at admission, a window and a version check at selection.
+
+P groups per step, staleness S, window W. `live` is the newest version that every generator holds. There are
+`(S + 1)·P` slots; a group holds one from its start until the weights of the step that trained it are live, or
+until it is filtered or failed. Starts are numbered 0, 1, 2, …; a requeued group is started and numbered anew.
+Selection takes the oldest finished groups, but none with a number ≥ (oldest unfinished number) + W. Then
+
+    age of any trained token ≤ S + ceil((W − 1)/P)        and = 0 if S = 0.
+
+Proof. Let group g be started at live version v and trained in batch k. None of its tokens is older than v.
+Batches v … k−1 hold (k − v)·P groups other than g.
+  * Those started before g were trained at a step ≥ v, so their weights were not live when g started and each
+    of them held a slot beside g's: at most (S + 1)·P − 1.
+  * Those started after g were selected while g was outstanding, so their numbers exceed g's by less than W:
+    at most W − 1.
+So (k − v)·P ≤ (S + 1)·P + W − 2, and k − v ≤ S + 1 + floor((W − 2)/P) = S + ceil((W − 1)/P).
+If S = 0, only P − 1 slots are left beside g's, too few for any batch without g: k = v.  ∎
+
+The bound is tight: start (S + 1)·P groups, let all but the newest finish at once, and it waits that long.
+Filtered, failed and requeued groups leave gaps in the numbers, which only narrow the window.
+
+With `drop` and `mask` a finished group may overtake any number of older ones, and the version check alone
+keeps the bound S. No group is requeued in vain: one that is left over when batch k is taken holds a slot, so
+batches live … k hold fewer than (S + 1)·P groups, so live ≥ k + 1 − S: started now, it is young enough for
+batch k + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncrl.control.settings import Settings
+
+
+def slots(settings: Settings) -> int:
+    """Groups that may be under way at once."""
+    return (settings.max_staleness + 1) * settings.groups_per_step
+
+
+def worst_case(settings: Settings) -> int:
+    """Largest age that a trained token can have, in updates."""
+    if settings.max_staleness == 0:
+        return 0
+    return settings.max_staleness + -(-(settings.selection_window - 1) // settings.groups_per_step)
+
+
+def num_selectable(ready: Sequence[int], oldest_running: int | None, settings: Settings) -> int:
+    """How many of the ready groups, given by their start numbers in rising order, may be selected.
+
+    The window starts at the oldest *running* group: older ready ones are selected first, so they do not hold
+    up the younger.
+    """
+    if settings.over_age != "wait" or oldest_running is None:
+        return len(ready)
+    return sum(number < oldest_running + settings.selection_window for number in ready)
+
+
+def usable(oldest_version: int, newest_version: int, min_version: int, settings: Settings) -> bool:
+    """Whether a finished group may be trained in a batch that takes no token older than `min_version`."""
+    return (newest_version if settings.over_age == "mask" else oldest_version) >= min_version

@@ -1,0 +1,83 @@
+"""Objects that a recipe names by `package.module:name` or `./file.py:name`: rewards, losses, engines.
+
+There is no registry: whatever Python can import can be named. Only the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from asyncrl.errors import UserError
+
+_NOT_THE_USERS = (
+    *(os.path.join(sysconfig.get_path(key), "") for key in ("stdlib", "platstdlib", "purelib", "platlib")),
+    os.path.join(os.path.dirname(__file__), ""),
+    "<",
+)
+
+
+def load_object(spec: str, base_dir: Path, what: str) -> Any:
+    """The object that `spec` names; a relative file is looked up from `base_dir`.
+
+    `what` (such as "reward") names its part in messages. Raises UserError when the spec has another form,
+    the module does not import (with the real cause) or has no such attribute (with the nearest one).
+    """
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise UserError(f"{what} '{spec}' must have the form package.module:name or ./file.py:name")
+    try:
+        if where.endswith(".py"):
+            module = _import_file((base_dir / where).resolve())
+        else:
+            module = importlib.import_module(where)
+    # A script without a __main__ guard may well call sys.exit.
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{what} '{spec}' does not import: {one_line(error)}") from error
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, dir(module), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"{what} '{spec}': {where} has no '{name}'{hint}")
+    return getattr(module, name)
+
+
+def one_line(error: BaseException) -> str:
+    """`Type: message (file.py:12)`; the place is the deepest frame outside asyncrl and installed libraries."""
+    text = " ".join(str(error).split())
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)
+    ]
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Imports a file once per process, however often and for whatever part it is named."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    name = f"asyncrl_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    # Modules beside the file can be imported from it; last, so that they shadow nothing that is installed.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,21 @@
+"""From the `reward:` line of a recipe to a reward function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asyncrl.errors import UserError
+from asyncrl.plugins import load_object
+from asyncrl.rewards.function import RewardFunction, recognise
+
+
+def load(spec: str, base_dir: Path, dataset: str = "") -> RewardFunction:
+    """Imports `package.module:name` or `./file.py:name` (relative to `base_dir`) and recognises its signature.
+
+    `dataset` is what verl's functions get as data_source if the row has none.
+    Raises UserError if it does not import, is not there, is not callable or has an unknown signature.
+    """
+    call = load_object(spec, base_dir, "reward")
+    if not callable(call):
+        raise UserError(f"reward '{spec}' is of type {type(call).__name__}, not a function")
+    return recognise(call, spec, dataset)

@@ -1,0 +1,207 @@
+"""Runs a reward function in processes that can be killed.
+
+A reward is the user's code, fed with whatever a model wrote: it may hang, hold the GIL for ever, exhaust memory
+or crash. So it runs in `workers` processes. Each has its own socket and its own thread here, which starts it,
+hands it one call at a time, and on a time-out or a crash kills it (and all that it started) and starts another.
+Nothing is shared between workers, so one that dies takes only its call with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from asyncrl.errors import UserError
+from asyncrl.plugins import one_line
+from asyncrl.rewards.score import RewardRequest, Score, failed
+
+logger = logging.getLogger(__name__)
+
+_KILL_S = 10.0
+
+
+@dataclass(frozen=True)
+class _Call:
+    request: RewardRequest
+    scores: Future[list[Score]] = field(default_factory=Future)
+
+
+class RewardPool:
+    """Scores the completions of a task, off the caller's event loop."""
+
+    def __init__(
+        self,
+        spec: str,
+        base_dir: Path,
+        workers: int,
+        timeout_s: float,
+        *,
+        dataset: str = "",
+        start_timeout_s: float = 300.0,
+    ) -> None:
+        """Starts the workers without waiting for them; they import the function meanwhile.
+
+        `timeout_s` bounds one call of the function in the worker, not its wait for a free worker nor a worker's
+        start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions.
+        """
+        self._settings = (spec, str(base_dir), dataset)
+        self._timeout_s = timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._per_group: Future[bool] = Future()
+        self._closed = False
+        self._lock = threading.Lock()
+        # Readable once the pool is closed: wakes every thread that waits for its worker.
+        self._stop, self._stop_writer = Pipe(duplex=False)
+        self._threads = [threading.Thread(target=self._serve, name=f"reward-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    async def score(self, request: RewardRequest) -> list[Score]:
+        """One Score per completion, in order. A call that fails, hangs or crashes gives failed Scores.
+
+        A function for single completions is called once for each, with a time-out each; TRL's once for all.
+        Waits for workers only, which have time-outs. Raises UserError if no worker could load the function.
+        """
+        # Shielded: the cancellation of one group must not cancel what all wait for.
+        per_group = await asyncio.shield(asyncio.wrap_future(self._per_group))
+        calls = [_Call(part) for part in ([request] if per_group else request.split())]
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the reward pool is closed")
+            for call in calls:
+                self._calls.put(call)
+        results = await asyncio.gather(*(asyncio.wrap_future(call.scores) for call in calls))
+        return [score for result in results for score in result]
+
+    def close(self, deadline_s: float = 30.0) -> None:
+        """Kills the workers; calls not yet answered get failed Scores. Blocks for `deadline_s` at most."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._stop_writer.close()
+            for _ in self._threads:
+                self._calls.put(None)
+        deadline = time.monotonic() + deadline_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logger.warning("reward worker %s did not stop within %g s", thread.name, deadline_s)
+
+    def _serve(self) -> None:
+        """One thread, one worker: waits for a call, then for the worker's answer."""
+        worker = self._start_early()
+        while (call := self._calls.get()) is not None:
+            if not call.scores.set_running_or_notify_cancel():
+                continue
+            try:
+                # It may have died in peace, by the out-of-memory killer say: that costs no call.
+                if worker is None or worker.is_dead():
+                    worker = self._start()
+                scores = worker.ask(call.request, self._timeout_s)
+            except Exception as error:
+                reason = str(error) if isinstance(error, _WorkerLost) else one_line(error)
+                scores = [failed(reason)] * len(call.request.completions)
+                if isinstance(error, _WorkerLost):
+                    worker = None
+            call.scores.set_result(scores)
+            worker = worker or self._start_early()
+        if worker is not None:
+            worker.kill()
+
+    def _start_early(self) -> _Worker | None:
+        """Starts a worker before there is a call for it; if that fails, the call will try again and say why."""
+        with contextlib.suppress(_WorkerLost):
+            return self._start()
+        return None
+
+    def _start(self) -> _Worker:
+        """A worker that has loaded the function. The outcome of the first attempt is the pool's."""
+        try:
+            if self._closed:
+                raise _WorkerLost("the reward pool was closed")
+            worker = _Worker(self._stop)
+            answer = worker.ask(self._settings, self._start_timeout_s)
+            if isinstance(answer, str):
+                worker.kill()
+                raise UserError(answer)
+        except Exception as error:
+            problem = str(error) if isinstance(error, UserError) else f"no process for the reward: {error}"
+            with contextlib.suppress(InvalidStateError):
+                self._per_group.set_exception(UserError(problem))
+            raise _WorkerLost(problem) from error
+        with contextlib.suppress(InvalidStateError):
+            self._per_group.set_result(answer)
+        return worker
+
+
+class _WorkerLost(Exception):
+    """The worker is gone, and why. It has been killed and reaped."""
+
+
+class _Worker:
+    """A reward process, seen from the thread that owns it."""
+
+    def __init__(self, stop: Connection) -> None:
+        self._stop = stop
+        self._connection, theirs = Pipe()
+        # Not multiprocessing: its spawn would run the parent's __main__ again, whatever that is. Exec drops the
+        # parent's signal handlers; a session of its own keeps Ctrl-C away and lets kill() reach its children.
+        code = (
+            f"import sys; sys.path[:] = {[p or os.getcwd() for p in sys.path]!r}; "
+            f"from asyncrl.rewards.worker import main; main({theirs.fileno()}, {os.getpid()})"
+        )
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def ask(self, message: Any, timeout_s: float) -> Any:
+        """Sends a message and waits for the answer. Raises _WorkerLost, or what pickling the message raises."""
+        try:
+            self._connection.send(message)
+            ready = wait([self._stop, self._connection], timeout_s)
+            if self._connection in ready:
+                return self._connection.recv()
+        except (EOFError, OSError):
+            raise _WorkerLost(f"the reward process died ({self.kill()})") from None
+        self.kill()
+        raise _WorkerLost("the reward pool was closed" if ready else f"timed out after {timeout_s:g} s")
+
+    def is_dead(self) -> bool:
+        """Whether an idle worker is gone: it says nothing unasked, so what can be read is the end of file."""
+        if not self._connection.poll():
+            return False
+        self.kill()
+        return True
+
+    def kill(self) -> str:
+        """Kills the worker and its children; says how it ended."""
+        # Reaped only afterwards: until then its process group id cannot belong to anyone else.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._connection.close()
+        try:
+            code = self._process.wait(_KILL_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("reward process %d does not die of SIGKILL", self._process.pid)
+            return "unkillable"
+        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

@@ -1,0 +1,68 @@
+"""What goes into a reward function and what comes out of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+_MAX_ERROR_CHARS = 500
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """Completions of one task, to be scored."""
+
+    prompt: str | list[dict[str, Any]]
+    """As the model saw it, before tokenising: text or chat messages."""
+    completions: list[str]
+    completion_ids: list[list[int]]
+    """Token ids of each completion."""
+    row: dict[str, Any]
+    """All columns of the task's row."""
+
+    def split(self) -> list[RewardRequest]:
+        """One request per completion."""
+        return [
+            RewardRequest(self.prompt, [text], [ids], self.row)
+            for text, ids in zip(self.completions, self.completion_ids, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Outcome for one completion: a finite reward, or None and the reason (I7)."""
+
+    reward: float | None
+    extras: dict[str, float] = field(default_factory=dict)
+    """Further finite numbers of a reward that returned a dict."""
+    error: str | None = None
+
+
+def failed(error: str) -> Score:
+    """A reward that could not be had; never a zero."""
+    return Score(None, error=error[:_MAX_ERROR_CHARS])
+
+
+def to_score(value: Any) -> Score:
+    """Reads what a reward function returned for one completion: a number, or a dict with `reward` or `score`."""
+    if not isinstance(value, dict):
+        reward = _finite(value)
+        return failed(f"the reward is {value!r}, not a finite number") if reward is None else Score(reward)
+    key = "reward" if "reward" in value else "score"
+    if key not in value:
+        return failed(f"the dict returned has neither 'reward' nor 'score', only {', '.join(map(str, value))}")
+    numbers = {str(name): _finite(other) for name, other in value.items() if name != key}
+    main = to_score(value[key]) if not isinstance(value[key], dict) else failed(f"'{key}' is a dict")
+    return Score(main.reward, {name: n for name, n in numbers.items() if n is not None}, main.error)
+
+
+def _finite(value: Any) -> float | None:
+    # By protocol, not by type: numpy scalars, Fraction and 0-d tensors count, a string of digits does not.
+    if not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None

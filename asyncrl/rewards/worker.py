@@ -1,0 +1,35 @@
+"""The reward process: imports the function once, then scores requests until its parent hangs up."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from asyncrl.errors import UserError
+from asyncrl.processes import die_with_parent
+from asyncrl.rewards.load import load
+
+
+def main(handle: int, parent_pid: int) -> None:
+    """Serves the socket `handle`. Receives (spec, base_dir, dataset), then RewardRequests.
+
+    Answers the first with the function's `per_group`, or with a text if it cannot be loaded, and each request
+    with its list of Scores.
+    """
+    die_with_parent(parent_pid)
+    os.set_inheritable(handle, False)
+    connection = Connection(handle)
+    spec, base_dir, dataset = connection.recv()
+    try:
+        function = load(spec, Path(base_dir), dataset)
+    except UserError as error:
+        connection.send(str(error))
+        return
+    connection.send(function.per_group)
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        connection.send(function.score(request))

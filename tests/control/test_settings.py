@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from asyncrl.control.settings import Settings
+
+GOOD = {"groups_per_step": 2, "max_staleness": 1, "max_steps": 3, "tokens_per_group": 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups_per_step": 0}, "groups_per_step is 0; it must be at least 1"),
+        ({"max_staleness": -1}, "max_staleness is -1; it must be at least 0"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"selection_window": 0}, "selection_window is 0"),
+        ({"tokens_per_group": 0}, "tokens_per_group is 0"),
+        ({"policy": "sync"}, "policy sync needs max_staleness 0, not 1"),
+        ({"policy": "one_step", "max_staleness": 2}, "policy one_step needs max_staleness 1, not 2"),
+        ({"policy": "one_step", "selection_window": 2}, "set selection_window to 1"),
+        ({"over_age": "drop", "selection_window": 2}, "not bounded and drop; set selection_window to 1"),
+        ({"over_age": "mask", "selection_window": 2}, "not bounded and mask; set selection_window to 1"),
+    ],
+)
+def test_a_bad_combination_says_what_to_change(changes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**GOOD | changes)
+
+
+def test_good_ones() -> None:
+    Settings(**GOOD)
+    Settings(**GOOD | {"max_staleness": 0, "policy": "sync"})
+    Settings(**GOOD | {"policy": "one_step"})
+    Settings(**GOOD | {"selection_window": 4})

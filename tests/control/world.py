@@ -1,0 +1,300 @@
+"""A driver, generators and a trainer that check every decision of a controller against a model of their own."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from asyncrl.control.controller import Controller
+from asyncrl.control.messages import (
+    Cancel,
+    Decision,
+    Discard,
+    Event,
+    GeneratorJoined,
+    GeneratorLost,
+    GroupFailed,
+    GroupFiltered,
+    GroupFinished,
+    Publish,
+    PublishFailed,
+    Start,
+    StepDone,
+    Train,
+    WeightsLive,
+)
+from asyncrl.control.settings import Settings
+
+
+@dataclass
+class Attempt:
+    number: int
+    generator: str
+    start_version: int
+    sequence: int
+    versions: tuple[int, int] = (-1, -1)
+
+
+class World:
+    """Methods are what can happen; each hands the event to the controller and carries out its decisions."""
+
+    def __init__(self, settings: Settings, controller: Controller | None = None) -> None:
+        self.settings = settings
+        self.controller = controller or Controller(settings)
+        self.generators: set[str] = set()
+        self.waiting: dict[int, int] = {}
+        """Task: attempt that comes next."""
+        self.running: dict[int, Attempt] = {}
+        self.ready: dict[int, Attempt] = {}
+        self.leased: dict[int, Attempt] = {}
+        self.trained: dict[int, int] = {}
+        """Task: step."""
+        self.buffer: set[tuple[int, int]] = set()
+        self.counts = Counter()
+        self.reasons = {"filtered": Counter(), "failed": Counter()}
+        self.drawn = self.num_starts = self.steps_done = 0
+        self.live = self.newest_sent = -1
+        self.lives: list[int] = []
+        self.publishing: int | None = None
+        self.known_tokens: dict[int, int] = {}
+        self.num_finished = self.finished_tokens = 0
+        self.ages: list[int] = []
+        """Largest age of each batch trained."""
+
+    # -- what can happen
+
+    def join(self, generator: str) -> None:
+        self.generators.add(generator)
+        self.send(GeneratorJoined(generator))
+
+    def lose(self, generator: str) -> None:
+        self.generators.discard(generator)
+        for task, attempt in list(self.running.items()):
+            if attempt.generator == generator:
+                self._requeue(task, self.running)
+        self.send(GeneratorLost(generator))
+
+    def versions_of(self, task: int) -> tuple[int, int]:
+        """The range in which a token of this running group may lie."""
+        return self.running[task].start_version, self.newest_sent
+
+    def finish(self, task: int, oldest: int, newest: int, num_tokens: int = 10) -> None:
+        attempt = self.ready[task] = self.running.pop(task)
+        attempt.versions = oldest, newest
+        self.buffer.add((task, attempt.number))
+        self.known_tokens[task] = num_tokens
+        self.num_finished += 1
+        self.finished_tokens += num_tokens
+        self.send(GroupFinished(task, attempt.number, oldest, newest, num_tokens))
+
+    def drop(self, task: int, event: type[GroupFiltered] | type[GroupFailed], reason: str) -> None:
+        attempt = self.running.pop(task)
+        self.reasons["filtered" if event is GroupFiltered else "failed"][reason] += 1
+        self.send(event(task, attempt.number, reason))
+
+    def report_obsolete(self, task: int, attempt: int, kind: type[Event]) -> None:
+        """An attempt that is not the current one reports its end after all."""
+        if kind is GroupFinished:
+            self.buffer.add((task, attempt))
+            self.send(GroupFinished(task, attempt, 0, 0, 10))
+            assert (task, attempt) not in self.buffer
+        else:
+            self.send(kind(task, attempt, "late"))
+
+    def step_done(self) -> None:
+        for task, attempt in self.leased.items():
+            self.trained[task] = self.steps_done
+            self.buffer.remove((task, attempt.number))
+        self.leased.clear()
+        self.steps_done += 1
+        self.send(StepDone(self.steps_done - 1))
+
+    def push_first(self) -> None:
+        """What the driver does at start-up."""
+        self.newest_sent = self.steps_done
+        self._go_live(self.steps_done)
+
+    def weights_live(self) -> None:
+        version, self.publishing = self.publishing, None
+        self._go_live(version)
+
+    def publish_failed(self) -> None:
+        version, self.publishing = self.publishing, None
+        self.send(PublishFailed(version))
+
+    def crash_and_restore(self) -> None:
+        """Between steps; afterwards generators have to join, and weights to be pushed."""
+        self.controller = Controller.restore(self.settings, json.loads(json.dumps(self.controller.state())))
+        started = sorted((self.running | self.ready).items(), key=lambda item: item[1].sequence)
+        again = {task: attempt.number + 1 for task, attempt in started}
+        self.waiting = again | {task: number + 1 for task, number in self.waiting.items()}
+        self.running.clear()
+        self.ready.clear()
+        self.buffer.clear()
+        self.generators.clear()
+        self.lives.clear()
+        self.live = self.newest_sent = -1
+        self.publishing = None
+        self._carry_out()
+
+    # -- the model
+
+    def send(self, event: Event) -> None:
+        self.controller.handle(event)
+        self._carry_out()
+
+    def _go_live(self, version: int) -> None:
+        self.live = version
+        self.lives.append(version)
+        self.send(WeightsLive(version))
+
+    def _requeue(self, task: int, table: dict[int, Attempt]) -> None:
+        self.waiting[task] = table.pop(task).number + 1
+        self.counts["requeued"] += 1
+
+    def _carry_out(self) -> None:
+        kinds = []
+        for decision in self.controller.decide():
+            kinds.append(type(decision))
+            self._apply(decision)
+        assert Publish not in kinds[:-1], "starts would wait for it"
+        assert self.controller.decide() == []
+        self._check()
+
+    def _apply(self, decision: Decision) -> None:
+        match decision:
+            case Start(task, attempt, generator):
+                assert self.live >= 0
+                loads = {name: self._outstanding_tokens(name) for name in self.generators}
+                assert loads[generator] <= min(loads.values()) + 1e-6, loads
+                if self.waiting:
+                    assert task == next(iter(self.waiting)), "requeued tasks come first, in their order"
+                    assert attempt == self.waiting.pop(task)
+                else:
+                    assert (task, attempt) == (self.drawn, 0)
+                    self.drawn += 1
+                self.running[task] = Attempt(attempt, generator, self.live, self.num_starts)
+                self.num_starts += 1
+            case Cancel(task, attempt, generator):
+                assert self.settings.over_age == "drop"
+                running = self.running[task]
+                assert (running.number, running.generator) == (attempt, generator)
+                assert running.start_version < self.steps_done + 1 - self.settings.max_staleness
+                self._requeue(task, self.running)
+                self.counts["stale"] += 1
+            case Discard(task, attempt):
+                self.buffer.remove((task, attempt))
+                if task in self.ready and self.ready[task].number == attempt:
+                    version = self.ready[task].versions[self.settings.over_age == "mask"]
+                    next_step = self.steps_done + bool(self.leased)
+                    assert version < next_step - self.controller.worst_case_staleness, "it was usable"
+                    self._requeue(task, self.ready)
+                    self.counts["stale"] += 1
+            case Train():
+                self._apply_train(decision)
+            case Publish(version):
+                assert self.publishing is None
+                assert self.generators
+                assert version == self.steps_done > self.live
+                self.publishing = self.newest_sent = version
+
+    def _outstanding_tokens(self, generator: str) -> float:
+        first = self.settings.tokens_per_group
+        mean = self.finished_tokens / self.num_finished if self.num_finished else first
+        tasks = [task for task, attempt in self.running.items() if attempt.generator == generator]
+        return sum(self.known_tokens.get(task, mean) for task in tasks)
+
+    def _apply_train(self, train: Train) -> None:
+        k, settings = train.step, self.settings
+        assert k == self.steps_done < settings.max_steps
+        assert not self.leased
+        assert len(set(train.groups)) == len(train.groups) == settings.groups_per_step
+        for task, attempt in train.groups:
+            self.leased[task] = self.ready.pop(task)
+            assert self.leased[task].number == attempt
+        batch = list(self.leased.values())
+        assert batch == sorted(batch, key=lambda attempt: attempt.sequence)
+        oldest, newest = min(a.versions[0] for a in batch), max(a.versions[1] for a in batch)
+        bound = settings.max_staleness
+        if settings.over_age == "wait" and bound > 0:
+            bound += -(-(settings.selection_window - 1) // settings.groups_per_step)
+            if settings.policy == "bounded":
+                limit = min((a.sequence for a in self.running.values()), default=10**9)
+                assert all(a.sequence < limit + settings.selection_window for a in batch)
+        assert train.min_version == k - bound
+        assert self.controller.worst_case_staleness == bound
+        if settings.over_age == "mask":
+            assert all(a.versions[1] >= train.min_version for a in batch)
+            oldest = max(oldest, train.min_version)
+        self.ages.append(k - oldest)
+        assert k - oldest <= bound, "I1"
+        if settings.policy == "sync":
+            assert oldest == newest == k
+        if settings.policy == "one_step":
+            assert oldest == newest == min(v for v in self.lives if v >= max(0, k - 1))
+
+    def _check(self) -> None:
+        settings, ledger = self.settings, asdict(self.controller.ledger)
+        under_way = [*self.waiting, *self.running, *self.ready, *self.leased]
+        assert ledger == {
+            "drawn": self.drawn,
+            "running": len(self.waiting) + len(self.running),
+            "ready": len(self.ready),
+            "leased": len(self.leased),
+            "trained": len(self.trained),
+            "filtered": self.reasons["filtered"].total(),
+            "failed": self.reasons["failed"].total(),
+            "stale": self.counts["stale"],
+            "requeued": self.counts["requeued"],
+            "filtered_reasons": self.reasons["filtered"],
+            "failed_reasons": self.reasons["failed"],
+        }
+        self.controller.ledger.check()
+        not_live = sum(step >= self.live for step in self.trained.values()) if self.live >= 0 else 0
+        assert len(under_way) + not_live <= (settings.max_staleness + 1) * settings.groups_per_step, "slots"
+        assert len(under_way) + len(self.trained) <= settings.max_steps * settings.groups_per_step, "over-drawn"
+        assert {(task, a.number) for t in (self.ready, self.leased) for task, a in t.items()} == self.buffer
+        done = self.steps_done == settings.max_steps
+        assert self.controller.finished == (done and (self.live == self.steps_done or not self.generators))
+
+    # -- an environment in which everything ends
+
+    def drain(self, rng: random.Random) -> None:
+        """Lets everything under way end, in random order, until the run is over; fails if it comes to a halt."""
+        slots = (self.settings.max_staleness + 1) * self.settings.groups_per_step
+        # A step gives up each slot's attempt at most once, so it takes at most so many ends, a step, a publish.
+        for _ in range((self.settings.max_steps + 1) * (2 * slots + 2)):
+            if not self.generators and not (self.controller.finished and self.live >= 0):
+                self.join("last")
+            elif self.controller.finished:
+                break
+            else:
+                self.happen(rng)
+        assert self.controller.finished
+        assert self.steps_done == self.settings.max_steps
+        assert not self.waiting
+        assert not self.running
+        assert not self.buffer
+        assert len(self.trained) == self.settings.max_steps * self.settings.groups_per_step
+
+    def happen(self, rng: random.Random) -> None:
+        """One random end among those due."""
+        due = [
+            action
+            for action, possible in (
+                (self.push_first, self.live < 0),
+                (self.step_done, self.leased),
+                (self.weights_live, self.publishing is not None),
+            )
+            if possible
+        ] + list(self.running)
+        assert due, "nothing is under way and the run is not finished"
+        choice = rng.choice(due)
+        if isinstance(choice, int):
+            low, high = self.versions_of(choice)
+            oldest = rng.randint(low, high)
+            self.finish(choice, oldest, rng.randint(oldest, high), rng.randint(1, 100))
+        else:
+            choice()

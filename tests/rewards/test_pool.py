@@ -1,0 +1,278 @@
+"""The pool with real processes. Whether a process is gone is asked of the kernel (pidfd), never of a clock."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from asyncrl.errors import UserError
+from asyncrl.rewards.pool import RewardPool
+from asyncrl.rewards.score import RewardRequest, Score
+
+REWARDS = '''
+import asyncio, ctypes, os, re, signal, subprocess, sys, time
+
+def do(completion, **row):
+    """Does what the completion says."""
+    if completion == "pid":
+        return os.getpid()
+    if completion == "own session":
+        return os.getsid(0) == os.getpid()
+    if completion == "slow":
+        time.sleep(0.3)
+    if completion == "exit":
+        os._exit(3)
+    if completion == "segfault":
+        ctypes.string_at(0)
+    if completion == "raise":
+        raise RuntimeError("on purpose")
+    if completion == "report and spin":
+        with open(row["path"], "w") as file:
+            file.write(str(os.getpid()))
+        while True:
+            pass
+    if completion == "ignore sigterm":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            pass
+    if completion == "hold the gil":
+        re.match("(a+)+$", "a" * 60 + "b")
+    if completion == "have a child":
+        child = subprocess.Popen(["sleep", "1000"])
+        with open(row["path"], "w") as file:
+            file.write(str(child.pid))
+        child.wait()
+    if completion == "read":
+        return open(row["path"]).read() == "go"
+    return 1
+
+async def co(completion, **row):
+    await asyncio.sleep(0)
+    return {"score": len(completion), "awaited": True}
+
+def group(prompts, completions, completion_ids, answer, **columns):
+    return [len(ids) if c == a else None for c, a, ids in zip(completions, answer, completion_ids)]
+'''
+
+
+@pytest.fixture
+def pool_of(tmp_path):
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    pools = []
+
+    def make(name="do", workers=1, timeout_s=30.0, **kwargs):
+        spec = name if ":" in name else f"./rewards.py:{name}"
+        pools.append(RewardPool(spec, tmp_path, workers, timeout_s, **kwargs))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def request(*completions, prompt="p", **row):
+    return RewardRequest(prompt, list(completions), [[1] * len(c) for c in completions], row)
+
+
+def run(pool, *completions, **row):
+    return asyncio.run(pool.score(request(*completions, **row)))
+
+
+def is_gone(pid, within_s=10.0):
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], within_s)[0])
+    finally:
+        os.close(handle)
+
+
+def test_scores_come_in_order_and_the_function_is_imported_once_per_process(pool_of):
+    pool = pool_of()
+    one, first, two, second = run(pool, "x", "pid", "y", "pid")
+    assert one == two == Score(1.0)
+    assert first == second
+    assert run(pool, "pid") == [first]
+
+
+def test_several_workers_work_at_the_same_time(pool_of, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    pool = pool_of(workers=2)
+
+    async def both():
+        reading = asyncio.create_task(pool.score(request("read", path=str(fifo))))
+        assert await pool.score(request("x")) == [Score(1.0)]
+        # Opening the fifo blocks until the worker reads it: this ends only if the event loop stayed free.
+        await asyncio.to_thread(fifo.write_text, "go")
+        return await reading
+
+    assert asyncio.run(both()) == [Score(1.0)]
+
+
+def test_async_and_group_functions(pool_of):
+    assert run(pool_of("co"), "abc", "") == [Score(3.0, {"awaited": 1.0}), Score(0.0, {"awaited": 1.0})]
+    right, wrong = run(pool_of("group"), "yes", "no", answer="yes")
+    assert right == Score(3.0)
+    assert wrong.reward is None
+
+
+def test_math_verify_runs_in_a_worker(pool_of):
+    pool = pool_of("asyncrl.rewards.math:math_verify")
+    assert run(pool, "so it is 42", "41", answer="#### 42") == [Score(1.0), Score(0.0)]
+
+
+@pytest.mark.parametrize("how", ["ignore sigterm", "hold the gil"])
+def test_a_call_that_hangs_is_killed_and_its_siblings_are_scored(pool_of, how):
+    pool = pool_of(timeout_s=0.5)
+    [before] = run(pool, "pid")
+    good, hung, after = run(pool, "x", how, "pid")
+    assert good == Score(1.0)
+    assert hung == Score(None, error="timed out after 0.5 s")
+    assert after.reward not in (None, before.reward)
+    assert is_gone(int(before.reward))
+
+
+def test_what_a_killed_call_has_started_is_killed_too(pool_of, tmp_path):
+    path = tmp_path / "child"
+    [score] = run(pool_of(timeout_s=0.5), "have a child", path=str(path))
+    assert score.reward is None
+    assert is_gone(int(path.read_text()))
+
+
+@pytest.mark.parametrize(("how", "reason"), [("exit", "exit code 3"), ("segfault", "SIGSEGV"), ("raise", "on purpose")])
+def test_a_call_that_crashes_fails_alone(pool_of, how, reason):
+    good, crashed, after = run(pool_of(), "x", how, "x")
+    assert good == after == Score(1.0)
+    assert crashed.reward is None
+    assert reason in crashed.error
+
+
+def test_an_idle_worker_that_dies_costs_no_call(pool_of):
+    pool = pool_of()
+    pid = int(run(pool, "pid")[0].reward)
+    os.kill(pid, signal.SIGKILL)
+    assert is_gone(pid)
+    assert run(pool, "x") == [Score(1.0)]
+
+
+def test_time_out_counts_neither_start_nor_queueing(pool_of, tmp_path):
+    (tmp_path / "late.py").write_text("import time; time.sleep(1.0)\n" + REWARDS)
+    pool = pool_of("./late.py:do", timeout_s=0.6)
+    assert run(pool, *["slow"] * 4) == [Score(1.0)] * 4
+
+
+def test_a_row_that_cannot_be_sent_fails_its_call_only(pool_of):
+    pool = pool_of()
+    [score] = run(pool, "x", thing=threading.Lock())
+    assert "cannot pickle" in score.error
+    assert run(pool, "x") == [Score(1.0)]
+
+
+def test_workers_outlive_the_thread_that_called_and_stay_out_of_reach_of_ctrl_c(pool_of):
+    pool = pool_of(timeout_s=0.5)
+    pids = []
+    for completion in ("x", "ignore sigterm"):  # the first worker and its replacement
+        thread = threading.Thread(target=lambda c=completion: pids.append(run(pool, c, "pid")[1]))
+        thread.start()
+        thread.join()
+        assert run(pool, "pid") == [pids[-1]]
+    assert run(pool, "own session") == [Score(1.0)]
+
+
+def test_a_function_that_no_worker_can_load_is_the_users_error(pool_of):
+    with pytest.raises(UserError, match="has no 'dou'; did you mean 'do'"):
+        run(pool_of("dou"), "x")
+
+
+def test_an_import_that_hangs_is_bounded(pool_of, tmp_path):
+    (tmp_path / "hang.py").write_text("while True: pass\n")
+    with pytest.raises(UserError, match=r"no process for the reward: timed out after 0\.5 s"):
+        run(pool_of("./hang.py:do", start_timeout_s=0.5), "x")
+
+
+def test_a_group_cancelled_while_workers_start_leaves_the_pool_working(pool_of):
+    pool = pool_of()
+
+    async def cancel_one():
+        task = asyncio.create_task(pool.score(request("x")))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        return await pool.score(request("x"))
+
+    assert asyncio.run(cancel_one()) == [Score(1.0)]
+
+
+def test_a_group_cancelled_while_it_is_scored_leaves_the_pool_working(pool_of, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    pool = pool_of()
+
+    async def cancel_one():
+        task = asyncio.create_task(pool.score(request("read", "pid", path=str(fifo))))
+        await asyncio.to_thread(fifo.write_text, "go")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        return await pool.score(request("x"))
+
+    assert asyncio.run(cancel_one()) == [Score(1.0)]
+
+
+def test_close_kills_and_answers_whoever_waits(pool_of, tmp_path):
+    path = tmp_path / "child"
+    os.mkfifo(path)
+    pool = pool_of()
+
+    async def close_while_busy():
+        busy = asyncio.create_task(pool.score(request("have a child", "x", path=str(path))))
+        pid = int(await asyncio.to_thread(path.read_text))
+        await asyncio.to_thread(pool.close, 10.0)
+        return await busy, pid
+
+    scores, pid = asyncio.run(close_while_busy())
+    assert [s.reward for s in scores] == [None, None]
+    assert all("closed" in s.error for s in scores)
+    assert is_gone(pid)
+    assert not any(thread.is_alive() for thread in pool._threads)
+    with pytest.raises(RuntimeError, match="closed"):
+        run(pool, "x")
+
+
+def test_killing_the_owner_leaves_no_orphan_and_its_main_script_is_not_run_again(pool_of, tmp_path):
+    """The script has no __main__ guard, and notes each time that it is run."""
+    pool_of()  # writes rewards.py
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import asyncio
+        from pathlib import Path
+        from asyncrl.rewards.pool import RewardPool
+        from asyncrl.rewards.score import RewardRequest
+        base = Path(__file__).parent
+        with open(base / "runs", "a") as file:
+            file.write("run\\n")
+        pool = RewardPool("./rewards.py:do", base, 1, 1000.0)
+        asyncio.run(pool.score(RewardRequest("p", ["report and spin"], [[1]], {"path": base / "fifo"})))
+        """)
+    )
+    os.mkfifo(tmp_path / "fifo")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    owner = subprocess.Popen([sys.executable, script], env=environment)
+    pid = int((tmp_path / "fifo").read_text())
+    assert not is_gone(pid, within_s=0)
+    owner.kill()
+    owner.wait()
+    assert is_gone(pid)
+    assert (tmp_path / "runs").read_text() == "run\n"
