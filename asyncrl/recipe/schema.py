@@ -6,13 +6,18 @@ Checks that need only the recipe are here; those that look at files are in `chec
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+ADAMW = {"betas": [0.9, 0.95], "weight_decay": 0.0}
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Strict: YAML has types already, and `max_steps: true` or "4" is a slip.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataRecipe(Part):
@@ -70,7 +75,7 @@ class RolloutRecipe(Part):
     """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights."""
     gpus_per_replica: int = Field(default=0, ge=0)
     """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU."""
-    cpu_cores: str | None = None
+    cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None
     """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all."""
     kv_cache_gib: PositiveFloat = 1.0
     """KV cache of a CPU engine, in GiB (GPUs: `engine_args.gpu_memory_utilization`)."""
@@ -96,8 +101,8 @@ class TrainerRecipe(Part):
     """Upper limit of tokens in one forward pass; the longest trajectory must fit."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global L2 norm."""
-    optimizer: dict[str, Any] = {"betas": [0.9, 0.95], "weight_decay": 0.0}
-    """Passed to torch.optim.AdamW untouched."""
+    optimizer: Annotated[dict[str, Any], AfterValidator(lambda own: {**ADAMW, **own})] = ADAMW
+    """Passed to torch.optim.AdamW untouched, over betas [0.9, 0.95] and weight_decay 0."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: autocast over fp32 master weights. fp32: everything in fp32 (exact, slow)."""
     gradient_checkpointing: bool = False
@@ -110,7 +115,7 @@ class TrainerRecipe(Part):
 
 class WeightsRecipe(Part):
     channel: Literal["auto", "gloo", "nccl", "none"] = "auto"
-    """`auto`: nccl when the generators have GPUs, else gloo. `none` only with an engine that holds no weights."""
+    """`auto`: nccl if generators and trainer have GPUs, else gloo; `none` (only) for an engine without weights."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights that the generators hold and that are sent."""
     verify: bool = False
@@ -130,7 +135,9 @@ class CheckpointRecipe(Part):
 
 
 class TrackRecipe(Part):
-    wandb: Literal["off", "offline", "online"] = "offline"
+    wandb: Annotated[
+        Literal["off", "offline", "online"], BeforeValidator(lambda mode: "off" if mode is False else mode)
+    ] = "offline"
     """offline writes under the run directory and needs no key; online needs one."""
     project: str = "asyncrl"
     """wandb project."""
@@ -176,7 +183,7 @@ class Recipe(Part):
     """Stragglers: wait for them, cancel and restart them, or train only their tokens of age <= S."""
     run_dir: str | None = None
     """Default runs/<recipe>-<time>; an existing one is an error."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seeds the data order, the sampling of every rollout, and a random model."""
     algorithm: AlgorithmRecipe = AlgorithmRecipe()
     """Objective and correction."""

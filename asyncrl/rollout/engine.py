@@ -43,6 +43,10 @@ class Completion:
     """`stop`, `length` or `abort`."""
 
 
+class EngineDead(RuntimeError):
+    """The engine is gone for good; its generator must be given up."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """What an engine is started with; the same for every replica."""

@@ -19,7 +19,7 @@ import ray
 
 from asyncrl.data.tasks import Task
 from asyncrl.rewards.pool import RewardPool
-from asyncrl.rollout.engine import EngineConfig
+from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupAborted, GroupRunner, PromptTooLong, RolloutSettings, request_ids
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.trajectory import Group, encode
@@ -102,7 +102,7 @@ class Generator:
         return {"pid": os.getpid(), "num_workers": workers}
 
     async def run_group(self, task: Task, attempt: int) -> GroupSummary:
-        """Run one group to its end. An error of the engine or the environment becomes outcome `failed`."""
+        """Run one group to its end. An error becomes outcome `failed`, but EngineDead is raised."""
         self.occupancy.add_running(+1)
         try:
             group, texts = await self.runner.run(task, attempt)
@@ -114,6 +114,8 @@ class Generator:
             return GroupSummary(task.number, attempt, "filtered", "prompt_too_long")
         except GroupAborted:
             return GroupSummary(task.number, attempt, "aborted")
+        except EngineDead:
+            raise
         except Exception as error:
             logger.exception("task %d failed on %s", task.number, self.config.name)
             return GroupSummary(task.number, attempt, "failed", f"{type(error).__name__}: {error}"[:300])

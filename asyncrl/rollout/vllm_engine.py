@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any
 
-from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
+from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.weights.channel import WeightUpdate
 
 
@@ -44,6 +44,10 @@ class VllmEngine:
         }
         if not _has_gpu():
             args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+            # A chunked prefill rewinds the request's random generator, which a CPU generator cannot do: one seeded
+            # request would end the engine ("CPU Generator does not use offset").
+            args["enable_chunked_prefill"] = False
+            args["max_num_batched_tokens"] = max(4096, config.max_tokens)
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **config.engine_args}))
         self._version = version
         await self.llm.update_weight_version(str(version))
@@ -72,9 +76,7 @@ class VllmEngine:
         )
         # The salt keeps requests of one version from reading prefix-cache blocks that another version wrote.
         prompt = {"prompt_token_ids": tokens, "cache_salt": f"v{self._version}"}
-        final = None
-        async for output in self.llm.generate(prompt, sampling, request_id):
-            final = output
+        final = await self._final(prompt, sampling, request_id)
         if final is None:
             return Completion([], [], [], "abort")
         output = final.outputs[0]
@@ -85,6 +87,18 @@ class VllmEngine:
             spans,
             output.finish_reason or "abort",
         )
+
+    async def _final(self, prompt: Any, sampling: Any, request_id: str) -> Any:
+        """vLLM's last output of a request; None if it was aborted before the first."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        final = None
+        try:
+            async for output in self.llm.generate(prompt, sampling, request_id):
+                final = output
+        except EngineDeadError as error:
+            raise EngineDead(str(error)) from None
+        return final
 
     async def cancel(self, request_ids: list[str]) -> None:
         await self.llm.abort(request_ids)
@@ -129,10 +143,7 @@ class VllmEngine:
         sampling = VllmSamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         # A salt of its own: cached prefixes would skip the prompt log-probs.
         prompt = {"prompt_token_ids": tokens, "cache_salt": f"score-{time.monotonic_ns()}"}
-        final = None
-        async for output in self.llm.generate(prompt, sampling, f"score-{time.monotonic_ns()}"):
-            final = output
-        assert final is not None
+        final = await self._final(prompt, sampling, f"score-{time.monotonic_ns()}")
         return [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]
 
     def version(self) -> int:

@@ -94,17 +94,3 @@ def _generator_config(
         start_version=version,
     )
 
-
-def settings_of(recipe: Recipe) -> Any:
-    """The controller's settings."""
-    from asyncrl.control.settings import Settings
-
-    return Settings(
-        groups_per_step=recipe.groups_per_step,
-        max_staleness=recipe.max_staleness,
-        max_steps=recipe.max_steps,
-        selection_window=recipe.selection_window,
-        over_age=recipe.over_age,
-        policy=recipe.policy,
-        tokens_per_group=recipe.group_size * recipe.rollout.max_new_tokens,
-    )

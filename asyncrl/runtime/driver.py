@@ -44,6 +44,7 @@ from asyncrl.control.messages import (
 from asyncrl.data.tasks import TaskSource
 from asyncrl.observe.live import LiveView
 from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.generator import GroupSummary
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.buffer import Key
@@ -52,6 +53,8 @@ from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.waiting import WaitingFor
 
 logger = logging.getLogger(__name__)
+
+_MAX_FAILED_IN_A_ROW = 16
 
 
 class Driver:
@@ -80,6 +83,7 @@ class Driver:
         self.workers: dict[str, int] = {}
         self.connected: set[str] = set()
         self.publishing = -1
+        self._failed_in_a_row = 0
         self._calls: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -176,10 +180,11 @@ class Driver:
                 f"task {start.task}",
                 self.recipe.deadlines.rollout_s,
             )
-        except RayActorError as error:
+        except (RayActorError, EngineDead) as error:
             self._generator_lost(start.generator, error)
             return
         self.recorder.group(summary)
+        self._check_failures(summary)
         key = (summary.task, summary.attempt)
         if summary.outcome == "finished":
             versions = (summary.oldest_version, summary.newest_version)
@@ -193,12 +198,22 @@ class Driver:
     def _generator_lost(self, name: str, error: Exception) -> None:
         if self.alive.pop(name, None) is None:
             return
-        logger.warning("%s is lost (%s); its tasks start again elsewhere", name, type(error).__name__)
+        reason = str(error).strip().splitlines()[-1]
+        logger.warning("%s is lost (%s); its tasks start again elsewhere", name, reason)
+        ray.kill(self.actors.generators[name])
         self.inbox.put_nowait(GeneratorLost(name))
         if not self.alive:
             self.inbox.put_nowait(
                 RuntimeError(f"all generators are lost; `asyncrl resume {self.run_dir}` goes on from the checkpoint")
             )
+
+    def _check_failures(self, summary: GroupSummary) -> None:
+        """A run in which nothing succeeds any more must stop, not draw tasks for ever."""
+        self._failed_in_a_row = self._failed_in_a_row + 1 if summary.outcome == "failed" else 0
+        limit = max(_MAX_FAILED_IN_A_ROW, self.recipe.groups_per_step)
+        if self._failed_in_a_row >= limit:
+            reason = "; ".join([summary.reason, *summary.errors[:1]])
+            self.inbox.put_nowait(RuntimeError(f"the last {limit} groups failed, the last of them with {reason}"))
 
     async def _train(self, train: Train) -> None:
         reference = self.actors.trainer.train.remote(train.step, list(train.groups), train.min_version, self.publishing)

@@ -23,7 +23,7 @@ from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.report import write_report
 from asyncrl.observe.trackers import Trackers
 from asyncrl.recipe.check import check
-from asyncrl.recipe.load import dump, load
+from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rewards.load import load as load_reward
 from asyncrl.runtime import actors, cluster
@@ -89,7 +89,7 @@ async def _run(
 ) -> int:
     state: dict[str, Any] = json.loads((checkpoint / "control.json").read_text()) if checkpoint else {}
     version = state.get("steps_done", 0)
-    settings = actors.settings_of(recipe)
+    settings = control_settings(recipe)
     controller = Controller.restore(settings, state["controller"]) if state else Controller(settings)
     logger.info("staleness is at most %d updates", controller.worst_case_staleness)
     handles = actors.create(recipe, _model(recipe, run_dir), run_dir, base_dir, version)

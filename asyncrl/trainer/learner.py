@@ -67,25 +67,26 @@ class Learner:
         self.model.train()
         self._zero_grad()
         trained = [s for s in samples if s.advantage != 0.0]
+        num_forward = 0
         for micro in split(trained, self.recipe.trainer.tokens_per_microbatch):
             batch = pack(micro, self.device)
+            num_forward += batch.tokens.numel()
             loss, sums = self._forward(batch, num_tokens, num_sequences)
             loss.backward()
             total_loss += float(loss.detach())
             off_policy += sums
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.trainer.max_grad_norm))
         self._optimizer_step(step, grad_norm)
-        forward_tokens = sum(len(s.trajectory.tokens) for s in trained)
         metrics = {
             **off_policy.metrics(),
             "trainer/loss": total_loss,
             "trainer/grad_norm": grad_norm,
             "trainer/learning_rate": self._learning_rate(step),
             "trainer/step_s": time.perf_counter() - began,
-            "trainer/forward_tokens": float(forward_tokens),
+            "trainer/forward_tokens": float(num_forward),
             "trainer/skipped_zero_advantage": float(len(samples) - len(trained)),
         }
-        return StepReport(metrics, sum(ages), forward_tokens, tuple(ages))
+        return StepReport(metrics, sum(ages), num_forward, tuple(ages))
 
     def _samples(self, groups: list[Group], step: int, min_version: int) -> tuple[list[TrainSample], list[int], int]:
         """Samples with their advantage, token counts by age, and the number of trajectories with a trained token."""
@@ -132,7 +133,7 @@ class Learner:
             affected = affected | (weights >= algorithm.tis_cap)
         weights = token_weights(
             batch.segments,
-            torch.bincount(batch.segments, minlength=batch.num_segments),
+            torch.bincount(batch.segments, minlength=len(batch.paths)),
             mode=algorithm.aggregation,
             num_tokens=num_tokens,
             num_sequences=num_sequences,
@@ -146,8 +147,8 @@ class Learner:
             logits = self.model(
                 input_ids=batch.tokens,
                 position_ids=batch.positions,
-                cu_seq_lens_q=batch.starts,
-                max_length_q=batch.max_length,
+                paths=batch.paths,
+                slots=batch.slots,
                 logits_to_keep=batch.predictors,
                 use_cache=False,
             ).logits[0]

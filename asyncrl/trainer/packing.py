@@ -1,11 +1,16 @@
-"""Trajectories laid end to end: micro-batches under a token budget, without padding.
+"""Trajectories laid end to end: micro-batches under a token budget, without padding, each prompt once.
 
-The model sees one row of T tokens; positions restart at each trajectory and the packed attention
-(`attention.py`) keeps trajectories apart. Log-probs are computed only where a token is trained.
+The model sees one row of T tokens. Trajectories of one prompt share its tokens: they stand once in the row, and
+every trajectory's *path* names the tokens it consists of. Positions restart at each prompt; the packed attention
+(`attention.py`) follows the paths. Log-probs are computed only where a token is trained.
+
+    row      p p p a a a b b c c c c        prompt p, completions a, b, c
+    paths    p p p a a a · | p p p b b · · | p p p c c c c
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +31,18 @@ class TrainSample:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """M trajectories in one row; N tokens of them are trained."""
+    """M trajectories in one row of T tokens; N tokens of them are trained."""
 
     tokens: torch.Tensor
     """int64 [1, T]."""
     positions: torch.Tensor
     """int64 [1, T], from 0 in each trajectory."""
-    starts: torch.Tensor
-    """int32 [M + 1]: trajectory m is tokens[starts[m]:starts[m + 1]]."""
-    max_length: int
-    """Longest trajectory, in tokens."""
+    paths: torch.Tensor
+    """int64 [M, L]: the row's tokens that each trajectory consists of, in order; 0 after its end."""
+    slots: torch.Tensor
+    """int64 [T]: where in the flattened paths the attention's output for each token of the row is read."""
     predictors: torch.Tensor
-    """int64 [N]: index of the position whose output predicts trained token i (the one before it)."""
+    """int64 [N]: the token of the row whose output predicts trained token i (the one before it on its path)."""
     targets: torch.Tensor
     """int64 [N]: the trained tokens."""
     segments: torch.Tensor
@@ -46,60 +51,94 @@ class PackedBatch:
     """float32 [N]."""
     advantages: torch.Tensor
     """float32 [N]."""
-    num_segments: int
-    """M."""
 
 
 def split(samples: list[TrainSample], tokens_per_microbatch: int) -> list[list[TrainSample]]:
-    """Longest first into the first micro-batch that still has room; equal lengths end up side by side.
+    """Families of one prompt, longest first, each into the first micro-batch that still has room for it.
 
-    Raises ValueError if one trajectory alone is over the budget.
+    A family that is over the budget alone is cut. Raises ValueError if one trajectory is.
     """
     microbatches: list[list[TrainSample]] = []
     room: list[int] = []
-    for sample in sorted(samples, key=lambda s: -len(s.trajectory.tokens)):
-        length = len(sample.trajectory.tokens)
-        if length > tokens_per_microbatch:
-            raise ValueError(
-                f"a trajectory of {length} tokens is over trainer.tokens_per_microbatch ({tokens_per_microbatch})"
-            )
-        fits = next((i for i, free in enumerate(room) if free >= length), None)
+    for family in sorted(_families(samples, tokens_per_microbatch), key=lambda f: -_num_tokens(f)):
+        size = _num_tokens(family)
+        fits = next((i for i, free in enumerate(room) if free >= size), None)
         if fits is None:
             microbatches.append([])
             room.append(tokens_per_microbatch)
             fits = len(room) - 1
-        microbatches[fits].append(sample)
-        room[fits] -= length
+        microbatches[fits] += family
+        room[fits] -= size
     return microbatches
 
 
-def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:
-    """Lay the samples end to end and move them to `device`. Token 0 of a trajectory is never trained."""
-    lengths = [len(s.trajectory.tokens) for s in samples]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    masks = []
+def _families(samples: Iterable[TrainSample], budget: int) -> list[list[TrainSample]]:
+    """Samples of one prompt side by side, in parts that fit the budget."""
+    families: dict[bytes, list[list[TrainSample]]] = {}
     for sample in samples:
-        mask = sample.mask.copy()
-        mask[0] = False
-        masks.append(mask)
-    trained = np.flatnonzero(np.concatenate(masks))
-    tokens = np.concatenate([s.trajectory.tokens for s in samples]).astype(np.int64)
-    behaviour = np.concatenate([s.trajectory.logprobs for s in samples])
-    segment_of = np.repeat(np.arange(len(samples)), lengths)
-    advantage_of = np.array([s.advantage for s in samples], dtype=np.float32)
+        length = len(sample.trajectory.tokens)
+        if length > budget:
+            raise ValueError(f"a trajectory of {length} tokens is over trainer.tokens_per_microbatch ({budget})")
+        parts = families.setdefault(_prompt(sample), [[]])
+        if _num_tokens([*parts[-1], sample]) > budget:
+            parts.append([])
+        parts[-1].append(sample)
+    return [part for parts in families.values() for part in parts]
 
-    def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+
+def _prompt(sample: TrainSample) -> bytes:
+    return sample.trajectory.tokens[: sample.trajectory.prompt_length].tobytes()
+
+
+def _num_tokens(family: list[TrainSample]) -> int:
+    """Tokens in the row: the shared prompt once."""
+    shared = family[0].trajectory.prompt_length
+    return shared + sum(len(s.trajectory.tokens) - shared for s in family)
+
+
+def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:
+    """Lay the samples out and move them to `device`. The first token of a trajectory is never trained."""
+    prompt_at: dict[bytes, int] = {}
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    paths: list[np.ndarray] = []
+    end = 0
+    for sample in samples:
+        ids, shared = sample.trajectory.tokens, sample.trajectory.prompt_length
+        new_from = 0
+        if (key := _prompt(sample)) in prompt_at:
+            new_from = shared
+        else:
+            prompt_at[key] = end
+        tokens.append(ids[new_from:])
+        positions.append(np.arange(new_from, len(ids)))
+        own = np.arange(end, end + len(ids) - new_from)
+        paths.append(np.concatenate([np.arange(prompt_at[key], prompt_at[key] + new_from), own]))
+        end += len(own)
+    width = max(len(path) for path in paths)
+    padded = np.zeros((len(paths), width), np.int64)
+    slots = np.zeros(end, np.int64)
+    # Backwards, so that a shared token is read from the trajectory that brought it.
+    for m in reversed(range(len(paths))):
+        padded[m, : len(paths[m])] = paths[m]
+        slots[paths[m]] = m * width + np.arange(len(paths[m]))
+    trained = [1 + np.flatnonzero(s.mask[1:]) for s in samples]
+    segments = np.repeat(np.arange(len(samples)), [len(t) for t in trained])
+
+    def tensor(array: np.ndarray, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor(array, dtype=dtype, device=device)
 
+    def of_trained(values: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([v[t] for v, t in zip(values, trained, strict=True)])
+
     return PackedBatch(
-        tokens=tensor(tokens, torch.int64)[None],
-        positions=tensor(np.concatenate([np.arange(n) for n in lengths]), torch.int64)[None],
-        starts=tensor(starts, torch.int32),
-        max_length=max(lengths),
-        predictors=tensor(trained - 1, torch.int64),
-        targets=tensor(tokens[trained], torch.int64),
-        segments=tensor(segment_of[trained], torch.int64),
-        behaviour_logprobs=tensor(behaviour[trained], torch.float32),
-        advantages=tensor(advantage_of[segment_of[trained]], torch.float32),
-        num_segments=len(samples),
+        tokens=tensor(np.concatenate(tokens))[None],
+        positions=tensor(np.concatenate(positions))[None],
+        paths=tensor(padded),
+        slots=tensor(slots),
+        predictors=tensor(np.concatenate([path[t - 1] for path, t in zip(paths, trained, strict=True)])),
+        targets=tensor(of_trained(s.trajectory.tokens for s in samples)),
+        segments=tensor(segments),
+        behaviour_logprobs=tensor(of_trained(s.trajectory.logprobs for s in samples), torch.float32),
+        advantages=tensor(np.array([s.advantage for s in samples])[segments], torch.float32),
     )

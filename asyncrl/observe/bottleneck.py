@@ -1,0 +1,58 @@
+"""One line from a run's mean shares of time: which role limits it, and what to change.
+
+Each role is charged with the time that the others lose to it; the dearest one limits.
+
+    trainer      the generators stand idle: every slot is taken, the staleness bound holds them back
+    generators   the trainer waits for a batch
+    publish      the trainer waits for the last push, or the generators are paused by one
+    checkpoint   the trainer saves
+    driver       the trainer does nothing that is measured
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+NOTICEABLE = 0.15
+"""Share of a role's time below which a loss is not worth a change."""
+
+
+def bottleneck(shares: Mapping[str, float]) -> str:
+    """The line for mean `trainer_time/*` and `generator_time/*` ratios (0 to 1); a missing one counts as 0."""
+    waiting = shares.get("trainer_time/wait_batch", 0.0)
+    idle = shares.get("generator_time/idle", 0.0)
+    wait_publish = shares.get("trainer_time/wait_publish", 0.0)
+    paused = shares.get("generator_time/paused", 0.0)
+    saving = shares.get("trainer_time/checkpoint", 0.0)
+    unaccounted = shares.get("trainer_time/unaccounted", 0.0)
+    losses = {
+        f"trainer-bound: generators idle {_percent(idle)} of the time at the staleness bound; "
+        "give the trainer more cores or GPUs, or shorten its step": idle,
+        f"generator-bound: the trainer waits for a batch {_percent(waiting)} of the time; "
+        "add rollout.replicas or GPUs for them, or shorten max_new_tokens": waiting,
+        f"publish-bound: the trainer waits for weight pushes {_percent(wait_publish)} of the time and generators "
+        f"are paused {_percent(paused)}; use a faster weights.channel, or train more groups_per_step": max(
+            wait_publish, paused
+        ),
+        f"checkpoint-bound: saving takes {_percent(saving)} of the trainer's time; "
+        "raise checkpoint.every_steps or write to a faster disk": saving,
+        f"driver-bound: {_percent(unaccounted)} of the trainer's time goes to no measured part; "
+        "give the driver a core of its own": unaccounted,
+    }
+    line = max(losses, key=lambda name: losses[name])
+    if losses[line] < NOTICEABLE:
+        return (
+            f"balanced: the trainer waits for a batch {_percent(waiting)} of the time, "
+            f"generators idle {_percent(idle)}; to go faster, give both more cores or GPUs"
+        )
+    # If both stand still for long, neither is too small: they take turns.
+    if min(waiting, idle) >= NOTICEABLE and losses[line] in (waiting, idle):
+        return (
+            f"taking turns: the trainer waits for a batch {_percent(waiting)} of the time and generators "
+            f"idle {_percent(idle)}; raise max_staleness so that they overlap"
+        )
+    return line
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

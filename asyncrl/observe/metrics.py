@@ -1,0 +1,121 @@
+"""The step record: its names, its ratios, and the files `metrics.jsonl` and `summary.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STEP_KEYS: tuple[str, ...] = (
+    "step",
+    "version",
+    "time_s",
+    "reward/mean",
+    "reward/std",
+    "accuracy/mean",
+    *(f"staleness/{name}" for name in ("mean", "max", "in_flight", "in_queue")),
+    *(f"groups/{name}" for name in ("trained", "filtered", "stale", "failed", "requeued", "running", "ready")),
+    *(f"tokens/{name}" for name in ("generated", "trained")),
+    *(f"throughput/{name}" for name in ("samples_per_s", "tokens_per_s")),
+    *(f"trainer_time/{name}" for name in ("busy", "wait_batch", "wait_publish", "checkpoint", "unaccounted")),
+    *(f"generator_time/{name}" for name in ("busy", "paused", "idle")),
+    *(f"publish/{name}" for name in ("pause_s", "transfer_s", "bytes")),
+    *(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl")),
+)
+"""Names that every record has (design, part 6); a record may have more."""
+
+
+def complete(record: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the STEP_KEYS that the record lacks."""
+    missing = [key for key in STEP_KEYS if key not in record]
+    if missing:
+        raise ValueError(f"the record of step {record.get('step', '?')} lacks {', '.join(missing)}")
+
+
+def shares(durations: Mapping[str, float], wall_s: float) -> dict[str, float]:
+    """Seconds spent in named parts of `wall_s`, as ratios that sum to 1; the rest is `unaccounted`.
+
+    Parts that together exceed the wall, because their clocks were read at other moments, are scaled to fit it.
+    """
+    parts = {name: max(0.0, seconds) for name, seconds in durations.items()}
+    measured_s = sum(parts.values())
+    total_s = max(measured_s, wall_s)
+    if total_s <= 0:
+        return {**dict.fromkeys(parts, 0.0), "unaccounted": 1.0}
+    ratios = {name: seconds / total_s for name, seconds in parts.items()}
+    return {**ratios, "unaccounted": max(0.0, 1.0 - sum(ratios.values()))}
+
+
+def accuracy(rewards: Sequence[float | None], extras: Sequence[Mapping[str, float]]) -> float | None:
+    """Mean of the extra named `accuracy` if a reward returned one, else the share of rewards >= 1.
+
+    Failed rewards (None) count neither way (I7); None if no trajectory was scored.
+    """
+    named = [extra["accuracy"] for extra in extras if "accuracy" in extra]
+    if named:
+        return sum(named) / len(named)
+    scored = [reward for reward in rewards if reward is not None]
+    return sum(reward >= 1.0 for reward in scored) / len(scored) if scored else None
+
+
+class MetricsWriter:
+    """Appends one JSON object per line; NaN and infinities become null. A line is whole in the file once written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+
+    def truncate_after(self, step: int) -> None:
+        """Keep only the lines of steps before `step`, the one that a resumed run does next."""
+        kept = [record for record in read_lines(self._path) if record.get("step", step) < step]
+        if kept or self._path.exists():
+            _replace(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none if it is missing. A line that a crash cut short is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write a JSON object so that the file is at every instant the old one or the new one; NaN becomes null."""
+    _replace(path, json.dumps(_plain(summary), allow_nan=False, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as dicts and lists, numbers that JSON lacks as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

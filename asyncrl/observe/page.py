@@ -1,0 +1,98 @@
+"""The report's looks: its style sheet and the frame around its parts. Colours for light and dark, no outside asset."""
+
+from __future__ import annotations
+
+from html import escape
+
+_STYLE = """
+:root { color-scheme: light dark; --paper:#fbfbfa; --card:#ffffff; --ink:#1d2127; --soft:#5c6470; --rule:#e3e5e8;
+  --blue:#1f6fd1; --green:#1a8a5a; --amber:#c77700; --violet:#7b4fc9; --teal:#0f8fa3; --red:#c93a3a; --grey:#9aa1ab;
+  --v0:#dbe9fb; --v1:#ffe8c2; --v2:#d6f1e1; --v3:#ecdff9; --v4:#fbdcdc; --v5:#d4eef2; }
+@media (prefers-color-scheme: dark) { :root { --paper:#14171b; --card:#1c2026; --ink:#e6e8eb; --soft:#a0a8b3;
+  --rule:#333942; --blue:#6aa9ff; --green:#4fc48d; --amber:#f0a83a; --violet:#b795f5; --teal:#4cc3d6; --red:#f07878;
+  --grey:#77808c; --v0:#1f3a5c; --v1:#574017; --v2:#1d4a35; --v3:#41305f; --v4:#5b2b2e; --v5:#1b4750; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 60px; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 26px; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 34px 0 12px; }
+p { margin: 6px 0; }
+.soft, .none { color: var(--soft); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 18px 0 12px; }
+.tile, figure, .card, .line { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
+.tile { padding: 10px 14px; }
+.tile b { display: block; font-size: 22px; line-height: 1.3; font-weight: 650; font-variant-numeric: tabular-nums; }
+.tile span { color: var(--soft); font-size: 13px; }
+.line { padding: 12px 14px; border-left: 4px solid var(--blue); margin: 12px 0; }
+.line.warn { border-left-color: var(--amber); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 14px; }
+figure { margin: 0; padding: 12px 12px 6px; }
+figcaption { font-weight: 600; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px; }
+.legend i { display: inline-block; width: 14px; height: 10px; border-radius: 2px; background: var(--c);
+  margin-right: 5px; }
+.legend i.dash { height: 0; border-radius: 0; border-top: 2px dashed var(--c); background: none;
+  vertical-align: middle; }
+svg { width: 100%; height: auto; display: block; }
+svg text { font-size: 12px; fill: var(--soft); }
+svg .unit { font-size: 12px; fill: var(--ink); }
+.grid { stroke: var(--rule); }
+.axis { stroke: var(--grey); }
+.line-path { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
+.line-path.dash { stroke-dasharray: 5 4; stroke-width: 1.5; }
+.band { fill: var(--c); opacity: .15; }
+.dot, .layer { fill: var(--c); }
+.strip { fill: var(--ink); fill-opacity: 0; }
+.strip:hover { fill-opacity: .07; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
+td.n { text-align: right; }
+tr:last-child td { border-bottom: 0; }
+.card { padding: 12px 16px; margin: 0 0 12px; }
+.card dt, dt { font-size: 13px; color: var(--soft); }
+dd { margin: 0 0 8px; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.65 ui-monospace, Menlo, "DejaVu Sans Mono",
+  monospace; max-height: 320px; overflow-y: auto; }
+.text span, .key { border-radius: 3px; padding: 1px 0; }
+.key { padding: 1px 6px; margin-right: 6px; font-size: 13px; }
+.c0 { background: var(--v0); } .c1 { background: var(--v1); } .c2 { background: var(--v2); }
+.c3 { background: var(--v3); } .c4 { background: var(--v4); } .c5 { background: var(--v5); }
+summary { cursor: pointer; font-weight: 600; }
+pre { overflow-x: auto; font-size: 13px; }
+"""
+
+
+def page(title: str, parts: list[str]) -> str:
+    """A whole HTML document; `parts` are HTML, `title` is text."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def tiles(figures: list[tuple[str, str, str]]) -> str:
+    """Large figures: (figure, name, remark)."""
+    made = (
+        f'<div class="tile"><span>{escape(name)}</span><b>{escape(figure)}</b><span>{escape(remark)}</span></div>'
+        for figure, name, remark in figures
+    )
+    return f'<div class="tiles">{"".join(made)}</div>'
+
+
+def line(text: str, warn: bool = False) -> str:
+    """A sentence that stands out."""
+    return f'<div class="line{" warn" if warn else ""}">{escape(text)}</div>'
+
+
+def section(title: str, body: str) -> str:
+    return f"<h2>{escape(title)}</h2>\n{body}"
+
+
+def table(rows: list[tuple[str, str, str]]) -> str:
+    """Rows of (name, number, remark)."""
+    made = (
+        f'<tr><td>{escape(name)}</td><td class="n">{escape(figure)}</td><td class="soft">{escape(remark)}</td></tr>'
+        for name, figure, remark in rows
+    )
+    return f'<div class="card"><table>{"".join(made)}</table></div>'

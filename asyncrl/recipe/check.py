@@ -1,0 +1,258 @@
+"""Whether a recipe can be run: combinations that cannot work, and files that are not there.
+
+Run before anything is started or written. Imports neither torch nor ray nor vllm, unless a user's own reward,
+loss or engine does. Every fault is a UserError that says what to change.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asyncrl.errors import UserError
+from asyncrl.models import TINY_LLAMA
+from asyncrl.plugins import load_object
+from asyncrl.recipe.load import control_settings, nearest, nearest_file
+from asyncrl.recipe.schema import Recipe
+
+LOSSES = ("ppo", "decoupled_ppo", "reinforce")
+"""Names in algorithms.losses.LOSSES, which imports torch."""
+
+_DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+_HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_DATA = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_QUICKSTART_MODEL = "models/smollm2-135m-instruct"
+_SET_BY_ASYNCRL = {
+    "model": "use the key model",
+    "tokenizer": "use the key model",
+    "dtype": "use weights.dtype",
+    "seed": "use the key seed",
+    "weight_transfer_config": "use weights.channel",
+    "logprobs_mode": "the objective needs log-probs of the sampled distribution",
+}
+
+
+@dataclass(frozen=True)
+class _EngineTraits:
+    """The class attributes of `rollout.engine.Engine`; those of a user's own default to true."""
+
+    provides_logprobs: bool = True
+    holds_weights: bool = True
+
+
+_ENGINES = {"vllm": _EngineTraits(), "simulated": _EngineTraits(provides_logprobs=False, holds_weights=False)}
+
+
+def check(recipe: Recipe, base_dir: Path) -> None:
+    """Raises UserError for the first thing that would stop the run; relative paths are looked up from `base_dir`."""
+    _check_run_dir(recipe, base_dir)
+    _check_staleness(recipe)
+    _check_rollout(recipe)
+    _check_trainer(recipe)
+    _check_model(recipe, base_dir)
+    _check_data(recipe, base_dir)
+    with _no_bytecode():
+        _check_reward(recipe, base_dir)
+        _check_loss(recipe, base_dir)
+        engine = _engine_traits(recipe.rollout.engine, base_dir)
+    _check_objective(recipe, engine)
+    _check_weights(recipe, engine)
+
+
+def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
+    if recipe.run_dir is not None and (base_dir / recipe.run_dir).exists():
+        raise UserError(f"run_dir {recipe.run_dir} exists; choose another run_dir, or `asyncrl resume` it")
+
+
+def _check_staleness(recipe: Recipe) -> None:
+    control_settings(recipe)
+    slots = (recipe.max_staleness + 1) * recipe.groups_per_step
+    capacity = recipe.buffer.capacity_groups
+    if capacity is not None and capacity < slots:
+        raise UserError(
+            f"buffer.capacity_groups {capacity} is below (max_staleness + 1) * groups_per_step = {slots}; "
+            "raise it, or leave it out"
+        )
+    if recipe.group_size == 1:
+        raise UserError(
+            f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {recipe.algorithm.advantage}; "
+            "set group_size to 2 or more"
+        )
+
+
+def _check_rollout(recipe: Recipe) -> None:
+    rollout = recipe.rollout
+    for key, value, off in (("top_p", rollout.top_p, 1.0), ("top_k", rollout.top_k, 0)):
+        if value != off:
+            raise UserError(
+                f"rollout.{key} {value} cuts the sampled distribution, so that its log-probs are not those of the "
+                f"trainer; set rollout.{key}={off:g}"
+            )
+    if rollout.engine != "vllm":
+        return
+    args = rollout.engine_args
+    for name, instead in _SET_BY_ASYNCRL.items():
+        if name in args:
+            raise UserError(f"rollout.engine_args.{name} is set by asyncrl; leave it out: {instead}")
+    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    max_model_len = _whole_number(args, "max_model_len", longest)
+    if max_model_len < longest:
+        raise UserError(
+            f"rollout.engine_args.max_model_len {max_model_len} is below rollout.max_prompt_tokens + "
+            f"rollout.max_new_tokens = {longest}; leave it out, or lower one of those"
+        )
+    gpus = _whole_number(args, "tensor_parallel_size", 1) * _whole_number(args, "pipeline_parallel_size", 1)
+    if rollout.gpus_per_replica not in (0, gpus):
+        raise UserError(
+            f"rollout.gpus_per_replica is {rollout.gpus_per_replica}, but the parallel sizes in rollout.engine_args "
+            f"use {gpus}; set rollout.engine_args.tensor_parallel_size={rollout.gpus_per_replica}"
+        )
+
+
+def _whole_number(engine_args: dict[str, Any], name: str, default: int) -> int:
+    value = engine_args.get(name, default)
+    if type(value) is not int:
+        raise UserError(f"rollout.engine_args.{name} must be a whole number, got {value!r}")
+    return value
+
+
+def _check_trainer(recipe: Recipe) -> None:
+    trainer, rollout = recipe.trainer, recipe.rollout
+    if trainer.ranks > 1:
+        raise UserError(f"trainer.ranks {trainer.ranks} is more than this version can use; set trainer.ranks=1")
+    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    if trainer.tokens_per_microbatch < longest:
+        raise UserError(
+            f"trainer.tokens_per_microbatch {trainer.tokens_per_microbatch} is below rollout.max_prompt_tokens + "
+            f"rollout.max_new_tokens = {longest}, the longest trajectory; raise it, or lower one of those"
+        )
+
+
+def _check_model(recipe: Recipe, base_dir: Path) -> None:
+    model = recipe.model
+    if model.startswith("random:"):
+        if model != TINY_LLAMA:
+            raise UserError(f"model {model} is not known; the only random model is {TINY_LLAMA}")
+        return
+    folder = base_dir / model
+    if not model.startswith((".", "/", "models/")) and not folder.exists():
+        if not _HUB_MODEL.fullmatch(model):
+            raise UserError(f"model '{model}' is neither a directory, {TINY_LLAMA} nor a hub name organisation/name")
+        return
+    if not (folder / "config.json").is_file():
+        fault = "does not exist" if not folder.exists() else "is not a model directory: it has no config.json"
+        cure = "; ./scripts/quickstart makes it" if Path(model) == Path(_QUICKSTART_MODEL) else ""
+        raise UserError(f"model {model} {fault}{cure}")
+    if recipe.data.chat:
+        from asyncrl.data.tasks import has_chat_template
+
+        if not has_chat_template(folder):
+            raise UserError(
+                f"data.chat is true, but model {model} has no chat template; "
+                "use an instruct model, or set data.chat=false"
+            )
+
+
+def _check_data(recipe: Recipe, base_dir: Path) -> None:
+    path = recipe.data.path
+    if path.startswith("reasoning_gym:"):
+        return
+    if path.endswith(_DATA_FILES):
+        if not (base_dir / path).is_file():
+            raise UserError(f"data.path {path} does not exist{nearest_file(Path(path), base_dir)}")
+        return
+    if (base_dir / path).is_file() or not ((base_dir / path).is_dir() or _HUB_DATA.fullmatch(path)):
+        raise UserError(
+            f"data.path '{path}' is neither reasoning_gym:NAME, a {', '.join(_DATA_FILES)} file, nor a hub name"
+        )
+
+
+def _check_reward(recipe: Recipe, base_dir: Path) -> None:
+    from asyncrl.rewards.load import load
+
+    load(recipe.reward, base_dir, recipe.data.path)
+
+
+def _check_loss(recipe: Recipe, base_dir: Path) -> None:
+    loss = recipe.algorithm.loss
+    if loss in LOSSES:
+        return
+    if ":" not in loss:
+        raise UserError(
+            f"algorithm.loss '{loss}' is neither {', '.join(LOSSES)} nor package.module:name{nearest(loss, LOSSES)}"
+        )
+    _callable(loss, base_dir, "algorithm.loss")
+
+
+def _engine_traits(engine: str, base_dir: Path) -> _EngineTraits:
+    if engine in _ENGINES:
+        return _ENGINES[engine]
+    if ":" not in engine:
+        raise UserError(
+            f"rollout.engine '{engine}' is neither {', '.join(_ENGINES)} nor package.module:name"
+            f"{nearest(engine, _ENGINES)}"
+        )
+    own = _callable(engine, base_dir, "rollout.engine")
+    return _EngineTraits(getattr(own, "provides_logprobs", True), getattr(own, "holds_weights", True))
+
+
+def _callable(spec: str, base_dir: Path, key: str) -> Any:
+    found = load_object(spec, base_dir, key)
+    if not callable(found):
+        raise UserError(f"{key} '{spec}' is of type {type(found).__name__}, not a function or class")
+    return found
+
+
+def _check_objective(recipe: Recipe, engine: _EngineTraits) -> None:
+    algorithm = recipe.algorithm
+    decoupled, tis = algorithm.loss == "decoupled_ppo", algorithm.correction == "tis"
+    behaviour = algorithm.proximal == "behaviour" and algorithm.loss != "reinforce"
+    if not engine.provides_logprobs and (decoupled or tis or behaviour):
+        cause = "loss decoupled_ppo" if decoupled else "correction tis" if tis else "proximal behaviour"
+        cure = "loss=ppo" if decoupled else "correction=none" if tis else "proximal=recompute"
+        raise UserError(
+            f"algorithm: {cause} needs behaviour log-probs, but engine {recipe.rollout.engine} gives none; "
+            f"set algorithm.{cure}, or take another rollout.engine"
+        )
+    if algorithm.proximal == "behaviour" and (decoupled or tis):
+        raise UserError(
+            f"algorithm: {'loss decoupled_ppo' if decoupled else 'correction tis'} has nothing to correct with "
+            "proximal behaviour; set algorithm.proximal=recompute"
+        )
+    if decoupled and tis:
+        raise UserError(
+            "algorithm: correction tis would repeat the weight that loss decoupled_ppo has; "
+            "set algorithm.correction=none"
+        )
+
+
+def _check_weights(recipe: Recipe, engine: _EngineTraits) -> None:
+    weights, name = recipe.weights, recipe.rollout.engine
+    if engine.holds_weights and weights.channel == "none":
+        raise UserError(f"weights.channel none would never update engine {name}; set weights.channel=auto")
+    if not engine.holds_weights and weights.channel not in ("auto", "none"):
+        raise UserError(f"weights.channel {weights.channel} needs weights, engine {name} holds none; set it to auto")
+    if not engine.holds_weights and weights.verify:
+        raise UserError(f"weights.verify needs weights, engine {name} holds none; set weights.verify=false")
+    for key, num_gpus in (
+        ("rollout.gpus_per_replica", recipe.rollout.gpus_per_replica),
+        ("trainer.gpus_per_rank", recipe.trainer.gpus_per_rank),
+    ):
+        if weights.channel == "nccl" and num_gpus == 0:
+            raise UserError(f"weights.channel nccl needs GPUs, but {key} is 0; set {key}=1 or weights.channel=auto")
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Import without leaving a __pycache__ beside the user's file: a refused run writes nothing."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

@@ -1,0 +1,249 @@
+"""From recipe files and `key=value` arguments to a validated recipe, and back to YAML.
+
+    base recipe  <-  recipe  <-  key=value ...        merged by OmegaConf, later layers win
+                        |
+                    pydantic                          the first fault becomes one sentence
+
+Imports neither torch nor ray nor vllm.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from asyncrl.control import staleness
+from asyncrl.control.settings import Settings
+from asyncrl.errors import UserError
+from asyncrl.recipe.schema import Recipe
+
+_MAX_SHOWN_CHARS = 60
+_UNKNOWN = ("extra_forbidden", "invalid_key")
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "dict": "a mapping of keys to values",
+    "model": "a mapping of keys to values",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+
+Layer = tuple[str, DictConfig]
+"""Where some keys come from (shown in messages), and the keys."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, its `base:` files below it and `key=value` overrides above it.
+
+    Raises UserError: one sentence for the first fault, naming the file or argument it stands in.
+    """
+    path = Path(os.path.normpath(path))
+    layers = [*_file_layers(path, []), *map(_override_layer, overrides)]
+    merged = _merge(layers)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        # A misspelt key is missing under its right name too: name the misspelling.
+        fault = next((f for f in faults if f["type"] in _UNKNOWN), faults[0])
+        place = tuple(part for part in fault["loc"] if part != "[key]")
+        raise UserError(f"{_origin(layers, place) or path}: {_sentence(fault, '.'.join(map(str, place)))}") from error
+
+
+def dump(recipe: Recipe) -> str:
+    """YAML of all keys in the order of the schema; `load` of it gives an equal recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(recipe.model_dump())))
+
+
+def control_settings(recipe: Recipe) -> Settings:
+    """What the controller is told. Raises UserError if policy, staleness, window and over_age do not go together."""
+    try:
+        return Settings(
+            groups_per_step=recipe.groups_per_step,
+            max_staleness=recipe.max_staleness,
+            max_steps=recipe.max_steps,
+            selection_window=recipe.selection_window,
+            over_age=recipe.over_age,
+            policy=recipe.policy,
+            tokens_per_group=recipe.group_size * recipe.rollout.max_new_tokens,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def worst_case_staleness(recipe: Recipe) -> int:
+    """Largest age that a trained token can have, in updates (I1)."""
+    return staleness.worst_case(control_settings(recipe))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known name that looks most like `name`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def nearest_file(path: Path, base_dir: Path = Path()) -> str:
+    """The same for the files beside one that does not exist under `base_dir`."""
+    folder = base_dir / path.parent
+    files = [f for f in folder.iterdir() if f.is_file()] if folder.is_dir() else []
+    # Of two files with one stem, the one with the same suffix wins.
+    by_stem = {f.stem: f.name for f in sorted(files, key=lambda f: (f.suffix == path.suffix, f.name))}
+    near = difflib.get_close_matches(path.stem, by_stem, n=1)
+    return f"; did you mean {path.parent / by_stem[near[0]]}?" if near else ""
+
+
+# -- layers
+
+
+def _file_layers(path: Path, above: list[Path]) -> list[Layer]:
+    """The file and those it is based on, lowest first; `above` are the files that led here."""
+    chain = [*above, path]
+    said_by = f"{above[-1]}: base " if above else ""
+    if path.resolve() in [p.resolve() for p in above]:
+        raise UserError(f"{above[-1]}: base goes in a circle, {' -> '.join(map(str, chain))}; remove one of them")
+    if not path.exists():
+        raise UserError(f"{said_by}{path} does not exist{nearest_file(path)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{said_by}{path} cannot be read as a recipe: {reason}") from error
+    config = _parse(text, str(path))
+    base = config.pop("base", None)
+    if base is None:
+        return [(str(path), config)]
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must be the path of another recipe, got {_shown(base)}")
+    below = Path(os.path.normpath(path.parent / base))
+    return [*_file_layers(below, chain), (str(path), config)]
+
+
+def _override_layer(override: str) -> Layer:
+    key, equals, _ = override.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise UserError(f"'{override}' is not of the form key=value, such as max_steps=20 or trainer.ranks=1")
+    try:
+        return "command line", OmegaConf.from_dotlist([override])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{override}: the value is not valid YAML: {_cause(error)}") from error
+
+
+def _parse(text: str, where: str) -> DictConfig:
+    try:
+        config = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}" if mark else "it"
+        raise UserError(f"{where}: {line} is not valid YAML: {_cause(error)}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {error.full_key}: {_cause(error)}") from error
+    except AssertionError:  # a number, in OmegaConf's way
+        config = None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{where} must hold lines of the form key: value")
+    return config
+
+
+def _merge(layers: list[Layer]) -> dict[str, Any]:
+    merged = OmegaConf.create({})
+    for where, layer in layers:
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except TypeError as error:
+            raise UserError(f"{where}: puts a list where keys are needed, or keys where a list is") from error
+    try:
+        return OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        where = _origin(layers, tuple(str(error.full_key).split(".")))
+        raise UserError(f"{where or layers[0][0]}: {error.full_key}: {_cause(error)}") from error
+
+
+def _origin(layers: list[Layer], place: tuple[Any, ...]) -> str | None:
+    """The last layer that sets the key at `place`."""
+    for where, layer in reversed(layers):
+        node: Any = OmegaConf.to_container(layer)
+        for part in place:
+            if not isinstance(node, dict) or part not in node:
+                break
+            node = node[part]
+        else:
+            return where
+    return None
+
+
+def _escaped(value: Any) -> Any:
+    """`value` with every `${` in its texts marked as no interpolation."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+# -- sentences
+
+
+def _sentence(fault: ErrorDetails, key: str) -> str:
+    kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
+    if kind in _UNKNOWN:
+        return f"{key} is not a key{_nearest_key(key)}"
+    if kind == "missing":
+        return f"{key} is missing; add it"
+    if kind == "literal_error":
+        known = re.findall(r"'(\w+)'", context["expected"])
+        return f"{key} must be {context['expected']}, got {_shown(value)}{nearest(str(value), known)}"
+    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])
+    if expected is None:
+        return f"{key}: {fault['msg']}, got {_shown(value)}"
+    quotes = "; put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""
+    bounds = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in context.items()}
+    return f"{key} must be {expected.format(**bounds)}, got {_shown(value)}{quotes}"
+
+
+def _nearest_key(key: str) -> str:
+    """A key of the same part that looks like it, one of that name elsewhere, or else what the part has."""
+    parents, _, name = key.rpartition(".")
+    keys = list(_keys(Recipe, ""))
+    siblings = [k for k in keys if k.rpartition(".")[0] == parents]
+    by_name = {k.rpartition(".")[2]: k for k in [*keys, *siblings]}
+    for names, cutoff in (([k.rpartition(".")[2] for k in siblings], 0.6), (list(by_name), 0.75)):
+        if near := difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
+            return f"; did you mean {by_name[near[0]]}?"
+    return f"; {parents or 'a recipe'} has the keys {', '.join(k.rpartition('.')[2] for k in siblings)}"
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def _shown(value: Any) -> str:
+    """The value as YAML has it, on one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."
+
+
+def _cause(error: Exception) -> str:
+    """What a YAML or OmegaConf error says, without its pictures of the place."""
+    return getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -1,0 +1,213 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncrl.algorithms.losses import LOSSES as LOSS_FUNCTIONS
+from asyncrl.errors import UserError
+from asyncrl.recipe.check import LOSSES, check
+from asyncrl.recipe.load import load
+
+RECIPE = """
+model: random:tiny-llama
+data: {path: "reasoning_gym:chain_sum"}
+reward: asyncrl.rewards.math:last_number
+max_steps: 3
+max_staleness: 2
+groups_per_step: 4
+"""
+PLUGINS = """
+class Silent:
+    provides_logprobs = False
+
+class Plain:
+    pass
+
+def loss(logprobs, *rest): ...
+
+def odd(x, y): ...
+
+number = 3
+"""
+SIMULATED = "rollout.engine=simulated"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a recipe, two local models (one with a chat template), data and plug-ins."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "plugins.py").write_text(PLUGINS)
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    (tmp_path / "rows.txt").write_text("1+1\n")
+    for name in ("models/plain", "models/chat", "models/empty", "runs/old"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "models/plain/config.json").write_text("{}")
+    (tmp_path / "models/chat/config.json").write_text("{}")
+    (tmp_path / "models/chat/tokenizer_config.json").write_text('{"chat_template": "x"}')
+    return tmp_path
+
+
+def run(overrides: str) -> None:
+    check(load(Path("r.yaml"), overrides.split()), Path.cwd())
+
+
+BAD = {
+    # run directory
+    "run_dir=runs/old": r"run_dir runs/old exists; choose another run_dir, or `asyncrl resume` it",
+    # staleness
+    "buffer.capacity_groups=11": (
+        r"buffer\.capacity_groups 11 is below \(max_staleness \+ 1\) \* groups_per_step = 12; raise it, or leave it out"
+    ),
+    "policy=sync": r"policy sync needs max_staleness 0, not 2; change one of the two",
+    "policy=one_step": r"policy one_step needs max_staleness 1, not 2; change one of the two",
+    "selection_window=2 over_age=drop": r"selection_window 2 needs .* over_age wait, .*; set selection_window to 1",
+    "selection_window=2 over_age=mask": r"selection_window 2 needs .* over_age wait, .*; set selection_window to 1",
+    "selection_window=2 policy=sync max_staleness=0": r"selection_window 2 needs policy bounded .*; set .*",
+    "group_size=1": (
+        r"group_size 1 gives every trajectory advantage 0 under algorithm\.advantage grpo; set group_size to 2 or more"
+    ),
+    "group_size=1 algorithm.advantage=dr_grpo": r"group_size 1 gives .* dr_grpo; .*",
+    "group_size=1 algorithm.advantage=rloo": r"group_size 1 gives .* rloo; .*",
+    # rollout
+    "rollout.top_p=0.9": (
+        r"rollout\.top_p 0\.9 cuts the sampled distribution, so that its log-probs are not those of the trainer; "
+        r"set rollout\.top_p=1"
+    ),
+    "rollout.top_k=5": r"rollout\.top_k 5 cuts the sampled distribution, .*; set rollout\.top_k=0",
+    "rollout.engine_args.model=x": r"rollout\.engine_args\.model is set by asyncrl; leave it out: use the key model",
+    "rollout.engine_args.dtype=x": r"rollout\.engine_args\.dtype is set .*: use weights\.dtype",
+    "rollout.engine_args.logprobs_mode=x": r"rollout\.engine_args\.logprobs_mode is set by asyncrl; leave it out: .*",
+    "rollout.engine_args.weight_transfer_config=x": r"rollout\.engine_args\.weight_.*: use weights\.channel",
+    "rollout.engine_args.max_model_len=1000": (
+        r"rollout\.engine_args\.max_model_len 1000 is below rollout\.max_prompt_tokens \+ rollout\.max_new_tokens "
+        r"= 1280; leave it out, or lower one of those"
+    ),
+    "rollout.engine_args.max_model_len=8k": r"rollout\.engine_args\.max_model_len must be a whole number, got '8k'",
+    "rollout.gpus_per_replica=2": (
+        r"rollout\.gpus_per_replica is 2, but the parallel sizes in rollout\.engine_args use 1; "
+        r"set rollout\.engine_args\.tensor_parallel_size=2"
+    ),
+    # trainer
+    "trainer.ranks=2": r"trainer\.ranks 2 is more than this version can use; set trainer\.ranks=1",
+    "trainer.tokens_per_microbatch=1279": (
+        r"trainer\.tokens_per_microbatch 1279 is below rollout\.max_prompt_tokens \+ rollout\.max_new_tokens = 1280, "
+        r"the longest trajectory; raise it, or lower one of those"
+    ),
+    # model
+    "model=random:llama": r"model random:llama is not known; the only random model is random:tiny-llama",
+    "model=llama": r"model 'llama' is neither a directory, random:tiny-llama nor a hub name organisation/name",
+    "model=a/b/c": r"model 'a/b/c' is neither a directory, .*",
+    "model=./models/none": r"model \./models/none does not exist",
+    "model=/nowhere": r"model /nowhere does not exist",
+    "model=models/empty": r"model models/empty is not a model directory: it has no config\.json",
+    "model=models/smollm2-135m-instruct": (
+        r"model models/smollm2-135m-instruct does not exist; \./scripts/quickstart makes it"
+    ),
+    "model=models/plain data.chat=true": (
+        r"data\.chat is true, but model models/plain has no chat template; "
+        r"use an instruct model, or set data\.chat=false"
+    ),
+    # data
+    "data.path=row.jsonl": r"data\.path row\.jsonl does not exist; did you mean rows\.jsonl\?",
+    "data.path=nowhere/rows.csv": r"data\.path nowhere/rows\.csv does not exist",
+    "data.path=rows.txt": r"data\.path 'rows\.txt' is neither reasoning_gym:NAME, a \.jsonl, .* file, nor a hub name",
+    "data.path=./nowhere": r"data\.path '\./nowhere' is neither .*",
+    # plug-ins
+    "reward=asyncrl.rewards.math:last_numbr": r"reward '.*:last_numbr': .* has no 'last_numbr'; did you mean .*",
+    "reward=no_such_module:f": r"reward 'no_such_module:f' does not import: .*",
+    "reward=./none.py:f": r"reward '\./none\.py:f' does not import: .*",
+    "reward=./plugins.py:number": r"reward '\./plugins\.py:number' is of type int, not a function",
+    "reward=./plugins.py:odd": r"reward '\./plugins\.py:odd' takes \(x, y\), but must take .*",
+    "algorithm.loss=po": (
+        r"algorithm\.loss 'po' is neither ppo, decoupled_ppo, reinforce nor package\.module:name; did you mean ppo\?"
+    ),
+    "algorithm.loss=./plugins.py:number": r"algorithm\.loss '.*' is of type int, not a function or class",
+    "rollout.engine=vlm": r"rollout\.engine 'vlm' is neither vllm, simulated nor .*; did you mean vllm\?",
+    "rollout.engine=./plugins.py:number": r"rollout\.engine '.*' is of type int, not a function or class",
+    # objective
+    f"{SIMULATED} algorithm.correction=tis": (
+        r"algorithm: correction tis needs behaviour log-probs, but engine simulated gives none; "
+        r"set algorithm\.correction=none, or take another rollout\.engine"
+    ),
+    f"{SIMULATED} algorithm.loss=decoupled_ppo": r"algorithm: loss decoupled_ppo needs .*; set algorithm\.loss=ppo, .*",
+    f"{SIMULATED} algorithm.proximal=behaviour": r"algorithm: proximal behaviour needs .*; set algorithm\.prox.*",
+    "rollout.engine=./plugins.py:Silent algorithm.correction=tis": r"algorithm: .* engine .*:Silent gives.*",
+    "algorithm.correction=tis algorithm.proximal=behaviour": (
+        r"algorithm: correction tis has nothing to correct with proximal behaviour; set algorithm\.proximal=recompute"
+    ),
+    "algorithm.loss=decoupled_ppo algorithm.proximal=behaviour": r"algorithm: loss decoupled_ppo has nothing to .*",
+    "algorithm.loss=decoupled_ppo algorithm.correction=tis": (
+        r"algorithm: correction tis would repeat the weight that loss decoupled_ppo has; set algorithm\.correction=none"
+    ),
+    # weights
+    "weights.channel=none": r"weights\.channel none would never update engine vllm; set weights\.channel=auto",
+    f"{SIMULATED} weights.channel=gloo": r"weights\.channel gloo needs weights, engine simulated holds none; .*",
+    f"{SIMULATED} weights.verify=true": r"weights\.verify needs weights, engine simulated holds none; .*",
+    "weights.channel=nccl": r"weights\.channel nccl needs GPUs, but rollout\.gpus_per_replica is 0; set .*",
+    "weights.channel=nccl rollout.gpus_per_replica=1": r"weights\.channel nccl .* trainer\.gpus_per_rank is 0; set .*",
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD.items(), ids=BAD)
+def test_what_cannot_run_is_refused_in_one_sentence(folder: Path, overrides: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(overrides)
+    assert re.fullmatch(message, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "",
+        "run_dir=runs/new",
+        "buffer.capacity_groups=12",
+        "policy=sync max_staleness=0",
+        "policy=one_step max_staleness=1",
+        "selection_window=3",
+        "over_age=drop",
+        "rollout.engine_args.max_model_len=1280 trainer.tokens_per_microbatch=1280",
+        "rollout.gpus_per_replica=2 rollout.engine_args.tensor_parallel_size=2",
+        "rollout.gpus_per_replica=1 weights.channel=gloo",
+        "rollout.gpus_per_replica=1 trainer.gpus_per_rank=1 weights.channel=nccl",
+        "model=Qwen/Qwen2.5-1.5B-Instruct data.chat=true",
+        "model=models/plain",
+        "model=models/chat data.chat=true",
+        "data.chat=true",
+        "data.path=rows.jsonl",
+        "data.path=openai/gsm8k",
+        "data.path=./models",
+        "algorithm.loss=./plugins.py:loss",
+        "algorithm.loss=decoupled_ppo",
+        "algorithm.correction=tis",
+        "algorithm.proximal=behaviour",
+        f"{SIMULATED} weights.channel=none",
+        f"{SIMULATED} algorithm.loss=reinforce algorithm.proximal=behaviour",
+        f"{SIMULATED} rollout.engine_args.model=any",
+        "rollout.engine=./plugins.py:Plain algorithm.correction=tis",
+    ],
+)
+def test_what_can_run_is_accepted(folder: Path, overrides: str) -> None:
+    run(overrides)
+
+
+def test_a_check_leaves_nothing_beside_the_plugins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    before = sorted(folder.rglob("*"))
+    run("algorithm.loss=./plugins.py:loss rollout.engine=./plugins.py:Plain")
+    assert sorted(folder.rglob("*")) == before
+    assert sys.dont_write_bytecode is False
+
+
+def test_the_names_of_losses_are_those_of_the_algorithms() -> None:
+    assert set(LOSSES) == set(LOSS_FUNCTIONS)
+
+
+def test_engines_by_name_have_the_traits_that_the_check_assumes() -> None:
+    from asyncrl.recipe.check import _ENGINES
+    from asyncrl.rollout.engines import engine_class
+
+    for name, traits in _ENGINES.items():
+        engine = engine_class(name, Path.cwd())
+        assert (engine.provides_logprobs, engine.holds_weights) == (traits.provides_logprobs, traits.holds_weights)

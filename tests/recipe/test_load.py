@@ -1,0 +1,247 @@
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncrl.errors import UserError
+from asyncrl.recipe.load import dump, load, worst_case_staleness
+from asyncrl.recipe.schema import Recipe
+
+MINIMAL = "model: random:tiny-llama\ndata: {path: rows.jsonl}\nreward: m:f\nmax_steps: 3\n"
+RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(MINIMAL)
+    return tmp_path
+
+
+def write(name: str, text: str) -> Path:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(text)
+    return Path(name)
+
+
+def test_overrides_have_yaml_types_and_may_add_keys_below_mappings(folder: Path) -> None:
+    recipe = load(
+        Path("r.yaml"),
+        [
+            "trainer.learning_rate=1e-3",
+            "rollout.engine_args.x=1",
+            "rollout.engine_args.y.z=[a, true]",
+            "run_dir=runs/a=b",
+            "rollout.cpu_cores=0",
+            "track.wandb=off",
+            "max_steps=4",
+            "max_steps=5",
+        ],
+    )
+    assert recipe.trainer.learning_rate == 1e-3
+    assert recipe.rollout.engine_args == {"x": 1, "y": {"z": ["a", True]}}
+    assert recipe.run_dir == "runs/a=b"
+    assert recipe.rollout.cpu_cores == "0"
+    assert recipe.track.wandb == "off"
+    assert recipe.max_steps == 5
+
+
+def test_an_optimizer_option_leaves_the_other_defaults(folder: Path) -> None:
+    recipe = load(Path("r.yaml"), ["trainer.optimizer.weight_decay=0.1"])
+    assert recipe.trainer.optimizer == {"betas": [0.9, 0.95], "weight_decay": 0.1}
+
+
+def test_base_files_are_relative_to_the_file_that_names_them_and_lie_below_it(folder: Path) -> None:
+    write("a/low.yaml", MINIMAL + "group_size: 2\nseed: 1\nrollout: {replicas: 2, engine_args: {p: 1, q: 1}}\n")
+    write("a/mid.yaml", "base: low.yaml\nseed: 2\nmax_steps: 9\n")
+    top = write("b/top.yaml", "base: ../a/mid.yaml\nmax_steps: 8\nrollout: {engine_args: {q: 2}}\n")
+    recipe = load(top, ["seed=7"])
+    assert (recipe.group_size, recipe.seed, recipe.max_steps, recipe.rollout.replicas) == (2, 7, 8, 2)
+    assert recipe.rollout.engine_args == {"p": 1, "q": 2}
+
+
+def test_values_may_refer_to_other_keys(folder: Path) -> None:
+    assert load(Path("r.yaml"), ["groups_per_step=${max_steps}"]).groups_per_step == 3
+
+
+BAD_FILES = {
+    "max_stepz: 3": r"bad\.yaml: max_stepz is not a key; did you mean max_steps\?",
+    "trainer: {learning_rat: 1}": (
+        r"bad\.yaml: trainer\.learning_rat is not a key; did you mean trainer\.learning_rate\?"
+    ),
+    "max_new_tokens: 1": r"bad\.yaml: max_new_tokens is not a key; did you mean rollout\.max_new_tokens\?",
+    "trainer: {lr: 1}": r"bad\.yaml: trainer\.lr is not a key; trainer has the keys ranks, .*, cpu_threads",
+    "zzz: 1": r"bad\.yaml: zzz is not a key; a recipe has the keys model, data, .*, ray_address",
+    "5: 1": r"bad\.yaml: 5 is not a key; a recipe has the keys .*",
+    "groups_per_step: many": r"bad\.yaml: groups_per_step must be a whole number, got 'many'",
+    "group_size: '4'": r"bad\.yaml: group_size must be a whole number, got '4'",
+    "group_size: 4.5": r"bad\.yaml: group_size must be a whole number, got 4\.5",
+    "group_size: true": r"bad\.yaml: group_size must be a whole number, got true",
+    "group_size: null": r"bad\.yaml: group_size must be a whole number, got null",
+    "group_size: 0": r"bad\.yaml: group_size must be greater than 0, got 0",
+    "max_staleness: -1": r"bad\.yaml: max_staleness must be at least 0, got -1",
+    "seed: 4294967296": r"bad\.yaml: seed must be less than 4294967296, got 4294967296",
+    "rollout: {top_p: 2}": r"bad\.yaml: rollout\.top_p must be at most 1, got 2",
+    "rollout: {temperature: 0}": r"bad\.yaml: rollout\.temperature must be greater than 0, got 0",
+    "rollout: {temperature: .inf}": r"bad\.yaml: rollout\.temperature must be a finite number, got inf",
+    "trainer: {learning_rate: fast}": r"bad\.yaml: trainer\.learning_rate must be a number, got 'fast'",
+    "data: {path: x.csv, chat: 1}": r"bad\.yaml: data\.chat must be true or false, got 1",
+    "run_dir: 3": r"bad\.yaml: run_dir must be text, got 3; put it in quotes",
+    "over_age: wayt": r"bad\.yaml: over_age must be 'wait', 'drop' or 'mask', got 'wayt'; did you mean wait\?",
+    "algorithm: [grpo]": r"bad\.yaml: algorithm must be a mapping of keys to values, got \['grpo'\]",
+    "rollout: {engine_args: 3}": r"bad\.yaml: rollout\.engine_args must be a mapping of keys to values, got 3",
+    "reward: ${rewrd}": r"bad\.yaml: reward: Interpolation key 'rewrd' not found",
+    "reward: '${}'": r"bad\.yaml: reward: no viable alternative at input '\$\{\}'",
+    "reward: [a": r"bad\.yaml: line 2 is not valid YAML: did not find expected ',' or '\]'",
+    "seed: 1\nseed: 2": r"bad\.yaml: line 2 is not valid YAML: found duplicate key seed",
+    "seed: !!set {x}": r"bad\.yaml: seed: Value 'set' is not a supported primitive type",
+    "seed: \x01": r"bad\.yaml: it is not valid YAML: unacceptable character #x0001: .*",
+    "- seed": r"bad\.yaml must hold lines of the form key: value",
+    "7": r"bad\.yaml must hold lines of the form key: value",
+    "base: [r.yaml]": r"bad\.yaml: base must be the path of another recipe, got \['r\.yaml'\]",
+    "base: rr.yaml": r"bad\.yaml: base rr\.yaml does not exist; did you mean r\.yaml\?",
+    "base: bad.yaml": r"bad\.yaml: base goes in a circle, bad\.yaml -> bad\.yaml; remove one of them",
+    "base: .": r"bad\.yaml: base \. cannot be read as a recipe: Is a directory",
+    "base: r.yaml\ndata: [x]": r"bad\.yaml: puts a list where keys are needed, or keys where a list is",
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), BAD_FILES.items(), ids=lambda text: re.sub(r"\W+", "-", text)[:40])
+def test_a_bad_file_is_told_in_one_sentence(folder: Path, lines: str, message: str) -> None:
+    # The rest of the recipe is whole, so that only these lines can be the fault.
+    own = {line.partition(":")[0] for line in lines.splitlines()}
+    rest = [line for line in MINIMAL.splitlines() if line.partition(":")[0] not in own]
+    text = lines if lines in ("- seed", "7") else "\n".join([lines, *rest])
+    with pytest.raises(UserError) as caught:
+        load(write("bad.yaml", text))
+    assert re.fullmatch(message, str(caught.value))
+
+
+@pytest.mark.parametrize("key", ["model", "data", "reward", "max_steps"])
+def test_a_missing_key_is_named(folder: Path, key: str) -> None:
+    text = "".join(f"{line}\n" for line in MINIMAL.splitlines() if not line.startswith(key))
+    with pytest.raises(UserError, match=rf"^bad\.yaml: {key} is missing; add it$"):
+        load(write("bad.yaml", text))
+
+
+def test_a_misspelt_required_key_is_named_by_what_was_written(folder: Path) -> None:
+    path = write("bad.yaml", MINIMAL.replace("reward", "reword"))
+    with pytest.raises(UserError, match=r"^bad\.yaml: reword is not a key; did you mean reward\?$"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps", r"'max_steps' is not of the form key=value, such as max_steps=20 or trainer\.ranks=1"),
+        ("=3", r"'=3' is not of the form key=value, .*"),
+        ("trainer..ranks=3", r"'trainer\.\.ranks=3' is not of the form key=value, .*"),
+        ("seed=[1", r"seed=\[1: the value is not valid YAML: did not find expected ',' or '\]'"),
+        ("trainer.rank=1", r"command line: trainer\.rank is not a key; did you mean trainer\.ranks\?"),
+        ("seed=x", r"command line: seed must be a whole number, got 'x'"),
+        ("trainer.learning_rate.x=3", r"command line: trainer\.learning_rate must be a number, got \{'x': 3\}"),
+        ("model=${x}", r"command line: model: Interpolation key 'x' not found"),
+    ],
+)
+def test_a_bad_override_is_told_in_one_sentence(folder: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(Path("r.yaml"), [override])
+    assert re.fullmatch(message, str(caught.value))
+
+
+def test_the_layer_with_the_fault_is_named(folder: Path) -> None:
+    write("low.yaml", MINIMAL + "group_size: x\n")
+    top = write("top.yaml", "base: low.yaml\nseed: 1\n")
+    with pytest.raises(UserError, match=r"^low\.yaml: group_size"):
+        load(top)
+    with pytest.raises(UserError, match=r"^top\.yaml: seed"):
+        load(write("top.yaml", "base: low.yaml\nseed: y\ngroup_size: 3\n"))
+
+
+def test_a_longer_circle_of_bases_ends(folder: Path) -> None:
+    write("a.yaml", "base: sub/b.yaml\n")
+    write("sub/b.yaml", "base: ../a.yaml\n")
+    with pytest.raises(UserError, match=r"^sub/b\.yaml: .*a\.yaml -> sub/b\.yaml -> a\.yaml; remove one of them$"):
+        load(Path("a.yaml"))
+
+
+def test_a_missing_recipe_file_names_the_nearest(folder: Path) -> None:
+    write("recipes/arithmetic.yaml", MINIMAL)
+    with pytest.raises(UserError, match=r"^recipes/arithmetik\.yml does not exist; did you mean recipes/arithmetic\.y"):
+        load(Path("recipes/arithmetik.yml"))
+    write("recipes/arithmetic.py", "")
+    with pytest.raises(UserError, match=r"; did you mean recipes/arithmetic\.yaml\?$"):
+        load(Path("recipes/arithmetc.yaml"))
+    with pytest.raises(UserError, match=r"^nowhere/x\.yaml does not exist$"):
+        load(Path("nowhere/x.yaml"))
+
+
+def test_a_file_that_is_no_text_is_refused(folder: Path) -> None:
+    Path("weights.bin").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"^weights\.bin cannot be read as a recipe: it is not UTF-8 text$"):
+        load(Path("weights.bin"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_short_and_survive_dump_and_load(path: Path, tmp_path: Path) -> None:
+    recipe = load(path)
+    dumped = tmp_path / "recipe.yaml"
+    dumped.write_text(dump(recipe))
+    assert load(dumped) == recipe
+    assert len(path.read_text().splitlines()) <= 40
+
+
+def test_dump_has_plain_keys_in_the_order_of_the_schema(folder: Path) -> None:
+    text = dump(load(Path("r.yaml"), ["max_staleness=12"]))
+    assert re.findall(r"^(\w+):", text, re.M) == list(Recipe.model_fields)
+    found = re.search(r"^max_staleness:\s*(\d+)", text, re.M)
+    assert found is not None
+    assert found[1] == "12"
+
+
+SCALARS = st.one_of(
+    st.text(),
+    st.text(alphabet="\\${}: 'x\n#"),
+    st.sampled_from(["off", "1e-3", "null", "0x1", "2020-01-01", "1_000", "~", "${a}", "\\${a}"]),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.floats(allow_nan=False),
+)
+TREES = st.dictionaries(
+    st.text(min_size=1), st.recursive(SCALARS, lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(system=SCALARS.filter(lambda v: v is None or isinstance(v, str)), arguments=TREES)
+def test_load_of_dump_is_the_same_recipe(
+    tmp_path_factory: pytest.TempPathFactory, system: str, arguments: dict
+) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": "m",
+            "data": {"path": "p", "system": system},
+            "reward": "m:f",
+            "max_steps": 1,
+            "rollout": {"engine_args": arguments},
+        }
+    )
+    path = tmp_path_factory.mktemp("dump") / "recipe.yaml"
+    path.write_text(dump(recipe))
+    assert load(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bound"),
+    [
+        (["max_staleness=0"], 0),
+        (["max_staleness=2"], 2),
+        (["max_staleness=2", "selection_window=5", "groups_per_step=4"], 3),
+        (["max_staleness=2", "selection_window=6", "groups_per_step=4"], 4),
+    ],
+)
+def test_worst_case_staleness(folder: Path, overrides: list[str], bound: int) -> None:
+    assert worst_case_staleness(load(Path("r.yaml"), overrides)) == bound

@@ -1,0 +1,224 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from asyncrl.cli import main
+from asyncrl.errors import DeadlineExceeded, UserError
+from asyncrl.recipe.load import load
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPES = ("arithmetic", "tiny", "gsm8k-qwen")
+MAX_CPU_S = 1.0
+# Runs the command line as the entry point does, then tells what it loaded and what it cost.
+PROBE = """
+import sys, time
+from asyncrl.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as exit:
+    code = exit.code
+heavy = [name for name in ("torch", "ray", "vllm") if name in sys.modules]
+print(f"code={code or 0} heavy={heavy} cpu_s={time.process_time():.3f}")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the shipped recipes, a stand-in for SmolLM2, reward files and an old run."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    model = tmp_path / "models/smollm2-135m-instruct"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (tmp_path / "my_reward.py").write_text("def odd(x): return 0\n\nnumber = 1\n")
+    (tmp_path / "broken.yaml").write_text("model: a\ndata: [b\n")
+    (tmp_path / "runs/old").mkdir(parents=True)
+    (tmp_path / "runs/old/recipe.yaml").write_text("model: x\n")
+    (tmp_path / "runs/old/checkpoints/step_000002").mkdir(parents=True)
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [p for p in folder.rglob("*")]
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in files}
+
+
+TINY = "train recipes/tiny.yaml "
+BAD = {
+    TINY + "trainer.learning_rat=1": (
+        r"command line: trainer\.learning_rat is not a key; did you mean trainer\.learning_rate\?"
+    ),
+    TINY + "groups_per_step=many": r"command line: groups_per_step must be a whole number, got 'many'",
+    TINY + "max_steps": r"'max_steps' is not of the form key=value, such as max_steps=20 or trainer\.ranks=1",
+    "train recipes/tinny.yaml": r"recipes/tinny\.yaml does not exist; did you mean recipes/tiny\.yaml\?",
+    "train broken.yaml": r"broken\.yaml: line 3 is not valid YAML: did not find expected ',' or '\]'",
+    TINY + "group_size=1": r"group_size 1 gives every trajectory advantage 0 .*; set group_size to 2 or more",
+    TINY + "buffer.capacity_groups=7": r"buffer\.capacity_groups 7 is below .* = 8; raise it, or leave it out",
+    TINY
+    + "rollout.engine=simulated algorithm.correction=tis": r"algorithm: correction tis needs behaviour log-probs.*",
+    TINY + "rollout.top_p=0.9": r"rollout\.top_p 0\.9 cuts the sampled distribution, .*; set rollout\.top_p=1",
+    TINY + "model=models/none": r"model models/none does not exist",
+    "train recipes/arithmetic.yaml data.chat=true": r"data\.chat is true, but model .* has no chat template; .*",
+    TINY + "data.path=rows.csv": r"data\.path rows\.csv does not exist",
+    TINY + "reward=./none.py:f": r"reward '\./none\.py:f' does not import: .*",
+    TINY + "reward=./my_reward.py:number": r"reward '\./my_reward\.py:number' is of type int, not a function",
+    TINY + "reward=./my_reward.py:odd": r"reward '\./my_reward\.py:odd' takes \(x\), but must take .*",
+    TINY + "run_dir=runs/old": r"run_dir runs/old exists; choose another run_dir, or `asyncrl resume` it",
+    "trian recipes/tiny.yaml": r".*invalid choice: 'trian'.*; see asyncrl --help",
+    "train": r"the following arguments are required: RECIPE.*; see asyncrl train --help",
+    TINY + "--fast": r"unknown argument --fast; see asyncrl --help",
+    "report runs/old more": r"unknown argument more; see asyncrl --help",
+    "resume runs/none": r"runs/none is not a run directory: it does not exist",
+    "resume models": r"models is not a run directory: it has no recipe\.yaml",
+    "resume runs/old": r"runs/old has no complete checkpoint to resume from; start it again with `asyncrl train`",
+    "report models": r"models is not a run directory: it has no recipe\.yaml",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.items(), ids=BAD)
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    before = snapshot(folder)
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(f"asyncrl: {message}\n", err)
+    assert snapshot(folder) == before
+
+
+def probe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROBE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_dry_run_prints_recipe_slots_and_bound_at_once_without_torch_ray_or_vllm(folder: Path, name: str) -> None:
+    before = snapshot(folder)
+    done = probe("train", f"recipes/{name}.yaml", "--dry-run", "max_staleness=3")
+    assert done.stderr == ""
+    *lines, ok, cost = done.stdout.splitlines()
+    assert ok == "ok"
+    assert cost.startswith("code=0 heavy=[] ")
+    assert float(cost.rpartition("=")[2]) < MAX_CPU_S
+    end_of_recipe = lines.index("")
+    (folder / "resolved.yaml").write_text("\n".join(lines[:end_of_recipe]))
+    recipe = load(Path("resolved.yaml"))
+    assert recipe == load(Path(f"recipes/{name}.yaml"), ["max_staleness=3"])
+    slots, staleness, episodes = lines[end_of_recipe + 1 : end_of_recipe + 4]
+    assert slots.split()[:2] == ["slots", str(4 * recipe.groups_per_step)]
+    assert "older than 3 update" in staleness
+    assert f"up to {4 * recipe.groups_per_step * recipe.group_size} rollouts" in episodes
+    (folder / "resolved.yaml").unlink()
+    assert snapshot(folder).keys() == before.keys()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], []])
+def test_help_is_instant(folder: Path, arguments: list[str]) -> None:
+    done = probe(*arguments)
+    *lines, cost = done.stdout.splitlines()
+    assert lines[0].startswith(("usage: asyncrl", "asyncrl 0."))
+    assert cost.startswith("code=0 heavy=[] ")
+    assert float(cost.rpartition("=")[2]) < MAX_CPU_S
+
+
+def test_the_installed_command_has_no_traceback(folder: Path) -> None:
+    command = Path(sys.executable).with_name("asyncrl")
+    done = subprocess.run([command, "train", "none.yaml"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "asyncrl: none.yaml does not exist\n")
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """Stand-ins for what the commands hand over to; `outcome` is returned, or raised if it is an error."""
+    seen = types.SimpleNamespace(calls=[], outcome=0)
+
+    def call(*arguments: Any) -> Any:
+        seen.calls.append(arguments)
+        if isinstance(seen.outcome, BaseException):
+            raise seen.outcome
+        return seen.outcome
+
+    for name, functions in {
+        "asyncrl.runtime.run": ("train", "resume"),
+        "asyncrl.observe.report": ("write_report",),
+        "asyncrl.observe.doctor": ("doctor",),
+    }.items():
+        module = types.ModuleType(name)
+        for function in functions:
+            setattr(module, function, call)
+        monkeypatch.setitem(sys.modules, name, module)
+    return seen
+
+
+def test_train_hands_over_the_checked_recipe(folder: Path, runtime: types.SimpleNamespace) -> None:
+    runtime.outcome = 7
+    assert main(["train", "recipes/tiny.yaml", "max_steps=4"]) == 7
+    assert runtime.calls == [(load(Path("recipes/tiny.yaml"), ["max_steps=4"]), "tiny", folder)]
+
+
+def test_resume_hands_over_a_run_with_a_complete_checkpoint(folder: Path, runtime: types.SimpleNamespace) -> None:
+    (folder / "runs/old/checkpoints/step_000002/COMPLETE").touch()
+    assert main(["resume", "runs/old", "max_steps=9"]) == 0
+    assert runtime.calls == [(Path("runs/old"), ["max_steps=9"])]
+
+
+def test_report_prints_its_path(
+    folder: Path, runtime: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime.outcome = Path("runs/old/report.html")
+    assert main(["report", "runs/old"]) == 0
+    assert capsys.readouterr().out == "runs/old/report.html\n"
+    assert runtime.calls == [(Path("runs/old"),)]
+
+
+def test_doctor_gives_the_exit_code(runtime: types.SimpleNamespace) -> None:
+    runtime.outcome = 1
+    assert main(["doctor"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("the data\n set has no rows"), 2, "the data set has no rows"),
+        (RayTaskError("f", "long traceback", UserError("no model")).as_instanceof_cause(), 2, "no model"),
+        (DeadlineExceeded("waited for trainer"), 1, "waited for trainer"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_of_a_run_become_one_line_and_an_exit_code(
+    folder: Path,
+    runtime: types.SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    runtime.outcome = error
+    assert main(["train", "recipes/tiny.yaml"]) == code
+    assert capsys.readouterr().err == f"asyncrl: {message}\n"
+
+
+def test_a_bug_keeps_its_traceback(folder: Path, runtime: types.SimpleNamespace) -> None:
+    runtime.outcome = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "recipes/tiny.yaml"])
+
+
+def test_libraries_are_silenced_unless_the_environment_says_otherwise(
+    folder: Path, runtime: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    main(["doctor"])
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
