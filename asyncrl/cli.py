@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import asyncrl
-from asyncrl.errors import DeadlineExceeded, UserError
+from asyncrl.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         return _run(_arguments(argv))
-    except (UserError, DeadlineExceeded) as error:
+    except (UserError, RunFailed) as error:
         # An error raised in an actor arrives inside Ray's, whose text is a traceback.
         cause = getattr(error, "cause", error)
         print(f"asyncrl: {' '.join(str(cause).split())}", file=sys.stderr)

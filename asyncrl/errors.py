@@ -1,9 +1,13 @@
-"""Errors that a user can mend. The command line prints them as one sentence and exits with code 2."""
+"""Errors that the command line shows as one sentence, without a traceback."""
 
 
 class UserError(Exception):
-    """Bad input: says what is wrong, where, and what to change. Never shown with a traceback."""
+    """Bad input: says what is wrong, where, and what to change. Exit code 2."""
 
 
-class DeadlineExceeded(RuntimeError):
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says why. Shown as one sentence, with exit code 1."""
+
+
+class DeadlineExceeded(RunFailed):
     """A wait outlived its deadline (I4); the message names who was waited for, and for what."""

@@ -61,7 +61,7 @@ def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
             cpu_cores="0",
             kv_cache_gib=0.25,
             seed=0,
-            engine_args={"enforce_eager": True},
+            engine_args={"enforce_eager": True, "enable_prefix_caching": False},
         )
         engine = VllmEngine(config)
         await engine.start(0)

@@ -42,6 +42,7 @@ from asyncrl.control.messages import (
     WeightsLive,
 )
 from asyncrl.data.tasks import TaskSource
+from asyncrl.errors import RunFailed
 from asyncrl.observe.live import LiveView
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
@@ -204,7 +205,7 @@ class Driver:
         self.inbox.put_nowait(GeneratorLost(name))
         if not self.alive:
             self.inbox.put_nowait(
-                RuntimeError(f"all generators are lost; `asyncrl resume {self.run_dir}` goes on from the checkpoint")
+                RunFailed(f"all generators are lost; `asyncrl resume {self.run_dir}` goes on from the checkpoint")
             )
 
     def _check_failures(self, summary: GroupSummary) -> None:
@@ -213,7 +214,7 @@ class Driver:
         limit = max(_MAX_FAILED_IN_A_ROW, self.recipe.groups_per_step)
         if self._failed_in_a_row >= limit:
             reason = "; ".join([summary.reason, *summary.errors[:1]])
-            self.inbox.put_nowait(RuntimeError(f"the last {limit} groups failed, the last of them with {reason}"))
+            self.inbox.put_nowait(RunFailed(f"the last {limit} groups failed, the last of them with {reason}"))
 
     async def _train(self, train: Train) -> None:
         reference = self.actors.trainer.train.remote(train.step, list(train.groups), train.min_version, self.publishing)

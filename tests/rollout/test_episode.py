@@ -1,0 +1,201 @@
+"""From a task to a group, with the simulated engine and rewards made up here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asyncrl.data.tasks import Task, tokenize
+from asyncrl.models import load_tokenizer
+from asyncrl.rewards.score import RewardRequest, Score, failed
+from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
+from asyncrl.rollout.episode import GroupAborted, GroupRunner, PromptTooLong, RolloutSettings, request_ids, trajectory
+from asyncrl.rollout.simulated import SimulatedEngine
+from asyncrl.rollout.trajectory import Group
+from asyncrl.weights.channel import WeightUpdate
+
+TASK = Task(17, 4, "two plus two is", {"answer": "4"})
+SETTINGS = RolloutSettings(group_size=3, max_new_tokens=30, max_prompt_tokens=64, temperature=0.7, seed=11)
+
+
+class Rewards:
+    """A reward pool without processes: scores completion i with `score_of(i)`."""
+
+    def __init__(self, score_of: Callable[[int], Score] = lambda i: Score(float(i))) -> None:
+        self.score_of = score_of
+        self.requests: list[RewardRequest] = []
+
+    async def score(self, request: RewardRequest) -> list[Score]:
+        self.requests.append(request)
+        return [self.score_of(i) for i in range(len(request.completions))]
+
+
+class RecordingEngine(SimulatedEngine):
+    """Remembers what each request asked for."""
+
+    def __init__(self, token_s: float = 0.0) -> None:
+        super().__init__(EngineConfig("", "", "", 100, "keep", "", 0.0, 0, {"token_s": token_s}))
+        self.asked: dict[str, tuple[list[int], SamplingParams]] = {}
+        self.completions: dict[str, Completion] = {}
+
+    async def generate(self, tokens: list[int], params: SamplingParams, *, request_id: str) -> Completion:
+        self.asked[request_id] = (tokens, params)
+        self.completions[request_id] = await super().generate(tokens, params, request_id=request_id)
+        return self.completions[request_id]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return load_tokenizer(str(tiny_model))
+
+
+def make_runner(tokenizer: Any, rewards: Rewards | None = None, settings: RolloutSettings = SETTINGS) -> GroupRunner:
+    return GroupRunner(RecordingEngine(), tokenizer, rewards or Rewards(), settings)  # type: ignore[arg-type]
+
+
+def run_group(
+    runner: GroupRunner, task: Task = TASK, attempt: int = 0, meanwhile: Callable[[Any], Any] | None = None
+) -> tuple[Group, list[str]]:
+    async def scenario() -> tuple[Group, list[str]]:
+        await runner.engine.start(5)
+        group = asyncio.create_task(runner.run(task, attempt))
+        if meanwhile is not None:
+            while len(runner.engine.asked) < runner.settings.group_size:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+            await meanwhile(runner.engine)
+        return await asyncio.wait_for(group, 20)
+
+    return asyncio.run(scenario())
+
+
+def test_a_group_is_prompt_and_completions_with_their_scores(tokenizer: Any) -> None:
+    rewards = Rewards(lambda i: Score(i / 2, {"length": float(i)}))
+    runner = make_runner(tokenizer, rewards)
+    group, texts = run_group(runner, attempt=2)
+    prompt = tokenize(TASK, tokenizer)
+    assert (group.task, group.attempt, group.row) == (17, 2, 4)
+    completions = [runner.engine.completions[f"17.2.{i}"] for i in range(3)]
+    for i, (got, completion) in enumerate(zip(group.trajectories, completions, strict=True)):
+        assert got.tokens.tolist() == prompt + completion.tokens
+        assert got.versions.tolist() == [-1] * len(prompt) + [5] * len(completion.tokens)
+        assert got.loss_mask.tolist() == [False] * len(prompt) + [True] * len(completion.tokens)
+        assert got.prompt_length == len(prompt)
+        assert (got.reward, got.extras, got.error, got.finish_reason) == (i / 2, {"length": i}, None, "stop")
+    (request,) = rewards.requests
+    assert request == RewardRequest(TASK.prompt, texts, [c.tokens for c in completions], TASK.row)
+    assert texts == [tokenizer.decode(c.tokens, skip_special_tokens=True) for c in completions]
+
+
+def test_the_prompt_and_the_settings_reach_the_engine(tokenizer: Any) -> None:
+    runner = make_runner(tokenizer)
+    run_group(runner)
+    assert list(runner.engine.asked) == request_ids(17, 0, 3)
+    for tokens, params in runner.engine.asked.values():
+        assert tokens == tokenize(TASK, tokenizer)
+        assert (params.max_new_tokens, params.temperature) == (30, 0.7)
+
+
+def test_chat_prompts_go_through_the_template(tokenizer: Any) -> None:
+    runner = make_runner(tokenizer)
+    messages = [{"role": "user", "content": "hi"}]
+    run_group(runner, Task(0, 0, messages, {}))
+    tokens, _ = runner.engine.asked["0.0.0"]
+    assert tokenizer.decode(tokens) == "<user>hi\n<assistant>"
+
+
+def test_a_failed_reward_masks_the_trajectory_and_no_other(tokenizer: Any) -> None:
+    runner = make_runner(tokenizer, Rewards(lambda i: failed("it crashed") if i == 1 else Score(0.0)))
+    group, _ = run_group(runner)
+    zero, lost, _ = group.trajectories
+    assert lost.reward is None
+    assert lost.error == "it crashed"
+    assert not lost.loss_mask.any()
+    assert (lost.versions >= 0).any()  # it was sampled all the same
+    assert zero.reward == 0.0
+    assert zero.loss_mask.any()
+    assert zero.error is None
+
+
+def test_versions_follow_an_update_during_the_group(tokenizer: Any) -> None:
+    async def update(engine: RecordingEngine) -> None:
+        for _ in range(4):
+            await asyncio.sleep(0)
+        await engine.update_weights(WeightUpdate(6))
+
+    runner = make_runner(tokenizer)
+    group, _ = run_group(runner, meanwhile=update)
+    num_prompt = len(tokenize(TASK, tokenizer))
+    seen = set()
+    for i, got in enumerate(group.trajectories):
+        spans = runner.engine.completions[f"17.0.{i}"].spans
+        expected = [-1] * num_prompt + [s.version for s in spans for _ in range(s.start, s.end)]
+        assert got.versions.tolist() == expected
+        seen |= set(expected)
+    assert seen == {-1, 5, 6}
+    assert group.version_range == (5, 6)
+
+
+def test_a_long_prompt_is_refused_before_it_is_sampled(tokenizer: Any) -> None:
+    length = len(tokenize(TASK, tokenizer))
+    fits = RolloutSettings(2, 3, length, 1.0, 0)
+    run_group(make_runner(tokenizer, settings=fits))
+    runner = make_runner(tokenizer, settings=RolloutSettings(2, 3, length - 1, 1.0, 0))
+    with pytest.raises(PromptTooLong):
+        run_group(runner)
+    assert runner.engine.asked == {}
+
+
+@pytest.mark.parametrize("members", [[1], [0, 1, 2]])
+def test_one_aborted_member_aborts_the_group_unscored(tokenizer: Any, members: list[int]) -> None:
+    rewards = Rewards()
+    with pytest.raises(GroupAborted):
+        run_group(
+            make_runner(tokenizer, rewards),
+            meanwhile=lambda engine: engine.cancel([request_ids(17, 0, 3)[i] for i in members]),
+        )
+    assert rewards.requests == []
+
+
+def seeds(tokenizer: Any, task: int, attempt: int = 0, seed: int = 11) -> list[int]:
+    runner = make_runner(tokenizer, settings=RolloutSettings(3, 5, 64, 1.0, seed))
+    run_group(runner, Task(task, 0, "two", {}), attempt)
+    return [params.seed for _, params in runner.engine.asked.values()]
+
+
+def test_seeds_depend_on_recipe_task_and_member_only(tokenizer: Any) -> None:
+    first = seeds(tokenizer, 0)
+    assert seeds(tokenizer, 0, attempt=3) == first
+    others = [*first, *seeds(tokenizer, 1), *seeds(tokenizer, 0, seed=12)]
+    assert len(set(others)) == 9
+
+
+def test_logprobs_stand_at_the_sampled_tokens() -> None:
+    completion = Completion([7, 8], [-0.5, -1.5], [VersionSpan(3, 0, 1), VersionSpan(4, 1, 2)], "length")
+    got = trajectory([1, 2, 3], completion, Score(1.0))
+    assert got.logprobs.tolist() == [0, 0, 0, -0.5, -1.5]
+    assert got.versions.tolist() == [-1, -1, -1, 3, 4]
+    assert got.finish_reason == "length"
+    assert [a.dtype for a in (got.tokens, got.versions, got.logprobs, got.loss_mask)] == ["i4", "i4", "f4", "?"]
+
+
+def test_an_engine_without_logprobs_gives_nan_not_zero() -> None:
+    got = trajectory([1], Completion([7], None, [VersionSpan(0, 0, 1)], "stop"), Score(1.0))
+    assert got.logprobs[0] == 0
+    assert np.isnan(got.logprobs[1])
+
+
+@pytest.mark.parametrize("spans", [[], [VersionSpan(0, 0, 1)], [VersionSpan(0, 1, 2)]])
+def test_a_token_without_a_version_is_an_error(spans: list[VersionSpan]) -> None:
+    with pytest.raises(RuntimeError, match="stamped no version"):
+        trajectory([1], Completion([7, 8], [0.0, 0.0], spans, "stop"), Score(1.0))
+
+
+def test_an_empty_completion_has_nothing_to_train() -> None:
+    got = trajectory([1, 2], Completion([], [], [], "stop"), Score(0.0))
+    assert got.tokens.tolist() == [1, 2]
+    assert not got.loss_mask.any()

@@ -1,0 +1,122 @@
+"""I5: max_staleness 0 is synchronous training, bit for bit the same as a plain serial loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asyncrl.algorithms.losses import LOSSES
+from asyncrl.cli import main
+from asyncrl.data.source import load_rows
+from asyncrl.data.tasks import TaskSource, tokenize
+from asyncrl.models import load_tokenizer
+from asyncrl.plugins import load_object
+from asyncrl.recipe.load import load
+from asyncrl.rollout.engine import SamplingParams
+from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.model import load_model
+from asyncrl.weights.channel import TransferChannel, WeightUpdate
+from asyncrl.weights.staging import StagedWeights
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+# One sequence at a time: how requests are batched changes the last bits of a matrix product.
+OVERRIDES = [
+    "policy=sync",
+    "max_staleness=0",
+    "max_steps=3",
+    "rollout.cpu_cores=0",
+    "rollout.engine_args={enforce_eager: true, enable_prefix_caching: false, max_num_seqs: 1}",
+    "trainer.cpu_threads=1",
+    "checkpoint.every_steps=0",
+    "track.wandb=off",
+    "track.tensorboard=false",
+]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class OneReplica:
+    num_workers = 1
+
+    def __init__(self, engine: Any, loop_thread: Any) -> None:
+        self.engine, self.loop_thread = engine, loop_thread
+
+    def join(self, init_info: dict[str, Any]) -> None:
+        self.loop_thread.run(self.engine.join_channel(init_info))
+
+    def update(self, update: WeightUpdate) -> dict[str, float]:
+        return {"replica": self.loop_thread.run(self.engine.update_weights(update))}
+
+
+def serial_loop(recipe: Any, model: Path, engine: Any, loop_thread: Any) -> dict[str, torch.Tensor]:
+    """Draw, sample, score, train, push; one thing after the other. No actors, no controller, no buffer."""
+    device = torch.device("cpu")
+    learner = Learner(load_model(str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
+    staged = StagedWeights(learner.model, torch.float32, device)
+    channel = TransferChannel("gloo", OneReplica(engine, loop_thread), "127.0.0.1", timeout_s=60)
+    tokenizer = load_tokenizer(str(model))
+    tasks = TaskSource(load_rows(recipe.data, recipe.seed), recipe.data, recipe.seed)
+    reward = load_object(recipe.reward, ROOT, "reward")
+    staged.copy_from(learner.model)
+    channel.publish(0, staged)
+    for step in range(recipe.max_steps):
+        batch = []
+        for number in range(step * recipe.groups_per_step, (step + 1) * recipe.groups_per_step):
+            task = tasks.task(number)
+            prompt = tokenize(task, tokenizer)
+            members = []
+            for member in range(recipe.group_size):
+                seed = int(np.random.SeedSequence([recipe.seed, number, member]).generate_state(1)[0])
+                params = SamplingParams(recipe.rollout.max_new_tokens, recipe.rollout.temperature, seed)
+                call = engine.generate(prompt, params, request_id=f"serial-{number}-{member}")
+                completion = loop_thread.run(call)
+                sampled = np.array([False] * len(prompt) + [True] * len(completion.tokens))
+                members.append(
+                    Trajectory(
+                        tokens=np.array(prompt + completion.tokens, np.int32),
+                        versions=np.where(sampled, step, -1).astype(np.int32),
+                        logprobs=np.array([0.0] * len(prompt) + completion.logprobs, np.float32),
+                        loss_mask=sampled,
+                        reward=reward(tokenizer.decode(completion.tokens, skip_special_tokens=True), **task.row),
+                        finish_reason=completion.finish_reason,
+                    )
+                )
+            batch.append(Group(number, 0, task.row_index, tuple(members)))
+        learner.step(batch, step, min_version=step)
+        staged.copy_from(learner.model)
+        channel.publish(step + 1, staged)
+    channel.close()
+    return {f"model.{name}": p.detach().clone() for name, p in learner.model.named_parameters()}
+
+
+def test_staleness_zero_equals_a_serial_loop(
+    vllm_engine: Any, loop_thread: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    monkeypatch.chdir(ROOT)
+    run_dir = tmp_path / "run"
+    assert main(["train", "recipes/tiny.yaml", *OVERRIDES, f"run_dir={run_dir}"]) == 0
+    # A finished event loop leaves none behind, which vLLM's client in this process expects to find.
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    trained = load_file(run_dir / "checkpoints/step_000003/trainer/rank_0.safetensors")
+    recipe = load(ROOT / "recipes/tiny.yaml", OVERRIDES)
+    expected = serial_loop(recipe, run_dir / "initial_model", vllm_engine, loop_thread)
+    initial = load_file(run_dir / "initial_model/model.safetensors")
+    for name, weights in expected.items():
+        assert torch.equal(trained[name], weights), name
+        assert not torch.equal(initial[name.removeprefix("model.")], weights), f"{name} was never trained"
