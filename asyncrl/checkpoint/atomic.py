@@ -32,7 +32,7 @@ def commit(part: Path) -> Path:
             _fsync(Path(folder, name))
         _fsync(Path(folder))
     final = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
-    shutil.rmtree(final, ignore_errors=True)
+    _remove(final)
     part.rename(final)
     _fsync(final.parent)
     (final / "COMPLETE").touch()
@@ -59,9 +59,13 @@ def prune(root: Path, keep_last: int) -> None:
     keep = set(complete(root)[-keep_last:])
     for folder in [*root.glob("step_*"), *root.glob(".step_*.part")]:
         if folder not in keep:
-            # COMPLETE goes first: a crash half-way must not leave a folder that looks whole.
-            (folder / "COMPLETE").unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    # COMPLETE goes first: a crash half-way must not leave a folder that looks whole.
+    (folder / "COMPLETE").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

@@ -25,6 +25,7 @@ class SimulatedEngine:
         self.vocabulary = int(config.engine_args.get("vocabulary", 100))
         self._version = 0
         self._running = asyncio.Event()
+        self._active: set[str] = set()
         self._cancelled: set[str] = set()
 
     async def start(self, version: int) -> None:
@@ -32,6 +33,7 @@ class SimulatedEngine:
         self._running.set()
 
     async def generate(self, tokens: list[int], params: SamplingParams, *, request_id: str) -> Completion:
+        self._active.add(request_id)
         rng = random.Random(params.seed)
         length = rng.randint(1, params.max_new_tokens)
         sampled: list[int] = []
@@ -46,10 +48,11 @@ class SimulatedEngine:
                 spans.append(VersionSpan(self._version, len(sampled) - 1, len(sampled)))
         aborted = request_id in self._cancelled
         self._cancelled.discard(request_id)
+        self._active.discard(request_id)
         return Completion(sampled, None, spans, "abort" if aborted else "stop")
 
     async def cancel(self, request_ids: list[str]) -> None:
-        self._cancelled.update(request_ids)
+        self._cancelled.update(self._active.intersection(request_ids))
 
     async def join_channel(self, init_info: dict[str, Any]) -> None:
         """Nothing to join."""

@@ -1,6 +1,6 @@
 """vLLM's AsyncLLM behind the `Engine` protocol: the one module that calls vLLM's inference API (0.32).
 
-tests/rollout/test_vllm_engine.py checks with `inspect` the signatures used here.
+tests/rollout/test_vllm_signatures.py checks with `inspect` the signatures used here.
 """
 
 from __future__ import annotations

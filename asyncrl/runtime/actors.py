@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ray.actor import ActorHandle
 
@@ -93,4 +92,3 @@ def _generator_config(
         data_path=recipe.data.path,
         start_version=version,
     )
-

@@ -34,8 +34,9 @@ class Buffer:
 
     def take(self, step: int, keys: list[Key]) -> list[bytes]:
         """The encoded groups of batch `step`, in order; they stay here until `drop`."""
+        frames = [self._frames[key] for key in keys]
         self._journal.append(LEASE, msgspec.msgpack.encode([step, keys]))
-        return [self._frames[key] for key in keys]
+        return frames
 
     def drop(self, keys: list[Key]) -> None:
         """Forget groups: trained, stale or obsolete. Unknown ones are ignored (a cancelled group may not be here)."""

@@ -48,7 +48,7 @@ class WaitingFor:
                     raise DeadlineExceeded(f"waited {deadline_s:.0f} s for {whom}: {what}")
                 await asyncio.wait({task}, timeout=min(left_s, wait.since + next_warning_s - time.monotonic()))
                 if not task.done() and time.monotonic() - wait.since >= next_warning_s:
-                    logger.warning("still waiting for %s", wait)
+                    logger.warning("still waiting for %s", str(wait))
                     next_warning_s *= 2
             return task.result()
         finally:

@@ -114,9 +114,6 @@ def test_a_crash_while_saving_over_an_incomplete_checkpoint(tmp_path: Path) -> N
             assert_whole(folder, b"new")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="commit removes an older folder of the step without taking its COMPLETE away first"
-)
 def test_a_crash_while_saving_over_a_complete_checkpoint(tmp_path: Path) -> None:
     for root in crash_everywhere(tmp_path, lambda r: save(r, 10, b"old"), lambda r: save(r, 10, b"new")):
         for folder in complete(root):

@@ -107,23 +107,23 @@ def assert_prefix_or_corrupt(path: Path, original: bytes, bits: list[int], recor
     for bit in bits:
         damaged[bit // 8] ^= 1 << bit % 8
     path.write_bytes(damaged)
-    found = []
+    found, reported = [], False
     try:
         for record in read(path.parent):
             found.append(record)
-    except JournalCorrupt as error:
-        assert path.name in str(error)
-    else:
-        assert len(found) < len(records), "a damaged journal was read as a whole one"
+    except JournalCorrupt:
+        reported = True
     assert found == records[: len(found)]
+    assert reported or len(found) < len(records), "a damaged journal was read as a whole one"
 
 
-@pytest.mark.parametrize("place", ["kind", "crc", "payload"])
+@pytest.mark.parametrize("place", ["kind", "length", "crc", "header crc", "payload"])
 def test_damage_before_the_tail_names_file_and_offset(tmp_path: Path, place: str) -> None:
     first, second, *_ = ends(tmp_path, SMALL)[1:]
     (path,) = tmp_path.iterdir()
     data = bytearray(path.read_bytes())
-    data[{"kind": first + 4, "crc": first + 9, "payload": second + 13}[place]] ^= 1
+    places = {"kind": 4, "length": 8, "crc": 9, "header crc": 13}
+    data[second + 17 if place == "payload" else first + places[place]] ^= 1
     path.write_bytes(data)
     offset = second if place == "payload" else first
     with pytest.raises(JournalCorrupt, match=rf"{path.name}: the record at offset {offset} "):

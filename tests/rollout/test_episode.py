@@ -38,8 +38,8 @@ class Rewards:
 class RecordingEngine(SimulatedEngine):
     """Remembers what each request asked for."""
 
-    def __init__(self, token_s: float = 0.0) -> None:
-        super().__init__(EngineConfig("", "", "", 100, "keep", "", 0.0, 0, {"token_s": token_s}))
+    def __init__(self) -> None:
+        super().__init__(EngineConfig("", "", "", 100, "keep", "", 0.0, 0, {"token_s": 0.0}))
         self.asked: dict[str, tuple[list[int], SamplingParams]] = {}
         self.completions: dict[str, Completion] = {}
 
@@ -55,7 +55,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def make_runner(tokenizer: Any, rewards: Rewards | None = None, settings: RolloutSettings = SETTINGS) -> GroupRunner:
-    return GroupRunner(RecordingEngine(), tokenizer, rewards or Rewards(), settings)  # type: ignore[arg-type]
+    return GroupRunner(RecordingEngine(), tokenizer, rewards or Rewards(), settings)
 
 
 def run_group(
@@ -65,8 +65,9 @@ def run_group(
         await runner.engine.start(5)
         group = asyncio.create_task(runner.run(task, attempt))
         if meanwhile is not None:
-            while len(runner.engine.asked) < runner.settings.group_size:  # type: ignore[attr-defined]
+            for _ in range(3):  # the group begins, then its members
                 await asyncio.sleep(0)
+            assert len(runner.engine.asked) == runner.settings.group_size
             await meanwhile(runner.engine)
         return await asyncio.wait_for(group, 20)
 

@@ -67,9 +67,9 @@ def test_every_second_belongs_to_exactly_one_state(events: list[tuple[int, objec
         elif isinstance(event, bool):
             paused = event
             occupancy.set_paused(event)
-        elif running + event >= 0:  # type: ignore[operator]
-            running += event  # type: ignore[operator]
-            occupancy.add_running(event)  # type: ignore[arg-type]
+        elif running + event >= 0:
+            running += event
+            occupancy.add_running(event)
 
 
 @pytest.mark.parametrize(("running", "paused", "state"), [(0, False, "idle"), (2, False, "busy"), (2, True, "paused")])

