@@ -54,7 +54,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(os.path.normpath(path))
     layers = [*_file_layers(path, []), *map(_override_layer, overrides)]
-    merged = _merge(layers)
+    merged = _merge(layers, [*map(_replaced_key, overrides)])
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -143,6 +143,12 @@ def _override_layer(override: str) -> Layer:
         raise UserError(f"{override}: the value is not valid YAML: {_cause(error)}") from error
 
 
+def _replaced_key(override: str) -> str:
+    """The key of an override whose value is a mapping: `data.options={}` means just that. Else nothing."""
+    key, _, value = override.partition("=")
+    return key if isinstance(yaml.safe_load(value), dict) else ""
+
+
 def _parse(text: str, where: str) -> DictConfig:
     try:
         config = OmegaConf.create(text)
@@ -159,10 +165,14 @@ def _parse(text: str, where: str) -> DictConfig:
     return config
 
 
-def _merge(layers: list[Layer]) -> dict[str, Any]:
+def _merge(layers: list[Layer], replaced: list[str]) -> dict[str, Any]:
+    """`replaced`: the keys that the last layers, one each, replace instead of merging into."""
     merged = OmegaConf.create({})
-    for where, layer in layers:
+    keys = [""] * (len(layers) - len(replaced)) + replaced
+    for (where, layer), key in zip(layers, keys, strict=True):
         try:
+            if key and OmegaConf.is_dict(OmegaConf.select(merged, key, throw_on_resolution_failure=False)):
+                OmegaConf.update(merged, key, {}, merge=False)
             merged = OmegaConf.merge(merged, layer)
         except TypeError as error:
             raise UserError(f"{where}: puts a list where keys are needed, or keys where a list is") from error

@@ -130,7 +130,7 @@ class Recorder:
             file.writelines(json.dumps({"step": step, **g.sample}) + "\n" for g in batch[:2])
 
     def finish(self, ledger: Ledger, worst_case: int) -> dict[str, Any]:
-        """Write summary.json and close the trackers; returns the summary."""
+        """Write and return the summary."""
         means = {}
         if self._shares:
             means = {k: statistics.fmean(s[k] for s in self._shares) for k in self._shares[0]}
@@ -144,7 +144,6 @@ class Recorder:
             "bottleneck": bottleneck(means) if means else "",
         }
         write_summary(self.run_dir / "summary.json", summary)
-        self._trackers.close()
         return summary
 
 

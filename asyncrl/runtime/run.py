@@ -12,16 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 from asyncrl.checkpoint import atomic
 from asyncrl.control.controller import Controller
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
-from asyncrl.errors import UserError
+from asyncrl.errors import RunFailed, UserError
 from asyncrl.models import TINY_LLAMA, load_tokenizer, make_tiny_llama
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.report import write_report
 from asyncrl.observe.trackers import Trackers
+from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check
 from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.schema import Recipe
@@ -103,10 +106,18 @@ async def _run(
         view.phase("training")
         await driver.run()
         controller.ledger.check()
+        recorder.finish(controller.ledger, controller.worst_case_staleness)
+        view.phase("stopping the engines")
+    except RayTaskError as error:
+        if isinstance(error, UserError | RunFailed):
+            raise
+        (run_dir / "error.log").write_text(str(error))
+        raise RunFailed(f"{one_line(error.cause)}, in an actor; the traceback is in {run_dir}/error.log") from error
     finally:
         await driver.close()
-    recorder.finish(controller.ledger, controller.worst_case_staleness)
-    view.phase(f"done; report: {write_report(run_dir)}")
+        trackers.close()
+        report = write_report(run_dir)
+    view.phase(f"done; report: {report}")
     return 0
 
 

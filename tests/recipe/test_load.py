@@ -26,6 +26,14 @@ def write(name: str, text: str) -> Path:
     return Path(name)
 
 
+def test_a_mapping_on_the_command_line_replaces(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: a/b\ndata: {path: x, options: {a: 1, b: 2}}\nreward: m:f\nmax_steps: 1\n")
+    assert load(recipe, ["data.options={}"]).data.options == {}
+    assert load(recipe, ["data.options={b: 3}"]).data.options == {"b": 3}
+    assert load(recipe, ["data.options.b=3"]).data.options == {"a": 1, "b": 3}
+
+
 def test_overrides_have_yaml_types_and_may_add_keys_below_mappings(folder: Path) -> None:
     recipe = load(
         Path("r.yaml"),

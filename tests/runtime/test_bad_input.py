@@ -1,0 +1,80 @@
+"""Bad input that only the data or the cluster shows: one sentence, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from asyncrl.cli import main
+
+TINY = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny.yaml")
+REWARD = "def reward(completion, answer, **row):\n    return 1.0\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = {
+        "empty": [],
+        "words": [{"prompt": "a", "answer": "b"}],
+        "no_prompt": [{"text": "a", "answer": "b"}],
+        "no_answer": [{"prompt": "a"}],
+        "chats": [{"prompt": [{"role": "user", "content": "a"}], "answer": "b"}],
+    }
+    for name, lines in rows.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Path("mine.py").write_text(REWARD)
+    return tmp_path
+
+
+def refused(capfd: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> str:
+    """The one sentence of a refused run that has left nothing behind."""
+    before = sorted(folder.rglob("*"))
+    code = main(["train", TINY, "reward=./mine.py:reward", "track.wandb=off", *overrides])
+    error = capfd.readouterr().err
+    assert code == 2, error
+    assert "Traceback" not in error
+    assert sorted(folder.rglob("*")) == before
+    sentence = [line for line in error.splitlines() if line.startswith("asyncrl: ")]
+    assert len(sentence) == 1
+    return sentence[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.path=empty.jsonl"], "empty.jsonl"),
+        (["data.path=no_prompt.jsonl"], "data.prompt_column: the data set has none of the columns prompt,.* only text"),
+        (["data.path=words.jsonl", "data.prompt_column=questoin"], "no column 'questoin', only prompt, answer"),
+        (["data.path=no_answer.jsonl"], "reward .*needs column 'answer'.* prompt"),
+        (["data.path=reasoning_gym:chain_sun"], "chain_sum"),
+    ],
+)
+def test_data(overrides: list[str], message: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert re.search(message, refused(capfd, folder, *overrides, "data.options={}"))
+
+
+def test_model_without_chat_template(folder: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plain = folder / "plain"
+    plain.mkdir()
+    for file in tiny_model.iterdir():
+        if file.name != "chat_template.jinja":
+            (plain / file.name).write_bytes(file.read_bytes())
+    overrides = [f"model={plain}", "data.path=chats.jsonl", "data.options={}"]
+    assert "chat template" in refused(capfd, folder, *overrides)
+
+
+@pytest.mark.slow
+def test_more_gpus_than_the_cluster_has(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    overrides = ["data.path=words.jsonl", "data.options={}", "rollout.gpus_per_replica=1", "rollout.replicas=64"]
+    sentence = refused(capfd, folder, *overrides, "rollout.engine_args={tensor_parallel_size: 1}")
+    assert re.search(r"asks for 64 GPUs \(64 generators x 1\), the cluster has \d+: \d+ are missing", sentence)
+
+
+def test_existing_run_directory(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "taken").mkdir()
+    sentence = refused(capfd, folder, "data.path=words.jsonl", "data.options={}", "run_dir=taken")
+    assert "taken exists; choose another run_dir" in sentence
