@@ -119,7 +119,9 @@ class LiveView:
         known = logging.Logger.manager.loggerDict.values()
         for logger in (logging.getLogger(), *(entry for entry in known if isinstance(entry, logging.Logger))):
             for handler in logger.handlers:
-                if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
+                # Some libraries install a handler before they have a stream for it.
+                stream = getattr(handler, "stream", None)
+                if isinstance(handler, logging.StreamHandler) and stream is not None and stream.isatty():
                     ours = RichHandler(handler.level, self.console, show_path=False, log_time_format="%H:%M:%S")
                     self._replaced.append((logger, handler, ours))
         for logger, handler, ours in self._replaced:
