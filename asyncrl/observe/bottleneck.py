@@ -26,32 +26,35 @@ def bottleneck(shares: Mapping[str, float]) -> str:
     saving = shares.get("trainer_time/checkpoint", 0.0)
     unaccounted = shares.get("trainer_time/unaccounted", 0.0)
     losses = {
-        f"trainer-bound: generators idle {_percent(idle)} of the time at the staleness bound; "
-        "give the trainer more cores or GPUs, or shorten its step": idle,
-        f"generator-bound: the trainer waits for a batch {_percent(waiting)} of the time; "
-        "add rollout.replicas or GPUs for them, or shorten max_new_tokens": waiting,
-        f"publish-bound: the trainer waits for weight pushes {_percent(wait_publish)} of the time and generators "
-        f"are paused {_percent(paused)}; use a faster weights.channel, or train more groups_per_step": max(
-            wait_publish, paused
-        ),
-        f"checkpoint-bound: saving takes {_percent(saving)} of the trainer's time; "
-        "raise checkpoint.every_steps or write to a faster disk": saving,
-        f"driver-bound: {_percent(unaccounted)} of the trainer's time goes to no measured part; "
-        "give the driver a core of its own": unaccounted,
+        "trainer": idle,
+        "generators": waiting,
+        "publish": max(wait_publish, paused),
+        "checkpoint": saving,
+        "driver": unaccounted,
     }
-    line = max(losses, key=lambda name: losses[name])
-    if losses[line] < NOTICEABLE:
-        return (
-            f"balanced: the trainer waits for a batch {_percent(waiting)} of the time, "
-            f"generators idle {_percent(idle)}; to go faster, give both more cores or GPUs"
-        )
-    # If both stand still for long, neither is too small: they take turns.
-    if min(waiting, idle) >= NOTICEABLE and losses[line] in (waiting, idle):
-        return (
-            f"taking turns: the trainer waits for a batch {_percent(waiting)} of the time and generators "
-            f"idle {_percent(idle)}; raise max_staleness so that they overlap"
-        )
-    return line
+    role = max(losses, key=lambda name: losses[name])
+    # If both stand still for long, neither is too small.
+    if role in ("trainer", "generators") and min(waiting, idle) >= NOTICEABLE:
+        role = "turns"
+    elif losses[role] < NOTICEABLE:
+        role = "balanced"
+    lines = {
+        "trainer": f"trainer-bound: generators idle {_percent(idle)} of the time at the staleness bound; "
+        "give the trainer more cores or GPUs, or shorten its step",
+        "generators": f"generator-bound: the trainer waits for a batch {_percent(waiting)} of the time; "
+        "raise rollout.replicas, give the generators more cores or GPUs, or lower max_new_tokens",
+        "publish": f"publish-bound: the trainer waits for weight pushes {_percent(wait_publish)} of the time and "
+        f"generators are paused {_percent(paused)}; use a faster weights.channel, or raise groups_per_step",
+        "checkpoint": f"checkpoint-bound: saving takes {_percent(saving)} of the trainer's time; "
+        "raise checkpoint.every_steps or write to a faster disk",
+        "driver": f"driver-bound: {_percent(unaccounted)} of the trainer's time goes to no measured part; "
+        "give the driver a core of its own",
+        "turns": f"taking turns: the trainer waits for a batch {_percent(waiting)} of the time and generators "
+        f"idle {_percent(idle)}; raise max_staleness so that they overlap",
+        "balanced": f"balanced: the trainer waits for a batch {_percent(waiting)} of the time and generators "
+        f"idle {_percent(idle)}; to go faster, give both more cores or GPUs",
+    }
+    return lines[role]
 
 
 def _percent(share: float) -> str:

@@ -102,7 +102,9 @@ def _range(chart: Chart) -> tuple[float, float]:
         for value, spread in zip(series.values, spreads, strict=True):
             if _is_finite(value):
                 ends += [value - (spread or 0.0), value + (spread or 0.0)]
-    return min(ends), max(ends)
+    # Air above the highest line; ratios end at a round figure as they are.
+    air = 0.0 if chart.percent else 0.04 * (max(ends) - min(ends))
+    return min(ends), max(ends) + air
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -18,22 +18,22 @@ h1 { font-size: 26px; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 34px 0 12px; }
 p { margin: 6px 0; }
 .soft, .none { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 18px 0 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 18px 0 12px; }
 .tile, figure, .card, .line { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
-.tile { padding: 10px 14px; }
-.tile b { display: block; font-size: 22px; line-height: 1.3; font-weight: 650; font-variant-numeric: tabular-nums; }
+.tile { padding: 10px 12px; }
+.tile b { display: block; font-size: 19px; line-height: 1.3; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
 .line { padding: 12px 14px; border-left: 4px solid var(--blue); margin: 12px 0; }
 .line.warn { border-left-color: var(--amber); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 14px; }
-figure { margin: 0; padding: 12px 12px 6px; }
+figure { margin: 0; padding: 12px 12px 6px; display: flex; flex-direction: column; }
 figcaption { font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px; }
 .legend i { display: inline-block; width: 14px; height: 10px; border-radius: 2px; background: var(--c);
   margin-right: 5px; }
 .legend i.dash { height: 0; border-radius: 0; border-top: 2px dashed var(--c); background: none;
   vertical-align: middle; }
-svg { width: 100%; height: auto; display: block; }
+svg { width: 100%; height: auto; display: block; margin-top: auto; }
 svg text { font-size: 12px; fill: var(--soft); }
 svg .unit { font-size: 12px; fill: var(--ink); }
 .grid { stroke: var(--rule); }
@@ -49,8 +49,9 @@ th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var
 td.n { text-align: right; }
 tr:last-child td { border-bottom: 0; }
 .card { padding: 12px 16px; margin: 0 0 12px; }
-.card dt, dt { font-size: 13px; color: var(--soft); }
-dd { margin: 0 0 8px; }
+dl { margin: 8px 0 0; }
+dt { font-size: 13px; color: var(--soft); }
+dd { margin: 0 0 6px; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.65 ui-monospace, Menlo, "DejaVu Sans Mono",
   monospace; max-height: 320px; overflow-y: auto; }
 .text span, .key { border-radius: 3px; padding: 1px 0; }

@@ -25,7 +25,7 @@ _LEDGER_WORDS = {
     "running": "started, not finished",
     "ready": "finished, waiting for the trainer",
     "leased": "in the batch that is being trained",
-    "trained": "",
+    "trained": "used in a step that is done",
     "filtered": "left out for a named reason",
     "failed": "given up",
     "stale": "attempts given up because they were too old (events)",

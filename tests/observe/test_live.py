@@ -1,0 +1,51 @@
+"""What a person sees: a panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+from rich.console import Console
+
+from asyncrl.observe.live import LiveView
+
+
+def show(made_up: Any, terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=110, height=40, _environ={"TERM": "xterm"})
+    with LiveView(20, "arithmetic", 2, console=console) as view:
+        view.phase("starting Ray")
+        for record in made_up.records():
+            view.step(record)
+        view.state({"running": 3, "ready": 2, "trained": 320}, ["trainer: step 19, for 4 s of 60 s"])
+        if view._live:
+            view._live.refresh()
+    return out.getvalue()
+
+
+def test_a_log_has_one_line_per_step_and_phase(made_up: Any) -> None:
+    lines = show(made_up, terminal=False).splitlines()
+    assert len(lines) == 21
+    assert lines[0].endswith("starting Ray")
+    assert " 20/20 " in lines[-1]
+    assert "reward" in lines[-1]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_the_panel_shows_progress_tasks_and_waits(made_up: Any) -> None:
+    panel = show(made_up, terminal=True)
+    for text in ("arithmetic", "20/20", "running 3", "ready 2", "trainer: step 19, for 4 s of 60 s"):
+        assert text in panel
+
+
+def test_handlers_without_a_stream_are_left_alone(made_up: Any) -> None:
+    handler = logging.StreamHandler()
+    handler.stream = None
+    logger = logging.getLogger("a.library.that.waits")
+    logger.addHandler(handler)
+    try:
+        show(made_up, terminal=True)
+        assert logger.handlers == [handler]
+    finally:
+        logger.removeHandler(handler)

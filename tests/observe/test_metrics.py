@@ -1,0 +1,64 @@
+"""The step record: names, shares that sum to 1, accuracy, files that survive a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrl.observe.metrics import STEP_KEYS, MetricsWriter, accuracy, complete, read_lines, shares, write_summary
+
+seconds = st.floats(0, 1e6)
+
+
+@given(st.dictionaries(st.sampled_from(["busy", "wait_batch", "checkpoint"]), seconds), seconds)
+def test_shares_sum_to_one_and_are_never_negative(durations: dict[str, float], wall_s: float) -> None:
+    found = shares(durations, wall_s)
+    assert sum(found.values()) == pytest.approx(1)
+    assert min(found.values()) >= 0
+
+
+def test_shares_of_a_known_window() -> None:
+    assert shares({"busy": 6, "wait_batch": 3}, 10) == pytest.approx(
+        {"busy": 0.6, "wait_batch": 0.3, "unaccounted": 0.1}
+    )
+
+
+def test_accuracy_leaves_failed_rewards_out() -> None:
+    assert accuracy([1.0, 0.5, None, 2.0], []) == pytest.approx(2 / 3)
+    assert accuracy([None], []) is None
+    assert accuracy([0.0, 0.0], [{"accuracy": 1.0}, {"accuracy": 0.0}]) == 0.5
+
+
+def test_a_record_that_lacks_a_name_is_refused() -> None:
+    record = dict.fromkeys(STEP_KEYS, 0)
+    complete(record)
+    del record["offpolicy/ess"]
+    with pytest.raises(ValueError, match="record of step 0 lacks offpolicy/ess"):
+        complete(record)
+
+
+def test_lines_are_cut_at_the_resumed_step(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "m.jsonl")
+    for step in range(5):
+        writer.write({"step": step, "loss": math.nan})
+    with (tmp_path / "m.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    writer.truncate_after(3)
+    assert read_lines(tmp_path / "m.jsonl") == [{"step": s, "loss": None} for s in range(3)]
+
+
+def test_summary_is_plain_json(tmp_path: Path) -> None:
+    write_summary(tmp_path / "s.json", {"a": math.inf, "b": (1, 2)})
+    assert json.loads((tmp_path / "s.json").read_text()) == {"a": None, "b": [1, 2]}
+    assert [p.name for p in tmp_path.iterdir()] == ["s.json"]
+
+
+def test_the_names_are_those_of_the_made_up_run(made_up: Any) -> None:
+    for record in made_up.records():
+        complete(record)

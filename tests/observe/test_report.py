@@ -1,0 +1,58 @@
+"""report.html: one self-contained page, of a finished, a crashed and an empty run."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from asyncrl.observe.metrics import MetricsWriter, write_summary
+from asyncrl.observe.report import write_report
+
+
+def run_dir(made_up: Any, folder: Path, num_steps: int) -> Path:
+    (folder / "recipe.yaml").write_text(made_up.RECIPE)
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    for record in made_up.records(num_steps):
+        writer.write(record)
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags, and every address that the page would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [v for k, v in attributes if k in ("src", "href") and v and not v.startswith("#")]
+
+
+def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
+    run = run_dir(made_up, tmp_path, 20)
+    write_summary(run / "summary.json", {"ledger": {"drawn": 320, "trained": 320}, "bottleneck": "trainer-bound: x"})
+    sample = {"step": 0, "task": 1, "prompt": "<script>alert(1)</script>", "completion": "3", "reward": 1.0}
+    (run / "samples.jsonl").write_text(json.dumps({**sample, "tokens": ["3"], "versions": [0]}) + "\n")
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert page.fetched == []
+    assert page.tags.count("svg") >= 6
+    assert "script" not in page.tags
+    assert "&lt;script&gt;" in text
+    assert "trainer-bound: x" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_a_crashed_run_has_what_there_is(made_up: Any, tmp_path: Path) -> None:
+    page = Page(write_report(run_dir(made_up, tmp_path, 7)).read_text())
+    assert page.tags.count("svg") >= 6
+
+
+def test_a_run_without_a_step_says_so(made_up: Any, tmp_path: Path) -> None:
+    text = write_report(run_dir(made_up, tmp_path, 0)).read_text()
+    assert "no step" in text.lower()
