@@ -85,6 +85,7 @@ class Driver:
         self.connected: set[str] = set()
         self.publishing = -1
         self._failed_in_a_row = 0
+        self._trained_keys: list[Key] = []
         self._calls: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -94,6 +95,8 @@ class Driver:
                 for decision in self.controller.decide():
                     self._execute(decision)
                 self.view.state(vars(self.controller.ledger), self.waiting.oldest(3))
+                if not self._calls and self.inbox.empty():
+                    raise RunFailed(f"nothing is under way, and nothing can be started: {self.controller.ledger}")
                 event = await self.inbox.get()
                 if isinstance(event, BaseException):
                     raise event
@@ -192,7 +195,10 @@ class Driver:
             self.inbox.put_nowait(GroupFinished(*key, *versions, summary.num_tokens))
         elif summary.outcome == "filtered":
             self.inbox.put_nowait(GroupFiltered(*key, summary.reason))
-        elif summary.outcome == "failed":
+        elif summary.outcome == "aborted":
+            # Cancelled by a decision, it is obsolete and the controller ignores this; by the engine, it has failed.
+            self.inbox.put_nowait(GroupFailed(*key, "aborted"))
+        else:
             logger.warning("task %d failed: %s %s", summary.task, summary.reason, "; ".join(summary.errors[:1]))
             self.inbox.put_nowait(GroupFailed(*key, summary.reason))
 
@@ -220,7 +226,7 @@ class Driver:
         reference = self.actors.trainer.train.remote(train.step, list(train.groups), train.min_version, self.publishing)
         result = await self.waiting(reference, "trainer", f"step {train.step}", self.recipe.deadlines.step_s)
         self.recorder.trained(train, result)
-        self._drop_trained = list(train.groups)
+        self._trained_keys = list(train.groups)
         self.inbox.put_nowait(StepDone(train.step))
 
     async def _publish(self, version: int) -> None:
@@ -265,7 +271,7 @@ class Driver:
 
     async def _step_done(self, step: int) -> None:
         stats = await asyncio.gather(*(self._stats(n, h) for n, h in list(self.alive.items())))
-        keys = self._drop_trained
+        keys = self._trained_keys
         every = self.recipe.checkpoint.every_steps
         last = step + 1 == self.recipe.max_steps
         if last or (every and (step + 1) % every == 0):
