@@ -38,6 +38,21 @@ class LoopThread:
         self._thread.join(10)
 
 
+class OneReplica:
+    """An engine on a loop thread as the only replica of a weight channel."""
+
+    num_workers = 1
+
+    def __init__(self, engine: Any, loop_thread: LoopThread) -> None:
+        self.engine, self.loop_thread = engine, loop_thread
+
+    def join(self, init_info: dict[str, Any]) -> None:
+        self.loop_thread.run(self.engine.join_channel(init_info))
+
+    def update(self, update: Any) -> dict[str, float]:
+        return {"replica": self.loop_thread.run(self.engine.update_weights(update))}
+
+
 @pytest.fixture(scope="session")
 def loop_thread() -> Iterator[LoopThread]:
     thread = LoopThread()
@@ -70,3 +85,8 @@ def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
     engine = loop_thread.run(start(), 240)
     yield engine
     loop_thread.run(engine.close())
+
+
+@pytest.fixture(scope="session")
+def one_replica(vllm_engine: Any, loop_thread: LoopThread) -> OneReplica:
+    return OneReplica(vllm_engine, loop_thread)

@@ -97,19 +97,21 @@ def check(run_dir: Path, steps: int, group_size: int = 4) -> dict[str, Any]:
 
 def test_two_generators_one_killed(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = asyncrl(
-        "train", "recipes/tiny.yaml", *SIMULATED, "rollout.replicas=2", f"run_dir={run_dir}", background=True
-    )
+    # Slow: once the run says "training", both generators have work for seconds.
+    slow = ["rollout.replicas=2", "max_steps=3", "rollout.engine_args={token_s: 0.5}"]
+    process = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *slow, f"run_dir={run_dir}", background=True)
     try:
-        wait_for(lambda: len(records(run_dir)) >= 1, process, "the first step")
+        for line in process.stdout:
+            if line.strip().endswith("training"):
+                break
         os.kill(actor_pid(process, "Generator", 1), signal.SIGKILL)
         output, _ = process.communicate(timeout=120)
     finally:
         kill_group(process)
     assert process.returncode == 0, output
     assert "is lost" in output
-    ledger = check(run_dir, steps=6)
-    assert ledger["trained"] == 24
+    ledger = check(run_dir, steps=3)
+    assert ledger["trained"] == 12
     assert ledger["requeued"] > 0
 
 

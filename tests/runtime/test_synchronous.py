@@ -23,7 +23,7 @@ from asyncrl.rollout.engine import SamplingParams
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import TransferChannel, WeightUpdate
+from asyncrl.weights.channel import TransferChannel
 from asyncrl.weights.staging import StagedWeights
 
 pytestmark = pytest.mark.slow
@@ -51,25 +51,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class OneReplica:
-    num_workers = 1
-
-    def __init__(self, engine: Any, loop_thread: Any) -> None:
-        self.engine, self.loop_thread = engine, loop_thread
-
-    def join(self, init_info: dict[str, Any]) -> None:
-        self.loop_thread.run(self.engine.join_channel(init_info))
-
-    def update(self, update: WeightUpdate) -> dict[str, float]:
-        return {"replica": self.loop_thread.run(self.engine.update_weights(update))}
-
-
-def serial_loop(recipe: Any, model: Path, engine: Any, loop_thread: Any) -> dict[str, torch.Tensor]:
+def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.Tensor]:
     """Draw, sample, score, train, push; one thing after the other. No actors, no controller, no buffer."""
+    engine, loop_thread = one_replica.engine, one_replica.loop_thread
     device = torch.device("cpu")
     learner = Learner(load_model(str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
     staged = StagedWeights(learner.model, torch.float32, device)
-    channel = TransferChannel("gloo", OneReplica(engine, loop_thread), "127.0.0.1", timeout_s=60)
+    channel = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60)
     tokenizer = load_tokenizer(str(model))
     tasks = TaskSource(load_rows(recipe.data, recipe.seed), recipe.data, recipe.seed)
     reward = load_object(recipe.reward, ROOT, "reward")
@@ -106,7 +94,7 @@ def serial_loop(recipe: Any, model: Path, engine: Any, loop_thread: Any) -> dict
 
 
 def test_staleness_zero_equals_a_serial_loop(
-    vllm_engine: Any, loop_thread: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+    one_replica: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     monkeypatch.chdir(ROOT)
     run_dir = tmp_path / "run"
@@ -115,7 +103,7 @@ def test_staleness_zero_equals_a_serial_loop(
     asyncio.set_event_loop(asyncio.new_event_loop())
     trained = load_file(run_dir / "checkpoints/step_000003/trainer/rank_0.safetensors")
     recipe = load(ROOT / "recipes/tiny.yaml", OVERRIDES)
-    expected = serial_loop(recipe, run_dir / "initial_model", vllm_engine, loop_thread)
+    expected = serial_loop(recipe, run_dir / "initial_model", one_replica)
     initial = load_file(run_dir / "initial_model/model.safetensors")
     for name, weights in expected.items():
         assert torch.equal(trained[name], weights), name

@@ -14,7 +14,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import SamplingParams
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import TransferChannel, WeightUpdate
+from asyncrl.weights.channel import TransferChannel
 from asyncrl.weights.staging import StagedWeights
 from asyncrl.weights.verify import Probe, WeightMismatch
 
@@ -30,21 +30,6 @@ RECIPE = Recipe.model_validate(
 )
 
 
-class OneReplica:
-    """The engine of the session as the only replica."""
-
-    num_workers = 1
-
-    def __init__(self, engine: Any, loop_thread: Any) -> None:
-        self.engine, self.loop_thread = engine, loop_thread
-
-    def join(self, init_info: dict[str, Any]) -> None:
-        self.loop_thread.run(self.engine.join_channel(init_info))
-
-    def update(self, update: WeightUpdate) -> dict[str, float]:
-        return {"replica": self.loop_thread.run(self.engine.update_weights(update))}
-
-
 @pytest.fixture(scope="module")
 def learner(tiny_model: Any) -> Learner:
     device = torch.device("cpu")
@@ -52,8 +37,8 @@ def learner(tiny_model: Any) -> Learner:
 
 
 @pytest.fixture(scope="module")
-def channel(vllm_engine: Any, loop_thread: Any) -> Iterator[TransferChannel]:
-    channel = TransferChannel("gloo", OneReplica(vllm_engine, loop_thread), "127.0.0.1", timeout_s=60)
+def channel(one_replica: Any) -> Iterator[TransferChannel]:
+    channel = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60)
     yield channel
     channel.close()
 
@@ -133,8 +118,8 @@ def test_tokens_in_flight_keep_their_version(
         assert [s.version for s in completion.spans] == sorted(s.version for s in completion.spans)
 
 
-def test_channel_can_be_rebuilt(vllm_engine: Any, loop_thread: Any, learner: Learner) -> None:
-    again = TransferChannel("gloo", OneReplica(vllm_engine, loop_thread), "127.0.0.1", timeout_s=60)
+def test_channel_can_be_rebuilt(vllm_engine: Any, loop_thread: Any, learner: Learner, one_replica: Any) -> None:
+    again = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60)
     perturb(learner, 3)
     PROBE.expect(3, learner.score(PROBE.tokens))
     again.publish(3, staged(learner))
