@@ -1,4 +1,4 @@
-"""The command line: `asyncrl train | resume | report | doctor`.
+"""The command line: `asyncrl train | resume | report | replay | doctor`.
 
 What a command needs is imported when it runs: `--help` and `--dry-run` load neither torch nor ray nor vllm.
 Exit codes: 0 done, 1 the run failed, 2 bad input (one sentence on stderr, nothing written), 130 interrupted.
@@ -69,6 +69,14 @@ def _parser() -> _Parser:
     report = commands.add_parser("report", help="write a run's report.html", usage="asyncrl report RUN_DIR")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a directory that `asyncrl train` made")
 
+    replay = commands.add_parser(
+        "replay", help="check a run against its journal", usage="asyncrl replay RUN_DIR [--verify]"
+    )
+    replay.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a directory that `asyncrl train` made")
+    replay.add_argument(
+        "--verify", action="store_true", help="train the journalled batches again and compare with every checkpoint"
+    )
+
     commands.add_parser("doctor", help="print versions, CPUs and GPUs, and what would stop a run")
     return parser
 
@@ -96,6 +104,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return _resume(arguments.run_dir, arguments.overrides)
         case "report":
             return _report(arguments.run_dir)
+        case "replay":
+            return _replay(arguments.run_dir, arguments.verify)
         case "doctor":
             from asyncrl.observe.doctor import doctor
 
@@ -126,14 +136,13 @@ def _sizes(recipe: Recipe) -> list[str]:
     settings = control_settings(recipe)
     rollout, trainer = recipe.rollout, recipe.trainer
     groups, num_slots = recipe.groups_per_step, slots(settings)
-    capacity = recipe.buffer.capacity_groups or num_slots
     return [
         f"slots      {num_slots} groups under way = (max_staleness {recipe.max_staleness} + 1) x {groups} per step",
         f"staleness  no trained token is older than {worst_case(settings)} update(s) "
         f"(policy {recipe.policy}, over_age {recipe.over_age})",
         f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {rollout.max_new_tokens} tokens "
         f"on {rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
-        f"buffer     {capacity} groups of {recipe.group_size}",
+        f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",
         f"trainer    {recipe.max_steps} steps of {groups * recipe.group_size} trajectories, "
         f"<= {trainer.tokens_per_microbatch} tokens at once on {trainer.ranks} rank ({_device(trainer.gpus_per_rank)})",
         f"weights    {recipe.max_steps} pushes in {recipe.weights.dtype}, channel {recipe.weights.channel}",
@@ -145,10 +154,7 @@ def _device(num_gpus: int) -> str:
 
 
 def _resume(run_dir: Path, overrides: list[str]) -> int:
-    from asyncrl.checkpoint.atomic import latest
-
     _check_run_dir(run_dir)
-    latest(run_dir)
     from asyncrl.runtime.run import resume
 
     return resume(run_dir, overrides)
@@ -159,6 +165,19 @@ def _report(run_dir: Path) -> int:
     from asyncrl.observe.report import write_report
 
     print(write_report(run_dir))
+    return 0
+
+
+def _replay(run_dir: Path, verify: bool) -> int:
+    _check_run_dir(run_dir)
+    from asyncrl.runtime.replay import replay_run
+
+    found = replay_run(run_dir.resolve(), verify)
+    print(f"history    {found.num_entries} entries; every decision comes out again")
+    print(f"batches    steps {found.steps.start} to {found.steps.stop - 1}: {found.trained} groups, none twice")
+    if verify:
+        versions = ", ".join(map(str, found.compared))
+        print(f"weights    versions {versions} trained again: bit for bit as in their checkpoints")
     return 0
 
 

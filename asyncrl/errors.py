@@ -11,3 +11,7 @@ class RunFailed(RuntimeError):
 
 class DeadlineExceeded(RunFailed):
     """A wait outlived its deadline (I4); the message names who was waited for, and for what."""
+
+
+class BudgetSpent(RunFailed):
+    """Too much went wrong (recipe part `budgets`); the run saves what it can, then stops."""

@@ -79,7 +79,7 @@ def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
             engine_args={"enforce_eager": True, "enable_prefix_caching": False},
         )
         engine = VllmEngine(config)
-        await engine.start(0)
+        await engine.start()
         return engine
 
     engine = loop_thread.run(start(), 240)

@@ -7,12 +7,12 @@ checkpoints/step_000010/COMPLETE  last, fsynced: only now it counts
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import shutil
 from pathlib import Path
-
-from asyncrl.errors import UserError
 
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -43,23 +43,39 @@ def commit(part: Path) -> Path:
 def complete(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [p for p in root.glob("step_*") if _NAME.fullmatch(p.name) and (p / "COMPLETE").exists()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+    return sorted(found, key=_step)
 
 
-def latest(run_dir: Path) -> Path:
-    """The newest complete checkpoint. Raises UserError if the run has none."""
-    found = complete(run_dir / "checkpoints")
-    if not found:
-        raise UserError(f"{run_dir} has no complete checkpoint to resume from; start it again with `asyncrl train`")
-    return found[-1]
+def prune(root: Path, keep_last: int, keep_every: int | None = None, best: str | None = None) -> None:
+    """Delete all but the newest `keep_last` complete checkpoints, and every incomplete one.
 
-
-def prune(root: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` complete checkpoints, and every incomplete one."""
-    keep = set(complete(root)[-keep_last:])
+    Kept besides: those whose step is a multiple of `keep_every`; the one with the highest value of the metric `best`
+    in its control.json (the newest of equal ones).
+    """
+    found = complete(root)
+    keep = set(found[-keep_last:])
+    if keep_every is not None:
+        keep |= {folder for folder in found if _step(folder) % keep_every == 0}
+    if best is not None:
+        scored = [(value, _step(folder), folder) for folder in found if (value := _metric(folder, best)) is not None]
+        keep |= {max(scored)[2]} if scored else set()
     for folder in [*root.glob("step_*"), *root.glob(".step_*.part")]:
         if folder not in keep:
             _remove(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _metric(folder: Path, name: str) -> float | None:
+    """The metric as the checkpoint recorded it; None if it has none, or none that can be compared (NaN)."""
+    try:
+        value = (json.loads((folder / "control.json").read_text()).get("metrics") or {}).get(name)
+    except (OSError, ValueError):
+        # An old checkpoint that cannot be read is no reason to end a healthy run.
+        return None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _remove(folder: Path) -> None:

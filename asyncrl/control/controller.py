@@ -12,9 +12,11 @@ runs, is ready (and waits for those that run), is leased (to a step) or trained 
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+from dataclasses import asdict
+from typing import Any, assert_never, cast
 
 from asyncrl.control import staleness
+from asyncrl.control.codec import from_json, to_json
 from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import (
     Cancel,
@@ -26,6 +28,7 @@ from asyncrl.control.messages import (
     GroupFailed,
     GroupFiltered,
     GroupFinished,
+    GroupLost,
     Publish,
     PublishFailed,
     Start,
@@ -55,6 +58,7 @@ class Controller:
         self._steps_done = 0
         self._live = -1
         self._publishing: int | None = None
+        self._training: Train | None = None
         self._discards: list[Decision] = []
 
     @property
@@ -73,6 +77,33 @@ class Controller:
         done = self._steps_done >= self._settings.max_steps
         return done and (self._live >= self._steps_done or not self._router.alive)
 
+    @property
+    def steps_done(self) -> int:
+        """Number of steps done, which is the newest version."""
+        return self._steps_done
+
+    @property
+    def live(self) -> int:
+        """Newest version that every serving generator holds; -1 before the first."""
+        return self._live
+
+    @property
+    def training(self) -> Train | None:
+        """The batch that is leased."""
+        return self._training
+
+    def attempts(self) -> dict[int, int]:
+        """The current attempt of every task under way."""
+        return {task.number: task.attempt for task in self._tasks.under_way()}
+
+    def ready(self) -> list[tuple[int, int]]:
+        """(task, attempt) of finished groups that no batch has taken yet."""
+        return [(task.number, task.attempt) for task in self._tasks.ready.values()]
+
+    def running(self) -> list[tuple[int, int]]:
+        """(task, attempt) of groups that some generator works on."""
+        return [(task.number, task.attempt) for task in self._tasks.running.values()]
+
     # -- events
 
     def handle(self, event: Event) -> None:
@@ -88,10 +119,14 @@ class Controller:
                     self._router.remove(task.generator, task.num_tokens)
                     end = self._tasks.filter if isinstance(event, GroupFiltered) else self._tasks.fail
                     end(task, event.reason)
+            case GroupLost():
+                if (event.task, event.attempt) in self.ready():
+                    self._tasks.requeue(self._tasks.ready[event.task], stale=False)
             case StepDone():
                 if event.step != self._steps_done or not self._tasks.leased:
                     raise ValueError(f"step {event.step} is reported done, but it is not being trained")
                 self._tasks.train()
+                self._training = None
                 self._steps_done += 1
             case WeightsLive():
                 self._weights_live(event.version)
@@ -168,8 +203,10 @@ class Controller:
     def _train(self) -> list[Decision]:
         if not (batch := self._select()):
             return []
-        groups = tuple((task.number, task.attempt) for task in batch)
-        decisions: list[Decision] = [Train(self._next_step, groups, self._min_version)]
+        # In the order of their draw: a task that had to start again must not change a sum's order.
+        groups = tuple(sorted((task.number, task.attempt) for task in batch))
+        self._training = Train(self._next_step, groups, self._min_version)
+        decisions: list[Decision] = [self._training]
         self._tasks.lease(batch)
         # From here on `_min_version` is that of the batch after: what is too old for it is given up at once.
         if self._settings.over_age == "drop":
@@ -180,7 +217,7 @@ class Controller:
         return decisions + [self._give_up(task) for task in stale]
 
     def _select(self) -> list[Task]:
-        """The next batch in the order of its starts; empty if it cannot be taken yet."""
+        """The next batch; empty if it cannot be taken yet."""
         size = self._settings.groups_per_step
         if self._tasks.leased or len(self._tasks.ready) < size:
             return []
@@ -235,49 +272,62 @@ class Controller:
         num_ready = sum(task.batch == version for task in self._tasks.ready.values())
         return num_ready < self._settings.groups_per_step and self._live >= version - 1
 
-    # -- checkpoints
+    # -- to and from the journal
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs, JSON-able. Call it between `handle(StepDone)` and the next `decide`.
+        """Everything, JSON-able. Call it when nothing is left to decide, or right after an event.
 
-        Raises RuntimeError while a batch is being trained, LedgerError if the counts do not balance.
+        Raises LedgerError if the counts do not balance.
         """
-        if self._tasks.leased:
-            raise RuntimeError(f"batch {self._steps_done} is being trained; take the state after its StepDone")
         self.ledger.check()
         return {
-            "groups_per_step": self._settings.groups_per_step,
-            "policy": self._settings.policy,
+            "settings": asdict(self._settings),
             "steps_done": self._steps_done,
-            "num_finished": self._router.num_finished,
-            "finished_tokens": self._router.finished_tokens,
+            "live": self._live,
+            "publishing": self._publishing,
+            "training": to_json(self._training) if self._training else None,
+            "discards": [to_json(decision) for decision in self._discards],
+            "router": self._router.state(),
             "tasks": self._tasks.state(),
         }
 
     @classmethod
-    def restore(cls, settings: Settings, state: dict[str, Any]) -> Controller:
-        """The run as it was at `state`, with no generator and no live version: report both, then it goes on.
-
-        Groups that were running or ready are started again, in their old order, with the weights of the
-        checkpoint; under one_step they stay in their batches, and the first of these has age 0 instead of 1.
-        They do not count as requeued: the run since the checkpoint is undone, and the final ledger is that of
-        an uninterrupted run. Raises UserError if the settings cannot continue the run.
-        """
-        for key in ("groups_per_step", "policy"):
-            if getattr(settings, key) != state[key]:
-                raise UserError(
-                    f"{key} is {getattr(settings, key)}, but the run was started with {state[key]}; "
-                    f"set {key}={state[key]} to resume it"
-                )
+    def restore(cls, state: dict[str, Any]) -> Controller:
+        """Inverse of `state`, bit for bit."""
+        settings = Settings(**state["settings"])
         controller = cls(settings)
         controller._tasks = Tasks.restore(state["tasks"])
-        controller._router = Router(settings.tokens_per_group, state["num_finished"], state["finished_tokens"])
-        controller._steps_done = state["steps_done"]
-        needed = controller._tasks.num_trained + controller._tasks.num_under_way
+        controller._router = Router.restore(settings.tokens_per_group, state["router"])
+        controller._steps_done, controller._live = state["steps_done"], state["live"]
+        controller._publishing = state["publishing"]
+        controller._training = cast(Train, from_json(state["training"])) if state["training"] else None
+        controller._discards = [cast(Decision, from_json(decision)) for decision in state["discards"]]
+        return controller
+
+    def change(self, settings: Settings) -> None:
+        """Go on under other settings. Ready groups that are too old for them are given up.
+
+        Raises UserError if they cannot continue the run.
+        """
+        for key in ("groups_per_step", "policy"):
+            if getattr(settings, key) != getattr(self._settings, key):
+                raise UserError(
+                    f"{key} is {getattr(settings, key)}, but the run was started with "
+                    f"{getattr(self._settings, key)}; set {key}={getattr(self._settings, key)} to resume it"
+                )
+        needed = self._tasks.num_trained + self._tasks.num_under_way
         if needed > settings.max_steps * settings.groups_per_step:
             least = -(-needed // settings.groups_per_step)
             raise UserError(
-                f"max_steps is {settings.max_steps}, but the checkpoint holds tasks for {least} steps; "
+                f"max_steps is {settings.max_steps}, but the run has drawn tasks for {least} steps; "
                 f"set max_steps to at least {least} to resume it"
             )
-        return controller
+        self._settings = settings
+        self._discards += [self._give_up(task) for task in list(self._tasks.ready.values()) if not self._usable(task)]
+
+    def interrupt(self) -> list[Event]:
+        """The events that say what a crash of everything around the controller did; give each to `handle`."""
+        events: list[Event] = [GeneratorLost(generator) for generator in self._router.alive]
+        if self._publishing is not None:
+            events.append(PublishFailed(self._publishing))
+        return events

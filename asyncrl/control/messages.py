@@ -55,6 +55,14 @@ class GroupFailed:
 
 
 @dataclass(frozen=True)
+class GroupLost:
+    """The bytes of a finished group that no batch has taken are gone; it starts again."""
+
+    task: int
+    attempt: int
+
+
+@dataclass(frozen=True)
 class StepDone:
     """Batch `step` was trained with weights `step`; version `step + 1` exists."""
 
@@ -82,6 +90,7 @@ Event = (
     | GroupFinished
     | GroupFiltered
     | GroupFailed
+    | GroupLost
     | StepDone
     | WeightsLive
     | PublishFailed
@@ -120,7 +129,7 @@ class Train:
 
     step: int
     groups: tuple[tuple[int, int], ...]
-    """(task, attempt) of `groups_per_step` groups, in the order of their start."""
+    """(task, attempt) of `groups_per_step` groups, in the order of their draw."""
     min_version: int
 
 

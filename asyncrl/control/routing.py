@@ -8,6 +8,7 @@ restarted groups of known length. A slow generator keeps its groups longer and s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -21,16 +22,16 @@ class _Load:
 class Router:
     """Generators that serve, in the order in which they joined, and their loads."""
 
-    def __init__(self, tokens_per_group: int, num_finished: int = 0, finished_tokens: int = 0) -> None:
+    def __init__(self, tokens_per_group: int) -> None:
         self._first_estimate = tokens_per_group
-        self.num_finished = num_finished
-        self.finished_tokens = finished_tokens
+        self.num_finished = 0
+        self.finished_tokens = 0
         self._loads: dict[str, _Load] = {}
 
     @property
-    def alive(self) -> bool:
-        """Whether any generator serves."""
-        return bool(self._loads)
+    def alive(self) -> tuple[str, ...]:
+        """Generators that serve, in the order in which they joined."""
+        return tuple(self._loads)
 
     @property
     def expected_tokens(self) -> float:
@@ -73,3 +74,19 @@ class Router:
             self._loads[generator].num_unknown += sign
         else:
             self._loads[generator].known_tokens += sign * num_tokens
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the first estimate, JSON-able."""
+        return {
+            "num_finished": self.num_finished,
+            "finished_tokens": self.finished_tokens,
+            "loads": {name: [load.num_unknown, load.known_tokens] for name, load in self._loads.items()},
+        }
+
+    @classmethod
+    def restore(cls, tokens_per_group: int, state: dict[str, Any]) -> Router:
+        """Inverse of `state`."""
+        router = cls(tokens_per_group)
+        router.num_finished, router.finished_tokens = state["num_finished"], state["finished_tokens"]
+        router._loads = {name: _Load(*load) for name, load in state["loads"].items()}
+        return router

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain
 from typing import Any
 
 from asyncrl.control.ledger import Ledger
+
+_TABLES = ("waiting", "running", "ready", "leased")
 
 
 @dataclass
@@ -131,27 +133,29 @@ class Tasks:
         )
 
     def state(self) -> dict[str, Any]:
-        """JSON-able; attempts under way are not kept, only their tasks."""
+        """Everything, JSON-able; the order of each table is kept."""
         return {
             "drawn": self._num_drawn,
+            "starts": self._num_starts,
             "trained": self.num_trained,
             "stale": self._num_stale,
             "requeued": self._num_requeued,
             "filtered": dict(self._filtered),
             "failed": dict(self._failed),
-            "under_way": [[t.number, t.attempt, t.batch, t.num_tokens] for t in self.under_way()],
+            **{name: [astuple(task) for task in getattr(self, name).values()] for name in _TABLES},
         }
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Tasks:
-        """All tasks that were under way await a new attempt, in their old order; none counts as requeued."""
+        """Inverse of `state`."""
         tasks = cls()
         tasks._num_drawn = state["drawn"]
+        tasks._num_starts = state["starts"]
         tasks.num_trained = state["trained"]
         tasks._num_stale = state["stale"]
         tasks._num_requeued = state["requeued"]
         tasks._filtered.update(state["filtered"])
         tasks._failed.update(state["failed"])
-        for number, attempt, batch, num_tokens in state["under_way"]:
-            tasks.waiting[number] = Task(number, attempt + 1, batch, num_tokens)
+        for name in _TABLES:
+            getattr(tasks, name).update((fields[0], Task(*fields)) for fields in state[name])
         return tasks

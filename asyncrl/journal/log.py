@@ -1,84 +1,200 @@
-"""The journal: an append-only file of framed records, each with its length and a CRC.
+"""The journal's files: append-only segments of framed records, each with its length and a CRC.
 
-Frame, little-endian: magic `AJ01`, kind (1 byte), payload length (4), CRC-32 of the payload (4), CRC-32 of all the
-above (4), payload. A torn tail is cut at the last whole frame; a frame that does not match one of its CRCs is
-reported, never decoded: a damaged length cannot pass for a torn tail.
+    journal/<stream>_000000.log, <stream>_000001.log, …    a writer always begins a new segment
+    frame, little-endian: magic `AJ01`, kind (1 byte), payload length (4), CRC-32 of the payload (4),
+                          CRC-32 of all the above (4), payload
 
-First form: the buffer appends every committed group and every batch taken. It is what `asyncrl` can say about
-a run afterwards; recovery restarts from checkpoints.
+A crash can cut the last frame of a segment short, or leave zeros that were never written: such a tail is cut at the
+last whole frame. Anything else that does not match its CRCs is reported with segment and offset, never decoded; the
+header has a CRC of its own, so a damaged length cannot pass for a torn tail.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from asyncrl.errors import RunFailed, UserError
+
 _MAGIC = b"AJ01"
 _HEADER = struct.Struct("<4sBII")
 _HEADER_CRC = struct.Struct("<I")
 _HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
+_SECTOR_BYTES = 512
+"""A disk writes no less: what it never wrote begins at a multiple of this, and reads as zeros up to the end."""
 
-GROUP = 1
-"""Payload: an encoded group (rollout/trajectory.py)."""
-LEASE = 2
-"""Payload: msgpack [step, [[task, attempt], ...]]: the batch of a step."""
+SEGMENT_BYTES = 64 * 2**20
+"""A segment that has reached this size is closed, and the next one begun."""
 
 
-class JournalCorrupt(RuntimeError):
+class JournalCorrupt(UserError):
     """A record before the tail does not match its CRC; the message names file and offset."""
+
+
+class JournalWriteError(RunFailed):
+    """A record could not be written (disk full, read-only, …); the file still ends at the last whole frame."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a payload lies."""
+
+    segment: int
+    offset: int
+    num_bytes: int
 
 
 @dataclass(frozen=True)
 class Record:
     kind: int
     payload: bytes
+    position: Position
 
 
 class JournalWriter:
-    """Appends records to a new segment; segments are numbered and never rewritten."""
+    """Appends records to a stream. One thread appends; `sync` may be called from another."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stream: str, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._folder, self._stream, self._segment_bytes = folder, stream, segment_bytes
         folder.mkdir(parents=True, exist_ok=True)
-        newest = max((int(p.stem.removeprefix("segment_")) for p in folder.glob("segment_*.log")), default=-1)
-        self.path = folder / f"segment_{newest + 1:06d}.log"
-        self._file = open(self.path, "xb")  # noqa: SIM115 - lives as long as the writer
+        self._lock = threading.Lock()
+        self._sync_error: OSError | None = None
+        self._open(max(segments(folder, stream), default=-1) + 1)
 
-    def append(self, kind: int, payload: bytes) -> None:
-        """Hand one record to the operating system (no fsync: it survives the process, not the machine)."""
+    def _open(self, segment: int) -> None:
+        path = segment_path(self._folder, self._stream, segment)
+        with _named(path):
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            _fsync(self._folder)
+        self._file, self.segment, self._end = file, segment, 0
+
+    def append(self, kind: int, payload: bytes) -> Position:
+        """Hand one record to the operating system: it survives this process; after `sync`, the machine too."""
+        if self._end >= self._segment_bytes:
+            self.roll()
         header = _HEADER.pack(_MAGIC, kind, len(payload), zlib.crc32(payload))
-        self._file.write(header + _HEADER_CRC.pack(zlib.crc32(header)) + payload)
-        self._file.flush()
+        frame = memoryview(header + _HEADER_CRC.pack(zlib.crc32(header)) + payload)
+        path = segment_path(self._folder, self._stream, self.segment)
+        with _named(path):
+            try:
+                written = 0
+                while written < len(frame):
+                    written += os.write(self._file, frame[written:])
+            except OSError:
+                os.ftruncate(self._file, self._end)
+                raise
+        position = Position(self.segment, self._end + _HEADER_BYTES, len(payload))
+        self._end += len(frame)
+        return position
+
+    def sync(self) -> None:
+        """Make everything appended before this call durable. Once it has failed, it always fails."""
+        with self._lock, _named(segment_path(self._folder, self._stream, self.segment)):
+            # The system may report bytes that it lost only once: the next fsync would succeed without them.
+            if self._sync_error is not None:
+                raise self._sync_error
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._sync_error = error
+                raise
+
+    def roll(self) -> None:
+        """Close the segment, durably, and begin the next."""
+        self.sync()
+        with self._lock:
+            closed = self._file
+            self._open(self.segment + 1)
+            os.close(closed)
 
     def close(self) -> None:
-        self._file.close()
+        self.sync()
+        os.close(self._file)
 
 
-def read(folder: Path) -> Iterator[Record]:
-    """All whole records, oldest first. Raises JournalCorrupt at a damaged record that is not a torn tail."""
-    for path in sorted(folder.glob("segment_*.log")):
-        yield from _read_segment(path)
+def segment_path(folder: Path, stream: str, segment: int) -> Path:
+    return folder / f"{stream}_{segment:06d}.log"
 
 
-def _read_segment(path: Path) -> Iterator[Record]:
-    data = path.read_bytes()
+def segments(folder: Path, stream: str) -> list[int]:
+    """Numbers of the segments that exist, rising."""
+    return sorted(int(p.stem.removeprefix(f"{stream}_")) for p in folder.glob(f"{stream}_[0-9]*.log"))
+
+
+def read(folder: Path, stream: str) -> Iterator[Record]:
+    """All whole records, oldest first. Raises JournalCorrupt at a damaged one."""
+    for segment in segments(folder, stream):
+        yield from _read_segment(segment_path(folder, stream, segment), segment)
+
+
+def read_at(folder: Path, stream: str, position: Position) -> bytes:
+    """The payload at a position that `append` or `read` gave. Raises JournalCorrupt if it is damaged."""
+    path, offset = segment_path(folder, stream, position.segment), position.offset - _HEADER_BYTES
+    with path.open("rb") as file:
+        header = os.pread(file.fileno(), _HEADER_BYTES, offset)
+        payload = os.pread(file.fileno(), position.num_bytes, position.offset)
+    if not _is_header(header) or _HEADER.unpack_from(header)[2:] != (len(payload), zlib.crc32(payload)):
+        raise _corrupt(path, offset)
+    return payload
+
+
+def sync_last(folder: Path, stream: str) -> None:
+    """Make durable what a writer that died had handed to the operating system."""
+    for segment in segments(folder, stream)[-1:]:
+        _fsync(segment_path(folder, stream, segment))
+
+
+def _read_segment(path: Path, segment: int) -> Iterator[Record]:
+    data = memoryview(path.read_bytes())
     offset = 0
-    while offset < len(data):
-        if len(data) - offset < _HEADER_BYTES:
-            return
-        magic, kind, length, crc = _HEADER.unpack_from(data, offset)
-        if magic != _MAGIC:
-            raise JournalCorrupt(f"{path.name}: no record starts at offset {offset}")
-        (header_crc,) = _HEADER_CRC.unpack_from(data, offset + _HEADER.size)
-        if zlib.crc32(data[offset : offset + _HEADER.size]) != header_crc:
-            raise JournalCorrupt(f"{path.name}: the record at offset {offset} does not match its CRC")
-        start = offset + _HEADER_BYTES
-        if start + length > len(data):
-            return
-        payload = data[start : start + length]
-        if zlib.crc32(payload) != crc:
-            raise JournalCorrupt(f"{path.name}: the record at offset {offset} does not match its CRC")
-        yield Record(kind, payload)
-        offset = start + length
+    while (end := offset + _HEADER_BYTES) <= len(data):
+        start = end
+        if _is_header(data[offset:start]):
+            _, kind, length, crc = _HEADER.unpack_from(data, offset)
+            if (end := start + length) > len(data):
+                return
+            payload = bytes(data[start:end])
+            if zlib.crc32(payload) == crc:
+                yield Record(kind, payload, Position(segment, start, length))
+                offset = end
+                continue
+        if any(data[max(offset, (end - 1) // _SECTOR_BYTES * _SECTOR_BYTES) :]):
+            raise _corrupt(path, offset)
+        return
+
+
+def _is_header(data: bytes | memoryview) -> bool:
+    own = data[: _HEADER.size]
+    return own[:4] == _MAGIC and data[_HEADER.size :] == _HEADER_CRC.pack(zlib.crc32(own))
+
+
+def _corrupt(path: Path, offset: int) -> JournalCorrupt:
+    return JournalCorrupt(
+        f"{path}: the record at offset {offset} is damaged (it does not match its CRC); restore the file from a copy, "
+        f"or move {path.parent} away to go on from the newest checkpoint, at the cost of what was done since"
+    )
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns an OSError into a sentence that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise JournalWriteError(
+            f"the journal cannot be written: {path}: {error.strerror}; free or repair the disk and resume"
+        ) from error

@@ -71,6 +71,11 @@ class MetricsWriter:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
+    def last(self) -> dict[str, Any]:
+        """The newest record, {} if there is none."""
+        records = read_lines(self._path)
+        return records[-1] if records else {}
+
     def truncate_after(self, step: int) -> None:
         """Keep only the lines of steps before `step`, the one that a resumed run does next."""
         kept = [record for record in read_lines(self._path) if record.get("step", step) < step]

@@ -71,13 +71,6 @@ def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
 
 def _check_staleness(recipe: Recipe) -> None:
     control_settings(recipe)
-    slots = (recipe.max_staleness + 1) * recipe.groups_per_step
-    capacity = recipe.buffer.capacity_groups
-    if capacity is not None and capacity < slots:
-        raise UserError(
-            f"buffer.capacity_groups {capacity} is below (max_staleness + 1) * groups_per_step = {slots}; "
-            "raise it, or leave it out"
-        )
     if recipe.group_size == 1:
         raise UserError(
             f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {recipe.algorithm.advantage}; "

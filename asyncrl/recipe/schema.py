@@ -122,16 +122,41 @@ class WeightsRecipe(Part):
     """After each push compare the engine's log-probs of a fixed prompt with the trainer's, and stop if they differ."""
 
 
-class BufferRecipe(Part):
-    capacity_groups: PositiveInt | None = None
-    """Groups the buffer may hold; default (max_staleness + 1) * groups_per_step, and no less than that."""
+class JournalRecipe(Part):
+    keep: Literal["since_checkpoint", "all"] = "since_checkpoint"
+    """What a resume needs, or everything: then `asyncrl replay --verify` can train the whole run again."""
+    sync_window_s: float = Field(default=0.0, ge=0)
+    """A finished group waits at most this long for others to share its fsync, for disks whose fsync is slow; 0 shares
+    it only with those that come while the fsync before runs."""
+    sync_window_bytes: PositiveInt = 4 * 2**20
+    """So many bytes end the wait early."""
 
 
 class CheckpointRecipe(Part):
     every_steps: int = Field(default=10, ge=0)
     """Steps between checkpoints; 0 saves only at the end."""
     keep_last: PositiveInt = 2
-    """Older checkpoints are deleted once a newer one is complete."""
+    """Older checkpoints are deleted once a newer one is complete, but for those of the next two keys."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints whose step is a multiple of this are kept for good."""
+    keep_best: str | None = None
+    """Metric, such as reward/mean; the checkpoint with its highest value is kept."""
+    snapshot_every_steps: int = Field(default=0, ge=0)
+    """Steps between snapshots in the memory of other processes, from which a lost trainer is rebuilt; 0 takes none."""
+    snapshot_shards: PositiveInt = 2
+    """A snapshot lies in so many processes, and its XOR parity in one more: any one of them may be lost."""
+
+
+class BudgetsRecipe(Part):
+    failed_groups_in_a_row: PositiveInt = 16
+    """The run stops when so many groups failed one after the other (at least groups_per_step)."""
+    reward_failures_in_a_row: PositiveInt = 1000
+    """The run stops when so many trajectories one after the other had no reward."""
+    restarts_in_a_row: PositiveInt = 5
+    """The run stops when one generator was lost so often without a finished group between, or the trainer so
+    often without a step."""
+    skipped_steps_in_a_row: PositiveInt = 5
+    """The run stops when so many steps in a row had a gradient that is not finite."""
 
 
 class TrackRecipe(Part):
@@ -158,6 +183,8 @@ class DeadlinesRecipe(Part):
     """One weight push to all generators."""
     checkpoint_s: PositiveFloat = 1800.0
     """Writing one checkpoint."""
+    stop_s: PositiveFloat = 600.0
+    """From a SIGTERM or Ctrl-C to the last checkpoint."""
 
 
 class Recipe(Part):
@@ -195,12 +222,14 @@ class Recipe(Part):
     """Optimisation."""
     weights: WeightsRecipe = WeightsRecipe()
     """How weights reach the generators."""
-    buffer: BufferRecipe = BufferRecipe()
-    """Finished groups waiting for the trainer."""
+    journal: JournalRecipe = JournalRecipe()
+    """Log of finished groups and decisions, from which a run is taken up where it broke off."""
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     """What is saved, how often."""
     track: TrackRecipe = TrackRecipe()
     """Where metrics go besides metrics.jsonl."""
+    budgets: BudgetsRecipe = BudgetsRecipe()
+    """How much may go wrong before the run stops."""
     deadlines: DeadlinesRecipe = DeadlinesRecipe()
     """Every wait has one."""
     ray_address: str | None = None

@@ -73,8 +73,8 @@ class Engine(Protocol):
 
     def __init__(self, config: EngineConfig) -> None: ...
 
-    async def start(self, version: int) -> None:
-        """Load the model and stamp its weights as `version`."""
+    async def start(self) -> None:
+        """Load the model and stamp its weights as version 0."""
 
     async def generate(self, tokens: list[int], params: SamplingParams, *, request_id: str) -> Completion:
         """Sample one completion of the prompt `tokens`."""
@@ -93,6 +93,9 @@ class Engine(Protocol):
 
     async def score(self, tokens: list[int]) -> list[float]:
         """Log-probs of tokens[1:] given what is before them, at temperature 1, under the weights held now."""
+
+    async def check(self) -> None:
+        """Raises EngineDead if the engine has ended."""
 
     def version(self) -> int:
         """The version that new tokens are stamped with."""

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from asyncrl.data.tasks import Task
+from asyncrl.errors import RunFailed
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupAborted, GroupRunner, PromptTooLong, RolloutSettings, request_ids
 from asyncrl.rollout.occupancy import Occupancy
+from asyncrl.rollout.summary import GroupSummary, summarise
 from asyncrl.rollout.trajectory import Group, encode
+from asyncrl.runtime import orphans, stacks
 from asyncrl.weights.channel import WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -41,31 +44,7 @@ class GeneratorConfig:
     reward_workers: int
     reward_timeout_s: float
     data_path: str
-    start_version: int
-
-
-@dataclass(frozen=True)
-class GroupSummary:
-    """What the driver learns of a group; the trajectories themselves go to the buffer."""
-
-    task: int
-    attempt: int
-    outcome: str
-    """`finished`, `filtered`, `failed` or `aborted`."""
-    reason: str = ""
-    oldest_version: int = -1
-    newest_version: int = -1
-    num_tokens: int = 0
-    """Sampled tokens."""
-    num_mixed: int = 0
-    """Trajectories whose tokens carry more than one version."""
-    in_flight: float = 0.0
-    """Mean over trajectories of newest - oldest version: how much they aged while running."""
-    rewards: list[float | None] = field(default_factory=list)
-    extras: list[dict[str, float]] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    sample: dict[str, Any] = field(default_factory=dict)
-    """One trajectory in words, for people: prompt, token strings, their versions, reward."""
+    run_dir: Path
 
 
 @ray.remote(max_concurrency=1000)
@@ -79,11 +58,12 @@ class Generator:
         self.tokens_generated = 0
 
     async def start(self) -> dict[str, Any]:
-        """Load model and tokenizer, start the reward processes; returns the actor's pid and engine worker count."""
+        """Load model and tokenizer, start the reward processes; says what processes there are now, and where."""
         from asyncrl.models import load_tokenizer
         from asyncrl.rollout.engines import engine_class
 
         config = self.config
+        stacks.record(config.run_dir / "stacks", config.name)
         self.rewards = RewardPool(
             config.reward,
             config.base_dir,
@@ -92,29 +72,36 @@ class Generator:
             dataset=config.data_path,
         )
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
-        await self.engine.start(config.start_version)
+        await self.engine.start()
         self.runner = GroupRunner(
             self.engine, load_tokenizer(config.engine_config.model), self.rewards, config.settings
         )
         self.occupancy.take()
         args = config.engine_config.engine_args
         workers = args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1)
-        return {"pid": os.getpid(), "num_workers": workers}
+        return {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "children": orphans.family(os.getpid()),
+            "num_workers": workers,
+        }
 
     async def run_group(self, task: Task, attempt: int) -> GroupSummary:
-        """Run one group to its end. An error becomes outcome `failed`, but EngineDead is raised."""
+        """Run one group to its end. An error becomes outcome `failed`; one that is not the group's is raised:
+        EngineDead, and RunFailed if the journal does not take the group."""
         self.occupancy.add_running(+1)
         try:
             group, texts = await self.runner.run(task, attempt)
-            summary = self._summary(group, task, texts)
+            summary = summarise(group)
+            self.tokens_generated += summary.num_tokens
             if summary.outcome == "finished":
                 await self.buffer.put.remote(task.number, attempt, encode(group))
-            return summary
+            return replace(summary, sample=self._sample(group, task, texts[0]))
         except PromptTooLong:
             return GroupSummary(task.number, attempt, "filtered", "prompt_too_long")
         except GroupAborted:
             return GroupSummary(task.number, attempt, "aborted")
-        except EngineDead:
+        except (EngineDead, RunFailed):
             raise
         except Exception as error:
             logger.exception("task %d failed on %s", task.number, self.config.name)
@@ -122,40 +109,17 @@ class Generator:
         finally:
             self.occupancy.add_running(-1)
 
-    def _summary(self, group: Group, task: Task, texts: list[str]) -> GroupSummary:
-        sampled = [t.versions[t.versions >= 0] for t in group.trajectories]
-        spans = [int(v.max() - v.min()) if len(v) else 0 for v in sampled]
-        num_tokens = sum(len(v) for v in sampled)
-        self.tokens_generated += num_tokens
-        oldest, newest = group.version_range
-        common = {
-            "rewards": [t.reward for t in group.trajectories],
-            "extras": [t.extras for t in group.trajectories],
-            "errors": [t.error for t in group.trajectories if t.error],
-            "num_tokens": num_tokens,
-        }
-        if oldest < 0:
-            return GroupSummary(group.task, group.attempt, "failed", "reward", **common)
+    def _sample(self, group: Group, task: Task, text: str) -> dict[str, Any]:
+        """The first trajectory in words, for people."""
         first = group.trajectories[0]
-        words = [self.runner.tokenizer.decode([t]) for t in first.tokens[first.prompt_length :]]
-        return GroupSummary(
-            group.task,
-            group.attempt,
-            "finished",
-            oldest_version=oldest,
-            newest_version=newest,
-            num_mixed=sum(s > 0 for s in spans),
-            in_flight=sum(spans) / len(spans),
-            sample={
-                "task": group.task,
-                "prompt": task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"],
-                "completion": texts[0],
-                "tokens": words,
-                "versions": first.versions[first.prompt_length :].tolist(),
-                "reward": first.reward,
-            },
-            **common,
-        )
+        return {
+            "task": group.task,
+            "prompt": task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"],
+            "completion": text,
+            "tokens": [self.runner.tokenizer.decode([t]) for t in first.tokens[first.prompt_length :]],
+            "versions": first.versions[first.prompt_length :].tolist(),
+            "reward": first.reward,
+        }
 
     async def cancel_group(self, task: int, attempt: int) -> None:
         """End a running group; its `run_group` returns `aborted`."""
@@ -175,7 +139,8 @@ class Generator:
         return await self.engine.score(tokens)
 
     async def ping(self) -> None:
-        """A sign of life."""
+        """A sign of life. Raises EngineDead if the engine has none."""
+        await self.engine.check()
 
     async def take_stats(self) -> dict[str, float]:
         """Seconds busy, paused and idle, and tokens sampled, since the last call."""

@@ -28,8 +28,7 @@ class SimulatedEngine:
         self._active: set[str] = set()
         self._cancelled: set[str] = set()
 
-    async def start(self, version: int) -> None:
-        self._version = version
+    async def start(self) -> None:
         self._running.set()
 
     async def generate(self, tokens: list[int], params: SamplingParams, *, request_id: str) -> Completion:
@@ -66,6 +65,9 @@ class SimulatedEngine:
 
     async def score(self, tokens: list[int]) -> list[float]:
         raise RuntimeError("the simulated engine has no model to score with")
+
+    async def check(self) -> None:
+        """There is nothing that could have ended."""
 
     def version(self) -> int:
         return self._version

@@ -96,13 +96,23 @@ def encode(group: Group) -> bytes:
     return b"".join(parts)
 
 
-def decode(frame: bytes) -> Group:
-    """Inverse of `encode`; arrays are read-only views of `frame`. Raises ValueError on another format."""
-    head_length = int.from_bytes(frame[:4], "little")
-    header = msgspec.msgpack.decode(frame[4 : 4 + head_length])
+def key_of(frame: bytes) -> tuple[int, int]:
+    """(task, attempt) of an encoded group."""
+    header = _header(frame)
+    return header["task"], header["attempt"]
+
+
+def _header(frame: bytes) -> dict[str, Any]:
+    header = msgspec.msgpack.decode(frame[4 : 4 + int.from_bytes(frame[:4], "little")])
     if header["format"] != _FORMAT:
         raise ValueError(f"group frame of format {header['format']}, this version reads {_FORMAT}")
-    offset = 4 + head_length
+    return header
+
+
+def decode(frame: bytes) -> Group:
+    """Inverse of `encode`; arrays are read-only views of `frame`. Raises ValueError on another format."""
+    header = _header(frame)
+    offset = 4 + int.from_bytes(frame[:4], "little")
     trajectories = []
     for t in header["trajectories"]:
         arrays = []

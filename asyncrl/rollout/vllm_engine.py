@@ -26,7 +26,7 @@ class VllmEngine:
         self._update_lock = asyncio.Lock()
         self._reloading = False
 
-    async def start(self, version: int) -> None:
+    async def start(self) -> None:
         self._set_environment()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -49,8 +49,7 @@ class VllmEngine:
             args["enable_chunked_prefill"] = False
             args["max_num_batched_tokens"] = max(4096, config.max_tokens)
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **config.engine_args}))
-        self._version = version
-        await self.llm.update_weight_version(str(version))
+        await self.llm.update_weight_version("0")
 
     def _set_environment(self) -> None:
         # Ray sets OMP_NUM_THREADS=1 in actors; vLLM's CPU worker reads its cores from the variable below.
@@ -145,6 +144,14 @@ class VllmEngine:
         prompt = {"prompt_token_ids": tokens, "cache_salt": f"score-{time.monotonic_ns()}"}
         final = await self._final(prompt, sampling, f"score-{time.monotonic_ns()}")
         return [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]
+
+    async def check(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self.llm.check_health()
+        except EngineDeadError as error:
+            raise EngineDead(str(error)) from None
 
     def version(self) -> int:
         return self._version

@@ -1,4 +1,4 @@
-"""Starting the actors of a run from its recipe: generators, buffer, trainer."""
+"""Making the actors of a run from its recipe: generators, buffer, trainer. Nothing is loaded until `start`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineConfig
@@ -22,31 +24,64 @@ _KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "M
 
 @dataclass(frozen=True)
 class Actors:
-    """Handles; nothing is loaded until `start` is called on them."""
+    """Makes each role as often as it is needed: one that was lost is made again from the same words."""
 
-    generators: dict[str, ActorHandle]
-    buffer: ActorHandle
-    trainer: ActorHandle
+    recipe: Recipe
+    model: str
+    run_dir: Path
+    base_dir: Path
 
+    def buffer(self) -> ActorHandle:
+        """On this node if it can be: here the journal's files are surely in reach."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        return BufferActor.options(scheduling_strategy=here).remote(self.run_dir / "journal", self.recipe.journal)
 
-def create(recipe: Recipe, model: str, run_dir: Path, base_dir: Path, version: int) -> Actors:
-    """Place the actors. `version` is what the weights in `model` are called."""
-    capacity = recipe.buffer.capacity_groups or (recipe.max_staleness + 1) * recipe.groups_per_step
-    # A cancelled group may still arrive after its successor: room for one late frame per slot.
-    buffer = BufferActor.remote(run_dir / "journal", 2 * capacity)
-    channel = resolve_channel(recipe, base_dir)
-    generators = {
-        name: Generator.options(num_cpus=0, num_gpus=recipe.rollout.gpus_per_replica).remote(
-            _generator_config(recipe, name, model, channel, base_dir, version), buffer
+    def generator(self, name: str, buffer: ActorHandle) -> ActorHandle:
+        return Generator.options(
+            num_cpus=0, num_gpus=self.recipe.rollout.gpus_per_replica, scheduling_strategy="SPREAD"
+        ).remote(self._generator_config(name), buffer)
+
+    def trainer(self, buffer: ActorHandle) -> ActorHandle:
+        trainer = self.recipe.trainer
+        threads = str(trainer.cpu_threads or os.cpu_count() or 1)
+        environment = {"OMP_NUM_THREADS": threads, **({} if trainer.gpus_per_rank else _KEEP_PAGES)}
+        channel = resolve_channel(self.recipe, self.base_dir)
+        return TrainerActor.options(
+            num_cpus=0, num_gpus=trainer.gpus_per_rank, runtime_env={"env_vars": environment}
+        ).remote(self.recipe, self.model, channel, self.base_dir, self.run_dir, buffer)
+
+    def _generator_config(self, name: str) -> GeneratorConfig:
+        recipe, rollout = self.recipe, self.recipe.rollout
+        engine_config = EngineConfig(
+            model=self.model,
+            dtype=recipe.weights.dtype,
+            channel=resolve_channel(recipe, self.base_dir),
+            max_tokens=rollout.max_prompt_tokens + rollout.max_new_tokens,
+            kv_after_update=rollout.kv_after_update,
+            cpu_cores=rollout.cpu_cores or f"0-{(os.cpu_count() or 1) - 1}",
+            kv_cache_gib=rollout.kv_cache_gib,
+            seed=recipe.seed,
+            engine_args=dict(rollout.engine_args),
         )
-        for name in (f"generator-{i}" for i in range(recipe.rollout.replicas))
-    }
-    threads = str(recipe.trainer.cpu_threads or os.cpu_count() or 1)
-    environment = {"OMP_NUM_THREADS": threads, **({} if recipe.trainer.gpus_per_rank else _KEEP_PAGES)}
-    trainer = TrainerActor.options(
-        num_cpus=0, num_gpus=recipe.trainer.gpus_per_rank, runtime_env={"env_vars": environment}
-    ).remote(recipe, model, channel, base_dir, buffer)
-    return Actors(generators, buffer, trainer)
+        settings = RolloutSettings(
+            group_size=recipe.group_size,
+            max_new_tokens=rollout.max_new_tokens,
+            max_prompt_tokens=rollout.max_prompt_tokens,
+            temperature=rollout.temperature,
+            seed=recipe.seed,
+        )
+        return GeneratorConfig(
+            name=name,
+            engine=rollout.engine,
+            engine_config=engine_config,
+            settings=settings,
+            reward=recipe.reward,
+            base_dir=self.base_dir,
+            reward_workers=recipe.rewards.workers,
+            reward_timeout_s=recipe.rewards.timeout_s,
+            data_path=recipe.data.path,
+            run_dir=self.run_dir,
+        )
 
 
 def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
@@ -56,39 +91,3 @@ def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
     if not engine_class(recipe.rollout.engine, base_dir).holds_weights:
         return "none"
     return "nccl" if recipe.rollout.gpus_per_replica and recipe.trainer.gpus_per_rank else "gloo"
-
-
-def _generator_config(
-    recipe: Recipe, name: str, model: str, channel: str, base_dir: Path, version: int
-) -> GeneratorConfig:
-    rollout = recipe.rollout
-    engine_config = EngineConfig(
-        model=model,
-        dtype=recipe.weights.dtype,
-        channel=channel,
-        max_tokens=rollout.max_prompt_tokens + rollout.max_new_tokens,
-        kv_after_update=rollout.kv_after_update,
-        cpu_cores=rollout.cpu_cores or f"0-{(os.cpu_count() or 1) - 1}",
-        kv_cache_gib=rollout.kv_cache_gib,
-        seed=recipe.seed,
-        engine_args=dict(rollout.engine_args),
-    )
-    settings = RolloutSettings(
-        group_size=recipe.group_size,
-        max_new_tokens=rollout.max_new_tokens,
-        max_prompt_tokens=rollout.max_prompt_tokens,
-        temperature=rollout.temperature,
-        seed=recipe.seed,
-    )
-    return GeneratorConfig(
-        name=name,
-        engine=rollout.engine,
-        engine_config=engine_config,
-        settings=settings,
-        reward=recipe.reward,
-        base_dir=base_dir,
-        reward_workers=recipe.rewards.workers,
-        reward_timeout_s=recipe.rewards.timeout_s,
-        data_path=recipe.data.path,
-        start_version=version,
-    )

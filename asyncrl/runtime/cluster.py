@@ -23,6 +23,8 @@ def start(recipe: Recipe) -> None:
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
+        # What Ray has to say of a dead worker, the driver says in its own words.
+        ray._private.worker.listen_error_messages = lambda *_: None
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the cluster at {address}" if address else f"Ray in {tempfile.gettempdir()}"

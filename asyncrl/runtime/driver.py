@@ -6,23 +6,20 @@
                 Publish --> trainer.publish(v) --> generators ----> WeightsLive | PublishFailed
 
 The loop waits for one event at a time; each of the calls above is a task of its own, with a deadline and an entry
-in the waiting-for registry. Whoever ends puts its event in the inbox, and that unblocks the loop.
+in the waiting-for registry. Whoever ends puts its event in the inbox, and that unblocks the loop. Every event and
+every decision is in the journal before it is acted on: a driver that dies is taken up from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
-from asyncrl.checkpoint import atomic
 from asyncrl.control.controller import Controller
 from asyncrl.control.messages import (
     Cancel,
@@ -30,10 +27,10 @@ from asyncrl.control.messages import (
     Discard,
     Event,
     GeneratorJoined,
-    GeneratorLost,
     GroupFailed,
     GroupFiltered,
     GroupFinished,
+    GroupLost,
     Publish,
     PublishFailed,
     Start,
@@ -42,20 +39,25 @@ from asyncrl.control.messages import (
     WeightsLive,
 )
 from asyncrl.data.tasks import TaskSource
-from asyncrl.errors import RunFailed
+from asyncrl.errors import BudgetSpent, DeadlineExceeded, RunFailed
+from asyncrl.journal.records import ControlLog
 from asyncrl.observe.live import LiveView
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
-from asyncrl.rollout.generator import GroupSummary
+from asyncrl.rollout.summary import GroupSummary, summarise
+from asyncrl.rollout.trajectory import decode
+from asyncrl.runtime import snapshots
 from asyncrl.runtime.actors import Actors
-from asyncrl.runtime.buffer import Key
+from asyncrl.runtime.budget import Budget
+from asyncrl.runtime.checkpoints import Checkpoints
+from asyncrl.runtime.fleet import Fleet
 from asyncrl.runtime.recorder import Recorder
-from asyncrl.runtime.replicas import RayReplicas
+from asyncrl.runtime.recovery import Recovered
+from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
+from asyncrl.trainer.actor import Origin
 
 logger = logging.getLogger(__name__)
-
-_MAX_FAILED_IN_A_ROW = 16
 
 
 class Driver:
@@ -66,78 +68,165 @@ class Driver:
         recipe: Recipe,
         run_dir: Path,
         actors: Actors,
-        controller: Controller,
+        recovered: Recovered,
         tasks: TaskSource,
         recorder: Recorder,
         view: LiveView,
     ) -> None:
         self.recipe = recipe
         self.run_dir = run_dir
-        self.actors = actors
-        self.controller = controller
+        self.controller: Controller = recovered.controller
         self.tasks = tasks
         self.recorder = recorder
         self.view = view
         self.waiting = WaitingFor(recipe.deadlines.warn_s)
-        self.inbox: asyncio.Queue[Event | BaseException] = asyncio.Queue()
-        self.alive = dict(actors.generators)
-        self.workers: dict[str, int] = {}
-        self.connected: set[str] = set()
+        self.inbox: asyncio.Queue[Event | BaseException | Stop] = asyncio.Queue()
+        self.journal = ControlLog(run_dir / "journal", self.controller.state())
+        self.buffer = actors.buffer()
+        every = recipe.checkpoint.snapshot_every_steps
+        self.snapshots = (
+            snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
+        )
+        self.trainer = TrainerLink(
+            recipe, lambda: actors.trainer(self.buffer), self._origin, self.snapshots, self.waiting
+        )
+        self.fleet = Fleet(
+            recipe,
+            lambda name: actors.generator(name, self.buffer),
+            self.trainer,
+            self.waiting,
+            self.inbox.put_nowait,
+            self._spawn,
+        )
+        self.checkpoints = Checkpoints(
+            recipe,
+            run_dir,
+            self.journal,
+            self.trainer,
+            self.buffer,
+            self.waiting,
+            version=recovered.version,
+            folder=recovered.checkpoint,
+            batches=recovered.batches,
+            post=self.inbox.put_nowait,
+        )
+        self.budget = Budget(recipe)
         self.publishing = -1
-        self._failed_in_a_row = 0
-        self._trained_keys: list[Key] = []
+        self.stopping: Stop | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """The main loop: decide, carry out, wait for the next event."""
+        """The main loop: decide, carry out, wait for the next event. Ends with a checkpoint of the last step done."""
         try:
-            while not self.controller.finished:
-                for decision in self.controller.decide():
-                    self._execute(decision)
+            while not self._finished():
+                if not self.stopping:
+                    self._decide()
                 self.view.state(vars(self.controller.ledger), self.waiting.oldest(3))
                 if not self._calls and self.inbox.empty():
                     raise RunFailed(f"nothing is under way, and nothing can be started: {self.controller.ledger}")
                 event = await self.inbox.get()
+                if isinstance(event, BudgetSpent) and self.trainer.serves:
+                    event = Stop(str(event), failed=True)
                 if isinstance(event, BaseException):
                     raise event
-                self.controller.handle(event)
-                if isinstance(event, StepDone):
-                    await self._step_done(event.step)
+                if isinstance(event, Stop):
+                    self.stopping = self.stopping or event
+                else:
+                    await self._handle(event)
+            await self._save_last()
         finally:
             for call in self._calls:
                 call.cancel()
+        if self.stopping is not None and self.stopping.failed:
+            raise BudgetSpent(f"{self.stopping.why}; step {self.controller.steps_done} is saved")
+
+    def _finished(self) -> bool:
+        """Done; or told to stop, and no step is under way."""
+        return self.controller.finished or (self.stopping is not None and self.controller.training is None)
+
+    def _decide(self) -> None:
+        decisions = self.controller.decide()
+        self.journal.decisions(decisions)
+        for decision in decisions:
+            self._execute(decision)
+
+    async def _handle(self, event: Event) -> None:
+        self.controller.handle(event)
+        if isinstance(event, StepDone):
+            # The line first: what the journal calls done has its metrics.
+            stats = await self.fleet.take_stats()
+            self.view.step(self.recorder.step(event.step, self.controller.ledger, stats))
+        self.journal.event(event)
+        if isinstance(event, StepDone) and self.checkpoints.due(self.controller.steps_done):
+            await self._checkpoint()
 
     # -- start-up
 
-    async def start(self, checkpoint: Path | None, version: int) -> None:
-        """Start all actors side by side, connect the weight channel, make `version` live."""
-        deadline_s = self.recipe.deadlines.start_s
-        self.view.phase(f"starting {len(self.alive)} generator(s) and the trainer")
-        starts = {name: handle.start.remote() for name, handle in self.alive.items()}
-        trainer = self.actors.trainer.start.remote(checkpoint, version)
-        await self.waiting(trainer, "trainer", "to load the model", deadline_s)
-        for name, reference in starts.items():
-            started = await self.waiting(reference, name, "to load the model", deadline_s)
-            self.workers[name] = started["num_workers"]
-        self.view.phase("connecting the weight channel")
-        await self._connect()
-        if checkpoint is not None:
-            self.view.phase(f"sending version {version} to the generators")
-            await self.waiting(
-                self.actors.trainer.publish.remote(version), "generators", f"version {version}", deadline_s
-            )
-        for name in self.alive:
-            self.controller.handle(GeneratorJoined(name))
-        self.controller.handle(WeightsLive(version))
+    async def start(self) -> None:
+        """Start all actors side by side, take up what was under way, connect the weight channel, make weights live."""
+        fresh = self.controller.live < 0 and self.controller.steps_done == 0
+        over = self.controller.steps_done >= self.recipe.max_steps
+        what = "the trainer" if over else f"{self.recipe.rollout.replicas} generator(s) and the trainer"
+        self.view.phase(f"starting {what}")
+        await self._take_up()
+        self.trainer.start()
+        if not over:
+            await self.fleet.start()
+        await self.trainer.ready()
+        if not over:
+            await self._go_live(fresh)
         self.recorder.begin()
+        if self.controller.training is not None:
+            self._execute(self.controller.training)
 
-    async def _connect(self) -> None:
-        deadline_s = self.recipe.deadlines.publish_s
-        replicas = RayReplicas(dict(self.alive), {n: self.workers[n] for n in self.alive}, deadline_s)
-        address = await self.waiting(self.actors.trainer.address.remote(), "trainer", "its address", deadline_s)
-        connecting = self.actors.trainer.connect.remote(replicas, address)
-        await self.waiting(connecting, "trainer", "to connect the weight channel", deadline_s)
-        self.connected = set(self.alive)
+    async def _take_up(self) -> None:
+        """Tell the controller what the crash before this did to its groups; those that were committed count."""
+        ready, running = self.controller.ready(), self.controller.running()
+        leased = list(self.controller.training.groups) if self.controller.training else []
+        held = set(await self._ask_buffer("holds", ready + running + leased)) if ready + running + leased else set()
+        if missing := [key for key in leased if key not in held]:
+            raise RunFailed(
+                f"the journal lacks task {missing[0][0]} of the batch under way; restore {self.run_dir}/journal"
+            )
+        for summary in await self._summaries([key for key in running if key in held]):
+            await self._handle(_event(summary))
+        for task, attempt in ready:
+            if (task, attempt) not in held:
+                await self._handle(GroupLost(task, attempt))
+        for event in self.controller.interrupt():
+            await self._handle(event)
+        for summary in await self._summaries([key for key in ready + leased if key in held]):
+            self.recorder.known(summary)
+
+    async def _summaries(self, keys: list[tuple[int, int]]) -> list[GroupSummary]:
+        frames = await self._ask_buffer("take", keys) if keys else []
+        return [summarise(decode(frame)) for frame in frames]
+
+    async def _ask_buffer(self, method: str, keys: list[tuple[int, int]]) -> Any:
+        deadline_s = self.recipe.deadlines.start_s
+        answer = await self.waiting(getattr(self.buffer, method).remote(keys), "buffer", method, deadline_s)
+        return [tuple(key) for key in answer] if method == "holds" else answer
+
+    async def _go_live(self, fresh: bool) -> None:
+        if fresh:
+            self.view.phase("connecting the weight channel")
+            await self.fleet.connect()
+            version = 0
+        else:
+            self.view.phase("sending the weights to the generators")
+            version = (await self.fleet.publish(None)).version
+        for name in self.fleet.serving:
+            await self._handle(GeneratorJoined(name))
+        await self._handle(WeightsLive(version))
+
+    async def _origin(self) -> Origin:
+        """Where a trainer starts from now: the newest snapshot or checkpoint, and the batches trained since."""
+        done, live, saved = self.controller.steps_done, self.controller.live, self.checkpoints
+        kept = await asyncio.to_thread(self.snapshots.latest) if self.snapshots else None
+        use_snapshot = kept is not None and saved.version < kept <= done
+        version = kept if use_snapshot and kept is not None else saved.version
+        batches = tuple(saved.batches[step] for step in range(version, done))
+        return Origin(version, saved.folder, self.snapshots if use_snapshot else None, batches, live)
 
     # -- decisions
 
@@ -146,16 +235,17 @@ class Driver:
             case Start():
                 self._spawn(self._run_group(decision))
             case Train():
+                self.checkpoints.batches[decision.step] = decision
                 self.recorder.batch_taken(decision)
                 self._spawn(self._train(decision))
             case Publish():
                 self.publishing = decision.version
                 self._spawn(self._publish(decision.version))
             case Cancel():
-                if handle := self.alive.get(decision.generator):
+                if handle := self.fleet.serving.get(decision.generator):
                     handle.cancel_group.remote(decision.task, decision.attempt)
             case Discard():
-                self._drop([(decision.task, decision.attempt)])
+                self.recorder.forget([(decision.task, decision.attempt)])
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a call beside the loop; an error that it does not turn into an event ends the run."""
@@ -169,135 +259,84 @@ class Driver:
         self._calls.add(task)
         task.add_done_callback(done)
 
-    def _drop(self, keys: list[Key]) -> None:
-        self.recorder.forget(keys)
-        self.actors.buffer.drop.remote(keys)
-
     async def _run_group(self, start: Start) -> None:
-        handle = self.alive.get(start.generator)
+        name = start.generator
+        handle = self.fleet.serving.get(name)
         if handle is None:
             return
         try:
-            summary: GroupSummary = await self.waiting(
-                handle.run_group.remote(self.tasks.task(start.task), start.attempt),
-                start.generator,
-                f"task {start.task}",
-                self.recipe.deadlines.rollout_s,
-            )
-        except (RayActorError, EngineDead) as error:
-            self._generator_lost(start.generator, error)
+            task = self.tasks.task(start.task)
+            deadline_s = self.recipe.deadlines.rollout_s
+            running = handle.run_group.remote(task, start.attempt)
+            summary: GroupSummary = await self.waiting(running, name, f"task {start.task}", deadline_s)
+        except (RayActorError, EngineDead, DeadlineExceeded) as error:
+            self.fleet.lost(name, handle, error)
             return
-        self.recorder.group(summary)
-        self._check_failures(summary)
-        key = (summary.task, summary.attempt)
         if summary.outcome == "finished":
-            versions = (summary.oldest_version, summary.newest_version)
-            self.inbox.put_nowait(GroupFinished(*key, *versions, summary.num_tokens))
-        elif summary.outcome == "filtered":
-            self.inbox.put_nowait(GroupFiltered(*key, summary.reason))
-        elif summary.outcome == "aborted":
-            # Cancelled by a decision, it is obsolete and the controller ignores this; by the engine, it has failed.
-            self.inbox.put_nowait(GroupFailed(*key, "aborted"))
-        else:
-            logger.warning("task %d failed: %s %s", summary.task, summary.reason, "; ".join(summary.errors[:1]))
-            self.inbox.put_nowait(GroupFailed(*key, summary.reason))
-
-    def _generator_lost(self, name: str, error: Exception) -> None:
-        if self.alive.pop(name, None) is None:
-            return
-        reason = str(error).strip().splitlines()[-1]
-        logger.warning("%s is lost (%s); its tasks start again elsewhere", name, reason)
-        ray.kill(self.actors.generators[name])
-        self.inbox.put_nowait(GeneratorLost(name))
-        if not self.alive:
-            self.inbox.put_nowait(
-                RunFailed(f"all generators are lost; `asyncrl resume {self.run_dir}` goes on from the checkpoint")
-            )
-
-    def _check_failures(self, summary: GroupSummary) -> None:
-        """A run in which nothing succeeds any more must stop, not draw tasks for ever."""
-        self._failed_in_a_row = self._failed_in_a_row + 1 if summary.outcome == "failed" else 0
-        limit = max(_MAX_FAILED_IN_A_ROW, self.recipe.groups_per_step)
-        if self._failed_in_a_row >= limit:
-            reason = "; ".join([summary.reason, *summary.errors[:1]])
-            self.inbox.put_nowait(RunFailed(f"the last {limit} groups failed, the last of them with {reason}"))
+            self.fleet.finished_group(name)
+        self.recorder.group(summary)
+        self.inbox.put_nowait(_event(summary))
+        self.budget.group(summary)
 
     async def _train(self, train: Train) -> None:
-        reference = self.actors.trainer.train.remote(train.step, list(train.groups), train.min_version, self.publishing)
-        result = await self.waiting(reference, "trainer", f"step {train.step}", self.recipe.deadlines.step_s)
+        result = await self.trainer.train(train, lambda: self.publishing)
         self.recorder.trained(train, result)
-        self._trained_keys = list(train.groups)
         self.inbox.put_nowait(StepDone(train.step))
+        self.budget.step(result.report)
 
     async def _publish(self, version: int) -> None:
         try:
-            if self.connected != set(self.alive):
-                await self._connect()
-            reference = self.actors.trainer.publish.remote(version)
-            deadline_s = 2 * self.recipe.deadlines.publish_s  # the replicas' own deadline speaks first, and names them
-            report = await self.waiting(reference, "generators", f"version {version}", deadline_s)
-        except (ray.exceptions.RayError, RuntimeError):
-            lost = await self._find_lost()
-            if not lost:
+            # What the generators get to see must be in the journal for good.
+            await asyncio.to_thread(self.journal.sync)
+            report = await self.fleet.publish(version)
+        except BudgetSpent:
+            raise
+        except (RayError, RuntimeError) as error:
+            if not await self.fleet.find_lost(error):
                 raise
-            logger.warning("push of version %d failed with %s lost; trying again", version, ", ".join(lost))
-            self.connected = set()
+            logger.warning("the push of version %d failed: someone was lost; trying again", version)
             self.inbox.put_nowait(PublishFailed(version))
-            return
-        self.recorder.published(report)
-        self.inbox.put_nowait(WeightsLive(version))
+        else:
+            self.recorder.published(report)
+            self.inbox.put_nowait(WeightsLive(version))
+        finally:
+            self.publishing = -1
 
-    async def _find_lost(self) -> list[str]:
-        """Ask each generator for a sign of life; those that are dead are reported lost."""
-        lost = [name for name in self.connected if name not in self.alive]
-        for name, handle in list(self.alive.items()):
-            try:
-                await self.waiting(handle.ping.remote(), name, "a sign of life", self.recipe.deadlines.warn_s)
-            except RayActorError as error:
-                self._generator_lost(name, error)
-                lost.append(name)
-        return lost
+    # -- ends
+
+    async def _checkpoint(self) -> None:
+        self.view.phase(f"saving checkpoint {self.controller.steps_done}")
+        with self.recorder.checkpointing():
+            await self.checkpoints.begin(self.controller, self.recorder.last)
+
+    async def _save_last(self) -> None:
+        """A checkpoint of the last step done, however often the trainer is lost meanwhile."""
+        await self.checkpoints.wait()
+        while self.checkpoints.version < self.controller.steps_done:
+            await self._checkpoint()
+            await self.checkpoints.wait()
 
     async def close(self) -> None:
-        """Stop the engines and the reward processes; a generator that does not answer is left to Ray's end."""
-        closing = [handle.close.remote() for handle in self.alive.values()]
-        for name, reference in zip(self.alive, closing, strict=True):
-            try:
-                await self.waiting(reference, name, "to close", deadline_s=30.0)
-            except Exception as error:
-                logger.warning("%s did not close: %s", name, error)
+        """Stop the engines and the reward processes."""
+        await self.fleet.close()
+        self.journal.close()
 
-    # -- after a step
 
-    async def _step_done(self, step: int) -> None:
-        stats = await asyncio.gather(*(self._stats(n, h) for n, h in list(self.alive.items())))
-        keys = self._trained_keys
-        every = self.recipe.checkpoint.every_steps
-        last = step + 1 == self.recipe.max_steps
-        if last or (every and (step + 1) % every == 0):
-            await self._checkpoint(step + 1)
-        record = self.recorder.step(step, self.controller.ledger, [s for s in stats if s])
-        self.view.step(record)
-        self._drop(keys)
+class Stop:
+    """Finish the step under way, save, end. `why`: in words; `failed`: the run counts as failed."""
 
-    async def _stats(self, name: str, handle: Any) -> dict[str, float] | None:
-        try:
-            deadline_s = self.recipe.deadlines.warn_s
-            return await self.waiting(handle.take_stats.remote(), name, "its statistics", deadline_s)
-        except RayActorError as error:
-            self._generator_lost(name, error)
-            return None
+    def __init__(self, why: str, *, failed: bool = False) -> None:
+        self.why, self.failed = why, failed
 
-    async def _checkpoint(self, steps_done: int) -> None:
-        """Save between two steps: the trainer stands still, the generators go on."""
-        began = time.perf_counter()
-        self.view.phase(f"saving checkpoint {steps_done}")
-        state = {"steps_done": steps_done, "controller": self.controller.state(), **self.recorder.state()}
-        root = self.run_dir / "checkpoints"
-        part = atomic.begin(root, steps_done)
-        saving = self.actors.trainer.save.remote(part)
-        await self.waiting(saving, "trainer", f"checkpoint {steps_done}", self.recipe.deadlines.checkpoint_s)
-        (part / "control.json").write_text(json.dumps(state))
-        await asyncio.to_thread(atomic.commit, part)
-        atomic.prune(root, self.recipe.checkpoint.keep_last)
-        self.recorder.checkpointed(time.perf_counter() - began)
+
+def _event(summary: GroupSummary) -> Event:
+    task, attempt = summary.task, summary.attempt
+    if summary.outcome == "finished":
+        return GroupFinished(task, attempt, summary.oldest_version, summary.newest_version, summary.num_tokens)
+    if summary.outcome == "filtered":
+        return GroupFiltered(task, attempt, summary.reason)
+    if summary.outcome == "aborted":
+        # Cancelled by a decision, it is obsolete and the controller ignores this; by the engine, it has failed.
+        return GroupFailed(task, attempt, "aborted")
+    logger.warning("task %d failed: %s %s", task, summary.reason, "; ".join(summary.errors[:1]))
+    return GroupFailed(task, attempt, summary.reason)

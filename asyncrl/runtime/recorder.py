@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from asyncrl.control.messages import Train
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
 from asyncrl.observe.trackers import Trackers
-from asyncrl.rollout.generator import GroupSummary
+from asyncrl.rollout.summary import GroupSummary
 from asyncrl.runtime.buffer import Key
 from asyncrl.trainer.actor import TrainResult
 from asyncrl.weights.channel import PublishReport
@@ -22,19 +24,19 @@ from asyncrl.weights.channel import PublishReport
 class Recorder:
     """One run's figures. Times in seconds; the window of a step goes from the end of the step before to its own."""
 
-    def __init__(self, run_dir: Path, writer: MetricsWriter, trackers: Trackers, state: dict[str, Any] | None) -> None:
+    def __init__(self, run_dir: Path, writer: MetricsWriter, trackers: Trackers) -> None:
+        """Goes on from the last record there is, if any."""
         self.run_dir = run_dir
         self._writer = writer
         self._trackers = trackers
-        state = state or {}
-        self._wall_before_s = float(state.get("wall_s", 0.0))
-        self._generated_before = int(state.get("tokens_generated", 0))
-        self._reward_failures = int(state.get("reward_failures", 0))
+        self.last: dict[str, Any] = writer.last()
+        self._wall_before_s = float(self.last.get("time_s", 0.0))
+        self._tokens_generated = int(self.last.get("tokens/generated", 0))
+        self._reward_failures = int(self.last.get("rewards/failed", 0))
         self._groups: dict[Key, GroupSummary] = {}
         self._trained: tuple[Train, TrainResult] | None = None
         self._publish = PublishReport(0, 0.0, 0.0, 0)
         self._shares: list[dict[str, float]] = []
-        self._last: dict[str, Any] = {}
         self._checkpoint_s = 0.0
 
     def begin(self) -> None:
@@ -50,9 +52,13 @@ class Recorder:
 
     def group(self, summary: GroupSummary) -> None:
         self._reward_failures += len(summary.errors)
-        self._generated_before += summary.num_tokens
+        self._tokens_generated += summary.num_tokens
         if summary.outcome == "finished":
-            self._groups[(summary.task, summary.attempt)] = summary
+            self.known(summary)
+
+    def known(self, summary: GroupSummary) -> None:
+        """A finished group that an earlier process counted."""
+        self._groups[(summary.task, summary.attempt)] = summary
 
     def forget(self, keys: list[Key]) -> None:
         for key in keys:
@@ -67,16 +73,12 @@ class Recorder:
     def published(self, report: PublishReport) -> None:
         self._publish = report
 
-    def checkpointed(self, seconds: float) -> None:
-        self._checkpoint_s = seconds
-
-    def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return {
-            "wall_s": self.wall_s,
-            "tokens_generated": self._generated_before,
-            "reward_failures": self._reward_failures,
-        }
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Nothing can be trained meanwhile."""
+        began = time.perf_counter()
+        yield
+        self._checkpoint_s += time.perf_counter() - began
 
     # -- records
 
@@ -94,7 +96,7 @@ class Recorder:
             **_rewards(batch),
             **_staleness(step, batch, result),
             **_ledger(ledger),
-            "tokens/generated": self._generated_before,
+            "tokens/generated": self._tokens_generated,
             "tokens/trained": result.report.tokens_trained,
             "throughput/samples_per_s": sum(len(g.rewards) for g in batch) / wall_s,
             "throughput/tokens_per_s": result.report.tokens_trained / wall_s,
@@ -111,9 +113,10 @@ class Recorder:
         self._trackers.log(step, record)
         self._write_samples(step, batch)
         self._shares.append({k: v for k, v in record.items() if "_time/" in k})
-        self._last = record
+        self.last = record
         self._step_began = self._trainer_free = now
         self._checkpoint_s = 0.0
+        self.forget(list(train.groups))
         return record
 
     def _trainer_time(self, result: TrainResult, wall_s: float) -> dict[str, float]:
@@ -121,13 +124,13 @@ class Recorder:
             "busy": result.busy_s,
             "wait_batch": self._wait_batch_s,
             "wait_publish": result.wait_publish_s,
-            "checkpoint": self._checkpoint_s,
+            "checkpoint": self._checkpoint_s + result.wait_copy_s,
         }
         return {f"trainer_time/{k}": v for k, v in shares(measured, wall_s).items()}
 
     def _write_samples(self, step: int, batch: list[GroupSummary]) -> None:
         with (self.run_dir / "samples.jsonl").open("a") as file:
-            file.writelines(json.dumps({"step": step, **g.sample}) + "\n" for g in batch[:2])
+            file.writelines(json.dumps({"step": step, **g.sample}) + "\n" for g in batch[:2] if g.sample)
 
     def finish(self, ledger: Ledger, worst_case: int) -> dict[str, Any]:
         """Write and return the summary."""
@@ -138,9 +141,9 @@ class Recorder:
             "ledger": vars(ledger),
             "wall_s": self.wall_s,
             "worst_case_staleness": worst_case,
-            "tokens_generated": self._generated_before,
+            "tokens_generated": self._tokens_generated,
             "reward_failures": self._reward_failures,
-            "final": self._last,
+            "final": self.last,
             "bottleneck": bottleneck(means) if means else "",
         }
         write_summary(self.run_dir / "summary.json", summary)

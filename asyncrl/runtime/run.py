@@ -6,15 +6,15 @@ Nothing is written before everything that can be checked has been: recipe, data,
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from asyncrl.checkpoint import atomic
 from asyncrl.control.controller import Controller
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
@@ -29,9 +29,15 @@ from asyncrl.recipe.check import check
 from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rewards.load import load as load_reward
-from asyncrl.runtime import actors, cluster
-from asyncrl.runtime.driver import Driver
+from asyncrl.runtime import cluster
+from asyncrl.runtime.actors import Actors
+from asyncrl.runtime.driver import Driver, Stop
+from asyncrl.runtime.lock import RunLock
+from asyncrl.runtime.orphans import end_leftovers
 from asyncrl.runtime.recorder import Recorder
+from asyncrl.runtime.recovery import Recovered, recover
+from asyncrl.runtime.stop import StopSignals
+from asyncrl.runtime.trainer_link import reason
 
 logger = logging.getLogger(__name__)
 
@@ -40,41 +46,57 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
     """Run a checked recipe from the start; returns the exit code."""
     run_dir = Path(recipe.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     tasks = _tasks(recipe, base_dir)
-    with LiveView(recipe.max_steps, name, recipe.max_staleness) as view:
-        view.phase("starting Ray")
-        cluster.start(recipe)
-        try:
-            cluster.check_resources(recipe)
-            run_dir.mkdir(parents=True)
+    with LiveView(recipe.max_steps, name, recipe.max_staleness) as view, _ray(recipe, view):
+        _make(run_dir)
+        with RunLock(run_dir):
             (run_dir / "checkpoints").mkdir()
             (run_dir / "recipe.yaml").write_text(dump(recipe))
-            return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, None))
-        finally:
-            cluster.stop()
+            recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
+            return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered))
 
 
 def resume(run_dir: Path, overrides: list[str]) -> int:
-    """Go on from the newest complete checkpoint; returns the exit code."""
+    """Take a run up where it broke off; returns the exit code."""
     recipe = load(run_dir / "recipe.yaml", overrides)
     base_dir = Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
-    checkpoint = atomic.latest(run_dir)
-    steps_done = json.loads((checkpoint / "control.json").read_text())["steps_done"]
-    if steps_done >= recipe.max_steps:
-        raise UserError(
-            f"{run_dir} has done all its {recipe.max_steps} steps; add max_steps=N with N > {steps_done} to go on"
-        )
-    tasks = _tasks(recipe, base_dir)
-    name = run_dir.name
-    with LiveView(recipe.max_steps, name, recipe.max_staleness) as view:
-        view.phase("starting Ray")
-        cluster.start(recipe)
-        try:
-            cluster.check_resources(recipe)
+    with RunLock(run_dir):
+        for role in end_leftovers(run_dir / "processes.json", deadline_s=30.0):
+            logger.warning("ended %s, left behind by the run that broke off", role)
+        recovered = recover(run_dir.resolve(), control_settings(recipe))
+        if recovered.version >= recipe.max_steps and (run_dir / "summary.json").exists():
+            raise UserError(
+                f"{run_dir} has done all its {recipe.max_steps} steps; "
+                f"add max_steps=N with N > {recovered.version} to go on"
+            )
+        tasks = _tasks(recipe, base_dir)
+        name = run_dir.name
+        with LiveView(recipe.max_steps, name, recipe.max_staleness) as view, _ray(recipe, view):
             (run_dir / "recipe.yaml").write_text(dump(recipe))
-            return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, checkpoint.resolve()))
-        finally:
-            cluster.stop()
+            (run_dir / "summary.json").unlink(missing_ok=True)
+            return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered))
+
+
+@contextmanager
+def _ray(recipe: Recipe, view: LiveView) -> Iterator[None]:
+    """Ray, with what the recipe asks for. An OSError of the run becomes a sentence: the disk is full, say."""
+    view.phase("starting Ray")
+    cluster.start(recipe)
+    try:
+        cluster.check_resources(recipe)
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise RunFailed(f"{where}{error.strerror or error}; free or repair the disk, then `asyncrl resume`") from error
+    finally:
+        cluster.stop()
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"run_dir: {run_dir} cannot be made: {error.strerror}; choose another run_dir") from error
 
 
 def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
@@ -88,23 +110,22 @@ def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
 
 
 async def _run(
-    recipe: Recipe, name: str, run_dir: Path, base_dir: Path, tasks: TaskSource, view: LiveView, checkpoint: Path | None
+    recipe: Recipe, name: str, run_dir: Path, base_dir: Path, tasks: TaskSource, view: LiveView, recovered: Recovered
 ) -> int:
-    state: dict[str, Any] = json.loads((checkpoint / "control.json").read_text()) if checkpoint else {}
-    version = state.get("steps_done", 0)
-    settings = control_settings(recipe)
-    controller = Controller.restore(settings, state["controller"]) if state else Controller(settings)
+    controller = recovered.controller
     logger.info("staleness is at most %d updates", controller.worst_case_staleness)
-    handles = actors.create(recipe, _model(recipe, run_dir), run_dir, base_dir, version)
+    actors = Actors(recipe, _model(recipe, run_dir), run_dir, base_dir)
     writer = MetricsWriter(run_dir / "metrics.jsonl")
-    writer.truncate_after(version)
+    for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
+        lines.truncate_after(controller.steps_done)
     trackers = Trackers(run_dir, recipe.track, recipe.model_dump(), name)
-    recorder = Recorder(run_dir, writer, trackers, state)
-    driver = Driver(recipe, run_dir, handles, controller, tasks, recorder, view)
+    recorder = Recorder(run_dir, writer, trackers)
+    driver = Driver(recipe, run_dir, actors, recovered, tasks, recorder, view)
     try:
-        await driver.start(checkpoint, version)
-        view.phase("training")
-        await driver.run()
+        with stop_on_signals(driver):
+            await driver.start()
+            view.phase("training")
+            await driver.run()
         controller.ledger.check()
         recorder.finish(controller.ledger, controller.worst_case_staleness)
         view.phase("stopping the engines")
@@ -113,12 +134,44 @@ async def _run(
             raise
         (run_dir / "error.log").write_text(str(error))
         raise RunFailed(f"{one_line(error.cause)}, in an actor; the traceback is in {run_dir}/error.log") from error
+    except RayError as error:
+        raise RunFailed(f"{reason(error)}; `asyncrl resume {run_dir}` goes on") from error
     finally:
         await driver.close()
         trackers.close()
         report = write_report(run_dir)
-    view.phase(f"done; report: {report}")
+    done = "done" if controller.finished else f"{driver.stopping.why}; `asyncrl resume {run_dir}` goes on"
+    view.phase(f"{done}; report: {report}")
     return 0
+
+
+@contextmanager
+def stop_on_signals(driver: Driver) -> Iterator[None]:
+    """SIGTERM or Ctrl-C: finish the step, save, end. The second one, or deadlines.stop_s: end at once."""
+    loop, main = asyncio.get_running_loop(), asyncio.current_task()
+    assert main is not None
+    late: list[float] = []
+
+    def first(signal_name: str) -> None:
+        logger.warning("%s: the run stops after this step; once more stops it at once, to be resumed", signal_name)
+        driver.inbox.put_nowait(Stop(f"stopped by {signal_name} after step {driver.controller.steps_done}"))
+        loop.call_later(driver.recipe.deadlines.stop_s, overdue)
+
+    def overdue() -> None:
+        late.append(driver.recipe.deadlines.stop_s)
+        main.cancel()
+
+    def second() -> None:
+        # Nothing to save: the journal has it. Ray and the actors end with this process.
+        os._exit(130)
+
+    with StopSignals(loop, first, second):
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not late:
+                raise
+            raise RunFailed(f"the run did not stop within {late[0]:.0f} s (deadlines.stop_s); resume it") from None
 
 
 def _model(recipe: Recipe, run_dir: Path) -> str:

@@ -2,18 +2,20 @@
 
     driver --train(k)--> [buffer --frames--> decode -> learner.step -> stage version k+1] --> driver
     driver --publish(k+1)--> [swap staging, send]          its own thread: the next step runs meanwhile
+    driver --save(k+1)--> [copy to host, write or send]    its own thread: the next step runs meanwhile
 
-Waits for: `train` for the buffer and, before it stages, for a requested push to have taken its copy (a swap, not
-a transfer); `publish` for the replicas. Unblocked by: buffer; replicas; the deadline.
+Waits for: `train` for the buffer, before it changes the weights for a copy of them under way, and before it stages
+for a requested push to have taken its copy (a swap, not a transfer); `publish` for the replicas. Unblocked by:
+buffer; the copy; replicas; the deadline.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,16 @@ from typing import Any
 import ray
 import torch
 
+from asyncrl.checkpoint import files
+from asyncrl.checkpoint.saver import BackgroundSaver
+from asyncrl.control.messages import Train
 from asyncrl.errors import DeadlineExceeded
 from asyncrl.models import load_tokenizer
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode
-from asyncrl.runtime.buffer import Key
+from asyncrl.runtime import stacks
 from asyncrl.runtime.replicas import RayReplicas
+from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.trainer.learner import Learner, StepReport
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
@@ -44,30 +50,53 @@ class TrainResult:
     report: StepReport
     busy_s: float
     wait_publish_s: float
+    wait_copy_s: float
+    """The step stood still until a checkpoint or snapshot had its copy of the weights."""
 
 
-@ray.remote(concurrency_groups={"push": 1})
+@dataclass(frozen=True)
+class Origin:
+    """Where a trainer starts from: a checkpoint folder or a snapshot in memory, else the initial model; then the
+    batches that were trained since, in order."""
+
+    version: int
+    folder: Path | None
+    snapshots: Snapshots | None
+    batches: tuple[Train, ...] = ()
+    live: int = -1
+    """Version that the generators hold: it stays at hand for one that joins them."""
+
+
+@ray.remote(concurrency_groups={"push": 1, "save": 1})
 class TrainerActor:
-    """Calls run one at a time, but for those of the group `push`, which run beside them."""
+    """Calls run one at a time, but for those of the groups `push` and `save`, which run beside them."""
 
-    def __init__(self, recipe: Recipe, model: str, channel: str, base_dir: Path, buffer: Any) -> None:
+    def __init__(self, recipe: Recipe, model: str, channel: str, base_dir: Path, run_dir: Path, buffer: Any) -> None:
         self.recipe = recipe
         self.model_path = model
         self.backend = channel
         self.base_dir = base_dir
+        self.run_dir = run_dir
         self.buffer = buffer
         self.channel: TransferChannel | VersionChannel | None = None
 
-    def start(self, checkpoint: Path | None, version: int) -> dict[str, Any]:
-        """Load the model, and the state of a checkpoint if there is one. The weights are `version`."""
+    def start(self, origin: Origin, snapshots: Snapshots | None) -> dict[str, Any]:
+        """Load the model and the state, train the batches of `origin` again. `snapshots`: where to send new ones."""
         recipe = self.recipe
+        stacks.record(self.run_dir / "stacks", "trainer")
         torch.set_num_threads(recipe.trainer.cpu_threads or os.cpu_count() or 1)
         torch.manual_seed(recipe.seed)
         device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
         loss = load_loss(recipe.algorithm.loss, self.base_dir)
         self.learner = Learner(load_model(self.model_path, recipe, device), recipe, loss, device)
-        if checkpoint is not None:
-            self.learner.load(checkpoint / "trainer")
+        self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
+        self.learner.before_update = self._wait_for_copy
+        self.wait_copy_s = 0.0
+        self.snapshots = snapshots
+        if origin.snapshots is not None:
+            self.learner.restore(origin.snapshots.load(origin.version))
+        elif origin.folder is not None:
+            self.learner.restore(files.read(origin.folder / "trainer"))
         dtype = getattr(torch, recipe.weights.dtype)
         # Two copies: a push reads one while the next step fills the other.
         self.next = StagedWeights(self.learner.model, dtype, device)
@@ -75,8 +104,14 @@ class TrainerActor:
         self.next_version = self.sending_version = -1
         self.swapped = threading.Condition()
         self.probe = Probe.of_tokenizer(load_tokenizer(self.model_path)) if recipe.weights.verify else None
-        self._stage(version)
-        return {"pid": os.getpid(), "parameters": sum(p.numel() for p in self.learner.model.parameters())}
+        live = max(origin.live, origin.version)
+        self._stage(origin.version)
+        self._hold(live)
+        for batch in origin.batches:
+            self._learn(batch)
+            self._stage(batch.step + 1)
+            self._hold(live)
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
     def _stage(self, version: int) -> None:
         with self.swapped:
@@ -85,23 +120,51 @@ class TrainerActor:
                 self.probe.expect(version, self.learner.score(self.probe.tokens))
             self.next_version = version
 
-    def train(self, step: int, keys: list[Key], min_version: int, publishing: int) -> TrainResult:
-        """Train batch `step` and stage version `step + 1`. `publishing`: newest version asked to be sent (-1: none)."""
+    def _hold(self, version: int) -> None:
+        """Make `version` the one that is sent, if it is the one staged."""
+        with self.swapped:
+            if self.next_version == version != self.sending_version:
+                self.next, self.sending = self.sending, self.next
+                self.sending_version, self.next_version = version, -1
+            self.swapped.notify_all()
+
+    def _learn(self, batch: Train) -> StepReport:
+        frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
+        return self.learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
+
+    def _wait_for_copy(self) -> None:
+        self.wait_copy_s += self.saver.wait_copied()
+
+    def train(self, batch: Train, publishing: int) -> TrainResult:
+        """Train a batch and stage its version. `publishing`: version whose push was asked for and has not ended
+        (-1: none)."""
         began = time.perf_counter()
-        frames = ray.get(self.buffer.take.remote(step, keys), timeout=self.recipe.deadlines.warn_s)
-        report = self.learner.step([decode(frame) for frame in frames], step, min_version)
+        self.wait_copy_s = 0.0
+        report = self._learn(batch)
         waiting = time.perf_counter()
         self._wait_for_swap(publishing)
         waited = time.perf_counter()
-        self._stage(step + 1)
-        busy_s = time.perf_counter() - began - (waited - waiting)
-        return TrainResult(report, busy_s, waited - waiting)
+        version = batch.step + 1
+        self._stage(version)
+        every = self.recipe.checkpoint.snapshot_every_steps
+        if self.snapshots and every and version % every == 0 and not self.saver.busy:
+            self.saver.start(self.learner.state(), lambda state: self._store(version, state))
+        busy_s = time.perf_counter() - began - (waited - waiting) - self.wait_copy_s
+        return TrainResult(report, busy_s, waited - waiting, self.wait_copy_s)
 
     def _wait_for_swap(self, version: int) -> None:
-        deadline_s = self.recipe.deadlines.publish_s
+        deadline_s = self.recipe.deadlines.step_s
         with self.swapped:
             if not self.swapped.wait_for(lambda: self.sending_version >= version, deadline_s):
                 raise DeadlineExceeded(f"the push of version {version} did not take its copy in {deadline_s:.0f} s")
+
+    def _store(self, version: int, state: Mapping[str, torch.Tensor]) -> None:
+        assert self.snapshots is not None
+        try:
+            self.snapshots.store(version, state)
+        except Exception as error:
+            # A snapshot only makes a recovery shorter: losing one must not end what it is there to protect.
+            logger.warning("the snapshot of version %d was not taken: %s", version, error)
 
     @ray.method(concurrency_group="push")
     def connect(self, replicas: RayReplicas, address: str) -> None:
@@ -117,30 +180,39 @@ class TrainerActor:
         self.channel = TransferChannel(self.backend, replicas, address, timeout_s)
 
     @ray.method(concurrency_group="push")
-    def publish(self, version: int) -> PublishReport:
-        """Send `version` to every replica; returns when it is live on all. May be called again after an error."""
+    def publish(self, version: int | None) -> PublishReport:
+        """Send `version` (None: the one sent last) to every replica; returns when it is live on all.
+
+        May be called again after an error.
+        """
         if self.channel is None:
             raise RuntimeError("publish before connect")
-        with self.swapped:
-            if self.sending_version != version:
-                if self.next_version != version:
-                    raise RuntimeError(f"asked to publish version {version}, but {self.next_version} is staged")
-                self.next, self.sending = self.sending, self.next
-                self.sending_version, self.next_version = version, -1
-            self.swapped.notify_all()
+        version = self.sending_version if version is None else version
+        self._hold(version)
+        if self.sending_version != version:
+            raise RuntimeError(f"asked to publish version {version}, but {self.next_version} is staged")
         report = self.channel.publish(version, self.sending)
         if self.probe:
             self.probe.check(version, self.replicas.score(self.probe.tokens), self.recipe.weights.dtype)
         return report
 
-    def save(self, folder: Path) -> float:
-        """Write trainer/ and model/ into the checkpoint folder; returns the seconds it took."""
-        began = time.perf_counter()
-        self.learner.save(folder / "trainer")
-        self.learner.export(folder / "model", getattr(torch, self.recipe.weights.dtype))
-        load_tokenizer(self.model_path).save_pretrained(folder / "model")
-        (folder / "trainer" / "ranks.json").write_text(json.dumps({"ranks": 1}))
-        return time.perf_counter() - began
+    def save(self, folder: Path) -> None:
+        """Begin to write trainer/ and model/ into the checkpoint folder; returns before it is done.
+
+        What is written is the state now: the next step may run, but changes nothing before the copy is taken.
+        """
+
+        def write(state: Mapping[str, torch.Tensor]) -> None:
+            files.write(state, folder / "trainer", rank=0)
+            self.learner.export(state, folder / "model", getattr(torch, self.recipe.weights.dtype))
+            load_tokenizer(self.model_path).save_pretrained(folder / "model")
+
+        self.saver.start(self.learner.state(), write)
+
+    @ray.method(concurrency_group="save")
+    def saved(self) -> None:
+        """Returns once the checkpoint begun last is written; raises what went wrong."""
+        self.saver.wait(self.recipe.deadlines.checkpoint_s)
 
     @ray.method(concurrency_group="push")
     def address(self) -> str:

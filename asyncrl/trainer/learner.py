@@ -4,7 +4,8 @@ Data flow of a step:
     groups -> advantages per group -> samples with a gradient -> micro-batches under the token budget
     -> forward, log-probs of trained tokens, loss x correction x global token weights -> backward
     -> global gradient norm, AdamW.
-Groups whose advantages are all zero cost no forward pass; they still count in the global means.
+Groups whose advantages are all zero cost no forward pass; they still count in the global means. A gradient that is
+not finite changes nothing: the step is skipped and counted, the batch is used up.
 With several ranks, only `_global_sum` and the gradient reduction know about it.
 """
 
@@ -12,12 +13,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from asyncrl.algorithms.advantages import ADVANTAGES
 from asyncrl.algorithms.aggregation import token_weights
@@ -52,6 +53,8 @@ class Learner:
         self.device = device
         settings = dict(recipe.trainer.optimizer)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.trainer.learning_rate, fused=True, **settings)
+        self.before_update: Callable[[], object] = lambda: None
+        """Called right before weights and optimizer state change: who still copies them must finish first."""
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.trainer.precision == "bf16")
 
     def step(self, groups: list[Group], step: int, min_version: int) -> StepReport:
@@ -76,7 +79,9 @@ class Learner:
             total_loss += float(loss.detach())
             off_policy += sums
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.trainer.max_grad_norm))
-        self._optimizer_step(step, grad_norm)
+        skipped = not np.isfinite(grad_norm)
+        if not skipped:
+            self._optimizer_step(step)
         metrics = {
             **off_policy.metrics(),
             "trainer/loss": total_loss,
@@ -85,6 +90,7 @@ class Learner:
             "trainer/step_s": time.perf_counter() - began,
             "trainer/forward_tokens": float(num_forward),
             "trainer/skipped_zero_advantage": float(len(samples) - len(trained)),
+            "trainer/skipped_steps": float(skipped),
         }
         return StepReport(metrics, sum(ages), num_forward, tuple(ages))
 
@@ -166,13 +172,10 @@ class Learner:
             else:
                 parameter.grad.zero_()
 
-    def _optimizer_step(self, step: int, grad_norm: float) -> None:
-        if not np.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"the gradient of step {step} is not finite (norm {grad_norm}); weights are unchanged"
-            )
+    def _optimizer_step(self, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
+        self.before_update()
         self.optimizer.step()
 
     def _global_sum(self, *counts: int) -> tuple[int, ...]:
@@ -183,21 +186,20 @@ class Learner:
         torch.distributed.all_reduce(total)
         return tuple(total.tolist())
 
-    def save(self, folder: Path) -> None:
-        """Master weights, optimizer state and random state as safetensors; `load` restores them bit for bit."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self.model.named_parameters()}
+    def state(self) -> dict[str, torch.Tensor]:
+        """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = value.contiguous()
+                tensors[f"optimizer.{key}.{name}"] = value
         tensors["rng"] = torch.get_rng_state()
-        save_file(tensors, folder / "rank_0.safetensors")
+        return tensors
 
-    def export(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write the weights in `dtype` as a Hugging Face model that transformers and vLLM load."""
+    def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
+        """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
         # named_parameters gives tied weights once, as the file should hold them.
-        state = {name: p.detach().to(dtype) for name, p in self.model.named_parameters()}
-        self.model.save_pretrained(folder, state_dict=state)
+        weights = {n.removeprefix("model."): t.to(dtype) for n, t in state.items() if n.startswith("model.")}
+        self.model.save_pretrained(folder, state_dict=weights)
         config = json.loads((folder / "config.json").read_text())
         config["dtype"] = str(dtype).removeprefix("torch.")
         (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -210,9 +212,8 @@ class Learner:
             logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
         return token_logprobs(logits, ids[1:], temperature=1.0).tolist()
 
-    def load(self, folder: Path) -> None:
-        """Inverse of `save`. Raises KeyError if the file is of another model."""
-        tensors = load_file(folder / "rank_0.safetensors")
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Inverse of `state`, bit for bit. Raises KeyError if it is of another model."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])

@@ -71,8 +71,15 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     dtype: str
 
 
+# Everyone who is to join is up and has been called: who is not here soon has died, and those who wait for it stand
+# still meanwhile.
+_JOIN_S = 60.0
+
+
 def _group(store: TCPStore, rank: int, world_size: int, timeout_s: float) -> ProcessGroupGloo:
-    return ProcessGroupGloo(store, rank, world_size, timedelta(seconds=timeout_s))
+    group = ProcessGroupGloo(store, rank, world_size, timedelta(seconds=min(timeout_s, _JOIN_S)))
+    group._set_default_timeout(timedelta(seconds=timeout_s))
+    return group
 
 
 class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from asyncrl.errors import RunFailed
+
 
 class StagedWeights:
     """All parameters of a model in one flat buffer of one dtype, with a named view of each.
@@ -21,9 +23,18 @@ class StagedWeights:
 
     @torch.no_grad()
     def copy_from(self, model: torch.nn.Module) -> None:
-        """Cast and copy every parameter; a few hundredths of a second per 100 M parameters on a CPU."""
+        """Cast and copy every parameter; a few hundredths of a second per 100 M parameters on a CPU.
+
+        Raises RunFailed if a copy is not finite: such weights must never reach a generator.
+        """
         for name, parameter in model.named_parameters():
             self._views[name].copy_(parameter)
+            # A sum is NaN or infinite if any summand is, and costs no memory.
+            if not torch.isfinite(self._views[name].sum(dtype=torch.float32)):
+                raise RunFailed(
+                    f"the weights {name} are not finite in {self.flat.dtype}; they were not sent and not saved. "
+                    "Resume with a lower trainer.learning_rate or trainer.max_grad_norm"
+                )
 
     @property
     def num_bytes(self) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from asyncrl.checkpoint.atomic import begin, commit, complete, latest, prune
-from asyncrl.errors import UserError
+from asyncrl.checkpoint.atomic import begin, commit, complete, prune
 
 FILES = {"control.json": b"{}", "trainer/state.pt": b"weights", "model/config.json": b"{}"}
 CALLS = ("open", "fsync", "rename", "unlink", "rmdir", "mkdir")
@@ -181,19 +183,6 @@ def test_complete_is_ordered_by_number_and_ignores_the_rest(tmp_path: Path) -> N
     assert steps(tmp_path) == ["step_000002", "step_999999", "step_1000000"]
 
 
-def test_latest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        latest(tmp_path)
-    root = tmp_path / "checkpoints"
-    begin(root, 1)
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        latest(tmp_path)
-    save(root, 2)
-    save(root, 10)
-    (save(root, 11) / "COMPLETE").unlink()
-    assert latest(tmp_path) == root / "step_000010"
-
-
 def test_prune_keeps_the_newest_and_removes_the_incomplete(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
@@ -204,3 +193,95 @@ def test_prune_keeps_the_newest_and_removes_the_incomplete(tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "step_000002", "step_000003"]
     prune(tmp_path, 5)
     assert steps(tmp_path) == ["step_000002", "step_000003"]
+
+
+def save_with(root: Path, step: int, metrics: dict[str, Any] | None) -> None:
+    folder = save(root, step)
+    (folder / "control.json").write_text(json.dumps({"metrics": metrics} if metrics is not None else {}))
+
+
+def test_prune_keeps_every_so_many_steps(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25, 30, 35):
+        save(tmp_path, step)
+    (tmp_path / "step_000020" / "COMPLETE").unlink()
+    prune(tmp_path, 2, keep_every=10)
+    assert steps(tmp_path) == ["step_000010", "step_000030", "step_000035"]
+    assert len(list(tmp_path.iterdir())) == 3
+    prune(tmp_path, 2)
+    assert steps(tmp_path) == ["step_000030", "step_000035"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([0.5, 0.25, 0.125, 0.0], {1}),
+        ([-2.0, -1.0, -3.0, -4.0], {2}),
+        ([0.5, 0.5, 0.25, 0.0], {2}),
+        ([0, 1, 0.5, 0], {2}),
+        ([None, 0.25, 0.5, 0.125], {3}),
+        ([float("nan"), 0.25, 0.125, float("nan")], {2}),
+        ([None, None, float("nan"), None], set()),
+        ([0.25, 0.5, 0.125, 1.0], set()),
+    ],
+)
+def test_prune_keeps_the_best(tmp_path: Path, values: list[float | None], kept: set[int]) -> None:
+    """Four checkpoints, of which the newest is kept anyway."""
+    for step, value in enumerate(values, start=1):
+        save_with(tmp_path, step, {"reward/mean": value, "reward/std": 10.0 - step})
+    prune(tmp_path, 1, best="reward/mean")
+    assert steps(tmp_path) == [f"step_{step:06d}" for step in sorted(kept | {4})]
+
+
+def test_a_checkpoint_without_the_metric_is_no_candidate(tmp_path: Path) -> None:
+    save_with(tmp_path, 1, None)
+    save_with(tmp_path, 2, {"reward/std": 3.0})
+    save_with(tmp_path, 3, {"reward/mean": 0.5})
+    save_with(tmp_path, 4, {"reward/mean": 9.0})
+    (tmp_path / "step_000004" / "COMPLETE").unlink()
+    save_with(tmp_path, 5, {"reward/mean": "high"})
+    (save(tmp_path, 6) / "control.json").write_text("{half")
+    (save(tmp_path, 7) / "control.json").unlink()
+    (save(tmp_path, 8) / "control.json").write_text('{"metrics": null}')
+    prune(tmp_path, 1, best="reward/mean")
+    assert steps(tmp_path) == ["step_000003", "step_000008"]
+
+
+def test_the_best_goes_once_there_is_a_better_one(tmp_path: Path) -> None:
+    for step, value in enumerate((0.25, 0.125, 0.5, 0.375, 0.25), start=1):
+        save_with(tmp_path, step, {"reward/mean": value})
+        prune(tmp_path, 1, best="reward/mean")
+    assert steps(tmp_path) == ["step_000003", "step_000005"]
+
+
+@given(
+    values=st.lists(st.none() | st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=6),
+    keep_last=st.integers(1, 7),
+    keep_every=st.none() | st.integers(1, 4),
+)
+def test_what_prune_keeps(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float | None], keep_last: int, keep_every: int | None
+) -> None:
+    root = tmp_path_factory.mktemp("prune")
+    for step, value in enumerate(values):
+        (root / f"step_{step:06d}").mkdir()
+        (root / f"step_{step:06d}" / "control.json").write_text(json.dumps({"metrics": {"m": value}}))
+        (root / f"step_{step:06d}" / "COMPLETE").touch()
+    prune(root, keep_last, keep_every, best="m")
+    kept = [int(name.removeprefix("step_")) for name in steps(root)]
+    for step, value in enumerate(values):
+        newest = step >= len(values) - keep_last
+        every = keep_every is not None and step % keep_every == 0
+        known = [v for v in values if v is not None]
+        best = value is not None and value == max(known) and value not in values[step + 1 :]
+        assert (step in kept) == (newest or every or best)
+
+
+def test_a_crash_while_pruning_keeps_the_best_whole(tmp_path: Path) -> None:
+    def before(root: Path) -> None:
+        for step, value in ((1, 0.5), (2, 0.25), (3, 0.125)):
+            save_with(root, step, {"reward/mean": value})
+
+    for root in crash_everywhere(tmp_path, before, lambda root: prune(root, 1, best="reward/mean")):
+        assert {"step_000001", "step_000003"} <= set(steps(root))
+        prune(root, 1, best="reward/mean")
+        assert steps(root) == ["step_000001", "step_000003"]

@@ -118,10 +118,10 @@ class Disorder(RuleBasedStateMachine):
         else:
             self.world.weights_live()
 
-    @precondition(lambda self: self.world.steps_done and not self.world.leased)
-    @rule()
-    def crash(self) -> None:
-        self.world.crash_and_restore()
+    @rule(committed=st.integers(0, 2), lost=st.integers(0, 2))
+    def crash(self, committed: int, lost: int) -> None:
+        self.past += [(t, a.number) for t, a in (self.world.running | self.world.ready).items()]
+        self.world.crash(committed, lost)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from asyncrl.control.controller import Controller
+from asyncrl.control.history import Decisions, Entry, Snapshot, replay
 from asyncrl.control.messages import (
     Cancel,
     Decision,
@@ -18,6 +19,7 @@ from asyncrl.control.messages import (
     GroupFailed,
     GroupFiltered,
     GroupFinished,
+    GroupLost,
     Publish,
     PublishFailed,
     Start,
@@ -26,6 +28,11 @@ from asyncrl.control.messages import (
     WeightsLive,
 )
 from asyncrl.control.settings import Settings
+
+
+def as_json(state: dict) -> dict:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(state))
 
 
 @dataclass
@@ -62,6 +69,8 @@ class World:
         self.num_finished = self.finished_tokens = 0
         self.ages: list[int] = []
         """Largest age of each batch trained."""
+        self.history: list[Entry] = [Snapshot(as_json(self.controller.state()))]
+        """What a journal would hold."""
 
     # -- what can happen
 
@@ -69,25 +78,25 @@ class World:
         self.generators.add(generator)
         self.send(GeneratorJoined(generator))
 
-    def lose(self, generator: str) -> None:
+    def lose(self, generator: str, *, decide: bool = True) -> None:
         self.generators.discard(generator)
         for task, attempt in list(self.running.items()):
             if attempt.generator == generator:
                 self._requeue(task, self.running)
-        self.send(GeneratorLost(generator))
+        self.send(GeneratorLost(generator), decide=decide)
 
     def versions_of(self, task: int) -> tuple[int, int]:
         """The range in which a token of this running group may lie."""
         return self.running[task].start_version, self.newest_sent
 
-    def finish(self, task: int, oldest: int, newest: int, num_tokens: int = 10) -> None:
+    def finish(self, task: int, oldest: int, newest: int, num_tokens: int = 10, *, decide: bool = True) -> None:
         attempt = self.ready[task] = self.running.pop(task)
         attempt.versions = oldest, newest
         self.buffer.add((task, attempt.number))
         self.known_tokens[task] = num_tokens
         self.num_finished += 1
         self.finished_tokens += num_tokens
-        self.send(GroupFinished(task, attempt.number, oldest, newest, num_tokens))
+        self.send(GroupFinished(task, attempt.number, oldest, newest, num_tokens), decide=decide)
 
     def drop(self, task: int, event: type[GroupFiltered] | type[GroupFailed], reason: str) -> None:
         attempt = self.running.pop(task)
@@ -124,26 +133,37 @@ class World:
         version, self.publishing = self.publishing, None
         self.send(PublishFailed(version))
 
-    def crash_and_restore(self) -> None:
-        """Between steps; afterwards generators have to join, and weights to be pushed."""
-        self.controller = Controller.restore(self.settings, json.loads(json.dumps(self.controller.state())))
-        started = sorted((self.running | self.ready).items(), key=lambda item: item[1].sequence)
-        again = {task: attempt.number + 1 for task, attempt in started}
-        self.waiting = again | {task: number + 1 for task, number in self.waiting.items()}
-        self.running.clear()
-        self.ready.clear()
-        self.buffer.clear()
-        self.generators.clear()
-        self.lives.clear()
-        self.live = self.newest_sent = -1
-        self.publishing = None
+    def crash(self, committed: int = 0, lost: int = 0) -> None:
+        """All processes die. The controller comes back from its history, and is told what that did: `committed`
+        running groups had been finished without anyone hearing of it, the bytes of `lost` ready ones are gone."""
+        before = as_json(self.controller.state())
+        self.controller = replay(self.history)
+        assert as_json(self.controller.state()) == before
+        self.history.append(Snapshot(before))
+        for task in list(self.running)[:committed]:
+            self.finish(task, *self.versions_of(task), decide=False)
+        for task in list(self.ready)[:lost]:
+            number = self.ready[task].number
+            self.buffer.remove((task, number))
+            self._requeue(task, self.ready)
+            self.send(GroupLost(task, number), decide=False)
+        for event in self.controller.interrupt():
+            if isinstance(event, GeneratorLost):
+                self.lose(event.generator, decide=False)
+            else:
+                self.publishing = None
+                self.send(event, decide=False)
+        assert not self.generators
+        assert not self.running
         self._carry_out()
 
     # -- the model
 
-    def send(self, event: Event) -> None:
+    def send(self, event: Event, *, decide: bool = True) -> None:
+        self.history.append(event)
         self.controller.handle(event)
-        self._carry_out()
+        if decide:
+            self._carry_out()
 
     def _go_live(self, version: int) -> None:
         self.live = version
@@ -156,7 +176,10 @@ class World:
 
     def _carry_out(self) -> None:
         kinds = []
-        for decision in self.controller.decide():
+        decisions = self.controller.decide()
+        if decisions:
+            self.history.append(Decisions(tuple(decisions)))
+        for decision in decisions:
             kinds.append(type(decision))
             self._apply(decision)
         assert Publish not in kinds[:-1], "starts would wait for it"
@@ -214,8 +237,8 @@ class World:
         for task, attempt in train.groups:
             self.leased[task] = self.ready.pop(task)
             assert self.leased[task].number == attempt
+        assert list(train.groups) == sorted(train.groups)
         batch = list(self.leased.values())
-        assert batch == sorted(batch, key=lambda attempt: attempt.sequence)
         oldest, newest = min(a.versions[0] for a in batch), max(a.versions[1] for a in batch)
         bound = settings.max_staleness
         if settings.over_age == "wait" and bound > 0:

@@ -57,9 +57,6 @@ BAD = {
     # run directory
     "run_dir=runs/old": r"run_dir runs/old exists; choose another run_dir, or `asyncrl resume` it",
     # staleness
-    "buffer.capacity_groups=11": (
-        r"buffer\.capacity_groups 11 is below \(max_staleness \+ 1\) \* groups_per_step = 12; raise it, or leave it out"
-    ),
     "policy=sync": r"policy sync needs max_staleness 0, not 2; change one of the two",
     "policy=one_step": r"policy one_step needs max_staleness 1, not 2; change one of the two",
     "selection_window=2 over_age=drop": r"selection_window 2 needs .* over_age wait, .*; set selection_window to 1",
@@ -162,7 +159,6 @@ def test_what_cannot_run_is_refused_in_one_sentence(folder: Path, overrides: str
     [
         "",
         "run_dir=runs/new",
-        "buffer.capacity_groups=12",
         "policy=sync max_staleness=0",
         "policy=one_step max_staleness=1",
         "selection_window=3",

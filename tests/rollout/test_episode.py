@@ -62,7 +62,8 @@ def run_group(
     runner: GroupRunner, task: Task = TASK, attempt: int = 0, meanwhile: Callable[[Any], Any] | None = None
 ) -> tuple[Group, list[str]]:
     async def scenario() -> tuple[Group, list[str]]:
-        await runner.engine.start(5)
+        await runner.engine.start()
+        await runner.engine.update_weights(WeightUpdate(5))
         group = asyncio.create_task(runner.run(task, attempt))
         if meanwhile is not None:
             for _ in range(3):  # the group begins, then its members

@@ -51,7 +51,7 @@ def long_seed(engine_max: int, at_least: int) -> int:
 
     async def length(seed: int) -> int:
         engine = make_engine()
-        await engine.start(0)
+        await engine.start()
         return len((await engine.generate([1], SamplingParams(engine_max, 1.0, seed), request_id="a")).tokens)
 
     return next(seed for seed in range(1000) if run(length(seed)) >= at_least)
@@ -62,7 +62,8 @@ def long_seed(engine_max: int, at_least: int) -> int:
 def test_spans_cover_every_token_through_any_updates(pauses: list[int], seed: int, max_new: int) -> None:
     async def scenario() -> Completion:
         engine = make_engine()
-        await engine.start(3)
+        await engine.start()
+        await engine.update_weights(WeightUpdate(3))
         task = asyncio.create_task(engine.generate([1], SamplingParams(max_new, 1.0, seed), request_id="a"))
         for version, pause in enumerate(pauses, 4):
             await turns(pause)
@@ -85,7 +86,7 @@ def test_versions_change_at_the_update_and_the_request_goes_on() -> None:
 
     async def scenario() -> tuple[Completion, Completion]:
         engine = make_engine()
-        await engine.start(0)
+        await engine.start()
         params = SamplingParams(80, 1.0, seed)
         plain = await engine.generate([1], params, request_id="plain")
         task = asyncio.create_task(engine.generate([1], params, request_id="updated"))
@@ -106,10 +107,10 @@ def test_nothing_is_sampled_before_the_start() -> None:
         task = asyncio.create_task(engine.generate([1], SamplingParams(1, 1.0, 0), request_id="a"))
         await turns(20)
         assert not task.done()
-        await engine.start(7)
+        await engine.start()
         return await task
 
-    assert versions_of(run(scenario())) == [7]
+    assert versions_of(run(scenario())) == [0]
 
 
 def test_cancel_ends_only_the_named_requests() -> None:
@@ -117,7 +118,7 @@ def test_cancel_ends_only_the_named_requests() -> None:
 
     async def scenario() -> list[Completion]:
         engine = make_engine()
-        await engine.start(0)
+        await engine.start()
         params = SamplingParams(80, 1.0, seed)
         tasks = [asyncio.create_task(engine.generate([1], params, request_id=name)) for name in "abc"]
         await turns(10)

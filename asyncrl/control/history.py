@@ -1,0 +1,73 @@
+"""A run as the list of what happened in it: the controller is a function of that list.
+
+    snapshot   the whole state, at the head of every part of the list; its settings may be new
+    event      what the driver reported
+    decisions  what the controller answered; made again when the list is read, and compared
+
+So a run that broke off is taken up where it stood, and a finished one can be checked from its first entry on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from asyncrl.control.controller import Controller
+from asyncrl.control.messages import Decision, Event
+from asyncrl.control.settings import Settings
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """All that one `decide` returned."""
+
+    decisions: tuple[Decision, ...]
+
+
+Entry = Snapshot | Decisions | Event
+
+
+class HistoryError(RuntimeError):
+    """The entries contradict each other: the journal is of another version of asyncrl, or not of one run."""
+
+
+def replay(entries: Iterable[Entry]) -> Controller:
+    """The controller at the end of the list, which must begin with a snapshot.
+
+    Raises HistoryError if a decision made again, or a later snapshot, differs from the one that was written.
+    """
+    controller: Controller | None = None
+    for number, entry in enumerate(entries):
+        if controller is None:
+            if not isinstance(entry, Snapshot):
+                raise HistoryError("the history does not begin with a snapshot")
+            controller = Controller.restore(entry.state)
+        elif isinstance(entry, Snapshot):
+            if entry.state["settings"] != controller.state()["settings"]:
+                controller.change(Settings(**entry.state["settings"]))
+            _compare(number, controller.state(), entry.state)
+        elif isinstance(entry, Decisions):
+            _compare(number, tuple(controller.decide()), entry.decisions)
+        else:
+            controller.handle(entry)
+    if controller is None:
+        raise HistoryError("the history is empty")
+    return controller
+
+
+def _compare(number: int, now: Any, then: Any) -> None:
+    if _plain(now) != _plain(then):
+        raise HistoryError(f"entry {number} of the history says {then}, but what came before it leads to {now}")
+
+
+def _plain(value: Any) -> Any:
+    """Without the difference between lists and tuples, which JSON does not keep."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

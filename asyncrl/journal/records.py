@@ -1,0 +1,95 @@
+"""What the journal of a run holds, in two streams with one writer each.
+
+    groups    written by the buffer    GROUP: the encoded trajectories of a group, durable before anyone hears of it
+    control   written by the driver    ENTRY: snapshots, events and decisions of the controller, in their order:
+                                       task issued (Start), committed (GroupFinished), dropped with its reason
+                                       (GroupFiltered, GroupFailed, Discard, Cancel), batch leased (Train), StepDone,
+                                       WeightsLive; CHECKPOINT: steps done at a complete checkpoint
+
+A group is in `groups` before its GroupFinished is in `control`, so what control says exists, exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from asyncrl.control.codec import from_json, to_json
+from asyncrl.control.history import Decisions, Entry, Snapshot
+from asyncrl.control.messages import Decision, Event
+from asyncrl.journal import log
+
+GROUP = 1
+ENTRY = 2
+CHECKPOINT = 3
+
+GROUPS_STREAM = "groups"
+CONTROL_STREAM = "control"
+
+
+class ControlLog:
+    """The driver's end. Every new segment begins with a snapshot, so that older ones can go."""
+
+    def __init__(self, folder: Path, state: dict[str, object]) -> None:
+        self._folder = folder
+        # The snapshot goes on from what the writer before this one left, so that must not be lost while it stays.
+        log.sync_last(folder, CONTROL_STREAM)
+        # Never full by itself: a segment without a snapshot at its head would be of no use alone.
+        self._writer = log.JournalWriter(folder, CONTROL_STREAM, segment_bytes=2**62)
+        self._append(["snapshot", state])
+
+    def event(self, event: Event) -> None:
+        self._append(["event", to_json(event)])
+
+    def decisions(self, decisions: list[Decision]) -> None:
+        """All that one `decide` returned, in one record: a crash leaves all of it or nothing."""
+        if decisions:
+            self._append(["decisions", [to_json(decision) for decision in decisions]])
+
+    def checkpoint(self, steps_done: int) -> None:
+        """A checkpoint is complete."""
+        self._writer.append(CHECKPOINT, msgspec.msgpack.encode(steps_done))
+
+    def sync(self) -> None:
+        """Make all of it durable; may be called from another thread."""
+        self._writer.sync()
+
+    def begin_segment(self, state: dict[str, object]) -> int:
+        """Start a new segment with a snapshot; returns its number."""
+        self._writer.roll()
+        self._append(["snapshot", state])
+        return self._writer.segment
+
+    def forget_before(self, segment: int) -> None:
+        """Delete the segments before this one, once its snapshot is durable."""
+        self.sync()
+        for number in log.segments(self._folder, CONTROL_STREAM):
+            if number < segment:
+                log.segment_path(self._folder, CONTROL_STREAM, number).unlink(missing_ok=True)
+
+    def _append(self, entry: list[object]) -> None:
+        self._writer.append(ENTRY, msgspec.msgpack.encode(entry))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def read_control(folder: Path) -> Iterator[Entry]:
+    """Entries of the controller's history, oldest first. A segment whose snapshot was cut short is empty."""
+    for record in log.read(folder, CONTROL_STREAM):
+        if record.kind == ENTRY:
+            kind, body = msgspec.msgpack.decode(record.payload)
+            match kind:
+                case "snapshot":
+                    yield Snapshot(body)
+                case "event":
+                    yield from_json(body)  # type: ignore[misc]
+                case "decisions":
+                    yield Decisions(tuple(from_json(fields) for fields in body))  # type: ignore[misc]
+
+
+def groups(folder: Path) -> Iterator[log.Record]:
+    """Records of committed groups, oldest first; the payload is what `rollout/trajectory.py` encodes."""
+    return (record for record in log.read(folder, GROUPS_STREAM) if record.kind == GROUP)

@@ -1,0 +1,53 @@
+"""What the driver learns of a group: some hundred bytes; the trajectories themselves go to the buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncrl.rollout.trajectory import Group
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """One group, in figures."""
+
+    task: int
+    attempt: int
+    outcome: str
+    """`finished`, `filtered`, `failed` or `aborted`."""
+    reason: str = ""
+    oldest_version: int = -1
+    newest_version: int = -1
+    num_tokens: int = 0
+    """Sampled tokens."""
+    num_mixed: int = 0
+    """Trajectories whose tokens carry more than one version."""
+    in_flight: float = 0.0
+    """Mean over trajectories of newest - oldest version: how much they aged while running."""
+    rewards: list[float | None] = field(default_factory=list)
+    extras: list[dict[str, float]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    sample: dict[str, Any] = field(default_factory=dict)
+    """One trajectory in words, for people: prompt, token strings, their versions, reward."""
+
+
+def summarise(group: Group) -> GroupSummary:
+    """The summary of a group that ran to its end; a group in which every reward failed has failed."""
+    sampled = [t.versions[t.versions >= 0] for t in group.trajectories]
+    spans = [int(v.max() - v.min()) if len(v) else 0 for v in sampled]
+    oldest, newest = group.version_range
+    return GroupSummary(
+        group.task,
+        group.attempt,
+        outcome="finished" if oldest >= 0 else "failed",
+        reason="" if oldest >= 0 else "reward",
+        oldest_version=oldest,
+        newest_version=newest,
+        num_tokens=sum(len(v) for v in sampled),
+        num_mixed=sum(s > 0 for s in spans),
+        in_flight=sum(spans) / len(spans),
+        rewards=[t.reward for t in group.trajectories],
+        extras=[t.extras for t in group.trajectories],
+        errors=[t.error for t in group.trajectories if t.error],
+    )

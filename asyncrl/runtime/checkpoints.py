@@ -1,0 +1,123 @@
+"""The driver's part of a checkpoint: begun between two steps, completed beside the steps after it.
+
+    begin     new journal segment with a snapshot of the controller; the trainer starts to copy and write
+    complete  trainer's files written, control.json, journal durable, folder renamed, COMPLETE; old ones deleted,
+              and what the journal then no longer needs
+Waits for: the checkpoint before (one at a time), the trainer's files. Unblocked by: them; the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from asyncrl.checkpoint import atomic
+from asyncrl.control.controller import Controller
+from asyncrl.control.messages import Train
+from asyncrl.errors import RunFailed
+from asyncrl.journal.records import ControlLog
+from asyncrl.plugins import one_line
+from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.trainer_link import TrainerLink
+from asyncrl.runtime.waiting import WaitingFor
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """`batches`: every step's batch since the newest complete checkpoint, which `version` is the version of."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        journal: ControlLog,
+        trainer: TrainerLink,
+        buffer: ActorHandle,
+        waiting: WaitingFor,
+        *,
+        version: int,
+        folder: Path | None,
+        batches: dict[int, Train],
+        post: Callable[[BaseException], None],
+    ) -> None:
+        self._recipe, self._root, self._journal = recipe, run_dir / "checkpoints", journal
+        self._trainer, self._buffer, self._waiting = trainer, buffer, waiting
+        self.version, self.folder, self.batches = version, folder, batches
+        self._post = post
+        self._completing: asyncio.Task[None] | None = None
+
+    def due(self, steps_done: int) -> bool:
+        every = self._recipe.checkpoint.every_steps
+        return steps_done == self._recipe.max_steps or (bool(every) and steps_done % every == 0)
+
+    async def begin(self, controller: Controller, metrics: Mapping[str, Any]) -> None:
+        """Start to save the state after the last step; returns as soon as the next step may run."""
+        await self.wait()
+        version = controller.steps_done
+        part = atomic.begin(self._root, version)
+        state = controller.state()
+        segment = self._journal.begin_segment(state)
+        control = json.dumps({"steps_done": version, "controller": state, "metrics": dict(metrics)})
+        trainer = await self._trainer.ready()
+        try:
+            deadline_s = self._recipe.deadlines.checkpoint_s
+            await self._waiting(trainer.save.remote(part), "trainer", f"to begin checkpoint {version}", deadline_s)
+        except RayActorError as error:
+            self._trainer.lost(trainer, error)
+            return
+        completing = self._complete(version, part, segment, control, controller, trainer)
+        self._completing = asyncio.create_task(completing)
+        self._completing.add_done_callback(self._report)
+
+    def _report(self, completing: asyncio.Task[None]) -> None:
+        if not completing.cancelled() and (error := completing.exception()):
+            self._post(error)
+
+    async def _complete(
+        self, version: int, part: Path, segment: int, control: str, controller: Controller, trainer: ActorHandle
+    ) -> None:
+        try:
+            deadline_s = self._recipe.deadlines.checkpoint_s
+            await self._waiting(trainer.saved.remote(), "trainer", f"checkpoint {version}", deadline_s)
+            await asyncio.to_thread((part / "control.json").write_text, control)
+            await asyncio.to_thread(self._journal.sync)
+            self.folder = await asyncio.to_thread(atomic.commit, part)
+        except RayActorError as error:
+            logger.warning("checkpoint %d was not written: the trainer was lost", version)
+            self._trainer.lost(trainer, error)
+            return
+        except (RayTaskError, OSError) as error:
+            cause = one_line(getattr(error, "cause", error))
+            raise RunFailed(
+                f"checkpoint {version} could not be written to {part.parent}: {cause}; free or repair the disk, then "
+                "`asyncrl resume`: nothing is lost"
+            ) from error
+        self._completed(version, segment, controller)
+
+    def _completed(self, version: int, segment: int, controller: Controller) -> None:
+        """What is older than the checkpoint has done its duty."""
+        self.version = version
+        self._journal.checkpoint(version)
+        recipe = self._recipe.checkpoint
+        atomic.prune(self._root, recipe.keep_last, recipe.keep_every, recipe.keep_best)
+        for step in [step for step in self.batches if step < version]:
+            del self.batches[step]
+        if self._recipe.journal.keep == "since_checkpoint":
+            self._journal.forget_before(segment)
+            needed = controller.attempts()
+            needed |= {task: attempt for batch in self.batches.values() for task, attempt in batch.groups}
+            self._buffer.release.remote(needed, controller.ledger.drawn)
+
+    async def wait(self) -> None:
+        """Returns once no checkpoint is under way. Raises what ended it."""
+        if self._completing is not None:
+            completing, self._completing = self._completing, None
+            await completing

@@ -1,0 +1,228 @@
+"""The generators of a run: started, connected to the weight channel, replaced when they are lost.
+
+    lost --> [its tasks start elsewhere] [new actor --load--> join the channel --live weights--> serving]
+Waits for: actors to load; one use of the channel at a time (a publish, or a generator that joins); replicas to
+answer. Unblocked by: the actors, or their deadline, after which the silent one is given up like a dead one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from asyncrl.control.messages import Event, GeneratorJoined, GeneratorLost, WeightsLive
+from asyncrl.errors import BudgetSpent, DeadlineExceeded
+from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.engine import EngineDead
+from asyncrl.runtime import orphans
+from asyncrl.runtime.replicas import RayReplicas
+from asyncrl.runtime.trainer_link import TrainerLink, reason
+from asyncrl.runtime.waiting import WaitingFor
+from asyncrl.weights.channel import PublishReport
+
+logger = logging.getLogger(__name__)
+
+
+class Joinless(Exception):
+    """The generator that was to join is lost itself."""
+
+
+class Fleet:
+    """`post` takes events and errors to the driver's loop; `spawn` runs a coroutine beside it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        create: Callable[[str], ActorHandle],
+        trainer: TrainerLink,
+        waiting: WaitingFor,
+        post: Callable[[Event | BaseException], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._recipe, self._create, self._trainer = recipe, create, trainer
+        self._waiting, self._post, self._spawn = waiting, post, spawn
+        self.serving: dict[str, ActorHandle] = {}
+        self.processes: dict[str, dict[str, Any]] = {}
+        self.num_lost = 0
+        self._in_a_row: Counter[str] = Counter()
+        self._channel = asyncio.Lock()
+        self._connected: Any = None
+
+    async def start(self) -> None:
+        """Start all generators side by side."""
+        names = [f"generator-{i}" for i in range(self._recipe.rollout.replicas)]
+        handles = await asyncio.gather(*(self._load(name) for name in names))
+        self.serving = dict(zip(names, handles, strict=True))
+
+    async def _load(self, name: str) -> ActorHandle:
+        """A generator that has loaded its model, after as many tries as the budget allows. Raises BudgetSpent."""
+        while True:
+            await self._end_orphans(name)
+            handle = self._create(name)
+            try:
+                deadline_s = self._recipe.deadlines.start_s
+                loading = handle.start.remote()
+                self.processes[name] = await self._waiting(loading, name, "to load the model", deadline_s)
+            except (RayActorError, EngineDead) as error:
+                self._count(name, handle, error)
+            else:
+                return handle
+
+    async def _end_orphans(self, name: str) -> None:
+        """Engine processes that outlived their actor would keep its memory and cores."""
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        ended = await orphans.end_on_node(process["node"], process["children"], deadline_s=30.0)
+        if ended:
+            logger.warning("ended %d process(es) that %s had left behind", len(ended), name)
+
+    # -- losses
+
+    def lost(self, name: str, handle: ActorHandle, error: Exception) -> None:
+        """A generator is gone; said as often as it is noticed. Its tasks start elsewhere, another takes its place."""
+        if self.serving.get(name) is not handle:
+            return
+        del self.serving[name]
+        self._post(GeneratorLost(name))
+        try:
+            self._count(name, handle, error)
+        except BudgetSpent as spent:
+            self._post(spent)
+        else:
+            self._spawn(self._replace(name))
+
+    def _count(self, name: str, handle: ActorHandle, error: Exception) -> None:
+        ray.kill(handle)
+        self.num_lost += 1
+        self._in_a_row[name] += 1
+        limit = self._recipe.budgets.restarts_in_a_row
+        if self._in_a_row[name] > limit:
+            raise BudgetSpent(
+                f"{name} was lost {self._in_a_row[name]} times without a finished group between "
+                f"(budgets.restarts_in_a_row is {limit}); the last time: {reason(error)}"
+            )
+        logger.warning("%s is lost (%s); it is started again, and its tasks too", name, reason(error))
+
+    def finished_group(self, name: str) -> None:
+        self._in_a_row[name] = 0
+
+    async def _replace(self, name: str) -> None:
+        while True:
+            handle = await self._load(name)
+            try:
+                return await self._join(name, handle)
+            except Joinless as error:
+                self._count(name, handle, error)
+
+    async def _join(self, name: str, handle: ActorHandle) -> None:
+        """Give it the weights that the others hold, then let it serve. Raises Joinless."""
+        async with self._channel:
+            while True:
+                try:
+                    report = await self._push({**self.serving, name: handle}, version=None)
+                    break
+                except BudgetSpent:
+                    raise
+                except (RayError, RuntimeError) as error:
+                    if not await self.find_lost(error) or not await self._answers(name, handle):
+                        raise Joinless(str(error)) from error
+            self.serving[name] = handle
+            self._post(GeneratorJoined(name))
+            self._post(WeightsLive(report.version))
+            logger.warning("%s serves again, with version %d", name, report.version)
+
+    # -- the weight channel
+
+    async def publish(self, version: int) -> PublishReport:
+        """Make a version live on all that serve. Raises what the trainer or a generator raised."""
+        async with self._channel:
+            return await self._push(dict(self.serving), version)
+
+    async def connect(self) -> None:
+        """Join all that serve to the channel; they hold the trainer's weights already."""
+        async with self._channel:
+            await self._connect(await self._trainer.ready(), dict(self.serving))
+
+    async def _push(self, handles: dict[str, ActorHandle], version: int | None) -> PublishReport:
+        trainer = await self._trainer.ready()
+        try:
+            await self._connect(trainer, handles)
+            # The replicas' own deadline speaks first, and names them.
+            deadline_s = 2 * self._recipe.deadlines.publish_s
+            what = "the live version" if version is None else f"version {version}"
+            report: PublishReport = await self._waiting(trainer.publish.remote(version), "generators", what, deadline_s)
+            return report
+        except RayActorError as error:
+            self._connected = None
+            if not await self._trainer_answers(trainer):
+                self._trainer.lost(trainer, error)
+            raise
+        except BaseException:
+            self._connected = None
+            raise
+
+    async def _connect(self, trainer: ActorHandle, handles: dict[str, ActorHandle]) -> None:
+        if self._connected == (trainer, handles):
+            return
+        deadline_s = self._recipe.deadlines.publish_s
+        workers = {name: self.processes[name]["num_workers"] for name in handles}
+        replicas = RayReplicas(handles, workers, deadline_s)
+        address = await self._waiting(trainer.address.remote(), "trainer", "its address", deadline_s)
+        connecting = trainer.connect.remote(replicas, address)
+        await self._waiting(connecting, "generators", "to join the weight channel", deadline_s)
+        self._connected = (trainer, handles)
+
+    async def _trainer_answers(self, trainer: ActorHandle) -> bool:
+        try:
+            await self._waiting(trainer.address.remote(), "trainer", "a sign of life", self._recipe.deadlines.warn_s)
+        except RayActorError:
+            return False
+        return True
+
+    async def find_lost(self, error: Exception) -> bool:
+        """Ask everyone for a sign of life; whether someone was lost, the trainer included."""
+        answers = [await self._answers(name, handle) for name, handle in list(self.serving.items())]
+        return isinstance(error, RayActorError) or not all(answers)
+
+    async def _answers(self, name: str, handle: ActorHandle) -> bool:
+        try:
+            await self._waiting(handle.ping.remote(), name, "a sign of life", self._recipe.deadlines.warn_s)
+        except (RayActorError, EngineDead, DeadlineExceeded) as error:
+            self.lost(name, handle, error)
+            return False
+        return True
+
+    # -- the rest
+
+    async def take_stats(self) -> list[dict[str, float]]:
+        """Times and tokens of each generator since the last call; of those that answer."""
+        stats = await asyncio.gather(*(self._stats(n, h) for n, h in list(self.serving.items())))
+        return [s for s in stats if s]
+
+    async def _stats(self, name: str, handle: ActorHandle) -> dict[str, float] | None:
+        try:
+            deadline_s = self._recipe.deadlines.warn_s
+            stats: dict[str, float] = await self._waiting(
+                handle.take_stats.remote(), name, "its statistics", deadline_s
+            )
+            return stats
+        except (RayActorError, DeadlineExceeded) as error:
+            self.lost(name, handle, error)
+            return None
+
+    async def close(self) -> None:
+        """Stop the engines and the reward processes; a generator that does not answer is left to Ray's end."""
+        closing = {name: handle.close.remote() for name, handle in self.serving.items()}
+        for name, reference in closing.items():
+            try:
+                await self._waiting(reference, name, "to close", deadline_s=30.0)
+            except Exception as error:
+                logger.warning("%s did not close: %s", name, error)

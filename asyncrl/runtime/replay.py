@@ -1,0 +1,112 @@
+"""`asyncrl replay`: a run again from its journal, without generating anything, and whether it comes out the same.
+
+control stream --fold--> every decision made again and compared; each task trained at most once, each step once
+groups stream  --train the leased batches in order--> weights compared bit for bit with each checkpoint
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from asyncrl.checkpoint import atomic, files
+from asyncrl.control.history import Decisions, HistoryError, replay
+from asyncrl.control.messages import Train
+from asyncrl.errors import RunFailed, UserError
+from asyncrl.journal import log
+from asyncrl.journal.records import GROUPS_STREAM, groups, read_control
+from asyncrl.models import TINY_LLAMA
+from asyncrl.recipe.load import load
+from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.trajectory import decode, key_of
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.losses import load_loss
+from asyncrl.trainer.model import load_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay found to be so; what it found not to be so is an error."""
+
+    num_entries: int
+    steps: range
+    """Steps whose batches the journal holds."""
+    trained: int
+    compared: tuple[int, ...]
+    """Versions whose weights and optimizer state came out bit for bit as in their checkpoint."""
+
+
+def replay_run(run_dir: Path, verify: bool) -> Replayed:
+    """Fold the history; with `verify` also train it. Raises RunFailed at the first difference."""
+    journal = run_dir / "journal"
+    entries = list(read_control(journal))
+    try:
+        controller = replay(entries)
+    except HistoryError as error:
+        raise RunFailed(f"{run_dir}/journal contradicts itself: {error}") from error
+    controller.ledger.check()
+    batches = _batches([d for e in entries if isinstance(e, Decisions) for d in e.decisions if isinstance(d, Train)])
+    steps = range(min(batches, default=controller.steps_done), controller.steps_done)
+    compared = tuple(_train(run_dir, [batches[step] for step in steps])) if verify else ()
+    trained = sum(len(batches[step].groups) for step in steps)
+    return Replayed(len(entries), steps, trained, compared)
+
+
+def _batches(decided: list[Train]) -> dict[int, Train]:
+    """By step. Raises RunFailed if a step or a task was trained twice."""
+    for what, counts in (
+        ("step", Counter(batch.step for batch in decided)),
+        ("task", Counter(task for batch in decided for task, _ in batch.groups)),
+    ):
+        if twice := [number for number, count in counts.items() if count > 1]:
+            raise RunFailed(f"{what} {twice[0]} was trained {counts[twice[0]]} times")
+    return {batch.step: batch for batch in decided}
+
+
+def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
+    """Train the batches from the oldest state there is; yields each version that equals its checkpoint."""
+    recipe = load(run_dir / "recipe.yaml", [])
+    checkpoints = {int(p.name.removeprefix("step_")): p for p in atomic.complete(run_dir / "checkpoints")}
+    learner = _learner(recipe, run_dir)
+    first = batches[0].step if batches else max(checkpoints, default=0)
+    if first:
+        if first not in checkpoints:
+            raise UserError(f"{run_dir} has the batches from step {first} on, but not checkpoint {first}")
+        learner.restore(files.read(checkpoints[first] / "trainer"))
+    if not any(version > first for version in checkpoints):
+        raise UserError(
+            f"{run_dir} has no checkpoint after step {first} to compare with; journal.keep=all keeps every batch"
+        )
+    positions = {key_of(record.payload): record.position for record in groups(run_dir / "journal")}
+    for batch in batches:
+        frames = [log.read_at(run_dir / "journal", GROUPS_STREAM, positions[key]) for key in batch.groups]
+        learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
+        if (version := batch.step + 1) in checkpoints:
+            _compare(version, learner.state(), files.read(checkpoints[version] / "trainer"))
+            yield version
+
+
+def _learner(recipe: Recipe, run_dir: Path) -> Learner:
+    """As the trainer actor makes it."""
+    torch.set_num_threads(recipe.trainer.cpu_threads or os.cpu_count() or 1)
+    torch.manual_seed(recipe.seed)
+    device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
+    model = str(run_dir / "initial_model") if recipe.model == TINY_LLAMA else recipe.model
+    loss = load_loss(recipe.algorithm.loss, Path.cwd())
+    return Learner(load_model(model, recipe, device), recipe, loss, device)
+
+
+def _compare(version: int, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    differ = [n for n in theirs if n != "rng" and not torch.equal(ours[n].cpu(), theirs[n])]
+    if differ:
+        raise RunFailed(
+            f"version {version} trained again differs from its checkpoint in {len(differ)} tensors: {differ[0]}"
+        )

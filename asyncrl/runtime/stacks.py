@@ -1,0 +1,2 @@
+def record(folder, role):
+    pass

@@ -1,0 +1,127 @@
+"""The trainer, whichever process it is now: a lost one is made again, and what it had done since is done again.
+
+    lost --> [new actor: newest snapshot or checkpoint, then the batches since] --> ready
+Waits for: the trainer's calls, each with a deadline; `ready` for the actor that is being made. The generators go on
+meanwhile, as far as the staleness bound lets them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from asyncrl.control.messages import Train
+from asyncrl.errors import BudgetSpent
+from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.snapshots import Snapshots
+from asyncrl.runtime.waiting import WaitingFor
+from asyncrl.trainer.actor import Origin, TrainResult
+
+logger = logging.getLogger(__name__)
+
+
+class TrainerLink:
+    """`create` makes an actor, `origin` says where it starts from."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        create: Callable[[], ActorHandle],
+        origin: Callable[[], Awaitable[Origin]],
+        snapshots: Snapshots | None,
+        waiting: WaitingFor,
+    ) -> None:
+        self._recipe, self._create, self._origin = recipe, create, origin
+        self._snapshots, self._waiting = snapshots, waiting
+        self._handle: ActorHandle | None = None
+        self._starting: asyncio.Task[ActorHandle] | None = None
+        self._in_a_row = 0
+        self.num_lost = 0
+        self.process: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Begin to start the trainer; `ready` waits for it."""
+        self._starting = asyncio.create_task(self._start())
+
+    async def _start(self) -> ActorHandle:
+        while True:
+            origin = await self._origin()
+            deadlines = self._recipe.deadlines
+            what = f"to load version {origin.version}"
+            if origin.batches:
+                what += f" and train {len(origin.batches)} batch(es) again"
+            handle = self._create()
+            try:
+                starting = handle.start.remote(origin, self._snapshots)
+                deadline_s = deadlines.start_s + deadlines.step_s * len(origin.batches)
+                self.process = await self._waiting(starting, "trainer", what, deadline_s)
+            except RayActorError as error:
+                self._count(error)
+                continue
+            self._handle = handle
+            return handle
+
+    @property
+    def serves(self) -> bool:
+        return self._handle is not None
+
+    async def ready(self) -> ActorHandle:
+        """The trainer, once it is there. Raises what its start ended in."""
+        assert self._starting is not None
+        return await asyncio.shield(self._starting)
+
+    def lost(self, handle: ActorHandle, error: Exception) -> None:
+        """The process behind `handle` is gone; said as often as it is noticed. Raises BudgetSpent."""
+        if handle is not self._handle:
+            return
+        self._handle = None
+        ray.kill(handle)
+        self._count(error)
+        self.start()
+
+    def _count(self, error: Exception) -> None:
+        self.num_lost += 1
+        self._in_a_row += 1
+        limit = self._recipe.budgets.restarts_in_a_row
+        if self._in_a_row > limit:
+            raise BudgetSpent(
+                f"the trainer was lost {self._in_a_row} times without a step between "
+                f"(budgets.restarts_in_a_row is {limit}); the last time: {reason(error)}"
+            )
+        logger.warning("trainer is lost (%s); it is started again", reason(error))
+
+    async def call(self, method: str, *arguments: Any, what: str, deadline_s: float) -> Any:
+        """Call a method until a trainer has lived long enough to answer."""
+        while True:
+            handle = await self.ready()
+            try:
+                return await self._waiting(getattr(handle, method).remote(*arguments), "trainer", what, deadline_s)
+            except RayActorError as error:
+                self.lost(handle, error)
+
+    async def train(self, batch: Train, publishing: Callable[[], int]) -> TrainResult:
+        """Train a batch, on as many trainers as it takes."""
+        while True:
+            handle = await self.ready()
+            reference = handle.train.remote(batch, publishing())
+            try:
+                deadline_s = self._recipe.deadlines.step_s
+                result: TrainResult = await self._waiting(reference, "trainer", f"step {batch.step}", deadline_s)
+            except RayActorError as error:
+                self.lost(handle, error)
+            else:
+                self._in_a_row = 0
+                return result
+
+
+def reason(error: Exception) -> str:
+    """The gist of Ray's page about a dead actor."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = lines[-1].strip()
+    return "its process has died" if "worker process has died" in text else text
