@@ -70,7 +70,8 @@ class RewardFunction:
             raise UserError(f"reward '{self.spec}' needs column '{missing[0]}', the data set has: {', '.join(columns)}")
 
     def score(self, request: RewardRequest) -> list[Score]:
-        """Calls the function; one Score per completion. Whatever it raises becomes failed scores."""
+        """Calls the function; one Score per completion. Whatever it raises becomes failed scores, but for MemoryError:
+        that one is raised, as this process may be short of memory from now on."""
         if self.per_group:
             return self._score_group(request)
         return [self._score_one(request, text) for text in request.completions]
@@ -82,6 +83,8 @@ class RewardFunction:
             else:
                 arguments = {**request.row, "prompt": request.prompt, "completion": completion}
             return to_score(self._invoke(arguments))
+        except MemoryError:
+            raise
         except BaseException as error:  # sys.exit() in a reward must not end the worker
             return failed(one_line(error))
 
@@ -99,6 +102,8 @@ class RewardFunction:
             arguments.pop(name, None)
         try:
             values = list(self._invoke(arguments))
+        except MemoryError:
+            raise
         except BaseException as error:  # sys.exit() in a reward must not end the worker
             return [failed(one_line(error))] * number
         if len(values) != number:

@@ -51,14 +51,16 @@ class RewardPool:
         timeout_s: float,
         *,
         dataset: str = "",
+        memory_gib: float | None = None,
         start_timeout_s: float = 300.0,
     ) -> None:
         """Starts the workers without waiting for them; they import the function meanwhile.
 
         `timeout_s` bounds one call of the function in the worker, not its wait for a free worker nor a worker's
-        start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions.
+        start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions. `memory_gib` is what
+        a worker, and each process that it starts, may map on top of its imports.
         """
-        self._settings = (spec, str(base_dir), dataset)
+        self._settings = (spec, str(base_dir), dataset, memory_gib)
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -114,6 +116,9 @@ class RewardPool:
                 if worker is None or worker.is_dead():
                     worker = self._start()
                 scores = worker.ask(call.request, self._timeout_s)
+                if isinstance(scores, str):
+                    worker.kill()
+                    raise _WorkerLost(scores)
             except Exception as error:
                 reason = str(error) if isinstance(error, _WorkerLost) else one_line(error)
                 scores = [failed(reason)] * len(call.request.completions)
@@ -182,7 +187,10 @@ class _Worker:
             if self._connection in ready:
                 return self._connection.recv()
         except (EOFError, OSError):
-            raise _WorkerLost(f"the reward process died ({self.kill()})") from None
+            how = self.kill()
+            if how == "SIGKILL":
+                raise _WorkerLost("the reward process was killed (SIGKILL; out of memory?)") from None
+            raise _WorkerLost(f"the reward process died ({how})") from None
         self.kill()
         raise _WorkerLost("the reward pool was closed" if ready else f"timed out after {timeout_s:g} s")
 

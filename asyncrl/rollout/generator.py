@@ -10,7 +10,6 @@ Waits for: engine tokens, rewards, the buffer's acknowledgement. Unblocked by: t
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,12 +78,7 @@ class Generator:
         self.occupancy.take()
         args = config.engine_config.engine_args
         workers = args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1)
-        return {
-            "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id(),
-            "children": orphans.family(os.getpid()),
-            "num_workers": workers,
-        }
+        return {**orphans.here(), "num_workers": workers}
 
     async def run_group(self, task: Task, attempt: int) -> GroupSummary:
         """Run one group to its end. An error becomes outcome `failed`; one that is not the group's is raised:

@@ -48,7 +48,13 @@ class VllmEngine:
             # request would end the engine ("CPU Generator does not use offset").
             args["enable_chunked_prefill"] = False
             args["max_num_batched_tokens"] = max(4096, config.max_tokens)
-        self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **config.engine_args}))
+        try:
+            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **config.engine_args}))
+        except RuntimeError as error:
+            # Exit code 1 is an error of its own, which another try would repeat; anything else, somebody killed it.
+            if "Engine core initialization failed" in str(error) and ": 1}" not in str(error):
+                raise EngineDead("the engine process died while it started") from error
+            raise
         await self.llm.update_weight_version("0")
 
     def _set_environment(self) -> None:

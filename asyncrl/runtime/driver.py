@@ -26,7 +26,6 @@ from asyncrl.control.messages import (
     Decision,
     Discard,
     Event,
-    GeneratorJoined,
     GroupFailed,
     GroupFiltered,
     GroupFinished,
@@ -46,11 +45,12 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.summary import GroupSummary, summarise
 from asyncrl.rollout.trajectory import decode
-from asyncrl.runtime import snapshots
+from asyncrl.runtime import snapshots, stacks
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.budget import Budget
 from asyncrl.runtime.checkpoints import Checkpoints
 from asyncrl.runtime.fleet import Fleet
+from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered
 from asyncrl.runtime.trainer_link import TrainerLink
@@ -79,7 +79,8 @@ class Driver:
         self.tasks = tasks
         self.recorder = recorder
         self.view = view
-        self.waiting = WaitingFor(recipe.deadlines.warn_s)
+        self.processes = ProcessTable(run_dir / "processes.json")
+        self.waiting = WaitingFor(recipe.deadlines.warn_s, self._look_into)
         self.inbox: asyncio.Queue[Event | BaseException | Stop] = asyncio.Queue()
         self.journal = ControlLog(run_dir / "journal", self.controller.state())
         self.buffer = actors.buffer()
@@ -88,12 +89,13 @@ class Driver:
             snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
         )
         self.trainer = TrainerLink(
-            recipe, lambda: actors.trainer(self.buffer), self._origin, self.snapshots, self.waiting
+            recipe, lambda: actors.trainer(self.buffer), self._origin, self.snapshots, self.processes, self.waiting
         )
         self.fleet = Fleet(
             recipe,
             lambda name: actors.generator(name, self.buffer),
             self.trainer,
+            self.processes,
             self.waiting,
             self.inbox.put_nowait,
             self._spawn,
@@ -112,6 +114,7 @@ class Driver:
         )
         self.budget = Budget(recipe)
         self.publishing = -1
+        self._looked_into: set[str] = set()
         self.stopping: Stop | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -208,16 +211,9 @@ class Driver:
         return [tuple(key) for key in answer] if method == "holds" else answer
 
     async def _go_live(self, fresh: bool) -> None:
-        if fresh:
-            self.view.phase("connecting the weight channel")
-            await self.fleet.connect()
-            version = 0
-        else:
-            self.view.phase("sending the weights to the generators")
-            version = (await self.fleet.publish(None)).version
-        for name in self.fleet.serving:
-            await self._handle(GeneratorJoined(name))
-        await self._handle(WeightsLive(version))
+        self.view.phase("connecting the weight channel" if fresh else "sending the weights to the generators")
+        for event in await self.fleet.first_push(fresh):
+            await self._handle(event)
 
     async def _origin(self) -> Origin:
         """Where a trainer starts from now: the newest snapshot or checkpoint, and the batches trained since."""
@@ -301,6 +297,19 @@ class Driver:
             self.inbox.put_nowait(WeightsLive(version))
         finally:
             self.publishing = -1
+
+    async def _look_into(self, role: str) -> None:
+        """A wait for this role is overdue: write down who waits for what, and where the role stands."""
+        self.waiting.dump(self.run_dir / "waiting.txt")
+        known = self.processes.get(role)
+        if known is not None and role not in self._looked_into:
+            # Many waits for one role come due together: once is enough.
+            self._looked_into.add(role)
+            folder = self.run_dir / "stacks"
+            path = await stacks.collect(folder, role, known["pid"], known["node"], deadline_s=4.0)
+            self._looked_into.discard(role)
+            if path is not None:
+                logger.warning("%s, which is waited for, has written its stacks to %s", role, path)
 
     # -- ends
 

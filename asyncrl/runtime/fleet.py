@@ -22,6 +22,7 @@ from asyncrl.errors import BudgetSpent, DeadlineExceeded
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.runtime import orphans
+from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.trainer_link import TrainerLink, reason
 from asyncrl.runtime.waiting import WaitingFor
@@ -42,16 +43,18 @@ class Fleet:
         recipe: Recipe,
         create: Callable[[str], ActorHandle],
         trainer: TrainerLink,
+        processes: ProcessTable,
         waiting: WaitingFor,
         post: Callable[[Event | BaseException], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._recipe, self._create, self._trainer = recipe, create, trainer
-        self._waiting, self._post, self._spawn = waiting, post, spawn
+        self._processes, self._waiting, self._post, self._spawn = processes, waiting, post, spawn
         self.serving: dict[str, ActorHandle] = {}
-        self.processes: dict[str, dict[str, Any]] = {}
         self.num_lost = 0
         self._in_a_row: Counter[str] = Counter()
+        self._announced: set[str] = set()
+        """Generators that the controller knows of, or will once it reads its inbox."""
         self._channel = asyncio.Lock()
         self._connected: Any = None
 
@@ -69,7 +72,7 @@ class Fleet:
             try:
                 deadline_s = self._recipe.deadlines.start_s
                 loading = handle.start.remote()
-                self.processes[name] = await self._waiting(loading, name, "to load the model", deadline_s)
+                self._processes.put(name, await self._waiting(loading, name, "to load the model", deadline_s))
             except (RayActorError, EngineDead) as error:
                 self._count(name, handle, error)
             else:
@@ -77,10 +80,10 @@ class Fleet:
 
     async def _end_orphans(self, name: str) -> None:
         """Engine processes that outlived their actor would keep its memory and cores."""
-        process = self.processes.pop(name, None)
-        if process is None:
+        before = self._processes.pop(name)
+        if before is None:
             return
-        ended = await orphans.end_on_node(process["node"], process["children"], deadline_s=30.0)
+        ended = await orphans.end_on_node(before["node"], before["processes"], deadline_s=30.0)
         if ended:
             logger.warning("ended %d process(es) that %s had left behind", len(ended), name)
 
@@ -91,6 +94,7 @@ class Fleet:
         if self.serving.get(name) is not handle:
             return
         del self.serving[name]
+        self._announced.discard(name)
         self._post(GeneratorLost(name))
         try:
             self._count(name, handle, error)
@@ -135,6 +139,7 @@ class Fleet:
                     if not await self.find_lost(error) or not await self._answers(name, handle):
                         raise Joinless(str(error)) from error
             self.serving[name] = handle
+            self._announced.add(name)
             self._post(GeneratorJoined(name))
             self._post(WeightsLive(report.version))
             logger.warning("%s serves again, with version %d", name, report.version)
@@ -146,10 +151,27 @@ class Fleet:
         async with self._channel:
             return await self._push(dict(self.serving), version)
 
-    async def connect(self) -> None:
-        """Join all that serve to the channel; they hold the trainer's weights already."""
-        async with self._channel:
-            await self._connect(await self._trainer.ready(), dict(self.serving))
+    async def first_push(self, fresh: bool) -> list[Event]:
+        """Connect all that serve and send them the trainer's weights, but for a fresh run, whose generators loaded
+        the same; returns what the controller is to hear of it. Who is lost meanwhile joins later, by itself."""
+        while self.serving:
+            try:
+                async with self._channel:
+                    version = 0
+                    if fresh:
+                        await self._connect(await self._trainer.ready(), dict(self.serving))
+                    else:
+                        version = (await self._push(dict(self.serving), version=None)).version
+                    new = [GeneratorJoined(name) for name in self.serving if name not in self._announced]
+                    self._announced.update(self.serving)
+                    return [*new, WeightsLive(version)]
+            except BudgetSpent:
+                raise
+            except (RayError, RuntimeError) as error:
+                self._connected = None
+                if not await self.find_lost(error):
+                    raise
+        return []
 
     async def _push(self, handles: dict[str, ActorHandle], version: int | None) -> PublishReport:
         trainer = await self._trainer.ready()
@@ -173,7 +195,7 @@ class Fleet:
         if self._connected == (trainer, handles):
             return
         deadline_s = self._recipe.deadlines.publish_s
-        workers = {name: self.processes[name]["num_workers"] for name in handles}
+        workers = {name: self._processes[name]["num_workers"] for name in handles}
         replicas = RayReplicas(handles, workers, deadline_s)
         address = await self._waiting(trainer.address.remote(), "trainer", "its address", deadline_s)
         connecting = trainer.connect.remote(replicas, address)
@@ -225,4 +247,4 @@ class Fleet:
             try:
                 await self._waiting(reference, name, "to close", deadline_s=30.0)
             except Exception as error:
-                logger.warning("%s did not close: %s", name, error)
+                logger.warning("%s did not close: %s", name, reason(error))

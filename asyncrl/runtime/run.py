@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,7 +148,10 @@ async def _run(
 
 @contextmanager
 def stop_on_signals(driver: Driver) -> Iterator[None]:
-    """SIGTERM or Ctrl-C: finish the step, save, end. The second one, or deadlines.stop_s: end at once."""
+    """SIGTERM or Ctrl-C: finish the step, save, end. The second one, or deadlines.stop_s: end at once.
+
+    SIGUSR1: write who waits for what to RUN_DIR/waiting.txt, and to the log.
+    """
     loop, main = asyncio.get_running_loop(), asyncio.current_task()
     assert main is not None
     late: list[float] = []
@@ -165,6 +169,10 @@ def stop_on_signals(driver: Driver) -> Iterator[None]:
         # Nothing to save: the journal has it. Ray and the actors end with this process.
         os._exit(130)
 
+    def say() -> None:
+        logger.warning("waiting for\n%s", driver.waiting.dump(driver.run_dir / "waiting.txt").rstrip())
+
+    loop.add_signal_handler(signal.SIGUSR1, say)
     with StopSignals(loop, first, second):
         try:
             yield

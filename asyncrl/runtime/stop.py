@@ -1,19 +1,45 @@
-import contextlib
+"""SIGTERM and Ctrl-C in an asyncio program: the first asks for a graceful end, the second for an end at once."""
+
+from __future__ import annotations
+
+import asyncio
 import signal
+from collections.abc import Callable
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@contextlib.contextmanager
-def StopSignals(loop, first, second):
-    n = [0]
+class StopSignals:
+    """Context manager; call it in the main thread. `on_first` gets the signal's name; from the third on, nothing.
 
-    def h(name):
-        n[0] += 1
-        (first(name) if n[0] == 1 else second())
+    Both are called by the event loop: a loop that is stuck in one of its steps calls neither. The handlers from
+    before are back afterwards.
+    """
 
-    for s in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(s, h, s.name)
-    try:
-        yield
-    finally:
-        for s in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(s)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_first: Callable[[str], None], on_second: Callable[[], None]
+    ) -> None:
+        self._loop, self._on_first, self._on_second = loop, on_first, on_second
+        self._count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in _SIGNALS:
+            self._before[number] = signal.getsignal(number)
+            self._loop.add_signal_handler(number, self._received, number.name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in _SIGNALS:
+            self._loop.remove_signal_handler(number)
+            # None: a handler in C, which cannot be set again from here.
+            if self._before[number] is not None:
+                signal.signal(number, self._before[number])
+
+    def _received(self, name: str) -> None:
+        self._count += 1
+        if self._count == 1:
+            self._on_first(name)
+        elif self._count == 2:
+            self._on_second()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -19,6 +18,7 @@ from ray.exceptions import RayActorError
 from asyncrl.control.messages import Train
 from asyncrl.errors import BudgetSpent
 from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.trainer.actor import Origin, TrainResult
@@ -35,15 +35,15 @@ class TrainerLink:
         create: Callable[[], ActorHandle],
         origin: Callable[[], Awaitable[Origin]],
         snapshots: Snapshots | None,
+        processes: ProcessTable,
         waiting: WaitingFor,
     ) -> None:
         self._recipe, self._create, self._origin = recipe, create, origin
-        self._snapshots, self._waiting = snapshots, waiting
+        self._snapshots, self._processes, self._waiting = snapshots, processes, waiting
         self._handle: ActorHandle | None = None
         self._starting: asyncio.Task[ActorHandle] | None = None
         self._in_a_row = 0
         self.num_lost = 0
-        self.process: dict[str, Any] = {}
 
     def start(self) -> None:
         """Begin to start the trainer; `ready` waits for it."""
@@ -60,7 +60,7 @@ class TrainerLink:
             try:
                 starting = handle.start.remote(origin, self._snapshots)
                 deadline_s = deadlines.start_s + deadlines.step_s * len(origin.batches)
-                self.process = await self._waiting(starting, "trainer", what, deadline_s)
+                self._processes.put("trainer", await self._waiting(starting, "trainer", what, deadline_s))
             except RayActorError as error:
                 self._count(error)
                 continue
@@ -95,15 +95,6 @@ class TrainerLink:
                 f"(budgets.restarts_in_a_row is {limit}); the last time: {reason(error)}"
             )
         logger.warning("trainer is lost (%s); it is started again", reason(error))
-
-    async def call(self, method: str, *arguments: Any, what: str, deadline_s: float) -> Any:
-        """Call a method until a trainer has lived long enough to answer."""
-        while True:
-            handle = await self.ready()
-            try:
-                return await self._waiting(getattr(handle, method).remote(*arguments), "trainer", what, deadline_s)
-            except RayActorError as error:
-                self.lost(handle, error)
 
     async def train(self, batch: Train, publishing: Callable[[], int]) -> TrainResult:
         """Train a batch, on as many trainers as it takes."""

@@ -30,7 +30,7 @@ from asyncrl.errors import DeadlineExceeded
 from asyncrl.models import load_tokenizer
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode
-from asyncrl.runtime import stacks
+from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.trainer.learner import Learner, StepReport
@@ -111,7 +111,7 @@ class TrainerActor:
             self._learn(batch)
             self._stage(batch.step + 1)
             self._hold(live)
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        return orphans.here()
 
     def _stage(self, version: int) -> None:
         with self.swapped:

@@ -19,6 +19,8 @@ from asyncrl.rewards.score import RewardRequest, Score
 REWARDS = '''
 import asyncio, ctypes, os, re, signal, subprocess, sys, time
 
+HOARD = []
+
 def do(completion, **row):
     """Does what the completion says."""
     if completion == "pid":
@@ -33,6 +35,17 @@ def do(completion, **row):
         ctypes.string_at(0)
     if completion == "raise":
         raise RuntimeError("on purpose")
+    if completion == "be killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if completion == "hoard in blocks":
+        while True:
+            HOARD.append(bytearray(2**20))
+    if completion == "hoard in crumbs":
+        last = None
+        while True:
+            last = [last]
+    if completion == "map":
+        return len(bytearray(2**20 * row["mib"])) / 2**20
     if completion == "report and spin":
         with open(row["path"], "w") as file:
             file.write(str(os.getpid()))
@@ -56,6 +69,9 @@ def do(completion, **row):
 async def co(completion, **row):
     await asyncio.sleep(0)
     return {"score": len(completion), "awaited": True}
+
+def group_that_hoards(prompts, completions, completion_ids, **columns):
+    return [do(completion) for completion in completions]
 
 def group(prompts, completions, completion_ids, answer, **columns):
     return [len(ids) if c == a else None for c, a, ids in zip(completions, answer, completion_ids)]
@@ -149,12 +165,49 @@ def test_what_a_killed_call_has_started_is_killed_too(pool_of, tmp_path):
     assert is_gone(int(path.read_text()))
 
 
-@pytest.mark.parametrize(("how", "reason"), [("exit", "exit code 3"), ("segfault", "SIGSEGV"), ("raise", "on purpose")])
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("exit", "exit code 3"),
+        ("segfault", "SIGSEGV"),
+        ("raise", "on purpose"),
+        ("be killed", "the reward process was killed (SIGKILL; out of memory?)"),
+    ],
+)
 def test_a_call_that_crashes_fails_alone(pool_of, how, reason):
     good, crashed, after = run(pool_of(), "x", how, "x")
     assert good == after == Score(1.0)
     assert crashed.reward is None
     assert reason in crashed.error
+
+
+@pytest.mark.parametrize("how", ["hoard in blocks", "hoard in crumbs"])
+def test_a_call_that_takes_all_memory_fails_alone_and_what_it_hoards_goes_with_its_process(pool_of, how):
+    pool = pool_of(memory_gib=0.25)
+    for _ in range(2):
+        before, hoarder, after = run(pool, "pid", how, "pid")
+        assert hoarder.reward is None
+        assert "the reward ran out of memory (the limit is 0.25 GiB): MemoryError" in hoarder.error
+        # Where it happened, if there was memory for a traceback.
+        assert "(rewards.py:" in hoarder.error or how == "hoard in crumbs"
+        assert after.reward not in (None, before.reward)
+        assert is_gone(int(before.reward))
+
+
+def test_a_group_call_that_takes_all_memory_fails_as_a_group(pool_of):
+    pool = pool_of("group_that_hoards", memory_gib=0.25)
+    scores = run(pool, "x", "hoard in blocks")
+    assert [score.reward for score in scores] == [None, None]
+    assert all("out of memory" in score.error for score in scores)
+    assert run(pool, "x", "x") == [Score(1.0)] * 2
+
+
+def test_the_memory_limit_does_not_count_what_the_imports_have_mapped(pool_of, tmp_path):
+    (tmp_path / "large.py").write_text("TABLE = bytearray(2**29)\n" + REWARDS)
+    pool = pool_of("./large.py:do", memory_gib=0.25)
+    assert run(pool, "map", mib=128) == [Score(128.0)]
+    [score] = run(pool, "map", mib=512)
+    assert "the limit is 0.25 GiB" in score.error
 
 
 def test_an_idle_worker_that_dies_costs_no_call(pool_of):
