@@ -58,12 +58,13 @@ def record(folder: Path, role: str) -> None:
 def request(pid: int) -> bool:
     """Ask a process of this host for its stacks; False if it is gone, or does not record (it would die of it)."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
-        if not caught >> (signal.SIGUSR2 - 1) & 1:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        caught = int(status["SigCgt"], 16) >> (signal.SIGUSR2 - 1) & 1
+        if not caught or "zombie" in status["State"]:
             return False
         os.kill(pid, signal.SIGUSR2)
-    except (OSError, StopIteration):
+    except OSError:
         return False
     return True
 
