@@ -18,7 +18,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
 from asyncrl.control.controller import Controller
 from asyncrl.control.messages import (
@@ -49,7 +49,7 @@ from asyncrl.runtime import snapshots, stacks
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.budget import Budget
 from asyncrl.runtime.checkpoints import Checkpoints
-from asyncrl.runtime.fleet import Fleet
+from asyncrl.runtime.fleet import Fleet, PushBroken
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered
@@ -285,12 +285,8 @@ class Driver:
             # What the generators get to see must be in the journal for good.
             await asyncio.to_thread(self.journal.sync)
             report = await self.fleet.publish(version)
-        except BudgetSpent:
-            raise
-        except (RayError, RuntimeError) as error:
-            if not await self.fleet.find_lost(error):
-                raise
-            logger.warning("the push of version %d failed: someone was lost; trying again", version)
+        except PushBroken as error:
+            logger.warning("the push of version %d failed (%s); it is tried again", version, error)
             self.inbox.put_nowait(PublishFailed(version))
         else:
             self.recorder.published(report)

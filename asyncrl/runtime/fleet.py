@@ -8,10 +8,11 @@ answer. Unblocked by: the actors, or their deadline, after which the silent one 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -29,6 +30,11 @@ from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.weights.channel import PublishReport
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class PushBroken(Exception):
+    """A push failed because the trainer or a generator was lost meanwhile; without them it can be tried again."""
 
 
 class Joinless(Exception):
@@ -135,9 +141,11 @@ class Fleet:
                     break
                 except BudgetSpent:
                     raise
-                except (RayError, RuntimeError) as error:
-                    if not await self.find_lost(error) or not await self._answers(name, handle):
+                except PushBroken as error:
+                    if not await self._answers(name, handle):
                         raise Joinless(str(error)) from error
+                except (RayError, RuntimeError) as error:
+                    raise Joinless(reason(error)) from error
             self.serving[name] = handle
             self._announced.add(name)
             self._post(GeneratorJoined(name))
@@ -147,45 +155,54 @@ class Fleet:
     # -- the weight channel
 
     async def publish(self, version: int) -> PublishReport:
-        """Make a version live on all that serve. Raises what the trainer or a generator raised."""
+        """Make a version live on all that serve. Raises PushBroken if it can be tried again."""
         async with self._channel:
+            if not self.serving:
+                raise PushBroken("no generator is left")
             return await self._push(dict(self.serving), version)
 
     async def first_push(self, fresh: bool) -> list[Event]:
         """Connect all that serve and send them the trainer's weights, but for a fresh run, whose generators loaded
         the same; returns what the controller is to hear of it. Who is lost meanwhile joins later, by itself."""
         while self.serving:
-            try:
+            with contextlib.suppress(PushBroken):
                 async with self._channel:
                     version = 0
                     if fresh:
-                        await self._connect(await self._trainer.ready(), dict(self.serving))
+                        await self._attempt(dict(self.serving), self._connect)
                     else:
                         version = (await self._push(dict(self.serving), version=None)).version
                     new = [GeneratorJoined(name) for name in self.serving if name not in self._announced]
                     self._announced.update(self.serving)
                     return [*new, WeightsLive(version)]
-            except BudgetSpent:
-                raise
-            except (RayError, RuntimeError) as error:
-                self._connected = None
-                if not await self.find_lost(error):
-                    raise
         return []
 
     async def _push(self, handles: dict[str, ActorHandle], version: int | None) -> PublishReport:
-        trainer = await self._trainer.ready()
-        try:
+        async def push(trainer: ActorHandle, handles: dict[str, ActorHandle]) -> PublishReport:
             await self._connect(trainer, handles)
             # The replicas' own deadline speaks first, and names them.
             deadline_s = 2 * self._recipe.deadlines.publish_s
             what = "the live version" if version is None else f"version {version}"
             report: PublishReport = await self._waiting(trainer.publish.remote(version), "generators", what, deadline_s)
             return report
-        except RayActorError as error:
+
+        return await self._attempt(handles, push)
+
+    async def _attempt(
+        self, handles: dict[str, ActorHandle], use: Callable[[ActorHandle, dict[str, ActorHandle]], Awaitable[T]]
+    ) -> T:
+        """Use the channel once. If that fails, ask everyone for a sign of life: PushBroken if someone was lost."""
+        serving = dict(self.serving)
+        trainer = await self._trainer.ready()
+        try:
+            return await use(trainer, handles)
+        except (RayError, RuntimeError) as error:
             self._connected = None
-            if not await self._trainer_answers(trainer):
-                self._trainer.lost(trainer, error)
+            broken = isinstance(error, RayActorError) and not await self._trainer_answers(trainer, error)
+            for name, handle in serving.items():
+                broken |= self.serving.get(name) is not handle or not await self._answers(name, handle)
+            if broken:
+                raise PushBroken(reason(error)) from error
             raise
         except BaseException:
             self._connected = None
@@ -202,17 +219,13 @@ class Fleet:
         await self._waiting(connecting, "generators", "to join the weight channel", deadline_s)
         self._connected = (trainer, handles)
 
-    async def _trainer_answers(self, trainer: ActorHandle) -> bool:
+    async def _trainer_answers(self, trainer: ActorHandle, error: Exception) -> bool:
         try:
             await self._waiting(trainer.address.remote(), "trainer", "a sign of life", self._recipe.deadlines.warn_s)
         except RayActorError:
+            self._trainer.lost(trainer, error)
             return False
         return True
-
-    async def find_lost(self, error: Exception) -> bool:
-        """Ask everyone for a sign of life; whether someone was lost, the trainer included."""
-        answers = [await self._answers(name, handle) for name, handle in list(self.serving.items())]
-        return isinstance(error, RayActorError) or not all(answers)
 
     async def _answers(self, name: str, handle: ActorHandle) -> bool:
         try:

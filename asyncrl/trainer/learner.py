@@ -226,4 +226,5 @@ class Learner:
                     self.optimizer.state[parameter] = {
                         k: v if k == "step" else v.to(self.device) for k, v in state.items()
                     }
-        torch.set_rng_state(tensors["rng"])
+        # A copy: torch reads it as aligned memory, which a view into a snapshot need not be.
+        torch.set_rng_state(tensors["rng"].clone())

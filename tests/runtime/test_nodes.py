@@ -64,6 +64,10 @@ def node_of_this_process() -> tuple[str, int]:
     return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
+def sleep() -> None:
+    time.sleep(2.0)
+
+
 def fail() -> None:
     raise KeyError("on purpose")
 
@@ -78,11 +82,11 @@ def test_a_call_runs_where_it_should(nodes) -> None:
         with pytest.raises(KeyError, match="on purpose"):
             run(call_on(node, fail, deadline_s=60))
         with pytest.raises(TimeoutError):
-            run(call_on(node, time.sleep, 2.0, deadline_s=0.5))
+            run(call_on(node, sleep, deadline_s=0.5))
 
 
 def test_a_node_that_is_gone(nodes, tmp_path: Path) -> None:
-    nowhere = "f" * len(nodes[0])
+    nowhere = "1" * len(nodes[0])
     with pytest.raises((RayError, TimeoutError)):
         run(call_on(nowhere, node_of_this_process, deadline_s=5))
     assert run(stacks.collect(tmp_path, "generator-0", os.getpid(), nowhere, 5.0)) is None
