@@ -192,6 +192,7 @@ class Driver:
                 f"the journal lacks task {missing[0][0]} of the batch under way; restore {self.run_dir}/journal"
             )
         for summary in await self._summaries([key for key in running if key in held]):
+            self.recorder.group(summary)
             await self._handle(_event(summary))
         for task, attempt in ready:
             if (task, attempt) not in held:

@@ -17,6 +17,7 @@ import torch
 
 from asyncrl.checkpoint import files
 from asyncrl.control.ledger import Ledger
+from asyncrl.journal.records import groups
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +117,10 @@ def kill_role(process: subprocess.Popen[str], name: str) -> None:
     os.kill(actor_pid(process, name, 0), signal.SIGKILL)
 
 
+def num_committed(run_dir: Path) -> int:
+    return sum(1 for _ in groups(run_dir / "journal"))
+
+
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return files.read(sorted((run_dir / "checkpoints").glob("step_*"))[-1] / "trainer")
 
@@ -137,6 +142,10 @@ def test_whoever_is_killed_the_fixed_schedule_gives_the_same_weights(tmp_path: P
             wait_for(lambda n=num_steps: len(records(killed)) >= n, process, f"step {num_steps}")
             kill_role(process, role)
         wait_for(lambda: len(records(killed)) >= 4, process, "step 4")
+        # The driver stands still while groups are committed: nobody hears of them before the resume.
+        process.send_signal(signal.SIGSTOP)
+        before = num_committed(killed)
+        wait_for(lambda: num_committed(killed) > before, process, "a commit")
     finally:
         kill_group(process)
     assert len(records(killed)) < 8
