@@ -142,10 +142,12 @@ def test_whoever_is_killed_the_fixed_schedule_gives_the_same_weights(tmp_path: P
             wait_for(lambda n=num_steps: len(records(killed)) >= n, process, f"step {num_steps}")
             kill_role(process, role)
         wait_for(lambda: len(records(killed)) >= 4, process, "step 4")
-        # The driver stands still while groups are committed: nobody hears of them before the resume.
+        before = num_committed(killed)
+        wait_for(lambda: num_committed(killed) > before, process, "the first group of step 5")
+        # The driver stands still while others are committed: nobody hears of them before the resume.
         process.send_signal(signal.SIGSTOP)
         before = num_committed(killed)
-        wait_for(lambda: num_committed(killed) > before, process, "a commit")
+        wait_for(lambda: num_committed(killed) > before, process, "a group that nobody heard of")
     finally:
         kill_group(process)
     assert len(records(killed)) < 8
