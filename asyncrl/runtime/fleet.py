@@ -57,6 +57,8 @@ class Fleet:
         self._recipe, self._create, self._trainer = recipe, create, trainer
         self._processes, self._waiting, self._post, self._spawn = processes, waiting, post, spawn
         self.serving: dict[str, ActorHandle] = {}
+        self._workers: dict[str, int] = {}
+        """Engine workers of each generator, of one that was lost too: a push may still name it."""
         self.num_lost = 0
         self._in_a_row: Counter[str] = Counter()
         self._announced: set[str] = set()
@@ -78,10 +80,12 @@ class Fleet:
             try:
                 deadline_s = self._recipe.deadlines.start_s
                 loading = handle.start.remote()
-                self._processes.put(name, await self._waiting(loading, name, "to load the model", deadline_s))
+                started = await self._waiting(loading, name, "to load the model", deadline_s)
             except (RayActorError, EngineDead) as error:
                 self._count(name, handle, error)
             else:
+                self._processes.put(name, started)
+                self._workers[name] = started["num_workers"]
                 return handle
 
     async def _end_orphans(self, name: str) -> None:
@@ -212,8 +216,7 @@ class Fleet:
         if self._connected == (trainer, handles):
             return
         deadline_s = self._recipe.deadlines.publish_s
-        workers = {name: self._processes[name]["num_workers"] for name in handles}
-        replicas = RayReplicas(handles, workers, deadline_s)
+        replicas = RayReplicas(handles, {name: self._workers[name] for name in handles}, deadline_s)
         address = await self._waiting(trainer.address.remote(), "trainer", "its address", deadline_s)
         connecting = trainer.connect.remote(replicas, address)
         await self._waiting(connecting, "generators", "to join the weight channel", deadline_s)
