@@ -1,5 +1,11 @@
 """Errors that the command line shows as one sentence, without a traceback."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class UserError(Exception):
     """Bad input: says what is wrong, where, and what to change. Exit code 2."""
@@ -15,3 +21,13 @@ class DeadlineExceeded(RunFailed):
 
 class BudgetSpent(RunFailed):
     """Too much went wrong (recipe part `budgets`); the run saves what it can, then stops."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError raised in here knows its file: by itself, only one of opening it does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

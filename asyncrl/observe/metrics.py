@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asyncrl.errors import naming
+
 STEP_KEYS: tuple[str, ...] = (
     "step",
     "version",
@@ -68,7 +70,7 @@ class MetricsWriter:
         self._path = path
 
     def write(self, record: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
     def last(self) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with naming(part), part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

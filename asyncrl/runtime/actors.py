@@ -37,8 +37,9 @@ class Actors:
         return BufferActor.options(scheduling_strategy=here).remote(self.run_dir / "journal", self.recipe.journal)
 
     def generator(self, name: str, buffer: ActorHandle) -> ActorHandle:
+        # Not 0 CPUs: actors that ask for nothing are placed at random by Ray, SPREAD or not.
         return Generator.options(
-            num_cpus=0, num_gpus=self.recipe.rollout.gpus_per_replica, scheduling_strategy="SPREAD"
+            num_cpus=0.001, num_gpus=self.recipe.rollout.gpus_per_replica, scheduling_strategy="SPREAD"
         ).remote(self._generator_config(name), buffer)
 
     def trainer(self, buffer: ActorHandle) -> ActorHandle:

@@ -326,6 +326,7 @@ class Driver:
         """Stop the engines and the reward processes."""
         await self.fleet.close()
         self.journal.close()
+        stacks.tidy(self.run_dir / "stacks")
 
 
 class Stop:

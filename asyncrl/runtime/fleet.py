@@ -59,7 +59,6 @@ class Fleet:
         self.serving: dict[str, ActorHandle] = {}
         self._workers: dict[str, int] = {}
         """Engine workers of each generator, of one that was lost too: a push may still name it."""
-        self.num_lost = 0
         self._in_a_row: Counter[str] = Counter()
         self._announced: set[str] = set()
         """Generators that the controller knows of, or will once it reads its inbox."""
@@ -115,7 +114,6 @@ class Fleet:
 
     def _count(self, name: str, handle: ActorHandle, error: Exception) -> None:
         ray.kill(handle)
-        self.num_lost += 1
         self._in_a_row[name] += 1
         limit = self._recipe.budgets.restarts_in_a_row
         if self._in_a_row[name] > limit:

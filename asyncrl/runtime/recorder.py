@@ -12,6 +12,7 @@ from typing import Any
 
 from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
+from asyncrl.errors import naming
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
 from asyncrl.observe.trackers import Trackers
@@ -129,7 +130,8 @@ class Recorder:
         return {f"trainer_time/{k}": v for k, v in shares(measured, wall_s).items()}
 
     def _write_samples(self, step: int, batch: list[GroupSummary]) -> None:
-        with (self.run_dir / "samples.jsonl").open("a") as file:
+        path = self.run_dir / "samples.jsonl"
+        with naming(path), path.open("a") as file:
             file.writelines(json.dumps({"step": step, **g.sample}) + "\n" for g in batch[:2] if g.sample)
 
     def finish(self, ledger: Ledger, worst_case: int) -> dict[str, Any]:

@@ -122,28 +122,39 @@ async def _run(
     trackers = Trackers(run_dir, recipe.track, recipe.model_dump(), name)
     recorder = Recorder(run_dir, writer, trackers)
     driver = Driver(recipe, run_dir, actors, recovered, tasks, recorder, view)
-    try:
-        with stop_on_signals(driver):
+    # Until all is closed: a signal while the engines stop is no other than one before.
+    with stop_on_signals(driver):
+        try:
             await driver.start()
             view.phase("training")
             await driver.run()
-        controller.ledger.check()
-        recorder.finish(controller.ledger, controller.worst_case_staleness)
-        view.phase("stopping the engines")
-    except RayTaskError as error:
-        if isinstance(error, UserError | RunFailed):
-            raise
-        (run_dir / "error.log").write_text(str(error))
-        raise RunFailed(f"{one_line(error.cause)}, in an actor; the traceback is in {run_dir}/error.log") from error
-    except RayError as error:
-        raise RunFailed(f"{reason(error)}; `asyncrl resume {run_dir}` goes on") from error
-    finally:
-        await driver.close()
-        trackers.close()
-        report = write_report(run_dir)
-    done = "done" if controller.finished else f"{driver.stopping.why}; `asyncrl resume {run_dir}` goes on"
+            controller.ledger.check()
+            recorder.finish(controller.ledger, controller.worst_case_staleness)
+            view.phase("stopping the engines")
+        except RayTaskError as error:
+            if isinstance(error, UserError | RunFailed):
+                raise
+            (run_dir / "error.log").write_text(str(error))
+            raise RunFailed(f"{one_line(error.cause)}, in an actor; the traceback is in {run_dir}/error.log") from error
+        except RayError as error:
+            raise RunFailed(f"{reason(error)}; `asyncrl resume {run_dir}` goes on") from error
+        finally:
+            await driver.close()
+            trackers.close()
+            report = _report(run_dir)
+    done = "done"
+    if not controller.finished and driver.stopping:
+        done = f"{driver.stopping.why} after step {controller.steps_done}; `asyncrl resume {run_dir}` goes on"
     view.phase(f"{done}; report: {report}")
     return 0
+
+
+def _report(run_dir: Path) -> str:
+    """Where the report is. One that cannot be written ends no run, and hides no error of it."""
+    try:
+        return str(write_report(run_dir))
+    except OSError as error:
+        return f"not written ({error.strerror}); `asyncrl report {run_dir}` writes it"
 
 
 @contextmanager
@@ -158,7 +169,7 @@ def stop_on_signals(driver: Driver) -> Iterator[None]:
 
     def first(signal_name: str) -> None:
         logger.warning("%s: the run stops after this step; once more stops it at once, to be resumed", signal_name)
-        driver.inbox.put_nowait(Stop(f"stopped by {signal_name} after step {driver.controller.steps_done}"))
+        driver.inbox.put_nowait(Stop(f"stopped by {signal_name}"))
         loop.call_later(driver.recipe.deadlines.stop_s, overdue)
 
     def overdue() -> None:

@@ -43,7 +43,6 @@ class TrainerLink:
         self._handle: ActorHandle | None = None
         self._starting: asyncio.Task[ActorHandle] | None = None
         self._in_a_row = 0
-        self.num_lost = 0
 
     def start(self) -> None:
         """Begin to start the trainer; `ready` waits for it."""
@@ -86,7 +85,6 @@ class TrainerLink:
         self.start()
 
     def _count(self, error: Exception) -> None:
-        self.num_lost += 1
         self._in_a_row += 1
         limit = self._recipe.budgets.restarts_in_a_row
         if self._in_a_row > limit:
