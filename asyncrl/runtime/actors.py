@@ -16,6 +16,7 @@ from asyncrl.rollout.engines import engine_class
 from asyncrl.rollout.episode import RolloutSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
 from asyncrl.runtime.buffer import BufferActor
+from asyncrl.runtime.nodes import ALMOST_NO_CPU
 from asyncrl.trainer.actor import TrainerActor
 
 # Large tensors come and go in every step: without these glibc returns the pages each time and faults them in anew.
@@ -37,9 +38,8 @@ class Actors:
         return BufferActor.options(scheduling_strategy=here).remote(self.run_dir / "journal", self.recipe.journal)
 
     def generator(self, name: str, buffer: ActorHandle) -> ActorHandle:
-        # Not 0 CPUs: actors that ask for nothing are placed at random by Ray, SPREAD or not.
         return Generator.options(
-            num_cpus=0.001, num_gpus=self.recipe.rollout.gpus_per_replica, scheduling_strategy="SPREAD"
+            num_cpus=ALMOST_NO_CPU, num_gpus=self.recipe.rollout.gpus_per_replica, scheduling_strategy="SPREAD"
         ).remote(self._generator_config(name), buffer)
 
     def trainer(self, buffer: ActorHandle) -> ActorHandle:
@@ -48,7 +48,7 @@ class Actors:
         environment = {"OMP_NUM_THREADS": threads, **({} if trainer.gpus_per_rank else _KEEP_PAGES)}
         channel = resolve_channel(self.recipe, self.base_dir)
         return TrainerActor.options(
-            num_cpus=0, num_gpus=trainer.gpus_per_rank, runtime_env={"env_vars": environment}
+            num_cpus=ALMOST_NO_CPU, num_gpus=trainer.gpus_per_rank, runtime_env={"env_vars": environment}
         ).remote(self.recipe, self.model, channel, self.base_dir, self.run_dir, buffer)
 
     def _generator_config(self, name: str) -> GeneratorConfig:

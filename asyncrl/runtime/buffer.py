@@ -20,6 +20,7 @@ from asyncrl.journal.commit import GroupCommit
 from asyncrl.journal.records import GROUP, GROUPS_STREAM, groups
 from asyncrl.recipe.schema import JournalRecipe
 from asyncrl.rollout.trajectory import key_of
+from asyncrl.runtime.nodes import ALMOST_NO_CPU
 
 Key = tuple[int, int]
 """(task, attempt) of a group."""
@@ -82,4 +83,4 @@ class Buffer:
                 log.segment_path(self._folder, GROUPS_STREAM, segment).unlink()
 
 
-BufferActor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Buffer)
+BufferActor = ray.remote(num_cpus=ALMOST_NO_CPU, max_restarts=-1, max_task_retries=-1)(Buffer)

@@ -1,4 +1,4 @@
-"""Running a small function on the node where some process lives."""
+"""Where Ray puts things: an actor's share of a node, and running a small function on the node of some process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 T = TypeVar("T")
+
+ALMOST_NO_CPU = 0.001
+"""CPUs that an actor asks for. One that asks for nothing is placed at random, whatever its scheduling strategy."""
 
 
 async def call_on(node_id: str, function: Callable[..., T], *arguments: Any, deadline_s: float) -> T:

@@ -11,6 +11,8 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_run import SIMULATED, asyncrl, check, kill_group, records, wait_for
 
+from asyncrl import cli
+
 pytestmark = pytest.mark.slow
 
 
@@ -37,18 +39,17 @@ def test_the_run_goes_on_without_the_lost_node(cluster: Cluster, tmp_path: Path)
     process = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *overrides, background=True)
     try:
         wait_for(lambda: len(records(run_dir)) >= 2, process, "step 2")
+        assert actors_on(cluster.head_node, "Buffer"), "the buffer belongs on the driver's node"
         lost = actors_on(other, "Generator")
-        assert lost, "no generator was on the second node: SPREAD should have put one there"
+        assert len(lost) == 1, "the generators belong on both nodes"
         cluster.remove_node(other, allow_graceful=False)
         output, _ = process.communicate(timeout=100)
     finally:
         kill_group(process)
     assert process.returncode == 0, output
     assert "is lost" in output
-    assert "serves again" in output
     assert "Traceback" not in output
     assert check(run_dir, steps=6)["trained"] == 24
     psutil.wait_procs(lost, timeout=10)
     assert not any(worker.is_running() for worker in lost)
-    code, output = asyncrl("replay", str(run_dir))
-    assert code == 0, output
+    assert cli.main(["replay", str(run_dir)]) == 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from asyncrl.errors import RunFailed
 from asyncrl.weights.staging import StagedWeights
 
 CPU = torch.device("cpu")
@@ -104,3 +105,26 @@ def test_a_model_with_other_parameters_is_refused(model: Tied) -> None:
     model.extra = nn.Parameter(torch.zeros(1))
     with pytest.raises(KeyError, match="extra"):
         staged.copy_from(model)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(model: Tied, bad: float) -> None:
+    with torch.no_grad():
+        model.layer.weight[1, 2] = bad
+    with pytest.raises(RunFailed, match=r"the weights layer\.weight are not finite in torch\.float32"):
+        staged_copy(model)
+
+
+def test_a_weight_that_only_the_cast_makes_infinite_is_refused(model: Tied) -> None:
+    with torch.no_grad():
+        model.scale.fill_(1e6)
+    assert staged_copy(model, torch.bfloat16).flat.isfinite().all()
+    with pytest.raises(RunFailed, match=r"scale are not finite in torch\.float16"):
+        staged_copy(model, torch.float16)
+
+
+def test_infinities_of_both_signs_do_not_cancel(model: Tied) -> None:
+    with torch.no_grad():
+        model.embed.weight[0, 0], model.embed.weight[1, 0] = float("inf"), float("-inf")
+    with pytest.raises(RunFailed, match=r"embed\.weight"):
+        staged_copy(model)
