@@ -353,7 +353,7 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def one_cpu() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
