@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("asyncrl", deadline=None)
+settings.load_profile("asyncrl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
