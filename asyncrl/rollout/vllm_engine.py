@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.weights.channel import WeightUpdate
+
+T = TypeVar("T")
 
 
 class VllmEngine:
@@ -105,13 +108,29 @@ class VllmEngine:
             raise EngineDead(str(error)) from None
         return final
 
+    async def _control(self, call: Coroutine[Any, Any, T]) -> T:
+        """The answer to one of vLLM's control calls. A call that is under way when the engine process dies is never
+        answered by vLLM: the task that reads the engine's output ends then, and so does the wait. Raises EngineDead."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        calling = asyncio.ensure_future(call)
+        assert self.llm.output_handler is not None
+        await asyncio.wait({calling, self.llm.output_handler}, return_when=asyncio.FIRST_COMPLETED)
+        if not calling.done():
+            calling.cancel()
+            raise EngineDead("the engine process died")
+        try:
+            return await calling
+        except EngineDeadError as error:
+            raise EngineDead(str(error)) from None
+
     async def cancel(self, request_ids: list[str]) -> None:
         await self.llm.abort(request_ids)
 
     async def join_channel(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+        await self._control(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info)))
 
     async def update_weights(self, update: WeightUpdate) -> float:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -119,16 +138,16 @@ class VllmEngine:
         async with self._update_lock:
             began = time.perf_counter()
             recompute = self.config.kv_after_update == "recompute"
-            await self.llm.pause_generation(mode="keep", clear_cache=recompute)
+            await self._control(self.llm.pause_generation(mode="keep", clear_cache=recompute))
             if not self._reloading:
-                await self.llm.start_weight_update()
+                await self._control(self.llm.start_weight_update())
                 self._reloading = True
             try:
-                await self.llm.update_weights(WeightTransferUpdateRequest(update.info))
+                await self._control(self.llm.update_weights(WeightTransferUpdateRequest(update.info)))
             except BaseException:
                 self._reloading = False  # vLLM ends its session on an error, so the next one must start again
                 raise
-            await self.llm.finish_weight_update(weight_version=str(update.version))
+            await self._control(self.llm.finish_weight_update(weight_version=str(update.version)))
             self._reloading = False
             self._version = update.version
             await self._resume()
@@ -137,7 +156,7 @@ class VllmEngine:
     async def _resume(self) -> None:
         # A lost resume would leave the engine paused for ever: say it until it is so.
         for _ in range(3):
-            await self.llm.resume_generation()
+            await self._control(self.llm.resume_generation())
             if not await self.llm.is_paused():
                 return
         raise RuntimeError("vLLM stays paused after resume_generation()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,13 @@ class RayReplicas:
         return self._gather("to score the probe", {n: h.score.remote(tokens) for n, h in self.handles.items()})
 
     def _gather(self, purpose: str, references: dict[str, Any]) -> dict[str, Any]:
-        done, late = ray.wait(
-            list(references.values()), num_returns=len(references), timeout=self.deadline_s, fetch_local=False
-        )
-        if late:
-            names = ", ".join(n for n, r in references.items() if r in late)
-            # A dead replica is the reason worth telling: it may be why the others never answered.
-            ray.get(done)
-            raise DeadlineExceeded(f"waited {self.deadline_s:.0f} s for {names} {purpose}")
-        return dict(zip(references, ray.get(list(references.values())), strict=True))
+        pending = {reference: name for name, reference in references.items()}
+        results = {}
+        ends = time.monotonic() + self.deadline_s
+        while pending:
+            # The first error is raised at once: it may be why the others will not answer before the deadline.
+            done, _ = ray.wait(list(pending), timeout=max(0.0, ends - time.monotonic()), fetch_local=False)
+            if not done:
+                raise DeadlineExceeded(f"waited {self.deadline_s:.0f} s for {', '.join(pending.values())} {purpose}")
+            results[pending.pop(done[0])] = ray.get(done[0])
+        return {name: results[name] for name in references}

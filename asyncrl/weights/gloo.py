@@ -8,7 +8,7 @@ Differences: one flat buffer instead of packed chunks, and every collective has 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -165,10 +165,18 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         worker_info = GlooInitInfo(
             init_info.master_address, engine.store.port, 1, init_info.world_size, init_info.timeout_s
         )
-        with ThreadPoolExecutor(max_workers=1) as executor:
+        executor = ThreadPoolExecutor(max_workers=2)
+        try:
             joining = executor.submit(client.init_weight_transfer_engine, asdict(worker_info))
-            engine.group = _group(engine.store, 0, init_info.world_size, init_info.timeout_s)
+            grouping = executor.submit(_group, engine.store, 0, init_info.world_size, init_info.timeout_s)
+            wait([joining, grouping], return_when=FIRST_EXCEPTION)
+            if joining.done():
+                joining.result()
+            engine.group = grouping.result()
             joining.result()
+        finally:
+            # Whoever still waits for one that died is left to the deadline; the error must not wait for it.
+            executor.shutdown(wait=False)
         return engine
 
     def send_weights(self) -> None:

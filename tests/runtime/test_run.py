@@ -56,6 +56,12 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def waits_for(process: subprocess.Popen[str], run_dir: Path, what: str) -> bool:
+    process.send_signal(signal.SIGUSR1)
+    path = run_dir / "waiting.txt"
+    return path.exists() and what in path.read_text()
+
+
 def summary(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "summary.json").read_text())
 
@@ -213,7 +219,7 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
 
 
 def test_real_engine_killed_and_replaced(tmp_path: Path) -> None:
-    """Real vLLM: the engine process is killed, not its actor; the new one gets the live weights before it serves."""
+    """Real vLLM: the engine process is killed in a push, not its actor; the new one gets the live weights first."""
     run_dir = tmp_path / "run"
     overrides = ["max_steps=30", "checkpoint.every_steps=10", "weights.verify=true", "journal.keep=all"]
     overrides += ["track.wandb=off", "track.tensorboard=false"]
@@ -224,6 +230,9 @@ def test_real_engine_killed_and_replaced(tmp_path: Path) -> None:
             p for p in psutil.Process(process.pid).children(recursive=True) if "EngineCore" in " ".join(p.cmdline())
         ]
         [engine] = engines
+        # A control call that vLLM has sent and that is never answered.
+        engine.suspend()
+        wait_for(lambda: waits_for(process, run_dir, "generators: version"), process, "a push")
         engine.kill()
         output, _ = process.communicate(timeout=200)
     finally:
