@@ -1,64 +1,92 @@
-"""Importance weights for tokens that another policy, or another engine, sampled; and what is always measured."""
+"""Weights and rejections for tokens that another policy, or another engine, sampled: constants to autograd."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from asyncrl.algorithms.losses import LOG_RATIO_LIMIT, ratio
+from asyncrl.algorithms.base import exp_clamped, kept, promote
+from asyncrl.algorithms.kl import kl_estimate
+from asyncrl.algorithms.segments import segment_mean, segment_sum
 
-
-def truncated_weights(prox_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(pi_prox/pi_beh, cap) per token, [N] -> [N], no gradient: TIS (Yao et al. 2025), V-trace's rho before it."""
-    return ratio(prox_logprobs, behaviour_logprobs).clamp(max=cap).detach()
-
-
-@dataclass(frozen=True)
-class OffPolicySums:
-    """Sums over trained tokens, so that micro-batches and ranks add up exactly; means only at the end."""
-
-    tokens: float = 0.0
-    gap: float = 0.0
-    """sum of |logp - logp_beh|."""
-    weight: float = 0.0
-    """sum of w = pi/pi_beh."""
-    weight_squared: float = 0.0
-    kl: float = 0.0
-    """sum of k3 = e^d - 1 - d with d = log pi - log pi_beh: an unbiased estimate of KL(pi_beh || pi)."""
-    affected: float = 0.0
-    """tokens that clipping removed or truncation cut."""
-
-    def __add__(self, other: OffPolicySums) -> OffPolicySums:
-        return OffPolicySums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def metrics(self) -> dict[str, float | None]:
-        """offpolicy/*: mean gap in nats, effective sample size as a share of tokens, shares; None without tokens."""
-        if not self.tokens:
-            return dict.fromkeys(("offpolicy/logprob_gap", "offpolicy/ess", "offpolicy/clip_fraction", "offpolicy/kl"))
-        return {
-            "offpolicy/logprob_gap": self.gap / self.tokens,
-            "offpolicy/ess": self.weight**2 / (self.tokens * self.weight_squared),
-            "offpolicy/clip_fraction": self.affected / self.tokens,
-            "offpolicy/kl": self.kl / self.tokens,
-        }
+WeightLevel = Literal["token", "sequence", "geometric"]
 
 
-def off_policy_sums(logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, affected: torch.Tensor) -> OffPolicySums:
-    """Diagnostics of one micro-batch; logprobs float [N] of pi before the update, affected bool [N].
+def importance_weights(
+    prox_logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    *,
+    level: WeightLevel,
+    segments: Tensor,
+    num_segments: int,
+    mask: Tensor,
+) -> Tensor:
+    """How much likelier pi_prox makes a token than pi_beh did, float [N], no gradient; 1 where mask [N] is False.
 
-    An engine without log-probs gives NaN: such a batch has no off-policy diagnostics.
+    With d_t = log pi_prox - log pi_beh: `token` exp(d_t); `sequence` exp(sum_t d_t), unbiased and of high variance;
+    `geometric` exp(mean_t d_t), as in GSPO (arXiv:2507.18071). The latter two over the tokens of the mask of a
+    trajectory (segments int64 [N], all its tokens in the call), on each of them. Exponents are clamped.
+    Raises ValueError for another level.
     """
-    known = ~behaviour_logprobs.isnan()
-    if not bool(known.any()):
-        return OffPolicySums()
-    d = (logprobs - behaviour_logprobs)[known].double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    w = d.exp()
-    return OffPolicySums(
-        tokens=float(known.sum()),
-        gap=float(d.abs().sum()),
-        weight=float(w.sum()),
-        weight_squared=float(w.square().sum()),
-        kl=float((w - 1 - d).sum()),
-        affected=float(affected[known].sum()),
-    )
+    prox, beh = kept(mask, prox_logprobs, behaviour_logprobs)
+    d = (prox - beh).detach()
+    if level == "sequence":
+        d = segment_sum(d, segments, num_segments)[segments]
+    elif level == "geometric":
+        d = segment_mean(d, segments, num_segments, mask)[segments]
+    elif level != "token":
+        raise ValueError(f"the level of importance weights is token, sequence or geometric, not {level!r}")
+    return torch.where(mask, exp_clamped(d), 1.0)
+
+
+def truncate(weights: Tensor, cap: float) -> Tensor:
+    """min(w, cap), [N]: truncated importance sampling (Ionides 2008; TIS)."""
+    return weights.clamp(max=cap)
+
+
+def mask_outside(weights: Tensor, low: float, high: float) -> Tensor:
+    """w where low <= w <= high, else 0, [N]: masked importance sampling (MIS, IcePop)."""
+    return torch.where((weights >= low) & (weights <= high), weights, 0.0)
+
+
+def reject_by_kl(
+    logprobs: Tensor, behaviour_logprobs: Tensor, segments: Tensor, num_segments: int, mask: Tensor, limit: float
+) -> Tensor:
+    """Tokens of the trajectories whose mean KL(pi_beh || pi) is at most limit (nats per token), bool [N].
+
+    The estimate is k3, e^d - 1 - d with d = log pi - log pi_beh: never negative, so that tokens that became likelier
+    cannot hide those that became unlikelier. Mean over the tokens of the mask; a trajectory without any stays.
+    """
+    current, beh = kept(mask, logprobs, behaviour_logprobs)
+    mean = segment_mean(kl_estimate(beh, current, "k3").detach(), segments, num_segments, mask)
+    return (mean <= limit)[segments]
+
+
+def staleness_weights(ages: Tensor, kind: Literal["sqrt", "power"] = "sqrt", exponent: float = 0.5) -> Tensor:
+    """1/sqrt(1 + age) (FedBuff, arXiv:2106.06639) or (1 + age)^-exponent (FedAsync, arXiv:1903.03934), float32 [N].
+
+    ages: [N], updates between a token's sampling and its use, >= 0; age 0 has weight exactly 1.
+    Raises ValueError for another kind.
+    """
+    if kind == "sqrt":
+        return (1 + promote(ages)).rsqrt()
+    if kind == "power":
+        return (1 + promote(ages)).pow(-exponent)
+    raise ValueError(f"staleness weights are sqrt or power, not {kind!r}")
+
+
+def loglinear_prox(
+    logprobs: Tensor, behaviour_logprobs: Tensor, versions: Tensor, prox_version: float, current_version: float
+) -> Tensor:
+    """log pi_prox ~ log pi_b + alpha (log pi - log pi_b), float [N], no gradient: no second forward pass.
+
+    alpha = (v_prox - v_b) / (v_current - v_b) with v_b = versions, int [N], the version that sampled a token (A-3PO);
+    alpha = 1 where v_b = v_current. Versions between two whole ones are those within a step of several updates.
+    """
+    current, beh = promote(logprobs).detach(), promote(behaviour_logprobs)
+    span = current_version - versions
+    same = span == 0
+    alpha = torch.where(same, 1, prox_version - versions).to(current.dtype) / torch.where(same, 1, span)
+    return torch.lerp(beh, current, alpha)

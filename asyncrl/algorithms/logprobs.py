@@ -1,4 +1,4 @@
-"""Log-probs of given tokens under a model's logits."""
+"""Log-probs of given tokens under a model's logits, and the entropy of the distributions they were drawn from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,34 @@ from typing import Any
 
 import torch
 
+_ROWS = 512
+"""Rows whose exponentials exist a second time, for the entropy."""
+
 
 class _TokenLogprobs(torch.autograd.Function):
     """One fp32 scratch of the size of the logits for forward and backward together; autograd's own needs six."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         scratch = logits.detach().to(torch.float32, copy=True)
         if temperature != 1.0:
             scratch /= temperature
         scratch -= scratch.amax(-1, keepdim=True)
         chosen = scratch.gather(-1, targets[:, None]).squeeze(-1)
-        normaliser = scratch.exp_().sum(-1)
+        normaliser, energy = torch.empty_like(chosen), torch.empty_like(chosen)
+        for start in range(0, len(scratch), _ROWS):
+            rows = slice(start, start + _ROWS)
+            exponentials = scratch[rows].exp()
+            normaliser[rows] = exponentials.sum(-1)
+            energy[rows] = torch.linalg.vecdot(exponentials, scratch[rows])
+            scratch[rows] = exponentials
+        entropies = normaliser.log() - energy / normaliser
         ctx.save_for_backward(scratch, targets, normaliser)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
-        return chosen - normaliser.log()
+        ctx.mark_non_differentiable(entropies)
+        return chosen - normaliser.log(), entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -32,11 +45,14 @@ class _TokenLogprobs(torch.autograd.Function):
         return scratch.to(ctx.dtype), None, None
 
 
-def token_logprobs(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log softmax(logits / temperature)[target], float32 [N]; logits [N, V] of any float type, targets int64 [N].
+def token_logprobs(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log softmax(logits / temperature)[target] and the entropy of softmax(logits / temperature) in nats.
 
+    logits [N, V] of any float type, targets int64 [N]; both results float32 [N], the second without gradient.
     The temperature is the sampler's, so that trainer and engine speak of one distribution. fp32 inside.
     The backward pass may run once.
     """
-    result: torch.Tensor = _TokenLogprobs.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
+    result: tuple[torch.Tensor, torch.Tensor] = _TokenLogprobs.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
     return result

@@ -1,98 +1,198 @@
-"""Every loss and its gradient against a second implementation, token by token, in plain Python floats."""
+"""Every loss and its gradient against a second implementation, one trajectory at a time, in plain Python floats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from asyncrl.algorithms.corrections import OffPolicySums, off_policy_sums, truncated_weights
 from asyncrl.algorithms.losses import LOSSES
 
-logprob = st.floats(-6, -0.01)
-token = st.tuples(logprob, logprob, logprob, st.floats(-2, 2))
+Trajectory = dict[str, list[float]]
+Slopes = list[list[float]]
 
-LO, HI = 0.2, 0.28
+LO, HI, DUAL, CAP, TAU, BETA = 0.2, 0.28, 1.5, 1.3, 0.1, 0.1
+PER_TOKEN = ("logprobs", "behaviour_logprobs", "prox_logprobs", "advantages", "ref_logprobs")
+ON_EVERY_TOKEN = ("rewards", "log_z", "partner", "side")
+CLIPPED = ("ppo", "decoupled_ppo", "tis", "cispo", "topr", "gspo", "m2po", "reinforce", "kimi")
 
 
-def ppo_by_hand(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
-    """(loss, d loss / d logp)."""
+def surrogate(r: float, a: float, dual: float = math.inf) -> tuple[float, float]:
+    """PPO's loss of a ratio, and its derivative by the ratio."""
+    if a >= 0:
+        return (-r * a, -a) if r <= 1 + HI else (-(1 + HI) * a, 0.0)
+    if r > dual:
+        return -dual * a, 0.0
+    return (-r * a, -a) if r >= 1 - LO else (-(1 - LO) * a, 0.0)
+
+
+def of_token(
+    loss: Callable[..., tuple[float, float]],
+) -> Callable[[Trajectory], tuple[list[float], Callable[..., Any]]]:
+    """A trajectory's losses, and what upstream weights make of its gradient, from (loss, slope) of one token."""
+
+    def of_trajectory(t: Trajectory) -> tuple[list[float], Callable[..., Any]]:
+        pairs = [loss(*x) for x in zip(*(t[name] for name in PER_TOKEN[:4]), strict=True)]
+        return [p[0] for p in pairs], lambda w: [x * p[1] for x, p in zip(w, pairs, strict=True)]
+
+    return of_trajectory
+
+
+def ppo(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
     r = math.exp(lp - prox)
-    clipped = min(max(r, 1 - LO), 1 + HI)
-    if r * a <= clipped * a:
-        return -r * a, -r * a
-    return -clipped * a, 0.0
+    loss, slope = surrogate(r, a, DUAL)
+    return loss, slope * r
 
 
-def decoupled_by_hand(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
+def decoupled(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
     w = math.exp(prox - beh)
-    loss, gradient = ppo_by_hand(lp, beh, prox, a)
-    return w * loss, w * gradient
+    loss, slope = ppo(lp, beh, prox, a)
+    return w * loss, w * slope
 
 
-BY_HAND: dict[str, Callable[[float, float, float, float], tuple[float, float]]] = {
-    "ppo": ppo_by_hand,
-    "decoupled_ppo": decoupled_by_hand,
-    "reinforce": lambda lp, beh, prox, a: (-a * lp, -a),
+def weighted(weight: Callable[[float, float], float]) -> Callable[..., tuple[float, float]]:
+    """REINFORCE with a constant weight of ratio and advantage."""
+
+    def loss(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
+        w = weight(math.exp(lp - prox), a)
+        return -w * a * lp, -w * a
+
+    return loss
+
+
+def kimi(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
+    return -a * lp + TAU / 2 * (lp - prox) ** 2, -a + TAU * (lp - prox)
+
+
+def m2po(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
+    return -math.exp(lp - prox) * a, -math.exp(lp - prox) * a
+
+
+def gspo(t: Trajectory) -> tuple[list[float], Callable[..., Any]]:
+    n = len(t["logprobs"])
+    s = math.exp(math.fsum(x - y for x, y in zip(t["logprobs"], t["prox_logprobs"], strict=True)) / n)
+    pairs = [surrogate(s, a) for a in t["advantages"]]
+    return [p[0] for p in pairs], lambda w: [math.fsum(x * p[1] for x, p in zip(w, pairs, strict=True)) * s / n] * n
+
+
+def whole(loss: Callable[..., tuple[float, float]]) -> Callable[[Trajectory], tuple[list[float], Callable[..., Any]]]:
+    """From (loss, slope) of a trajectory's sum of log pi - log pi_ref."""
+
+    def of_trajectory(t: Trajectory) -> tuple[list[float], Callable[..., Any]]:
+        n = len(t["logprobs"])
+        delta = math.fsum(x - y for x, y in zip(t["logprobs"], t["ref_logprobs"], strict=True))
+        value, slope = loss(delta, *(t[name][0] for name in ON_EVERY_TOKEN))
+        return [value] * n, lambda w: [math.fsum(w) * slope] * n
+
+    return of_trajectory
+
+
+def balance(delta: float, reward: float, log_z: float, partner: float, side: float) -> tuple[float, float]:
+    x = log_z + delta - reward / BETA
+    return x * x, 2 * x
+
+
+def dpo(delta: float, reward: float, log_z: float, partner: float, side: float) -> tuple[float, float]:
+    x = BETA * side * (delta - partner)
+    loss = math.log1p(math.exp(-x)) if x > 0 else -x + math.log1p(math.exp(x))
+    return loss, -2 * BETA * side / (1 + math.exp(x))
+
+
+def ipo(delta: float, reward: float, log_z: float, partner: float, side: float) -> tuple[float, float]:
+    x = side * (delta - partner) - 1 / (2 * BETA)
+    return x * x, 4 * side * x
+
+
+BY_HAND: dict[str, Callable[[Trajectory], tuple[list[float], Callable[..., Any]]]] = {
+    "ppo": of_token(ppo),
+    "decoupled_ppo": of_token(decoupled),
+    "reinforce": of_token(weighted(lambda r, a: 1.0)),
+    "tis": of_token(weighted(lambda r, a: min(r, CAP))),
+    "cispo": of_token(weighted(lambda r, a: min(max(r, 1 - LO), 1 + HI))),
+    "topr": of_token(weighted(lambda r, a: 1.0 if a > 0 else min(r, 1.0))),
+    "kimi": of_token(kimi),
+    "m2po": of_token(m2po),
+    "gspo": gspo,
+    "trajectory_balance": whole(balance),
+    "dpo": whole(dpo),
+    "ipo": whole(ipo),
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@given(st.lists(token, min_size=1, max_size=20))
-def test_loss_and_gradient(name: str, tokens: list[tuple[float, ...]]) -> None:
-    lp, beh, prox, a = (torch.tensor(column, dtype=torch.float64) for column in zip(*tokens, strict=True))
-    lp.requires_grad_()
-    out = LOSSES[name](lp, beh, prox, a, torch.ones(len(tokens), dtype=torch.bool), clip_low=LO, clip_high=HI)
-    out.per_token.sum().backward()
-    for i, t in enumerate(tokens):
-        loss, gradient = BY_HAND[name](*t)
-        assert float(out.per_token[i]) == pytest.approx(loss, rel=1e-9, abs=1e-9)
-        assert float(lp.grad[i]) == pytest.approx(gradient, rel=1e-9, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", ["ppo", "decoupled_ppo"])
-def test_on_policy_gradient_is_the_policy_gradient(name: str) -> None:
-    a = torch.tensor([1.5, -0.5, 0.0])
-    lp = torch.tensor([-1.0, -2.0, -0.1], requires_grad=True)
-    old = lp.detach().clone()
-    LOSSES[name](lp, old, old, a, torch.ones(3, dtype=torch.bool)).per_token.sum().backward()
-    assert lp.grad.tolist() == pytest.approx((-a).tolist())
+def test_every_loss_has_a_second_implementation() -> None:
+    assert set(BY_HAND) == set(LOSSES)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_extreme_log_ratios_stay_finite(name: str) -> None:
-    lp = torch.tensor([-1e4, -1e-4, -1e4], requires_grad=True)
-    other = torch.tensor([-1e-4, -1e4, -1e4])
-    out = LOSSES[name](lp, other, other, torch.tensor([1.0, -1.0, 1.0]), torch.ones(3, dtype=torch.bool))
+def test_loss_and_gradient(name: str, batch: dict[str, Any]) -> None:
+    logprobs = batch["logprobs"].requires_grad_()
+    upstream = torch.rand(len(logprobs), dtype=torch.float64) + 0.5
+    out = LOSSES[name](**batch, dual_clip=DUAL, tis_cap=CAP, tau=TAU)
+    assert out.per_token.dtype == torch.float64
+    (out.per_token * upstream).sum().backward()
+    expected, gradient = torch.zeros_like(upstream), torch.zeros_like(upstream)
+    for segment in range(batch["num_segments"]):
+        chosen = (batch["segments"] == segment) & batch["mask"]
+        if chosen.any():
+            t = {k: batch[k][chosen].tolist() for k in (*PER_TOKEN, *ON_EVERY_TOKEN)}
+            values, slopes = BY_HAND[name](t)
+            expected[chosen] = torch.tensor(values, dtype=torch.float64)
+            gradient[chosen] = torch.tensor(slopes(upstream[chosen].tolist()), dtype=torch.float64)
+    torch.testing.assert_close(out.per_token.detach(), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(logprobs.grad, gradient, rtol=1e-9, atol=1e-12)
+    assert expected[batch["mask"]].any()
+    assert not (out.clipped & ~batch["mask"]).any()
+
+
+@pytest.mark.parametrize("name", ["ppo", "decoupled_ppo", "gspo"])
+def test_clipped_tokens_are_those_without_a_gradient(name: str, batch: dict[str, Any]) -> None:
+    logprobs = batch["logprobs"].requires_grad_()
+    advantages = torch.ones_like(logprobs)
+    advantages[batch["segments"] == 4] = -1.0
+    out = LOSSES[name](**{**batch, "advantages": advantages}, dual_clip=DUAL)
     out.per_token.sum().backward()
-    assert torch.isfinite(out.per_token).all()
-    assert torch.isfinite(lp.grad).all()
+    still = (logprobs.grad == 0) & batch["mask"]
+    assert torch.equal(out.clipped, still)
+    assert still.any()
 
 
-def test_truncated_weights() -> None:
-    prox = torch.log(torch.tensor([0.1, 0.4, 0.9]))
-    beh = torch.log(torch.tensor([0.2, 0.2, 0.1]))
-    assert truncated_weights(prox, beh, cap=2.0).tolist() == pytest.approx([0.5, 2.0, 2.0])
+@pytest.mark.parametrize(
+    ("name", "log_ratios", "advantages", "changed"),
+    [
+        ("tis", [-1.0, 0.5, 1.0], [1.0, -1.0, 1.0], [False, True, True]),
+        ("cispo", [-1.0, 0.1, 1.0], [1.0, 1.0, 1.0], [True, False, True]),
+        ("topr", [1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [False, True, False]),
+        ("reinforce", [9.0, -9.0, 0.0], [1.0, -1.0, 1.0], [False, False, False]),
+    ],
+)
+def test_truncated_weights_are_reported(
+    name: str, log_ratios: list[float], advantages: list[float], changed: list[bool]
+) -> None:
+    old = torch.full((3,), -10.0)
+    out = LOSSES[name](old + torch.tensor(log_ratios), old, old, torch.tensor(advantages), torch.ones(3).bool())
+    assert out.clipped.tolist() == changed
 
 
-def test_off_policy_sums_add_up_and_describe_a_known_shift() -> None:
-    p, q = [0.5, 0.25, 0.2], [0.25, 0.5, 0.2]
-    lp, beh = torch.tensor(p).log(), torch.tensor(q).log()
-    none = torch.zeros(3, dtype=torch.bool)
-    whole = off_policy_sums(lp, beh, none)
-    parts = off_policy_sums(lp[:1], beh[:1], none[:1]) + off_policy_sums(lp[1:], beh[1:], none[1:])
-    assert whole.metrics() == pytest.approx(parts.metrics())
-    w = [a / b for a, b in zip(p, q, strict=True)]
-    assert whole.metrics()["offpolicy/ess"] == pytest.approx(sum(w) ** 2 / (3 * sum(x * x for x in w)))
-    assert whole.metrics()["offpolicy/logprob_gap"] == pytest.approx(2 * math.log(2) / 3)
-    assert whole.metrics()["offpolicy/kl"] == pytest.approx(sum(x - 1 - math.log(x) for x in w) / 3)
+@pytest.mark.parametrize("name", CLIPPED)
+def test_on_policy_gradient_is_the_policy_gradient(name: str, batch: dict[str, Any]) -> None:
+    logprobs, mask = batch["logprobs"].requires_grad_(), batch["mask"]
+    old = logprobs.detach().clone()
+    advantages = torch.randn(batch["num_segments"], dtype=torch.float64)[batch["segments"]]
+    changes = {"behaviour_logprobs": old, "prox_logprobs": old, "advantages": advantages}
+    out = LOSSES[name](**{**batch, **changes}, dual_clip=3.0)
+    out.per_token.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.where(mask, -advantages, 0.0))
+    assert not out.clipped.any()
 
 
-def test_without_behaviour_logprobs_there_is_nothing_to_report() -> None:
-    sums = off_policy_sums(torch.zeros(2), torch.full((2,), math.nan), torch.zeros(2, dtype=torch.bool))
-    assert sums == OffPolicySums()
-    assert set(sums.metrics().values()) == {None}
+@pytest.mark.parametrize("name", CLIPPED)
+def test_only_the_policy_gets_a_gradient(name: str, batch: dict[str, Any]) -> None:
+    others = ("behaviour_logprobs", "prox_logprobs", "advantages")
+    for key in ("logprobs", *others):
+        batch[key].requires_grad_()
+    LOSSES[name](**batch).per_token.sum().backward()
+    assert batch["logprobs"].grad is not None
+    assert [batch[key].grad for key in others] == [None] * 3
