@@ -17,11 +17,10 @@ from typing import Any
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA
 from asyncrl.plugins import load_object
+from asyncrl.recipe.algorithm import LOSSES
+from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import control_settings, nearest, nearest_file
 from asyncrl.recipe.schema import Recipe
-
-LOSSES = ("ppo", "decoupled_ppo", "reinforce")
-"""Names in algorithms.losses.LOSSES, which imports torch."""
 
 _DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -51,7 +50,7 @@ _ENGINES = {"vllm": _EngineTraits(), "simulated": _EngineTraits(provides_logprob
 def check(recipe: Recipe, base_dir: Path) -> None:
     """Raises UserError for the first thing that would stop the run; relative paths are looked up from `base_dir`."""
     _check_run_dir(recipe, base_dir)
-    _check_staleness(recipe)
+    control_settings(recipe)
     _check_rollout(recipe)
     _check_trainer(recipe)
     _check_model(recipe, base_dir)
@@ -60,22 +59,13 @@ def check(recipe: Recipe, base_dir: Path) -> None:
         _check_reward(recipe, base_dir)
         _check_loss(recipe, base_dir)
         engine = _engine_traits(recipe.rollout.engine, base_dir)
-    _check_objective(recipe, engine)
+    check_algorithm(recipe, engine.provides_logprobs)
     _check_weights(recipe, engine)
 
 
 def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
     if recipe.run_dir is not None and (base_dir / recipe.run_dir).exists():
         raise UserError(f"run_dir {recipe.run_dir} exists; choose another run_dir, or `asyncrl resume` it")
-
-
-def _check_staleness(recipe: Recipe) -> None:
-    control_settings(recipe)
-    if recipe.group_size == 1:
-        raise UserError(
-            f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {recipe.algorithm.advantage}; "
-            "set group_size to 2 or more"
-        )
 
 
 def _check_rollout(recipe: Recipe) -> None:
@@ -199,29 +189,6 @@ def _callable(spec: str, base_dir: Path, key: str) -> Any:
     if not callable(found):
         raise UserError(f"{key} '{spec}' is of type {type(found).__name__}, not a function or class")
     return found
-
-
-def _check_objective(recipe: Recipe, engine: _EngineTraits) -> None:
-    algorithm = recipe.algorithm
-    decoupled, tis = algorithm.loss == "decoupled_ppo", algorithm.correction == "tis"
-    behaviour = algorithm.proximal == "behaviour" and algorithm.loss != "reinforce"
-    if not engine.provides_logprobs and (decoupled or tis or behaviour):
-        cause = "loss decoupled_ppo" if decoupled else "correction tis" if tis else "proximal behaviour"
-        cure = "loss=ppo" if decoupled else "correction=none" if tis else "proximal=recompute"
-        raise UserError(
-            f"algorithm: {cause} needs behaviour log-probs, but engine {recipe.rollout.engine} gives none; "
-            f"set algorithm.{cure}, or take another rollout.engine"
-        )
-    if algorithm.proximal == "behaviour" and (decoupled or tis):
-        raise UserError(
-            f"algorithm: {'loss decoupled_ppo' if decoupled else 'correction tis'} has nothing to correct with "
-            "proximal behaviour; set algorithm.proximal=recompute"
-        )
-    if decoupled and tis:
-        raise UserError(
-            "algorithm: correction tis would repeat the weight that loss decoupled_ppo has; "
-            "set algorithm.correction=none"
-        )
 
 
 def _check_weights(recipe: Recipe, engine: _EngineTraits) -> None:

@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 from asyncrl.control import staleness
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
+from asyncrl.recipe import algorithm
 from asyncrl.recipe.schema import Recipe
 
 _MAX_SHOWN_CHARS = 60
@@ -54,6 +55,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(os.path.normpath(path))
     layers = [*_file_layers(path, []), *map(_override_layer, overrides)]
+    layers = [(where, algorithm.expand(layer, where, nearest)) for where, layer in layers]
     merged = _merge(layers, [*map(_replaced_key, overrides)])
     try:
         return Recipe.model_validate(merged)

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+
+from asyncrl.recipe.algorithm import AlgorithmRecipe
+from asyncrl.recipe.part import Part
 
 ADAMW = {"betas": [0.9, 0.95], "weight_decay": 0.0}
-
-
-class Part(BaseModel):
-    # Strict: YAML has types already, and `max_steps: true` or "4" is a slip.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class DataRecipe(Part):
@@ -35,25 +31,6 @@ class DataRecipe(Part):
     """System message put before every chat prompt; needs `chat: true` or message prompts."""
     shuffle: bool = True
     """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
-
-
-class AlgorithmRecipe(Part):
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    """How the rewards of a group become advantages."""
-    loss: str = "ppo"
-    """`ppo`, `decoupled_ppo`, `reinforce`, or your own by `package.module:name` or `./file.py:name`."""
-    correction: Literal["none", "tis"] = "none"
-    """`tis`: weight each token by min(pi_proximal/pi_behaviour, tis_cap)."""
-    proximal: Literal["recompute", "behaviour"] = "recompute"
-    """The "old" policy of the ratio: the weights at the start of the step, or those that sampled the token."""
-    aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Mean over all trained tokens of the batch, over trajectories, or a sum over a fixed length (Dr. GRPO)."""
-    clip_low: PositiveFloat = 0.2
-    """epsilon below 1 in clip(ratio, 1 - clip_low, 1 + clip_high)."""
-    clip_high: PositiveFloat = 0.2
-    """epsilon above 1; DAPO sets it larger than clip_low."""
-    tis_cap: PositiveFloat = 2.0
-    """Largest importance weight that the `tis` correction lets through."""
 
 
 class RolloutRecipe(Part):
@@ -97,6 +74,12 @@ class TrainerRecipe(Part):
     """Constant after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
+    epochs: PositiveInt = 1
+    """Passes over each batch."""
+    minibatches: PositiveInt = 1
+    """Optimizer steps per pass; each takes its share of the groups. The staleness that this adds is reported."""
+    critic_learning_rate: PositiveFloat = 1.0e-5
+    """Of the value model of `algorithm.advantage: gae`."""
     tokens_per_microbatch: PositiveInt = 4096
     """Upper limit of tokens in one forward pass; the longest trajectory must fit."""
     max_grad_norm: PositiveFloat = 1.0

@@ -27,6 +27,7 @@ class RolloutSettings:
     max_prompt_tokens: int
     temperature: float
     seed: int
+    filter_equal_rewards: bool = False
 
 
 class PromptTooLong(Exception):

@@ -86,7 +86,7 @@ class Generator:
         self.occupancy.add_running(+1)
         try:
             group, texts = await self.runner.run(task, attempt)
-            summary = summarise(group)
+            summary = summarise(group, self.config.settings.filter_equal_rewards)
             self.tokens_generated += summary.num_tokens
             if summary.outcome == "finished":
                 await self.buffer.put.remote(task.number, attempt, encode(group))

@@ -32,16 +32,20 @@ class GroupSummary:
     """One trajectory in words, for people: prompt, token strings, their versions, reward."""
 
 
-def summarise(group: Group) -> GroupSummary:
-    """The summary of a group that ran to its end; a group in which every reward failed has failed."""
+def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
+    """The summary of a group that ran to its end; a group in which every reward failed has failed. One whose rewards
+    are all equal teaches nothing and may be filtered (DAPO, arXiv:2503.14476)."""
     sampled = [t.versions[t.versions >= 0] for t in group.trajectories]
     spans = [int(v.max() - v.min()) if len(v) else 0 for v in sampled]
     oldest, newest = group.version_range
+    outcome, reason = ("finished", "") if oldest >= 0 else ("failed", "reward")
+    if filter_equal_rewards and oldest >= 0 and len({t.reward for t in group.trajectories} - {None}) < 2:
+        outcome, reason = "filtered", "equal_rewards"
     return GroupSummary(
         group.task,
         group.attempt,
-        outcome="finished" if oldest >= 0 else "failed",
-        reason="" if oldest >= 0 else "reward",
+        outcome=outcome,
+        reason=reason,
         oldest_version=oldest,
         newest_version=newest,
         num_tokens=sum(len(v) for v in sampled),

@@ -70,6 +70,7 @@ class Actors:
             max_prompt_tokens=rollout.max_prompt_tokens,
             temperature=rollout.temperature,
             seed=recipe.seed,
+            filter_equal_rewards=recipe.algorithm.filter_equal_rewards,
         )
         return GeneratorConfig(
             name=name,

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ def _learner(recipe: Recipe, run_dir: Path) -> Learner:
     device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
     model = str(run_dir / "initial_model") if recipe.model == TINY_LLAMA else recipe.model
     loss = load_loss(recipe.algorithm.loss, Path.cwd())
-    return Learner(load_model(model, recipe, device), recipe, loss, device)
+    return Learner(partial(load_model, model, recipe, device), recipe, loss, device)
 
 
 def _compare(version: int, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

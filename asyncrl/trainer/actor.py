@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class TrainerActor:
         torch.manual_seed(recipe.seed)
         device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
         loss = load_loss(recipe.algorithm.loss, self.base_dir)
-        self.learner = Learner(load_model(self.model_path, recipe, device), recipe, loss, device)
+        self.learner = Learner(partial(load_model, self.model_path, recipe, device), recipe, loss, device)
         self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
         self.learner.before_update = self._wait_for_copy
         self.wait_copy_s = 0.0

@@ -1,11 +1,12 @@
-"""One SPMD rank of the trainer: groups in, one optimizer step, diagnostics out. Knows nothing of Ray.
+"""One SPMD rank of the trainer: groups in, optimizer steps, diagnostics out. Knows nothing of Ray.
 
 Data flow of a step:
-    groups -> advantages per group -> samples with a gradient -> micro-batches under the token budget
-    -> forward, log-probs of trained tokens, loss x correction x global token weights -> backward
-    -> global gradient norm, AdamW.
-Groups whose advantages are all zero cost no forward pass; they still count in the global means. A gradient that is
-not finite changes nothing: the step is skipped and counted, the batch is used up.
+    groups -> rewards, advantages per group -> mini-batches of groups -> micro-batches under the token budget, packed
+    -> passes without gradient, where the objective needs them: reference, critic, log-probs at the start of the step
+    -> per epoch and mini-batch: forward, log-probs of trained tokens, objective -> backward -> global gradient
+       norm, AdamW.
+Trajectories that cannot have a gradient cost no forward pass; they still count in the global means. A gradient that
+is not finite changes nothing: the update is skipped and counted, the batch is used up.
 With several ranks, only `_global_sum` and the gradient reduction know about it.
 """
 
@@ -14,19 +15,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from asyncrl.algorithms.advantages import ADVANTAGES
-from asyncrl.algorithms.aggregation import token_weights
-from asyncrl.algorithms.corrections import OffPolicySums, off_policy_sums, truncated_weights
 from asyncrl.algorithms.logprobs import token_logprobs
 from asyncrl.algorithms.losses import Loss
+from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rollout.trajectory import Group
+from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.objective import Counts, Objective, minibatches
+from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, split
 
 
@@ -38,24 +40,54 @@ class StepReport:
     tokens_trained: int
     """Tokens whose loss counted, zero-advantage groups included."""
     tokens_forward: int
-    """Tokens that went through the model."""
+    """Tokens that went through the model with a gradient."""
     staleness: tuple[int, ...]
     """Age of every trained token at this step, as counts: staleness[a] tokens of age a."""
 
 
-class Learner:
-    """Holds the model, the optimizer and the random state of one rank."""
+@dataclass(frozen=True)
+class _Update:
+    """One mini-batch, packed; and what it has when its groups without a gradient are counted too."""
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe, loss: Loss, device: torch.device) -> None:
-        self.model = model
+    batches: list[PackedBatch]
+    counts: Counts
+
+
+@dataclass
+class _Sums:
+    """Over all updates of a step."""
+
+    loss: float = 0.0
+    value_loss: float = 0.0
+    entropy: float = 0.0
+    off_policy: OffPolicySums = field(default_factory=OffPolicySums)
+    grad_norms: tuple[float, ...] = ()
+    tokens_forward: int = 0
+    tokens_with_gradient: int = 0
+
+
+class Learner:
+    """Holds the model, the optimizer and the random state of one rank, the reference and the critic if there are.
+
+    `load` gives the initial model anew; a reference and a critic begin as that.
+    """
+
+    def __init__(self, load: Callable[[], torch.nn.Module], recipe: Recipe, loss: Loss, device: torch.device) -> None:
+        self.model = load()
         self.recipe = recipe
-        self.loss = loss
         self.device = device
-        settings = dict(recipe.trainer.optimizer)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.trainer.learning_rate, fused=True, **settings)
+        self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
+        trainer = recipe.trainer
+        self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, prefix="")
+        self.reference: torch.nn.Module | None = None
+        if self.objective.needs_reference:
+            self.reference = load().to(getattr(torch, recipe.weights.dtype)).requires_grad_(False)
+        self.critic = Critic(load(), recipe, self._logits) if recipe.algorithm.advantage == "gae" else None
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.trainer.precision == "bf16")
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.precision == "bf16")
+
+    # -- a step
 
     def step(self, groups: list[Group], step: int, min_version: int) -> StepReport:
         """Train batch `step` with weights `step`; tokens sampled before `min_version` stay context only.
@@ -63,94 +95,122 @@ class Learner:
         Raises ValueError if a trained token is too old and the recipe does not mask such tokens (I1).
         """
         began = time.perf_counter()
-        samples, ages, sequences = self._samples(groups, step, min_version)
-        num_tokens, num_sequences = self._global_sum(sum(ages), sequences)
-        off_policy = OffPolicySums()
-        total_loss = 0.0
-        self.model.train()
-        self._zero_grad()
-        trained = [s for s in samples if s.advantage != 0.0]
-        num_forward = 0
-        for micro in split(trained, self.recipe.trainer.tokens_per_microbatch):
-            batch = pack(micro, self.device)
-            num_forward += batch.tokens.numel()
-            loss, sums = self._forward(batch, num_tokens, num_sequences)
-            loss.backward()
-            total_loss += float(loss.detach())
-            off_policy += sums
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.trainer.max_grad_norm))
-        skipped = not np.isfinite(grad_norm)
-        if not skipped:
-            self._optimizer_step(step)
+        samples, ages = self._samples(groups, step, min_version)
+        updates = self._updates(samples)
+        self._prepare([batch for update in updates for batch in update.batches])
+        sums = _Sums()
+        epochs = self.recipe.trainer.epochs
+        number = epochs * len(updates)
+        for done in range(number):
+            self._update(updates[done % len(updates)], step, done / number, sums)
+        self._maybe_reset_reference(step)
+        skipped = sum(not np.isfinite(norm) for norm in sums.grad_norms)
+        trained = sum(len(b.paths) for update in updates for b in update.batches)
         metrics = {
-            **off_policy.metrics(),
-            "trainer/loss": total_loss,
-            "trainer/grad_norm": grad_norm,
+            **sums.off_policy.metrics(),
+            **_compounded(ages, number),
+            "trainer/loss": sums.loss / number,
+            "trainer/grad_norm": sums.grad_norms[-1],
+            "trainer/entropy": sums.entropy / sums.tokens_with_gradient if sums.tokens_with_gradient else None,
             "trainer/learning_rate": self._learning_rate(step),
             "trainer/step_s": time.perf_counter() - began,
-            "trainer/forward_tokens": float(num_forward),
-            "trainer/skipped_zero_advantage": float(len(samples) - len(trained)),
+            "trainer/forward_tokens": float(sums.tokens_forward),
+            "trainer/skipped_zero_advantage": float(len(samples) - trained),
             "trainer/skipped_steps": float(skipped),
         }
-        return StepReport(metrics, sum(ages), num_forward, tuple(ages))
+        if self.critic:
+            metrics["trainer/value_loss"] = sums.value_loss / number
+        return StepReport(metrics, sum(ages), sums.tokens_forward, tuple(ages))
 
-    def _samples(self, groups: list[Group], step: int, min_version: int) -> tuple[list[TrainSample], list[int], int]:
-        """Samples with their advantage, token counts by age, and the number of trajectories with a trained token."""
-        advantage_of = ADVANTAGES[self.recipe.algorithm.advantage]
+    def _samples(self, groups: list[Group], step: int, min_version: int) -> tuple[list[TrainSample], list[int]]:
+        """Samples with their advantage, and token counts by age; all trajectories that have a trained token."""
         samples: list[TrainSample] = []
         ages = np.zeros(step - min_version + 1, dtype=np.int64)
-        for group in groups:
+        for number, group in enumerate(groups):
             scored = [t for t in group.trajectories if t.reward is not None and t.loss_mask.any()]
             if not scored:
                 continue
-            rewards = torch.tensor([t.reward for t in scored], dtype=torch.float32)
-            for trajectory, advantage in zip(scored, advantage_of(rewards).tolist(), strict=True):
-                fresh = trajectory.versions >= min_version
-                mask = trajectory.loss_mask & fresh
-                if self.recipe.over_age != "mask" and mask.sum() != trajectory.loss_mask.sum():
-                    oldest = int(trajectory.versions[trajectory.loss_mask].min())
-                    raise ValueError(
-                        f"task {group.task} has a token of version {oldest} in step {step}, which allows {min_version}"
-                    )
+            lengths = torch.tensor([int(t.loss_mask.sum()) for t in scored])
+            rewards = self.objective.shape(torch.tensor([t.reward for t in scored], dtype=torch.float32), lengths)
+            members, advantages = self.objective.choose(rewards)
+            for i, advantage in zip(members, advantages.tolist(), strict=True):
+                mask = self._fresh(scored[i], group.task, step, min_version)
                 if mask.any():
-                    ages += np.bincount(step - trajectory.versions[mask], minlength=len(ages))
-                    samples.append(TrainSample(trajectory, advantage, mask))
-        return samples, ages.tolist(), len(samples)
+                    ages += np.bincount(step - scored[i].versions[mask], minlength=len(ages))
+                    samples.append(TrainSample(scored[i], number, float(rewards[i]), advantage, mask))
+        return samples, ages.tolist()
 
-    def _forward(self, batch: PackedBatch, num_tokens: int, num_sequences: int) -> tuple[torch.Tensor, OffPolicySums]:
-        logprobs = self.logprobs(batch)
-        algorithm = self.recipe.algorithm
-        # One optimizer step per batch: the weights at its start are the weights now.
-        current = logprobs.detach()
-        prox = current if algorithm.proximal == "recompute" else batch.behaviour_logprobs
-        out = self.loss(
-            logprobs,
-            batch.behaviour_logprobs,
-            prox,
-            batch.advantages,
-            torch.ones_like(batch.targets, dtype=torch.bool),
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-        )
-        per_token, affected = out.per_token, out.clipped
-        if algorithm.correction == "tis":
-            weights = truncated_weights(prox, batch.behaviour_logprobs, algorithm.tis_cap)
-            per_token = per_token * weights
-            affected = affected | (weights >= algorithm.tis_cap)
-        weights = token_weights(
-            batch.segments,
-            torch.bincount(batch.segments, minlength=len(batch.paths)),
-            mode=algorithm.aggregation,
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-            constant_length=self.recipe.rollout.max_new_tokens,
-        )
-        return (per_token * weights).sum(), off_policy_sums(current, batch.behaviour_logprobs, affected)
+    def _fresh(self, trajectory: Trajectory, task: int, step: int, min_version: int) -> np.ndarray:
+        """Tokens to train, bool [T]."""
+        mask: np.ndarray = trajectory.loss_mask & (trajectory.versions >= min_version)
+        if self.recipe.over_age != "mask" and mask.sum() != trajectory.loss_mask.sum():
+            oldest = int(trajectory.versions[trajectory.loss_mask].min())
+            raise ValueError(f"task {task} has a token of version {oldest} in step {step}, which allows {min_version}")
+        return mask
 
-    def logprobs(self, batch: PackedBatch) -> torch.Tensor:
-        """log pi of the trained tokens at the sampling temperature, float32 [N]; logits only where needed."""
+    def _updates(self, samples: list[TrainSample]) -> list[_Update]:
+        updates = []
+        for part in minibatches(samples, self.recipe.trainer.minibatches):
+            num_tokens, num_sequences = self._global_sum(sum(int(s.mask.sum()) for s in part), len(part))
+            trained = [s for s in part if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
+            batches = [pack(micro, self.device) for micro in split(trained, self.recipe.trainer.tokens_per_microbatch)]
+            updates.append(_Update(batches, Counts(num_tokens, num_sequences)))
+        return updates
+
+    @torch.no_grad()
+    def _prepare(self, batches: list[PackedBatch]) -> None:
+        """The passes without gradient: what the objective compares with, as it is before the first update."""
+        trainer = self.recipe.trainer
+        several = trainer.epochs * trainer.minibatches > 1 and self.recipe.algorithm.proximal == "recompute"
+        for batch in batches:
+            if self.reference is not None:
+                batch.columns["ref_logprobs"] = self._score(self.reference, batch)[0]
+            if self.critic is not None:
+                batch.columns["values"] = self.critic.values(batch)
+            if several or self.objective.needs_prox:
+                batch.columns["prox"] = self._score(self.model, batch)[0]
+        self.objective.token_advantages(batches)
+
+    def _update(self, update: _Update, step: int, progress: float, sums: _Sums) -> None:
+        """One optimizer step of the policy, and one of the critic."""
+        self.model.train()
+        self.optimizer.zero_grad()
+        kept = self._plan(update.batches)
+        for batch in update.batches:
+            logprobs, entropies = kept or self._score(self.model, batch)
+            loss, off_policy = self.objective(batch, logprobs, update.counts, step, progress)
+            loss.backward()
+            sums.loss += float(loss.detach())
+            sums.entropy += float(entropies.sum())
+            sums.off_policy += off_policy
+            sums.tokens_forward += batch.tokens.numel()
+            sums.tokens_with_gradient += len(batch.targets)
+        norm = self.optimizer.clip(self.recipe.trainer.max_grad_norm)
+        sums.grad_norms += (norm,)
+        self.before_update()
+        if np.isfinite(norm):
+            self.optimizer.step(self._learning_rate(step))
+        if self.critic:
+            sums.value_loss += self.critic.update(update.batches)
+
+    def _plan(self, batches: list[PackedBatch]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Let the objective see the mini-batch as a whole. With one micro-batch that pass serves the gradient too,
+        and is returned."""
+        if not self.objective.needs_plan or not batches:
+            return None
+        if len(batches) == 1:
+            logprobs, entropies = self._score(self.model, batches[0])
+            self.objective.plan(batches, [logprobs.detach()], [entropies])
+            return logprobs, entropies
+        with torch.no_grad():
+            scored = [self._score(self.model, batch) for batch in batches]
+        self.objective.plan(batches, [s[0] for s in scored], [s[1] for s in scored])
+        return None
+
+    def _logits(self, model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """[N, V]: outputs only where a token is trained."""
         with self.autocast:
-            logits = self.model(
+            return model(
                 input_ids=batch.tokens,
                 position_ids=batch.positions,
                 paths=batch.paths,
@@ -158,25 +218,21 @@ class Learner:
                 logits_to_keep=batch.predictors,
                 use_cache=False,
             ).logits[0]
-        return token_logprobs(logits, batch.targets, self.recipe.rollout.temperature)
+
+    def _score(self, model: torch.nn.Module, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """log pi of the trained tokens at the sampling temperature, and the entropies there; float32 [N] each."""
+        return token_logprobs(self._logits(model, batch), batch.targets, self.recipe.rollout.temperature)
 
     def _learning_rate(self, step: int) -> float:
         warmup = self.recipe.trainer.warmup_steps
         return self.recipe.trainer.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
 
-    def _zero_grad(self) -> None:
-        # Zeros, not None: a step in which every group was skipped then decays momentum as a full pass would.
-        for parameter in self.model.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad.zero_()
-
-    def _optimizer_step(self, step: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step)
-        self.before_update()
-        self.optimizer.step()
+    @torch.no_grad()
+    def _maybe_reset_reference(self, step: int) -> None:
+        every = self.recipe.algorithm.reference_reset_steps
+        if self.reference is not None and every and (step + 1) % every == 0:
+            for theirs, ours in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+                theirs.copy_(ours)
 
     def _global_sum(self, *counts: int) -> tuple[int, ...]:
         """Sum over ranks; the identity with one."""
@@ -186,14 +242,27 @@ class Learner:
         torch.distributed.all_reduce(total)
         return tuple(total.tolist())
 
+    # -- state
+
     def state(self) -> dict[str, torch.Tensor]:
         """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        tensors["rng"] = torch.get_rng_state()
+        tensors = {**self.optimizer.state(), "rng": torch.get_rng_state()}
+        if self.critic:
+            tensors.update(self.critic.optimizer.state())
+        if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
+            tensors.update({f"reference.{name}": p for name, p in self.reference.named_parameters()})
         return tensors
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Inverse of `state`, bit for bit. Raises KeyError if it is of another model or objective."""
+        self.optimizer.restore(tensors)
+        if self.critic:
+            self.critic.optimizer.restore(tensors)
+        if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
+            for name, parameter in self.reference.named_parameters():
+                parameter.copy_(tensors[f"reference.{name}"])
+        # A copy: torch reads it as aligned memory, which a view into a snapshot need not be.
+        torch.set_rng_state(tensors["rng"].clone())
 
     def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
         """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
@@ -210,21 +279,17 @@ class Learner:
         ids = torch.tensor(tokens, device=self.device)
         with self.autocast:
             logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        return token_logprobs(logits, ids[1:], temperature=1.0).tolist()
+        return token_logprobs(logits, ids[1:], temperature=1.0)[0].tolist()
 
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Inverse of `state`, bit for bit. Raises KeyError if it is of another model."""
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-                state = {
-                    key: tensors[f"optimizer.{key}.{name}"].clone()
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"optimizer.{key}.{name}" in tensors
-                }
-                if state:
-                    self.optimizer.state[parameter] = {
-                        k: v if k == "step" else v.to(self.device) for k, v in state.items()
-                    }
-        # A copy: torch reads it as aligned memory, which a view into a snapshot need not be.
-        torch.set_rng_state(tensors["rng"].clone())
+
+def _compounded(ages: list[int], number: int) -> dict[str, float | None]:
+    """Staleness in optimizer steps, when a batch takes `number` of them: age x number + updates done before."""
+    tokens = sum(ages)
+    if not tokens:
+        return dict.fromkeys(("staleness/updates_mean", "staleness/updates_max"))
+    oldest = max(age for age, count in enumerate(ages) if count)
+    mean = sum(age * count for age, count in enumerate(ages)) / tokens
+    return {
+        "staleness/updates_mean": mean * number + (number - 1) / 2,
+        "staleness/updates_max": float(oldest * number + number - 1),
+    }

@@ -11,7 +11,7 @@ every trajectory's *path* names the tokens it consists of. Positions restart at 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ class TrainSample:
     """One trajectory ready to train."""
 
     trajectory: Trajectory
+    group: int
+    """Number of its group in the batch."""
+    reward: float
+    """After all shaping."""
     advantage: float
     mask: np.ndarray
     """bool [T]: tokens whose loss counts in this step (the loss mask less the tokens that are too old)."""
@@ -47,10 +51,18 @@ class PackedBatch:
     """int64 [N]: the trained tokens."""
     segments: torch.Tensor
     """int64 [N]: which trajectory a trained token belongs to, 0..M-1."""
+    groups: torch.Tensor
+    """int64 [M]: which group of the batch a trajectory belongs to."""
+    rewards: torch.Tensor
+    """float32 [M]."""
     behaviour_logprobs: torch.Tensor
     """float32 [N]."""
+    versions: torch.Tensor
+    """int64 [N]: policy version that sampled the token."""
     advantages: torch.Tensor
-    """float32 [N]."""
+    """float32 [N]: each token that of its trajectory."""
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Further values [N], which the learner and the objective work out: prox, ref_logprobs, values, keep, ..."""
 
 
 def split(samples: list[TrainSample], tokens_per_microbatch: int) -> list[list[TrainSample]]:
@@ -139,6 +151,9 @@ def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:
         predictors=tensor(np.concatenate([path[t - 1] for path, t in zip(paths, trained, strict=True)])),
         targets=tensor(of_trained(s.trajectory.tokens for s in samples)),
         segments=tensor(segments),
+        groups=tensor(np.array([s.group for s in samples])),
+        rewards=tensor(np.array([s.reward for s in samples]), torch.float32),
         behaviour_logprobs=tensor(of_trained(s.trajectory.logprobs for s in samples), torch.float32),
+        versions=tensor(of_trained(s.trajectory.versions for s in samples)),
         advantages=tensor(np.array([s.advantage for s in samples])[segments], torch.float32),
     )

@@ -62,11 +62,9 @@ BAD = {
     "selection_window=2 over_age=drop": r"selection_window 2 needs .* over_age wait, .*; set selection_window to 1",
     "selection_window=2 over_age=mask": r"selection_window 2 needs .* over_age wait, .*; set selection_window to 1",
     "selection_window=2 policy=sync max_staleness=0": r"selection_window 2 needs policy bounded .*; set .*",
-    "group_size=1": (
-        r"group_size 1 gives every trajectory advantage 0 under algorithm\.advantage grpo; set group_size to 2 or more"
-    ),
-    "group_size=1 algorithm.advantage=dr_grpo": r"group_size 1 gives .* dr_grpo; .*",
-    "group_size=1 algorithm.advantage=rloo": r"group_size 1 gives .* rloo; .*",
+    "group_size=1": r"algorithm: group_size 1 gives every .* 0 under algorithm\.advantage grpo; set group_size to 2 .*",
+    "group_size=1 algorithm.advantage=dr_grpo": r"algorithm: group_size 1 gives .* dr_grpo; .*",
+    "group_size=1 algorithm.advantage=rloo": r"algorithm: group_size 1 gives .* rloo; .*",
     # rollout
     "rollout.top_p=0.9": (
         r"rollout\.top_p 0\.9 cuts the sampled distribution, so that its log-probs are not those of the trainer; "
@@ -117,9 +115,7 @@ BAD = {
     "reward=./none.py:f": r"reward '\./none\.py:f' does not import: .*",
     "reward=./plugins.py:number": r"reward '\./plugins\.py:number' is of type int, not a function",
     "reward=./plugins.py:odd": r"reward '\./plugins\.py:odd' takes \(x, y\), but must take .*",
-    "algorithm.loss=po": (
-        r"algorithm\.loss 'po' is neither ppo, decoupled_ppo, reinforce nor package\.module:name; did you mean ppo\?"
-    ),
+    "algorithm.loss=po": (r"algorithm\.loss 'po' is neither ppo, .*, ipo nor package\.module:name; did you mean ppo\?"),
     "algorithm.loss=./plugins.py:number": r"algorithm\.loss '.*' is of type int, not a function or class",
     "rollout.engine=vlm": r"rollout\.engine 'vlm' is neither vllm, simulated nor .*; did you mean vllm\?",
     "rollout.engine=./plugins.py:number": r"rollout\.engine '.*' is of type int, not a function or class",
@@ -135,6 +131,17 @@ BAD = {
         r"algorithm: correction tis has nothing to correct with proximal behaviour; set algorithm\.proximal=recompute"
     ),
     "algorithm.loss=decoupled_ppo algorithm.proximal=behaviour": r"algorithm: loss decoupled_ppo has nothing to .*",
+    f"{SIMULATED} algorithm.second_moment_limit=0.1": r"algorithm: second_moment_limit 0\.1 needs .*",
+    f"{SIMULATED} algorithm.reject_kl=0.1": r"algorithm: reject_kl 0\.1 needs .*; set algorithm\.reject_kl=null, .*",
+    f"{SIMULATED} algorithm.preset=icepop": r"algorithm: correction mis needs .*; set algorithm\.correction=none, .*",
+    "algorithm.loss=dpo": r"algorithm: loss dpo is one number per trajectory; set algorithm\.aggregation=sequence",
+    "algorithm.preset=tba algorithm.correction=tis": r"algorithm: loss trajectory_balance needs no .*correction=none",
+    "algorithm.loss_args.a=1": r"algorithm: loss_args go to a loss of your own, but loss is ppo; .*",
+    "algorithm.mis_low=9": r"algorithm: mis_low 9 must be below mis_high 5",
+    "algorithm.reference_reset_steps=5": r"algorithm: reference_reset_steps resets a reference policy that nothing .*",
+    "algorithm.overlong_buffer=500": r"algorithm: overlong_buffer 500 is longer than rollout\.max_new_tokens; lower it",
+    "trainer.minibatches=99": r"algorithm: trainer\.minibatches 99 is more than the groups of a step; set it to .*",
+    "group_size=1 algorithm.preset=online_dpo": r"algorithm: group_size 1 gives .*",
     "algorithm.loss=decoupled_ppo algorithm.correction=tis": (
         r"algorithm: correction tis would repeat the weight that loss decoupled_ppo has; set algorithm\.correction=none"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
     """Draw, sample, score, train, push; one thing after the other. No actors, no controller, no buffer."""
     engine, loop_thread = one_replica.engine, one_replica.loop_thread
     device = torch.device("cpu")
-    learner = Learner(load_model(str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
+    learner = Learner(partial(load_model, str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
     staged = StagedWeights(learner.model, torch.float32, device)
     channel = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60)
     tokenizer = load_tokenizer(str(model))

@@ -30,7 +30,7 @@ def pack_families(families: list[tuple[int, list[int]]]) -> PackedBatch:
             tokens = np.array([family] * num_prompt + [9] * num, np.int32)
             versions = np.array([-1] * num_prompt + [0] * num, np.int32)
             trajectory = Trajectory(tokens, versions, np.zeros(len(tokens), np.float32), versions >= 0, 1.0, "stop")
-            samples.append(TrainSample(trajectory, 1.0, trajectory.loss_mask))
+            samples.append(TrainSample(trajectory, 0, 1.0, 1.0, trajectory.loss_mask))
     return pack(samples, torch.device("cpu"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def recipe(**changes: Any) -> Recipe:
 
 def learner(model: Path, r: Recipe | None = None) -> Learner:
     r = r or recipe()
-    return Learner(load_model(str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU)
+    return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU)
 
 
 def trajectory(
@@ -170,7 +171,7 @@ def test_who_copies_the_state_is_waited_for_right_before_it_changes(tiny_model: 
 
 def test_split_keeps_the_budget_and_every_sample() -> None:
     rng = np.random.default_rng(0)
-    samples = [TrainSample(t, 1.0, t.loss_mask) for t in (trajectory(rng, 1.0) for _ in range(40))]
+    samples = [TrainSample(t, 0, 1.0, 1.0, t.loss_mask) for t in (trajectory(rng, 1.0) for _ in range(40))]
     parts = split(samples, 60)
     assert sorted(id(s) for p in parts for s in p) == sorted(id(s) for s in samples)
     sizes = [pack(p, CPU).tokens.numel() for p in parts]
@@ -183,7 +184,7 @@ def test_split_keeps_the_budget_and_every_sample() -> None:
 def test_pack_never_trains_the_first_token() -> None:
     rng = np.random.default_rng(1)
     t = trajectory(rng, 1.0)
-    batch = pack([TrainSample(t, 1.0, np.ones(len(t.tokens), bool))] * 2, CPU)
+    batch = pack([TrainSample(t, 0, 1.0, 1.0, np.ones(len(t.tokens), bool))] * 2, CPU)
     assert len(batch.targets) == 2 * (len(t.tokens) - 1)
     assert batch.tokens.numel() == 2 * len(t.tokens) - t.prompt_length
     for path, sample_tokens in zip(batch.paths, (t.tokens, t.tokens), strict=True):

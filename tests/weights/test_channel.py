@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ RECIPE = Recipe.model_validate(
 @pytest.fixture(scope="module")
 def learner(tiny_model: Any) -> Learner:
     device = torch.device("cpu")
-    return Learner(load_model(str(tiny_model), RECIPE, device), RECIPE, LOSSES["ppo"], device)
+    return Learner(partial(load_model, str(tiny_model), RECIPE, device), RECIPE, LOSSES["ppo"], device)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,135 @@
+"""The objective of a recipe, and the published ones by name. Formulas and sources: docs/algorithms.md.
+
+Imports neither torch nor ray nor vllm.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from asyncrl.errors import UserError
+from asyncrl.recipe.part import Part
+
+
+class AlgorithmRecipe(Part):
+    preset: str | None = None
+    """A published objective by its name, such as `dapo` (all: docs/algorithms.md). It sets every key of this part;
+    keys beside it, and in later layers, change it."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "best_of_n", "none", "gae"] = "grpo"
+    """How the rewards of a group become advantages; `none`: the reward itself; `gae`: with a critic."""
+    normalise_advantages: bool = False
+    """Bring the advantages of all trained tokens of the batch to mean 0 and deviation 1 (REINFORCE++)."""
+    gae_gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per token of `advantage: gae`."""
+    gae_lambda: float = Field(default=1.0, ge=0, le=1)
+    """0: one-step differences of the critic; 1: the reward less the critic's value."""
+    loss: str = "ppo"
+    """`ppo`, `decoupled_ppo`, `reinforce`, `tis`, `cispo`, `topr`, `kimi`, `gspo`, `m2po`, `trajectory_balance`,
+    `dpo`, `ipo`, or your own by `package.module:name` or `./file.py:name`."""
+    loss_args: dict[str, Any] = {}
+    """Keyword arguments of your own loss."""
+    clip_low: PositiveFloat = 0.2
+    """epsilon below 1 in clip(ratio, 1 - clip_low, 1 + clip_high): ppo, decoupled_ppo, gspo, cispo."""
+    clip_high: PositiveFloat = 0.2
+    """epsilon above 1; DAPO sets it larger than clip_low."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound c of PPO's second clip, for tokens of negative advantage: their loss is at most c |A|."""
+    tau: PositiveFloat = 0.1
+    """Weight of the squared log-ratio in the `kimi` loss."""
+    beta: PositiveFloat = 0.1
+    """Temperature of `trajectory_balance`, `dpo` and `ipo`."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all trained tokens of the batch, over trajectories, or a sum over a fixed length (Dr. GRPO)."""
+    proximal: Literal["recompute", "behaviour", "loglinear"] = "recompute"
+    """The "old" policy of the ratio: the weights at the start of the step, those that sampled the token, or an
+    interpolation of the two by their versions that costs no forward pass."""
+    correction: Literal["none", "tis", "mis"] = "none"
+    """Weight by w = pi_proximal/pi_behaviour: `tis`: min(w, tis_cap); `mis`: 0 outside [mis_low, mis_high]."""
+    correction_level: Literal["token", "sequence", "geometric"] = "token"
+    """w of the token, of the trajectory (a product), or its geometric mean over the tokens."""
+    tis_cap: PositiveFloat = 2.0
+    """Largest importance weight that `tis`, as a loss or a correction, lets through."""
+    mis_low: NonNegativeFloat = 0.5
+    """Smallest weight that `mis` keeps."""
+    mis_high: PositiveFloat = 5.0
+    """Largest weight that `mis` keeps."""
+    reject_kl: PositiveFloat | None = None
+    """Leave out trajectories whose mean KL estimate against the behaviour policy is larger, in nats per token."""
+    second_moment_limit: PositiveFloat | None = None
+    """M2PO's tau: mask the tokens with the largest squared log-ratios until the rest's mean is at most this."""
+    staleness_weight: Literal["none", "sqrt", "power"] = "none"
+    """Weight of a token of age a: `sqrt`: 1/sqrt(1 + a); `power`: (1 + a)^-staleness_exponent."""
+    staleness_exponent: PositiveFloat = 0.5
+    """Exponent of staleness_weight `power`."""
+    entropy_quantile: float = Field(default=0.0, ge=0, lt=1)
+    """Train only the tokens of a group whose entropy is at least this quantile; 0: all."""
+    kl_coef: NonNegativeFloat = 0.0
+    """Weight of the KL divergence from the reference policy (the initial weights)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Add the KL estimate to the loss of each token, or take it off the reward of the tokens before it."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimators: k1 = -log r, k2 = (log r)^2/2, k3 = r - 1 - log r with r = pi_ref/pi."""
+    reference_reset_steps: int = Field(default=0, ge=0)
+    """Steps after which the reference policy becomes the present one; 0: never."""
+    filter_equal_rewards: bool = False
+    """Groups whose rewards are all equal are filtered and others take their place (DAPO's dynamic sampling)."""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """DAPO's soft punishment: the reward falls by up to 1 over the last so many tokens before max_new_tokens."""
+
+
+LOSSES = (
+    "ppo",
+    "decoupled_ppo",
+    "reinforce",
+    "tis",
+    "cispo",
+    "topr",
+    "kimi",
+    "gspo",
+    "m2po",
+    "trajectory_balance",
+    "dpo",
+    "ipo",
+)
+"""Names in algorithms.losses.LOSSES, which imports torch."""
+REFERENCE_LOSSES = ("trajectory_balance", "dpo", "ipo")
+PAIR_LOSSES = ("dpo", "ipo")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": {"aggregation": "sequence"},
+    "dr_grpo": {"advantage": "dr_grpo", "aggregation": "constant"},
+    "dapo": {"clip_high": 0.28, "filter_equal_rewards": True},
+    "rloo": {"advantage": "rloo", "loss": "reinforce", "aggregation": "constant"},
+    "reinforce_pp": {"advantage": "none", "normalise_advantages": True, "kl_coef": 0.01, "kl_in": "reward"}
+    | {"kl_estimator": "k1"},
+    "ppo": {"advantage": "gae", "normalise_advantages": True, "gae_lambda": 0.95},
+    "decoupled_ppo": {"loss": "decoupled_ppo"},
+    "a3po": {"loss": "decoupled_ppo", "proximal": "loglinear"},
+    "tis": {"loss": "tis", "proximal": "behaviour", "tis_cap": 1.0},
+    "icepop": {"correction": "mis"},
+    "cispo": {"loss": "cispo", "proximal": "behaviour", "clip_low": 1.0, "clip_high": 4.0},
+    "topr": {"advantage": "dr_grpo", "loss": "topr", "proximal": "behaviour"},
+    "kimi": {"advantage": "dr_grpo", "loss": "kimi", "proximal": "behaviour", "aggregation": "sequence"},
+    "gspo": {"loss": "gspo", "aggregation": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    "m2po": {"loss": "m2po", "proximal": "behaviour", "second_moment_limit": 0.04},
+    "tba": {"advantage": "none", "loss": "trajectory_balance", "aggregation": "sequence", "beta": 0.012},
+    "online_dpo": {"advantage": "none", "loss": "dpo", "aggregation": "sequence"},
+    "online_ipo": {"advantage": "none", "loss": "ipo", "aggregation": "sequence"},
+    "best_of_n": {"advantage": "best_of_n", "loss": "reinforce", "aggregation": "sequence"},
+}
+"""What differs from the defaults."""
+
+
+def expand(layer: DictConfig, where: str, nearest: Any) -> DictConfig:
+    """A layer of a recipe whose `algorithm.preset`, if it has one, is spelt out: then no key of the part is left to
+    the layers below, and the keys beside the preset win."""
+    name = OmegaConf.select(layer, "algorithm.preset", throw_on_resolution_failure=False)
+    if name is None:
+        return layer
+    if name not in PRESETS:
+        raise UserError(f"{where}: algorithm.preset {name} is not one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+    whole = {**AlgorithmRecipe().model_dump(), **PRESETS[name]}
+    return OmegaConf.merge({"algorithm": whole}, layer)

@@ -1,0 +1,70 @@
+"""Whether the parts of an objective go together, and with the rest of the recipe. Every fault is a UserError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asyncrl.errors import UserError
+from asyncrl.recipe.algorithm import LOSSES, PAIR_LOSSES, REFERENCE_LOSSES, AlgorithmRecipe
+from asyncrl.recipe.schema import Recipe
+
+
+def check_algorithm(recipe: Recipe, provides_logprobs: bool) -> None:
+    """Raises UserError for the first thing that would not train what the recipe says."""
+    for fault in _faults(recipe, recipe.algorithm):
+        raise UserError(f"algorithm: {fault}")
+    if provides_logprobs:
+        return
+    for cause, cure in _needs_behaviour(recipe.algorithm):
+        raise UserError(
+            f"algorithm: {cause} needs behaviour log-probs, but engine {recipe.rollout.engine} gives none; "
+            f"set algorithm.{cure}, or take another rollout.engine"
+        )
+
+
+def _needs_behaviour(a: AlgorithmRecipe) -> Iterator[tuple[str, str]]:
+    """Keys that read the behaviour policy's log-probs, and what to set instead."""
+    if a.loss == "decoupled_ppo":
+        yield "loss decoupled_ppo", "loss=ppo"
+    if a.correction != "none":
+        yield f"correction {a.correction}", "correction=none"
+    if a.proximal != "recompute" and a.loss != "reinforce":
+        yield f"proximal {a.proximal}", "proximal=recompute"
+    if a.second_moment_limit is not None:
+        yield f"second_moment_limit {a.second_moment_limit:g}", "second_moment_limit=null"
+    if a.reject_kl is not None:
+        yield f"reject_kl {a.reject_kl:g}", "reject_kl=null"
+
+
+def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
+    corrects = "loss decoupled_ppo" if a.loss == "decoupled_ppo" else f"correction {a.correction}"
+    if a.proximal == "behaviour" and (a.loss == "decoupled_ppo" or a.correction != "none"):
+        yield f"{corrects} has nothing to correct with proximal behaviour; set algorithm.proximal=recompute"
+    if a.loss == "decoupled_ppo" and a.correction != "none":
+        yield (
+            f"correction {a.correction} would repeat the weight that loss decoupled_ppo has; "
+            "set algorithm.correction=none"
+        )
+    if a.loss in REFERENCE_LOSSES and a.aggregation != "sequence":
+        yield f"loss {a.loss} is one number per trajectory; set algorithm.aggregation=sequence"
+    if a.loss in REFERENCE_LOSSES and a.correction != "none":
+        yield f"loss {a.loss} needs no importance weights; set algorithm.correction=none"
+    if a.loss_args and a.loss in LOSSES:
+        yield f"loss_args go to a loss of your own, but loss is {a.loss}; its coefficients are keys of algorithm"
+    if a.mis_low >= a.mis_high:
+        yield f"mis_low {a.mis_low:g} must be below mis_high {a.mis_high:g}"
+    without_reference = a.loss in LOSSES and a.loss not in REFERENCE_LOSSES and a.kl_coef == 0
+    if a.reference_reset_steps and without_reference:
+        yield "reference_reset_steps resets a reference policy that nothing uses; set kl_coef, or leave it out"
+    if a.overlong_buffer > recipe.rollout.max_new_tokens:
+        yield f"overlong_buffer {a.overlong_buffer} is longer than rollout.max_new_tokens; lower it"
+    if recipe.trainer.minibatches > recipe.groups_per_step:
+        yield (
+            f"trainer.minibatches {recipe.trainer.minibatches} is more than the groups of a step; "
+            f"set it to groups_per_step ({recipe.groups_per_step}) or less"
+        )
+    if recipe.group_size == 1 and (a.advantage not in ("none", "gae") or a.loss in PAIR_LOSSES):
+        yield (
+            f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {a.advantage}; "
+            "set group_size to 2 or more"
+        )

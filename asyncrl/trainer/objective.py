@@ -1,0 +1,232 @@
+"""A recipe's objective on packed micro-batches: which parts of `algorithms/` it is made of, in which order.
+
+rewards -> advantages          per group, before packing
+        -> token advantages    critic, KL in the reward, normalisation: over the whole batch
+log-probs now -> plan          what a mini-batch must know as a whole: M2PO's mask, log Z, partners in a pair
+        -> loss                loss x correction x staleness weight + KL, summed with global token weights
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from asyncrl.algorithms import advantages, corrections, kl, masks
+from asyncrl.algorithms.aggregation import token_weights
+from asyncrl.algorithms.losses import LOSSES, Loss
+from asyncrl.algorithms.offpolicy import OffPolicySums, off_policy_sums
+from asyncrl.algorithms.segments import segment_sum
+from asyncrl.algorithms.sequence import choose_pair, log_partition
+from asyncrl.recipe.algorithm import AlgorithmRecipe
+from asyncrl.trainer.packing import PackedBatch, TrainSample
+
+_LINEAR_IN_ADVANTAGE = ("ppo", "decoupled_ppo", "reinforce", "tis", "cispo", "topr", "gspo", "m2po")
+_COEFFICIENTS = ("clip_low", "clip_high", "dual_clip", "tis_cap", "tau", "beta")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of the global mini-batch, trajectories without a gradient included."""
+
+    num_tokens: int
+    num_sequences: int
+
+
+class Objective:
+    """`constant_length`: tokens by which the aggregation `constant` divides."""
+
+    def __init__(self, recipe: AlgorithmRecipe, loss: Loss, constant_length: int) -> None:
+        self.recipe, self.loss, self.constant_length = recipe, loss, constant_length
+        own = {} if recipe.loss in LOSSES else recipe.loss_args
+        known = {name: getattr(recipe, name) for name in _COEFFICIENTS}
+        self.coefficients = {**known, **own}
+        takes = inspect.signature(loss).parameters
+        self.needs_reference = recipe.kl_coef > 0 or "ref_logprobs" in takes
+        self.in_pairs = "partner" in takes
+        """Only the best and the worst of a group are trained."""
+        self.needs_sums = self.in_pairs or "log_z" in takes
+        """The loss of a trajectory depends on those of its group."""
+
+    # -- what the learner must provide
+
+    @property
+    def skips_zero_advantage(self) -> bool:
+        """Whether a trajectory of advantage 0 has no gradient, so that it need not pass the model."""
+        r = self.recipe
+        changed_later = r.normalise_advantages or r.advantage == "gae" or r.kl_coef > 0 or r.entropy_quantile > 0
+        return r.loss in _LINEAR_IN_ADVANTAGE and not changed_later
+
+    @property
+    def needs_prox(self) -> bool:
+        """Whether the log-probs at the start of the step are needed before its first update."""
+        return self.recipe.kl_coef > 0 and self.recipe.kl_in == "reward"
+
+    @property
+    def needs_plan(self) -> bool:
+        r = self.recipe
+        return r.second_moment_limit is not None or r.entropy_quantile > 0 or self.needs_sums
+
+    # -- before the model runs
+
+    def choose(self, rewards: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        """Members of a group that are trained, and their advantages; rewards float32 [n], after all shaping."""
+        if self.in_pairs:
+            pair = choose_pair(rewards)
+            return (list(pair), torch.zeros(2)) if pair else ([], torch.zeros(0))
+        if self.recipe.advantage == "gae":
+            return list(range(len(rewards))), torch.zeros_like(rewards)
+        return list(range(len(rewards))), advantages.ADVANTAGES[self.recipe.advantage](rewards)
+
+    def shape(self, rewards: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Rewards [n] less the punishment of overlong completions; lengths in tokens."""
+        if not self.recipe.overlong_buffer:
+            return rewards
+        return rewards + advantages.overlong_penalty(lengths, self.constant_length, self.recipe.overlong_buffer)
+
+    # -- once per batch, after the passes that need no gradient
+
+    def token_advantages(self, batches: Sequence[PackedBatch]) -> None:
+        """Set column `advantages` (and `returns`, with a critic) from the columns values, prox, reference."""
+        r = self.recipe
+        for batch in batches:
+            result = batch.advantages
+            if r.advantage == "gae":
+                result, batch.columns["returns"] = advantages.gae(
+                    batch.columns["values"], batch.rewards, batch.segments, len(batch.paths), r.gae_gamma, r.gae_lambda
+                )
+            if self.needs_prox:
+                estimate = kl.kl_estimate(batch.columns["prox"], batch.columns["ref_logprobs"], r.kl_estimator)
+                result = advantages.kl_in_reward(result, estimate, batch.segments, len(batch.paths), r.kl_coef)
+            batch.columns["advantages"] = result
+        if r.normalise_advantages and batches:
+            every = torch.cat([b.columns["advantages"] for b in batches])
+            normal = advantages.normalise(every, torch.ones_like(every, dtype=torch.bool))
+            for batch, part in zip(batches, normal.split([len(b.targets) for b in batches]), strict=True):
+                batch.columns["advantages"] = part
+
+    # -- once per update
+
+    def plan(
+        self, batches: Sequence[PackedBatch], logprobs: Sequence[torch.Tensor], entropies: Sequence[torch.Tensor]
+    ) -> None:
+        """Set the columns that depend on the mini-batch as a whole; logprobs and entropies as they are now."""
+        r = self.recipe
+        sizes = [len(b.targets) for b in batches]
+        now = torch.cat(list(logprobs))
+        groups = torch.cat([b.groups[b.segments] for b in batches])
+        keep = torch.ones_like(now, dtype=torch.bool)
+        if r.second_moment_limit is not None:
+            behaviour = torch.cat([b.behaviour_logprobs for b in batches])
+            advantage = torch.cat([b.columns["advantages"] for b in batches])
+            keep &= masks.m2po_mask(now, behaviour, advantage, r.second_moment_limit)
+        if r.entropy_quantile:
+            keep &= masks.entropy_mask(torch.cat(list(entropies)), groups, int(groups.max()) + 1, r.entropy_quantile)
+        for batch, part in zip(batches, keep.split(sizes), strict=True):
+            batch.columns["keep"] = part
+        if self.needs_sums:
+            self._plan_sequences(batches, logprobs)
+
+    def _plan_sequences(self, batches: Sequence[PackedBatch], logprobs: Sequence[torch.Tensor]) -> None:
+        """log Z of each group, or each trajectory's partner in its pair; on every token."""
+        sums = [segment_sum(p, b.segments, len(b.paths)) for p, b in zip(logprobs, batches, strict=True)]
+        refs = [segment_sum(b.columns["ref_logprobs"], b.segments, len(b.paths)) for b in batches]
+        now, ref = torch.cat(sums), torch.cat(refs)
+        rewards, groups = torch.cat([b.rewards for b in batches]), torch.cat([b.groups for b in batches])
+        columns = {name: torch.zeros_like(now) for name in ("log_z", "partner", "side")}
+        for group in groups.unique():
+            members = (groups == group).nonzero()[:, 0]
+            if not self.in_pairs:
+                columns["log_z"][members] = log_partition(
+                    now[members], ref[members], rewards[members], self.recipe.beta
+                )
+                continue
+            chosen, rejected = members[rewards[members].argsort(descending=True)]
+            for one, other, side in ((chosen, rejected, 1.0), (rejected, chosen, -1.0)):
+                columns["partner"][one] = now[other] - ref[other]
+                columns["side"][one] = side
+        for name, values in columns.items():
+            for batch, part in zip(batches, values.split([len(b.paths) for b in batches]), strict=True):
+                batch.columns[name] = part[batch.segments]
+
+    def __call__(
+        self, batch: PackedBatch, logprobs: torch.Tensor, counts: Counts, step: int, progress: float
+    ) -> tuple[torch.Tensor, OffPolicySums]:
+        """The micro-batch's part of the loss, and its diagnostics. progress: share of the step's updates done."""
+        r, behaviour, columns = self.recipe, batch.behaviour_logprobs, batch.columns
+        current = logprobs.detach()
+        prox = self._prox(batch, current, step, progress)
+        keep = columns.get("keep", torch.ones_like(batch.targets, dtype=torch.bool))
+        if r.reject_kl is not None:
+            keep = keep & corrections.reject_by_kl(
+                current, behaviour, batch.segments, len(batch.paths), torch.ones_like(keep), r.reject_kl
+            )
+        out = self.loss(
+            logprobs,
+            behaviour,
+            prox,
+            columns["advantages"],
+            keep,
+            segments=batch.segments,
+            num_segments=len(batch.paths),
+            rewards=batch.rewards[batch.segments],
+            **{name: columns[name] for name in ("ref_logprobs", "log_z", "partner", "side") if name in columns},
+            **self.coefficients,
+        )
+        per_token, affected = out.per_token, out.clipped
+        if r.correction != "none":
+            weights, cut = self._correction(batch, prox, keep)
+            per_token, affected = per_token * weights, affected | cut
+        if r.staleness_weight != "none":
+            ages = step - batch.versions
+            per_token = per_token * corrections.staleness_weights(ages, r.staleness_weight, r.staleness_exponent)
+        if r.kl_coef and r.kl_in == "loss":
+            estimate = kl.kl_estimate(logprobs, columns["ref_logprobs"], r.kl_estimator)
+            per_token = per_token + r.kl_coef * torch.where(keep, estimate, 0.0)
+        weights = token_weights(
+            batch.segments,
+            torch.bincount(batch.segments, minlength=len(batch.paths)),
+            mode=r.aggregation,
+            num_tokens=counts.num_tokens,
+            num_sequences=counts.num_sequences,
+            constant_length=self.constant_length,
+        )
+        return (per_token * weights).sum(), off_policy_sums(current, behaviour, affected, masked=~keep)
+
+    def _prox(self, batch: PackedBatch, current: torch.Tensor, step: int, progress: float) -> torch.Tensor:
+        if self.recipe.proximal == "behaviour":
+            return batch.behaviour_logprobs
+        if self.recipe.proximal == "loglinear":
+            return corrections.loglinear_prox(current, batch.behaviour_logprobs, batch.versions, step, step + progress)
+        # Before the first update of a step, the weights at its start are the weights now.
+        return batch.columns.get("prox", current)
+
+    def _correction(
+        self, batch: PackedBatch, prox: torch.Tensor, keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and which tokens they cut; float32 and bool [N]."""
+        r = self.recipe
+        w = corrections.importance_weights(
+            prox,
+            batch.behaviour_logprobs,
+            level=r.correction_level,
+            segments=batch.segments,
+            num_segments=len(batch.paths),
+            mask=keep,
+        )
+        if r.correction == "tis":
+            return corrections.truncate(w, r.tis_cap), w >= r.tis_cap
+        kept = corrections.mask_outside(w, r.mis_low, r.mis_high)
+        return kept, kept == 0
+
+
+def minibatches(samples: list[TrainSample], number: int) -> list[list[TrainSample]]:
+    """The samples in `number` parts of nearly equal numbers of groups; a group stays whole."""
+    groups = sorted({s.group for s in samples})
+    part_of = {group: i * number // len(groups) for i, group in enumerate(groups)}
+    parts: list[list[TrainSample]] = [[] for _ in range(number)]
+    for sample in samples:
+        parts[part_of[sample.group]].append(sample)
+    return parts

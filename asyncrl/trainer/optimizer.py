@@ -1,0 +1,56 @@
+"""One trained module: its gradients, its AdamW and what of both goes into a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Optimizer:
+    """AdamW over the parameters of `module` that need a gradient; `prefix` starts their names in a checkpoint."""
+
+    def __init__(self, module: torch.nn.Module, learning_rate: float, settings: Mapping[str, Any], prefix: str) -> None:
+        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.adamw = torch.optim.AdamW(self.named.values(), lr=learning_rate, fused=True, **settings)
+        self.prefix = prefix
+
+    def zero_grad(self) -> None:
+        # Zeros, not None: a step in which every group was skipped then decays momentum as a full pass would.
+        for parameter in self.named.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
+
+    def clip(self, max_norm: float) -> float:
+        """The gradient's global L2 norm before it is scaled down to `max_norm`."""
+        return float(torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm))
+
+    def step(self, learning_rate: float) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate
+        self.adamw.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Parameters and moments by name: the tensors themselves, not copies."""
+        tensors = {f"{self.prefix}model.{name}": p.detach() for name, p in self.named.items()}
+        for name, parameter in self.named.items():
+            for key, value in self.adamw.state.get(parameter, {}).items():
+                tensors[f"{self.prefix}optimizer.{key}.{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Inverse of `state`, bit for bit. Raises KeyError if it is of another model."""
+        for name, parameter in self.named.items():
+            parameter.copy_(tensors[f"{self.prefix}model.{name}"])
+            saved = {key: f"{self.prefix}optimizer.{key}.{name}" for key in _MOMENTS}
+            if all(key in tensors for key in saved.values()):
+                self.adamw.state[parameter] = {
+                    key: tensors[where].clone() if key == "step" else tensors[where].to(parameter.device, copy=True)
+                    for key, where in saved.items()
+                }

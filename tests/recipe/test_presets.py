@@ -1,0 +1,56 @@
+"""Published objectives by name: what a preset sets, and what wins over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asyncrl.errors import UserError
+from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
+from asyncrl.recipe.check_algorithm import check_algorithm
+from asyncrl.recipe.load import dump, load
+
+BASE = "model: m\ndata: {path: d.jsonl}\nreward: r:f\nmax_steps: 1\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(algorithm: str, name: str = "r.yaml") -> Path:
+        (tmp_path / name).write_text(f"{BASE}algorithm: {algorithm}\n")
+        return Path(name)
+
+    return write
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_recipe_that_passes_the_checks(write, name: str) -> None:
+    recipe = load(write(f"{{preset: {name}}}"))
+    assert recipe.algorithm.model_dump() == {**AlgorithmRecipe().model_dump(), **PRESETS[name], "preset": name}
+    check_algorithm(recipe, provides_logprobs=True)
+
+
+def test_keys_beside_a_preset_and_in_later_layers_win(write) -> None:
+    recipe = load(write("{preset: dapo, clip_high: 0.3}"), ["algorithm.clip_low=0.1"])
+    assert (recipe.algorithm.clip_low, recipe.algorithm.clip_high) == (0.1, 0.3)
+    assert recipe.algorithm.filter_equal_rewards
+
+
+def test_a_preset_leaves_nothing_of_the_layers_below(write) -> None:
+    """Or `algorithm.preset=m2po` on top of a recipe with correction tis would be neither."""
+    recipe = load(write("{advantage: rloo, loss: ppo, correction: tis}"), ["algorithm.preset=m2po"])
+    assert recipe.algorithm.model_dump() == {**AlgorithmRecipe().model_dump(), **PRESETS["m2po"], "preset": "m2po"}
+
+
+def test_a_resolved_recipe_is_read_back_the_same_and_takes_another_preset(write, tmp_path: Path) -> None:
+    recipe = load(write("{preset: gspo, clip_low: 0.1}"))
+    (tmp_path / "resolved.yaml").write_text(dump(recipe))
+    assert load(Path("resolved.yaml")) == recipe
+    assert load(Path("resolved.yaml"), ["algorithm.preset=cispo"]).algorithm.loss == "cispo"
+
+
+def test_an_unknown_preset_names_the_nearest(write) -> None:
+    with pytest.raises(UserError, match=r"r\.yaml: algorithm\.preset dappo is not one of .*; did you mean dapo\?"):
+        load(write("{preset: dappo}"))
