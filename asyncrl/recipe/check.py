@@ -199,6 +199,8 @@ def _check_weights(recipe: Recipe, engine: _EngineTraits) -> None:
         raise UserError(f"weights.channel {weights.channel} needs weights, engine {name} holds none; set it to auto")
     if not engine.holds_weights and weights.verify:
         raise UserError(f"weights.verify needs weights, engine {name} holds none; set weights.verify=false")
+    if weights.channel == "nccl" and recipe.trainer.lora.rank:
+        raise UserError("weights.channel nccl cannot merge the adapters of trainer.lora; set weights.channel=auto")
     for key, num_gpus in (
         ("rollout.gpus_per_replica", recipe.rollout.gpus_per_replica),
         ("trainer.gpus_per_rank", recipe.trainer.gpus_per_rank),

@@ -58,6 +58,10 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         yield "reference_reset_steps resets a reference policy that nothing uses; set kl_coef, or leave it out"
     if a.overlong_buffer > recipe.rollout.max_new_tokens:
         yield f"overlong_buffer {a.overlong_buffer} is longer than rollout.max_new_tokens; lower it"
+    if recipe.trainer.lora.rank and a.reference_reset_steps:
+        yield "reference_reset_steps cannot move a reference that is the model without its adapters; leave it out"
+    if recipe.trainer.lora.rank and a.advantage == "gae":
+        yield "advantage gae trains a critic, which has no adapters; set trainer.lora.rank=0, or another advantage"
     if recipe.trainer.minibatches > recipe.groups_per_step:
         yield (
             f"trainer.minibatches {recipe.trainer.minibatches} is more than the groups of a step; "

@@ -235,7 +235,9 @@ def _nearest_key(key: str) -> str:
     keys = list(_keys(Recipe, ""))
     siblings = [k for k in keys if k.rpartition(".")[0] == parents]
     by_name = {k.rpartition(".")[2]: k for k in [*keys, *siblings]}
-    for names, cutoff in (([k.rpartition(".")[2] for k in siblings], 0.6), (list(by_name), 0.75)):
+    # Everything looks like two letters.
+    near_enough = 0.6 if len(name) > 2 else 0.8
+    for names, cutoff in (([k.rpartition(".")[2] for k in siblings], near_enough), (list(by_name), 0.75)):
         if near := difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
             return f"; did you mean {by_name[near[0]]}?"
     return f"; {parents or 'a recipe'} has the keys {', '.join(k.rpartition('.')[2] for k in siblings)}"

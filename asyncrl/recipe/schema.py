@@ -67,6 +67,19 @@ class RewardsRecipe(Part):
     """A reward call that takes longer is killed; its trajectories are masked and counted."""
 
 
+class LoraRecipe(Part):
+    rank: int = Field(default=0, ge=0)
+    """Train adapters of this rank and send only them; 0 trains all weights."""
+    alpha: PositiveFloat = 32.0
+    """The adapters' product counts alpha/rank times."""
+    targets: str | list[str] = "all-linear"
+    """peft's `target_modules`: names of modules such as [q_proj, v_proj], or all linear layers but the output."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank if self.rank else 0.0
+
+
 class TrainerRecipe(Part):
     ranks: PositiveInt = 1
     """Trainer processes. Only 1 in this version."""
@@ -80,6 +93,8 @@ class TrainerRecipe(Part):
     """Optimizer steps per pass; each takes its share of the groups. The staleness that this adds is reported."""
     critic_learning_rate: PositiveFloat = 1.0e-5
     """Of the value model of `algorithm.advantage: gae`."""
+    lora: LoraRecipe = LoraRecipe()
+    """Low-rank adapters instead of all weights."""
     tokens_per_microbatch: PositiveInt = 4096
     """Upper limit of tokens in one forward pass; the longest trajectory must fit."""
     max_grad_norm: PositiveFloat = 1.0

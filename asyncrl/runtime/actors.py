@@ -87,9 +87,12 @@ class Actors:
 
 
 def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
-    """`auto`: none if the engine holds no weights, nccl if generators and trainer have GPUs, else gloo."""
+    """`auto`: none if the engine holds no weights, nccl if generators and trainer have GPUs and all weights are
+    sent, else gloo."""
     if recipe.weights.channel != "auto":
         return recipe.weights.channel
     if not engine_class(recipe.rollout.engine, base_dir).holds_weights:
         return "none"
-    return "nccl" if recipe.rollout.gpus_per_replica and recipe.trainer.gpus_per_rank else "gloo"
+    # Adapters are small, and merged into the base on the CPU.
+    gpus = recipe.rollout.gpus_per_replica and recipe.trainer.gpus_per_rank and not recipe.trainer.lora.rank
+    return "nccl" if gpus else "gloo"

@@ -100,8 +100,9 @@ class TrainerActor:
             self.learner.restore(files.read(origin.folder / "trainer"))
         dtype = getattr(torch, recipe.weights.dtype)
         # Two copies: a push reads one while the next step fills the other.
-        self.next = StagedWeights(self.learner.model, dtype, device)
-        self.sending = StagedWeights(self.learner.model, dtype, device)
+        staging = device if self.backend == "nccl" else torch.device("cpu")
+        self.next = StagedWeights(self.learner.model, dtype, staging)
+        self.sending = StagedWeights(self.learner.model, dtype, staging)
         self.next_version = self.sending_version = -1
         self.swapped = threading.Condition()
         self.probe = Probe.of_tokenizer(load_tokenizer(self.model_path)) if recipe.weights.verify else None
@@ -178,7 +179,8 @@ class TrainerActor:
             self.channel = VersionChannel(replicas)
             return
         timeout_s = self.recipe.deadlines.publish_s
-        self.channel = TransferChannel(self.backend, replicas, address, timeout_s)
+        lora = self.recipe.trainer.lora
+        self.channel = TransferChannel(self.backend, replicas, address, timeout_s, lora.scale if lora.rank else None)
 
     @ray.method(concurrency_group="push")
     def publish(self, version: int | None) -> PublishReport:

@@ -27,9 +27,11 @@ from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.lora import base_weights, switched_off
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, split
+from asyncrl.weights.lora import merge
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Learner:
         trainer = recipe.trainer
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, prefix="")
         self.reference: torch.nn.Module | None = None
-        if self.objective.needs_reference:
+        # With adapters the model without them is the reference, at no cost.
+        self.adapted = trainer.lora.rank > 0
+        if self.objective.needs_reference and not self.adapted:
             self.reference = load().to(getattr(torch, recipe.weights.dtype)).requires_grad_(False)
         self.critic = Critic(load(), recipe, self._logits) if recipe.algorithm.advantage == "gae" else None
         self.before_update: Callable[[], object] = lambda: None
@@ -163,8 +167,8 @@ class Learner:
         trainer = self.recipe.trainer
         several = trainer.epochs * trainer.minibatches > 1 and self.recipe.algorithm.proximal == "recompute"
         for batch in batches:
-            if self.reference is not None:
-                batch.columns["ref_logprobs"] = self._score(self.reference, batch)[0]
+            if self.objective.needs_reference:
+                batch.columns["ref_logprobs"] = self._reference_logprobs(batch)
             if self.critic is not None:
                 batch.columns["values"] = self.critic.values(batch)
             if several or self.objective.needs_prox:
@@ -223,6 +227,12 @@ class Learner:
         """log pi of the trained tokens at the sampling temperature, and the entropies there; float32 [N] each."""
         return token_logprobs(self._logits(model, batch), batch.targets, self.recipe.rollout.temperature)
 
+    def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor:
+        if self.reference is not None:
+            return self._score(self.reference, batch)[0]
+        with switched_off(self.model):
+            return self._score(self.model, batch)[0]
+
     def _learning_rate(self, step: int) -> float:
         warmup = self.recipe.trainer.warmup_steps
         return self.recipe.trainer.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
@@ -267,7 +277,9 @@ class Learner:
     def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
         """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
         # named_parameters gives tied weights once, as the file should hold them.
-        weights = {n.removeprefix("model."): t.to(dtype) for n, t in state.items() if n.startswith("model.")}
+        trained = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
+        whole = merge(base_weights(self.model), trained, self.recipe.trainer.lora.scale) if self.adapted else trained
+        weights = {name: tensor.to(dtype) for name, tensor in dict(whole).items()}
         self.model.save_pretrained(folder, state_dict=weights)
         config = json.loads((folder / "config.json").read_text())
         config["dtype"] = str(dtype).removeprefix("torch.")

@@ -7,6 +7,7 @@ import torch
 from asyncrl.errors import UserError
 from asyncrl.models import is_local
 from asyncrl.recipe.schema import Recipe
+from asyncrl.trainer.lora import inject
 
 
 def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Module:
@@ -26,4 +27,6 @@ def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Modu
         raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     if recipe.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if recipe.trainer.lora.rank:
+        model = inject(model, recipe.trainer.lora)
     return model.to(device)

@@ -70,7 +70,9 @@ class _SyncClient:
 class TransferChannel:
     """Pushes through one of vLLM's weight-transfer engines (`gloo` is ours, `nccl` vLLM's)."""
 
-    def __init__(self, backend: str, replicas: Replicas, address: str, timeout_s: float) -> None:
+    def __init__(
+        self, backend: str, replicas: Replicas, address: str, timeout_s: float, lora_scale: float | None = None
+    ) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         from asyncrl.weights.gloo import StagedSource
@@ -80,7 +82,7 @@ class TransferChannel:
         self._client = _SyncClient(replicas)
         self._source = StagedSource()
         self._engine = WeightTransferTrainerFactory.trainer_init(
-            _init_info(backend, address, 1 + replicas.num_workers, timeout_s),
+            _init_info(backend, address, 1 + replicas.num_workers, timeout_s, lora_scale),
             client=self._client,
             source=self._source,
         )
@@ -117,11 +119,11 @@ class VersionChannel:
         """Nothing is open."""
 
 
-def _init_info(backend: str, address: str, world_size: int, timeout_s: float) -> Any:
+def _init_info(backend: str, address: str, world_size: int, timeout_s: float, lora_scale: float | None) -> Any:
     if backend == "gloo":
         from asyncrl.weights.gloo import GlooTrainerInitInfo
 
-        return GlooTrainerInitInfo(address, world_size, timeout_s, rank=0)
+        return GlooTrainerInitInfo(address, world_size, timeout_s, lora_scale, rank=0)
     if backend == "nccl":
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         from vllm.utils.network_utils import get_open_port

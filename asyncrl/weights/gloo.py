@@ -26,6 +26,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from asyncrl.weights.lora import merge
 from asyncrl.weights.staging import StagedWeights
 
 
@@ -49,6 +50,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     master_address: str
     world_size: int
     timeout_s: float
+    lora_scale: float | None = None
 
 
 @dataclass
@@ -69,6 +71,8 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     names: list[str]
     shapes: list[list[int]]
     dtype: str
+    lora_scale: float | None
+    """The parameters are adapters, to be merged into the base at this scale."""
 
 
 # Everyone who is to join is up and has been called: who is not here soon has died, and those who wait for it stand
@@ -130,11 +134,19 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         sizes = [int(torch.Size(shape).numel()) for shape in update_info.shapes]
         flat = torch.empty(sum(sizes), dtype=getattr(torch, update_info.dtype))
         self.group.broadcast([flat], _from_trainer()).wait()
-        views = flat.split(sizes)
-        self.model.load_weights(
-            (name, view.view(shape))
-            for name, view, shape in zip(update_info.names, views, update_info.shapes, strict=True)
-        )
+        views = [view.view(shape) for view, shape in zip(flat.split(sizes), update_info.shapes, strict=True)]
+        weights = zip(update_info.names, views, strict=True)
+        if update_info.lora_scale is None:
+            self.model.load_weights(weights)
+        else:
+            self.model.load_weights(merge(self._base_weights(), dict(weights), update_info.lora_scale))
+
+    def _base_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As they are on disk: the model in memory holds them packed, and merged with the adapters of before."""
+        from vllm.model_executor.model_loader import get_model_loader
+
+        loader = get_model_loader(self.vllm_config.load_config)
+        yield from loader.get_all_weights(self.model_config, self.model)
 
     def shutdown(self) -> None:
         if self.group is not None:
@@ -148,6 +160,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
     init_info_cls = GlooTrainerInitInfo
     group: ProcessGroupGloo
     store: TCPStore
+    lora_scale: float | None
 
     @classmethod
     def trainer_init(
@@ -160,6 +173,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         if not isinstance(source, StagedSource):
             raise TypeError("the gloo engine sends staged weights: pass a StagedSource")
         engine = cls(client=client, source=source, is_sender=init_info.is_sender)
+        engine.lora_scale = init_info.lora_scale
         timeout = timedelta(seconds=init_info.timeout_s)
         engine.store = TCPStore(init_info.master_address, 0, is_master=True, wait_for_workers=False, timeout=timeout)
         worker_info = GlooInitInfo(
@@ -184,7 +198,10 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         metadata = self.source.metadata()
         flat = self.source.staged.flat
         info = GlooUpdateInfo(
-            [m.name for m in metadata], [list(m.shape) for m in metadata], str(flat.dtype).split(".")[-1]
+            [m.name for m in metadata],
+            [list(m.shape) for m in metadata],
+            str(flat.dtype).split(".")[-1],
+            self.lora_scale,
         )
         self.client.start_weight_update()
         executor = ThreadPoolExecutor(max_workers=1)

@@ -126,3 +126,27 @@ def test_channel_can_be_rebuilt(vllm_engine: Any, loop_thread: Any, learner: Lea
     again.publish(3, staged(learner))
     PROBE.check(3, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
     again.close()
+
+
+def test_adapters_alone_are_sent_and_merged_into_the_base(
+    vllm_engine: Any, loop_thread: Any, tiny_model: Any, one_replica: Any
+) -> None:
+    """Twice, and the second does not add up with the first."""
+    keys = RECIPE.model_dump()
+    keys["trainer"]["lora"]["rank"] = 4
+    recipe, device = Recipe.model_validate(keys), torch.device("cpu")
+    adapted = Learner(partial(load_model, str(tiny_model), recipe, device), recipe, LOSSES["ppo"], device)
+    channel = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60, lora_scale=recipe.trainer.lora.scale)
+    try:
+        for version in (4, 5):
+            generator = torch.Generator().manual_seed(version)
+            with torch.no_grad():
+                for parameter in adapted.optimizer.named.values():
+                    parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            PROBE.expect(version, adapted.score(PROBE.tokens))
+            report = channel.publish(version, staged(adapted))
+            gaps = PROBE.check(version, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
+            assert gaps["replica"] < 1e-4
+        assert report.num_bytes == 4 * sum(p.numel() for p in adapted.optimizer.named.values())
+    finally:
+        channel.close()
