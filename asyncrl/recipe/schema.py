@@ -148,6 +148,8 @@ class CheckpointRecipe(Part):
 class BudgetsRecipe(Part):
     failed_groups_in_a_row: PositiveInt = 16
     """The run stops when so many groups failed one after the other (at least groups_per_step)."""
+    filtered_groups_in_a_row: PositiveInt = 1000
+    """The run stops when so many groups were filtered one after the other: nothing would be left to train."""
     reward_failures_in_a_row: PositiveInt = 1000
     """The run stops when so many trajectories one after the other had no reward."""
     restarts_in_a_row: PositiveInt = 5

@@ -14,7 +14,7 @@ class Budget:
     def __init__(self, recipe: Recipe) -> None:
         self._budgets = recipe.budgets
         self._max_failed_groups = max(recipe.budgets.failed_groups_in_a_row, recipe.groups_per_step)
-        self._failed_groups = self._failed_rewards = self._skipped_steps = 0
+        self._failed_groups = self._filtered_groups = self._failed_rewards = self._skipped_steps = 0
 
     def group(self, summary: GroupSummary) -> None:
         self._failed_groups = self._failed_groups + 1 if summary.outcome == "failed" else 0
@@ -23,6 +23,12 @@ class Budget:
             raise BudgetSpent(
                 f"the last {self._failed_groups} groups failed (budgets.failed_groups_in_a_row), "
                 f"the last of them with {reason}"
+            )
+        self._filtered_groups = self._filtered_groups + 1 if summary.outcome == "filtered" else 0
+        if self._filtered_groups >= self._budgets.filtered_groups_in_a_row:
+            raise BudgetSpent(
+                f"the last {self._filtered_groups} groups were filtered (budgets.filtered_groups_in_a_row), "
+                f"the last of them with {summary.reason}; look at the rewards, or at rollout.max_prompt_tokens"
             )
         for reward in summary.rewards:
             self._failed_rewards = self._failed_rewards + 1 if reward is None else 0

@@ -13,7 +13,9 @@ from asyncrl.runtime.budget import Budget
 from asyncrl.trainer.learner import StepReport
 
 
-def budget(groups: int = 16, rewards: int = 1000, steps: int = 5, groups_per_step: int = 1) -> Budget:
+def budget(
+    groups: int = 16, rewards: int = 1000, steps: int = 5, groups_per_step: int = 1, filtered: int = 1000
+) -> Budget:
     values = {
         "model": "x",
         "data": {"path": "x"},
@@ -22,6 +24,7 @@ def budget(groups: int = 16, rewards: int = 1000, steps: int = 5, groups_per_ste
         "groups_per_step": groups_per_step,
         "budgets": {
             "failed_groups_in_a_row": groups,
+            "filtered_groups_in_a_row": filtered,
             "reward_failures_in_a_row": rewards,
             "skipped_steps_in_a_row": steps,
         },
@@ -56,6 +59,13 @@ def test_failed_groups_are_counted_in_a_row(outcomes: list[str], limit: int) -> 
     ours = budget(groups=limit)
     tell = [lambda outcome=outcome: ours.group(group(outcome)) for outcome in outcomes]
     spent_at(tell, limit, [outcome == "failed" for outcome in outcomes])
+
+
+@given(st.lists(st.sampled_from(["failed", "finished", "filtered"])), st.integers(1, 4))
+def test_filtered_groups_are_counted_in_a_row(outcomes: list[str], limit: int) -> None:
+    ours = budget(groups=1000, filtered=limit)
+    tell = [lambda outcome=outcome: ours.group(group(outcome)) for outcome in outcomes]
+    spent_at(tell, limit, [outcome == "filtered" for outcome in outcomes])
 
 
 @given(st.lists(st.booleans()), st.integers(1, 4))

@@ -251,15 +251,18 @@ POLICIES = {
     "drop": ["over_age=drop", "max_staleness=2"],
     "mask": ["over_age=mask"],
     "window": ["selection_window=3"],
+    "filter": ["algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
 }
 
 
 def test_policies(tmp_path: Path) -> None:
     """Each keeps its bound over real actors; slow tokens make pushes meet running groups. Side by side: they wait."""
-    runs = {
-        name: asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *keys, f"run_dir={tmp_path / name}", background=True)
-        for name, keys in POLICIES.items()
-    }
+    (tmp_path / "parity.py").write_text("def reward(completion, **row):\n    return float(len(completion) % 2)\n")
+    runs = {}
+    for name, keys in POLICIES.items():
+        keys = [key.replace("{folder}", str(tmp_path)) for key in keys]
+        arguments = ["train", "recipes/tiny.yaml", *SIMULATED, *keys, f"run_dir={tmp_path / name}"]
+        runs[name] = asyncrl(*arguments, background=True)
     try:
         for name, process in runs.items():
             output, _ = process.communicate(timeout=240)
@@ -268,6 +271,9 @@ def test_policies(tmp_path: Path) -> None:
     finally:
         for process in runs.values():
             kill_group(process)
+    # One group in eight has equal rewards; others took their place.
+    assert summary(tmp_path / "filter")["ledger"]["filtered"] > 0
+    assert all(r["reward/std"] > 0 for r in records(tmp_path / "filter"))
     ages = [(r["staleness/mean"], r["staleness/max"]) for r in records(tmp_path / "one_step")]
     assert ages == [(0, 0)] + [(1, 1)] * 5
 
