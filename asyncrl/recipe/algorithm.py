@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from asyncrl.errors import UserError
 from asyncrl.recipe.part import Part
@@ -74,6 +74,11 @@ class AlgorithmRecipe(Part):
     """Schulman's estimators: k1 = -log r, k2 = (log r)^2/2, k3 = r - 1 - log r with r = pi_ref/pi."""
     reference_reset_steps: int = Field(default=0, ge=0)
     """Steps after which the reference policy becomes the present one; 0: never."""
+    replay_share: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that a past trajectory of the task, drawn by exp(reward), takes the place of a new one (TBA's 1 - m).
+    The staleness bound does not hold for past ones: their ages are reported under `replay/`."""
+    replay_capacity: PositiveInt = 100
+    """Past trajectories kept of each row of the data set; exact duplicates are replaced by the newest."""
     filter_equal_rewards: bool = False
     """Groups whose rewards are all equal are filtered and others take their place (DAPO's dynamic sampling)."""
     overlong_buffer: int = Field(default=0, ge=0)
@@ -115,7 +120,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "kimi": {"advantage": "dr_grpo", "loss": "kimi", "proximal": "behaviour", "aggregation": "sequence"},
     "gspo": {"loss": "gspo", "aggregation": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
     "m2po": {"loss": "m2po", "proximal": "behaviour", "second_moment_limit": 0.04},
-    "tba": {"advantage": "none", "loss": "trajectory_balance", "aggregation": "sequence", "beta": 0.012},
+    "tba": {"advantage": "none", "loss": "trajectory_balance", "aggregation": "sequence", "beta": 0.012}
+    | {"replay_share": 0.05},
     "online_dpo": {"advantage": "none", "loss": "dpo", "aggregation": "sequence"},
     "online_ipo": {"advantage": "none", "loss": "ipo", "aggregation": "sequence"},
     "best_of_n": {"advantage": "best_of_n", "loss": "reinforce", "aggregation": "sequence"},

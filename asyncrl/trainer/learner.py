@@ -31,6 +31,7 @@ from asyncrl.trainer.lora import base_weights, switched_off
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, split
+from asyncrl.trainer.replay import Replay
 from asyncrl.weights.lora import merge
 
 
@@ -86,7 +87,9 @@ class Learner:
         self.adapted = trainer.lora.rank > 0
         if self.objective.needs_reference and not self.adapted:
             self.reference = load().to(getattr(torch, recipe.weights.dtype)).requires_grad_(False)
-        self.critic = Critic(load(), recipe, self._logits) if recipe.algorithm.advantage == "gae" else None
+        algorithm = recipe.algorithm
+        self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
+        self.critic = Critic(load(), recipe, self._logits) if algorithm.advantage == "gae" else None
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.precision == "bf16")
@@ -99,7 +102,7 @@ class Learner:
         Raises ValueError if a trained token is too old and the recipe does not mask such tokens (I1).
         """
         began = time.perf_counter()
-        samples, ages = self._samples(groups, step, min_version)
+        samples, ages, past_ages = self._samples(groups, step, min_version)
         updates = self._updates(samples)
         self._prepare([batch for update in updates for batch in update.batches])
         sums = _Sums()
@@ -113,6 +116,7 @@ class Learner:
         metrics = {
             **sums.off_policy.metrics(),
             **_compounded(ages, number),
+            **_replayed(past_ages, len(samples)),
             "trainer/loss": sums.loss / number,
             "trainer/grad_norm": sums.grad_norms[-1],
             "trainer/entropy": sums.entropy / sums.tokens_with_gradient if sums.tokens_with_gradient else None,
@@ -126,23 +130,36 @@ class Learner:
             metrics["trainer/value_loss"] = sums.value_loss / number
         return StepReport(metrics, sum(ages), sums.tokens_forward, tuple(ages))
 
-    def _samples(self, groups: list[Group], step: int, min_version: int) -> tuple[list[TrainSample], list[int]]:
-        """Samples with their advantage, and token counts by age; all trajectories that have a trained token."""
+    def _samples(
+        self, groups: list[Group], step: int, min_version: int
+    ) -> tuple[list[TrainSample], list[int], list[int]]:
+        """Samples with their advantage: all trajectories that have a trained token; token counts by age of the new
+        ones; age of each replayed one's oldest token."""
         samples: list[TrainSample] = []
         ages = np.zeros(step - min_version + 1, dtype=np.int64)
+        past_ages: list[int] = []
+        if self.recipe.algorithm.replay_share:
+            groups, replayed = self.replay.mix(groups, step)
+        else:
+            replayed = [[False] * len(group.trajectories) for group in groups]
         for number, group in enumerate(groups):
-            scored = [t for t in group.trajectories if t.reward is not None and t.loss_mask.any()]
-            if not scored:
+            usable = [i for i, t in enumerate(group.trajectories) if t.reward is not None and t.loss_mask.any()]
+            if not usable:
                 continue
+            scored = [group.trajectories[i] for i in usable]
             lengths = torch.tensor([int(t.loss_mask.sum()) for t in scored])
             rewards = self.objective.shape(torch.tensor([t.reward for t in scored], dtype=torch.float32), lengths)
             members, advantages = self.objective.choose(rewards)
             for i, advantage in zip(members, advantages.tolist(), strict=True):
-                mask = self._fresh(scored[i], group.task, step, min_version)
-                if mask.any():
+                if replayed[number][usable[i]]:
+                    mask = scored[i].loss_mask
+                    past_ages.append(step - int(scored[i].versions[mask].min()))
+                else:
+                    mask = self._fresh(scored[i], group.task, step, min_version)
                     ages += np.bincount(step - scored[i].versions[mask], minlength=len(ages))
+                if mask.any():
                     samples.append(TrainSample(scored[i], number, float(rewards[i]), advantage, mask))
-        return samples, ages.tolist()
+        return samples, ages.tolist(), past_ages
 
     def _fresh(self, trajectory: Trajectory, task: int, step: int, min_version: int) -> np.ndarray:
         """Tokens to train, bool [T]."""
@@ -256,7 +273,7 @@ class Learner:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
-        tensors = {**self.optimizer.state(), "rng": torch.get_rng_state()}
+        tensors = {**self.optimizer.state(), **self.replay.state(), "rng": torch.get_rng_state()}
         if self.critic:
             tensors.update(self.critic.optimizer.state())
         if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
@@ -266,6 +283,7 @@ class Learner:
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Inverse of `state`, bit for bit. Raises KeyError if it is of another model or objective."""
         self.optimizer.restore(tensors)
+        self.replay.restore(tensors)
         if self.critic:
             self.critic.optimizer.restore(tensors)
         if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
@@ -304,4 +322,15 @@ def _compounded(ages: list[int], number: int) -> dict[str, float | None]:
     return {
         "staleness/updates_mean": mean * number + (number - 1) / 2,
         "staleness/updates_max": float(oldest * number + number - 1),
+    }
+
+
+def _replayed(past_ages: list[int], num_samples: int) -> dict[str, float | None]:
+    """replay/*, for a step in which past trajectories were trained again; ages in updates."""
+    if not past_ages:
+        return {}
+    return {
+        "replay/share": len(past_ages) / num_samples,
+        "replay/age_mean": sum(past_ages) / len(past_ages),
+        "replay/age_max": float(max(past_ages)),
     }
