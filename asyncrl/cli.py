@@ -137,7 +137,8 @@ def _sizes(recipe: Recipe) -> list[str]:
     rollout, trainer = recipe.rollout, recipe.trainer
     groups, num_slots = recipe.groups_per_step, slots(settings)
     return [
-        f"slots      {num_slots} groups under way = (max_staleness {recipe.max_staleness} + 1) x {groups} per step",
+        f"slots      {num_slots} groups under way = (max_staleness {recipe.max_staleness} + 1) x {groups} per step"
+        + (f" + {recipe.backup_groups} backup" if recipe.backup_groups else ""),
         f"staleness  no trained token is older than {worst_case(settings)} update(s) "
         f"(policy {recipe.policy}, over_age {recipe.over_age})",
         f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {rollout.max_new_tokens} tokens "

@@ -17,6 +17,7 @@ from typing import Any, assert_never, cast
 
 from asyncrl.control import staleness
 from asyncrl.control.codec import from_json, to_json
+from asyncrl.control.fixed_lag import all_generated, batch_to_fill
 from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import (
     Cancel,
@@ -36,9 +37,8 @@ from asyncrl.control.messages import (
     Train,
     WeightsLive,
 )
-from asyncrl.control.one_step import batch_to_fill
 from asyncrl.control.routing import Router
-from asyncrl.control.settings import Settings
+from asyncrl.control.settings import FIXED_LAG, Settings
 from asyncrl.control.tasks import Task, Tasks
 from asyncrl.errors import UserError
 
@@ -219,10 +219,10 @@ class Controller:
     def _select(self) -> list[Task]:
         """The next batch; empty if it cannot be taken yet."""
         size = self._settings.groups_per_step
-        if self._tasks.leased or len(self._tasks.ready) < size:
+        if self._tasks.leased or len(self._tasks.ready) < size or not self._may_train():
             return []
         ready = sorted(self._tasks.ready.values(), key=lambda task: task.sequence)
-        if self._settings.policy == "one_step":
+        if self._fixed_lag:
             ready = [task for task in ready if task.batch == self._next_step]
         else:
             oldest_running = next((task.sequence for task in self._tasks.running.values()), None)
@@ -230,9 +230,22 @@ class Controller:
             ready = ready[: staleness.num_selectable(sequences, oldest_running, self._settings)]
         return ready[:size] if len(ready) >= size else []
 
+    @property
+    def _fixed_lag(self) -> bool:
+        return self._settings.policy in FIXED_LAG
+
+    def _may_train(self) -> bool:
+        """Fixed lag: whether the version to be trained is out, or can be sent now; else the trainer ran ahead."""
+        version = self._steps_done
+        if not self._fixed_lag or not self._router.alive or self._live >= version or self._publishing == version:
+            return True
+        return self._publishing is None and not self._held_back()
+
     def _starts(self) -> list[Decision]:
         decisions: list[Decision] = []
-        while self._live >= 0 and self._router.alive and self._num_slots_held < staleness.slots(self._settings):
+        # Too old for the next batch from the start, a group would be given up again.
+        young = self._live >= max(0, self._min_version)
+        while young and self._router.alive and self._num_slots_held < staleness.slots(self._settings):
             task = next(iter(self._tasks.waiting.values()), None) or self._draw()
             if task is None:
                 break
@@ -252,25 +265,27 @@ class Controller:
         size, batch = self._settings.groups_per_step, None
         if self._tasks.num_trained + self._tasks.num_under_way >= self._settings.max_steps * size:
             return None
-        if self._settings.policy == "one_step":
+        if self._fixed_lag:
             batches = (task.batch for task in self._tasks.under_way())
             batch = batch_to_fill(batches, self._next_step, size)
         return self._tasks.draw(batch)
 
     def _publish(self) -> list[Decision]:
         version = self._steps_done
-        due = version > self._live >= 0 and self._publishing is None and self._router.alive
-        if not due or self._held_back(version):
+        ahead = version - self._live
+        due = ahead >= self._settings.push_lag or (ahead > 0 and version >= self._settings.max_steps)
+        if not due or self._live < 0 or self._publishing is not None or not self._router.alive or self._held_back():
             return []
         self._publishing = version
         return [Publish(version)]
 
-    def _held_back(self, version: int) -> bool:
-        """one_step: whether batch `version` is still to be generated, and by the version before."""
-        if self._settings.policy != "one_step" or not self._next_step <= version < self._settings.max_steps:
+    def _held_back(self) -> bool:
+        """Fixed lag: whether a batch that belongs to the live version is still to be generated."""
+        if not self._fixed_lag:
             return False
-        num_ready = sum(task.batch == version for task in self._tasks.ready.values())
-        return num_ready < self._settings.groups_per_step and self._live >= version - 1
+        size, end = self._settings.groups_per_step, int(self._live + self._settings.max_staleness) + 1
+        batches = range(self._next_step, min(end, self._settings.max_steps))
+        return not all_generated((task.batch for task in self._tasks.ready.values()), batches, size)
 
     # -- to and from the journal
 

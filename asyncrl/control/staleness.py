@@ -1,7 +1,7 @@
 """How old a trained token can be: slots at admission, a window and a version check at selection.
 
 P groups per step, staleness S, window W. `live` is the newest version that every generator holds. There are
-`(S + 1)·P` slots; a group holds one from its start until the weights of the step that trained it are live, or
+floor((S + 1)·P) slots; a group holds one from its start until the weights of the step that trained it are live, or
 until it is filtered or failed. Starts are numbered 0, 1, 2, …; a requeued group is started and numbered anew.
 Selection takes the oldest finished groups, but none with a number ≥ (oldest unfinished number) + W. Then
 
@@ -16,17 +16,26 @@ Batches v … k−1 hold (k − v)·P groups other than g.
 So (k − v)·P ≤ (S + 1)·P + W − 2, and k − v ≤ S + 1 + floor((W − 2)/P) = S + ceil((W − 1)/P).
 If S = 0, only P − 1 slots are left beside g's, too few for any batch without g: k = v.  ∎
 
+S may be a fraction: with W = 1 the bound is then ceil(S), or 0 if S·P < 1, and at most floor(P·(S mod 1)) groups of a
+batch were started that long before. For let m groups of batch k be started at version v = k − ceil(S). When the last
+of them was, the ceil(S)·P groups of batches v … k − 1 had been started before it (W = 1) and held slots, and so did
+the m: ceil(S)·P + m ≤ floor((S + 1)·P).
+
 The bound is tight: start (S + 1)·P groups, let all but the newest finish at once, and it waits that long.
 Filtered, failed and requeued groups leave gaps in the numbers, which only narrow the window.
 
 With `drop` and `mask` a finished group may overtake any number of older ones, and the version check alone
 keeps the bound S. No group is requeued in vain: one that is left over when batch k is taken holds a slot, so
 batches live … k hold fewer than (S + 1)·P groups, so live ≥ k + 1 − S: started now, it is young enough for
-batch k + 1.
+batch k + 1. With b backup groups there are b slots more, and that needs saying: a group is started only if it would be
+young enough for the next batch that is taken. `push_lag` n: versions become live only every n steps. All of the above
+holds, as it says nothing of when a version becomes live; the run goes on, since up to n − 1 ≤ S steps that are not
+live leave slots for a whole batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from asyncrl.control.settings import Settings
@@ -34,14 +43,20 @@ from asyncrl.control.settings import Settings
 
 def slots(settings: Settings) -> int:
     """Groups that may be under way at once."""
-    return (settings.max_staleness + 1) * settings.groups_per_step
+    return _num_paced(settings) + settings.backup_groups
+
+
+def _num_paced(settings: Settings) -> int:
+    return int((settings.max_staleness + 1) * settings.groups_per_step)
 
 
 def worst_case(settings: Settings) -> int:
     """Largest age that a trained token can have, in updates."""
-    if settings.max_staleness == 0:
+    if settings.over_age != "wait":
+        return math.ceil(settings.max_staleness)
+    if _num_paced(settings) == settings.groups_per_step:
         return 0
-    return settings.max_staleness + -(-(settings.selection_window - 1) // settings.groups_per_step)
+    return (_num_paced(settings) + settings.selection_window - 2) // settings.groups_per_step
 
 
 def num_selectable(ready: Sequence[int], oldest_running: int | None, settings: Settings) -> int:

@@ -82,6 +82,8 @@ def control_settings(recipe: Recipe) -> Settings:
             selection_window=recipe.selection_window,
             over_age=recipe.over_age,
             policy=recipe.policy,
+            push_lag=recipe.weights.push_lag,
+            backup_groups=recipe.backup_groups,
             tokens_per_group=recipe.group_size * recipe.rollout.max_new_tokens,
         )
     except ValueError as error:

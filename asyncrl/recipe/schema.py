@@ -116,6 +116,8 @@ class WeightsRecipe(Part):
     """`auto`: nccl if generators and trainer have GPUs, else gloo; `none` (only) for an engine without weights."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights that the generators hold and that are sent."""
+    push_lag: PositiveInt = 1
+    """Push only versions that are so many updates ahead of the live one; at most max_staleness + 1."""
     verify: bool = False
     """After each push compare the engine's log-probs of a fixed prompt with the trainer's, and stop if they differ."""
 
@@ -200,10 +202,14 @@ class Recipe(Part):
     """Groups trained in one step (P)."""
     max_steps: PositiveInt
     """Training steps of the run."""
-    policy: Literal["bounded", "one_step", "sync"] = "bounded"
-    """`sync`: max_staleness 0. `one_step`: every batch exactly one update old. `bounded`: at most max_staleness."""
-    max_staleness: int = Field(default=1, ge=0)
-    """S: no trained token is older than this many updates; 0 = synchronous."""
+    policy: Literal["bounded", "one_step", "stale_k", "sync"] = "bounded"
+    """`sync`: max_staleness 0. `one_step`: every batch exactly one update old. `stale_k`: exactly max_staleness, to
+    test objectives. `bounded`: at most max_staleness."""
+    max_staleness: Annotated[int | float, Field(ge=0)] = 1
+    """S: no trained token is older than this many updates; 0 = synchronous. 1.5: up to half of each batch two."""
+    backup_groups: int = Field(default=0, ge=0)
+    """Groups under way beyond what is needed: a batch closes with the first that finish, the stragglers that become
+    too old are restarted. Needs over_age drop."""
     selection_window: PositiveInt = 1
     """W: a finished group may overtake at most W - 1 older ones; the bound becomes S + ceil((W - 1)/P)."""
     over_age: Literal["wait", "drop", "mask"] = "wait"

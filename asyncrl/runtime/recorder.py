@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,12 +15,15 @@ from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
 from asyncrl.errors import naming
 from asyncrl.observe.bottleneck import bottleneck
+from asyncrl.observe.health import Health
 from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
 from asyncrl.observe.trackers import Trackers
 from asyncrl.rollout.summary import GroupSummary
 from asyncrl.runtime.buffer import Key
 from asyncrl.trainer.actor import TrainResult
 from asyncrl.weights.channel import PublishReport
+
+logger = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -38,6 +42,7 @@ class Recorder:
         self._trained: tuple[Train, TrainResult] | None = None
         self._publish = PublishReport(0, 0.0, 0.0, 0)
         self._shares: list[dict[str, float]] = []
+        self._health = Health()
         self._checkpoint_s = 0.0
 
     def begin(self) -> None:
@@ -110,6 +115,9 @@ class Recorder:
             **result.report.metrics,
         }
         complete(record)
+        for sentence in self._health.check(record):
+            logger.warning("step %d: %s", step, sentence)
+        record["health/warnings"] = self._health.num_active
         self._writer.write(record)
         self._trackers.log(step, record)
         self._write_samples(step, batch)
@@ -166,12 +174,13 @@ def _rewards(batch: list[GroupSummary]) -> dict[str, float | None]:
     }
 
 
-def _staleness(step: int, batch: list[GroupSummary], result: TrainResult) -> dict[str, float | None]:
+def _staleness(step: int, batch: list[GroupSummary], result: TrainResult) -> dict[str, Any]:
     ages = result.report.staleness
     total = sum(ages)
     return {
         "staleness/mean": sum(age * n for age, n in enumerate(ages)) / total if total else 0.0,
         "staleness/max": max((age for age, n in enumerate(ages) if n), default=0),
+        "staleness/histogram": list(ages),
         "staleness/in_flight": statistics.fmean(g.in_flight for g in batch),
         "staleness/in_queue": statistics.fmean(step - g.newest_version for g in batch),
         "trajectories/mixed_versions": sum(g.num_mixed for g in batch),

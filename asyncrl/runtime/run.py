@@ -27,7 +27,7 @@ from asyncrl.observe.report import write_report
 from asyncrl.observe.trackers import Trackers
 from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check
-from asyncrl.recipe.load import control_settings, dump, load
+from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rewards.load import load as load_reward
 from asyncrl.runtime import cluster
@@ -47,7 +47,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
     """Run a checked recipe from the start; returns the exit code."""
     run_dir = Path(recipe.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     tasks = _tasks(recipe, base_dir)
-    with LiveView(recipe.max_steps, name, recipe.max_staleness) as view, _ray(recipe, view):
+    with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view):
         _make(run_dir)
         with RunLock(run_dir):
             (run_dir / "checkpoints").mkdir()
@@ -72,7 +72,7 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
             )
         tasks = _tasks(recipe, base_dir)
         name = run_dir.name
-        with LiveView(recipe.max_steps, name, recipe.max_staleness) as view, _ray(recipe, view):
+        with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view):
             (run_dir / "recipe.yaml").write_text(dump(recipe))
             (run_dir / "summary.json").unlink(missing_ok=True)
             return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered))

@@ -28,12 +28,17 @@ from .world import World
 
 @st.composite
 def any_settings(draw: st.DrawFn) -> Settings:
-    policy = draw(st.sampled_from(["bounded", "bounded", "bounded", "one_step", "sync"]))
+    policy = draw(st.sampled_from(["bounded", "bounded", "bounded", "one_step", "stale_k", "sync"]))
     over_age = draw(st.sampled_from(["wait", "drop", "mask"]))
+    lags = {"one_step": st.just(1), "stale_k": st.integers(1, 5), "sync": st.just(0)}
+    quarters = st.integers(0, 16).map(lambda n: n / 4 if n % 4 else n // 4)
+    max_staleness = draw(lags.get(policy, quarters))
     return Settings(
         groups_per_step=draw(st.integers(1, 4)),
-        max_staleness={"one_step": 1, "sync": 0}.get(policy, draw(st.integers(0, 4))),
+        max_staleness=max_staleness,
         max_steps=draw(st.integers(1, 8)),
+        push_lag=draw(st.integers(1, int(max_staleness) + 1)) if policy == "bounded" else 1,
+        backup_groups=draw(st.integers(0, 3)) if over_age == "drop" and policy in ("bounded", "sync") else 0,
         selection_window=draw(st.integers(1, 6)) if (policy, over_age) == ("bounded", "wait") else 1,
         over_age=over_age,
         policy=policy,
@@ -143,8 +148,8 @@ def test_a_run_without_accidents_ends(wanted: Settings, rng: random.Random, num_
     assert world.drawn == len(world.trained)
     if wanted.over_age == "wait":
         assert world.counts["stale"] == 0
-    if wanted.policy == "one_step":
-        assert world.ages == [0] + [1] * (wanted.max_steps - 1)
+    if wanted.policy in ("one_step", "stale_k"):
+        assert world.ages == [min(k, wanted.max_staleness) for k in range(wanted.max_steps)]
 
 
 def plain(**changes) -> World:
@@ -254,3 +259,43 @@ def test_an_event_that_cannot_happen_is_an_error(event, message: str) -> None:
     world = plain()
     with pytest.raises(ValueError, match=message):
         world.controller.handle(event)
+
+
+def test_a_batch_closes_with_the_first_that_finish_and_the_rest_start_again_for_the_next() -> None:
+    """S = 0 with two backup groups: nothing is started that would be too old for the next batch."""
+    world = plain(max_staleness=0, over_age="drop", backup_groups=2)
+    assert list(world.running) == [0, 1, 2, 3]
+    for task in (3, 1):
+        world.finish(task, 0, 0)
+    assert world.leased.keys() == {1, 3}
+    assert not world.running
+    assert list(world.waiting) == [0, 2]
+    world.step_done()
+    assert not world.running
+    world.weights_live()
+    assert list(world.running) == [0, 2, 4, 5]
+    assert world.counts["stale"] == 2
+
+
+def test_a_push_waits_until_the_lag_is_reached() -> None:
+    world = plain(max_staleness=1, push_lag=2)
+    for task in range(4):
+        world.finish(task, 0, 0)
+    world.step_done()
+    assert world.publishing is None
+    world.step_done()
+    assert world.publishing == 2
+
+
+def test_half_a_batch_may_be_one_update_older() -> None:
+    """S = 0.5, P = 2: three slots, so one group of the next batch is generated while the trainer works."""
+    world = plain(max_staleness=0.5)
+    assert list(world.running) == [0, 1, 2]
+    for task in range(3):
+        world.finish(task, 0, 0)
+    world.step_done()
+    world.weights_live()
+    assert list(world.running) == [3, 4]
+    world.finish(3, 1, 1)
+    assert world.leased.keys() == {2, 3}
+    assert world.ages == [0, 1]

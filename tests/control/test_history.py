@@ -32,7 +32,8 @@ from .world import World, as_json
 
 LIMITS = {"groups_per_step": 3, "max_steps": 6, "tokens_per_group": 10}
 POLICIES = [{"max_staleness": 2, "selection_window": 3}, {"max_staleness": 1, "policy": "one_step"}]
-POLICIES += [{"max_staleness": 0, "policy": "sync"}]
+POLICIES += [{"max_staleness": 0, "policy": "sync"}, {"max_staleness": 3, "policy": "stale_k"}]
+POLICIES += [{"max_staleness": 1.5, "push_lag": 2}]
 
 
 def fate(world: World) -> bool:

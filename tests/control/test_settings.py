@@ -17,6 +17,11 @@ GOOD = {"groups_per_step": 2, "max_staleness": 1, "max_steps": 3, "tokens_per_gr
         ({"tokens_per_group": 0}, "tokens_per_group is 0"),
         ({"policy": "sync"}, "policy sync needs max_staleness 0, not 1"),
         ({"policy": "one_step", "max_staleness": 2}, "policy one_step needs max_staleness 1, not 2"),
+        ({"policy": "stale_k", "max_staleness": 1.5}, "policy stale_k needs a whole max_staleness .*, not 1.5"),
+        ({"policy": "stale_k", "max_staleness": 0}, "policy stale_k needs a whole max_staleness of at least 1, not 0"),
+        ({"push_lag": 3}, "push_lag 3 would leave no slot .* set push_lag to at most 2"),
+        ({"policy": "one_step", "push_lag": 2}, "set push_lag to at most 1"),
+        ({"backup_groups": 1}, "backup_groups 1 needs over_age drop .*, not wait and bounded; set backup_groups to 0"),
         ({"policy": "one_step", "selection_window": 2}, "set selection_window to 1"),
         ({"over_age": "drop", "selection_window": 2}, "not bounded and drop; set selection_window to 1"),
         ({"over_age": "mask", "selection_window": 2}, "not bounded and mask; set selection_window to 1"),
@@ -32,3 +37,6 @@ def test_good_ones() -> None:
     Settings(**GOOD | {"max_staleness": 0, "policy": "sync"})
     Settings(**GOOD | {"policy": "one_step"})
     Settings(**GOOD | {"selection_window": 4})
+    Settings(**GOOD | {"max_staleness": 2.5, "push_lag": 3})
+    Settings(**GOOD | {"max_staleness": 64, "policy": "stale_k"})
+    Settings(**GOOD | {"over_age": "drop", "backup_groups": 3})

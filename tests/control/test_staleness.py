@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,14 @@ def test_the_worst_case_is_reached(P: int, S: int, W: int) -> None:
     settings = settings_of(P, S, W)
     age, _ = one_straggler(settings, straggler=(S + 1) * P - 1)
     assert age == staleness.worst_case(settings)
+
+
+@given(st.integers(1, 6), st.integers(1, 15))
+def test_the_worst_case_of_a_fraction_is_reached(P: int, quarters: int) -> None:
+    settings = Settings(groups_per_step=P, max_staleness=quarters / 4, max_steps=9, tokens_per_group=10)
+    age, _ = one_straggler(settings, straggler=staleness.slots(settings) - 1)
+    assert age == staleness.worst_case(settings)
+    assert age == (math.ceil(quarters / 4) if (quarters / 4) % 1 * P >= 1 else quarters // 4)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -69,6 +70,7 @@ class World:
         self.num_finished = self.finished_tokens = 0
         self.ages: list[int] = []
         """Largest age of each batch trained."""
+        self.lost_bytes = False
         self.history: list[Entry] = [Snapshot(as_json(self.controller.state()))]
         """What a journal would hold."""
 
@@ -144,6 +146,7 @@ class World:
             self.finish(task, *self.versions_of(task), decide=False)
         for task in list(self.ready)[:lost]:
             number = self.ready[task].number
+            self.lost_bytes = True
             self.buffer.remove((task, number))
             self._requeue(task, self.ready)
             self.send(GroupLost(task, number), decide=False)
@@ -189,7 +192,7 @@ class World:
     def _apply(self, decision: Decision) -> None:
         match decision:
             case Start(task, attempt, generator):
-                assert self.live >= 0
+                assert self.live >= max(0, self._next_step - self._bound()), "it would be given up again"
                 loads = {name: self._outstanding_tokens(name) for name in self.generators}
                 assert loads[generator] <= min(loads.values()) + 1e-6, loads
                 if self.waiting:
@@ -204,15 +207,14 @@ class World:
                 assert self.settings.over_age == "drop"
                 running = self.running[task]
                 assert (running.number, running.generator) == (attempt, generator)
-                assert running.start_version < self.steps_done + 1 - self.settings.max_staleness
+                assert running.start_version < self.steps_done + 1 - self._bound()
                 self._requeue(task, self.running)
                 self.counts["stale"] += 1
             case Discard(task, attempt):
                 self.buffer.remove((task, attempt))
                 if task in self.ready and self.ready[task].number == attempt:
                     version = self.ready[task].versions[self.settings.over_age == "mask"]
-                    next_step = self.steps_done + bool(self.leased)
-                    assert version < next_step - self.controller.worst_case_staleness, "it was usable"
+                    assert version < self._next_step - self.controller.worst_case_staleness, "it was usable"
                     self._requeue(task, self.ready)
                     self.counts["stale"] += 1
             case Train():
@@ -221,6 +223,7 @@ class World:
                 assert self.publishing is None
                 assert self.generators
                 assert version == self.steps_done > self.live
+                assert version - self.live >= self.settings.push_lag or version == self.settings.max_steps
                 self.publishing = self.newest_sent = version
 
     def _outstanding_tokens(self, generator: str) -> float:
@@ -240,12 +243,14 @@ class World:
         assert list(train.groups) == sorted(train.groups)
         batch = list(self.leased.values())
         oldest, newest = min(a.versions[0] for a in batch), max(a.versions[1] for a in batch)
-        bound = settings.max_staleness
-        if settings.over_age == "wait" and bound > 0:
-            bound += -(-(settings.selection_window - 1) // settings.groups_per_step)
-            if settings.policy == "bounded":
-                limit = min((a.sequence for a in self.running.values()), default=10**9)
-                assert all(a.sequence < limit + settings.selection_window for a in batch)
+        bound = self._bound()
+        if settings.over_age == "wait" and settings.policy == "bounded":
+            limit = min((a.sequence for a in self.running.values()), default=10**9)
+            assert all(a.sequence < limit + settings.selection_window for a in batch)
+            fraction = settings.max_staleness % 1
+            if fraction and settings.selection_window == 1:
+                num_oldest = sum(a.start_version <= k - math.ceil(settings.max_staleness) for a in batch)
+                assert num_oldest <= fraction * settings.groups_per_step
         assert train.min_version == k - bound
         assert self.controller.worst_case_staleness == bound
         if settings.over_age == "mask":
@@ -255,8 +260,30 @@ class World:
         assert k - oldest <= bound, "I1"
         if settings.policy == "sync":
             assert oldest == newest == k
-        if settings.policy == "one_step":
-            assert oldest == newest == min(v for v in self.lives if v >= max(0, k - 1))
+        if settings.policy in ("one_step", "stale_k"):
+            first = min(v for v in self.lives if v >= max(0, k - settings.max_staleness))
+            assert first <= oldest <= newest <= k
+            # A group of a longer lag may be lost after its version was; then nobody can generate it any more.
+            assert newest == first or self.lost_bytes
+            assert self.newest_sent >= k or not self.generators or self.publishing is None, "the trainer ran ahead"
+
+    @property
+    def _next_step(self) -> int:
+        return self.steps_done + bool(self.leased)
+
+    def _bound(self) -> int:
+        S, P, W = self.settings.max_staleness, self.settings.groups_per_step, self.settings.selection_window
+        if self.settings.over_age != "wait":
+            return math.ceil(S)
+        if S % 1 == 0:
+            return S + -(-(W - 1) // P) if S else 0
+        num_slots = math.floor((S + 1) * P)
+        return 0 if num_slots == P else (num_slots + W - 2) // P
+
+    @property
+    def _num_slots(self) -> int:
+        settings = self.settings
+        return math.floor((settings.max_staleness + 1) * settings.groups_per_step) + settings.backup_groups
 
     def _check(self) -> None:
         settings, ledger = self.settings, asdict(self.controller.ledger)
@@ -276,7 +303,7 @@ class World:
         }
         self.controller.ledger.check()
         not_live = sum(step >= self.live for step in self.trained.values()) if self.live >= 0 else 0
-        assert len(under_way) + not_live <= (settings.max_staleness + 1) * settings.groups_per_step, "slots"
+        assert len(under_way) + not_live <= self._num_slots, "slots"
         assert len(under_way) + len(self.trained) <= settings.max_steps * settings.groups_per_step, "over-drawn"
         assert {(task, a.number) for t in (self.ready, self.leased) for task, a in t.items()} == self.buffer
         done = self.steps_done == settings.max_steps
@@ -286,7 +313,7 @@ class World:
 
     def drain(self, rng: random.Random) -> None:
         """Lets everything under way end, in random order, until the run is over; fails if it comes to a halt."""
-        slots = (self.settings.max_staleness + 1) * self.settings.groups_per_step
+        slots = self._num_slots
         # A step gives up each slot's attempt at most once, so it takes at most so many ends, a step, a publish.
         for _ in range((self.settings.max_steps + 1) * (2 * slots + 2)):
             if not self.generators and not (self.controller.finished and self.live >= 0):

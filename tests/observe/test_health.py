@@ -1,0 +1,139 @@
+"""Each warning has figures that raise it, is said once, and again after it went away; sound figures raise none."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from asyncrl.control.ledger import Ledger
+from asyncrl.control.messages import Train
+from asyncrl.observe.health import LEAST_STEPS, Health, warnings
+from asyncrl.observe.metrics import MetricsWriter
+from asyncrl.observe.trackers import Trackers
+from asyncrl.recipe.schema import TrackRecipe
+from asyncrl.rollout.summary import GroupSummary
+from asyncrl.runtime.recorder import Recorder
+from asyncrl.trainer.actor import TrainResult
+from asyncrl.trainer.learner import StepReport
+
+SOUND: dict[str, Any] = {
+    "offpolicy/logprob_gap": 0.01,
+    "offpolicy/ess": 0.95,
+    "offpolicy/clip_fraction": 0.02,
+    "offpolicy/masked_fraction": 0.0,
+    "staleness/max": 0,
+    "staleness/updates_max": 0.0,
+    "trainer/forward_tokens": 900.0,
+    "trainer/skipped_zero_advantage": 8.0,
+    "trainer/entropy": 0.4,
+    "trainer/grad_norm": 1.0,
+    "groups/trained": 16,
+    "groups/filtered": 4,
+}
+OFF: dict[str, dict[str, Any]] = {
+    "offpolicy/logprob_gap is 0.300": {"offpolicy/logprob_gap": 0.3},
+    "offpolicy/ess is 0.10": {"offpolicy/ess": 0.1},
+    "offpolicy/clip_fraction is 0.70": {
+        "offpolicy/clip_fraction": 0.7,
+        "offpolicy/logprob_gap": 0.3,
+        "staleness/max": 2,
+    },
+    "offpolicy/masked_fraction is 0.60": {"offpolicy/masked_fraction": 0.6},
+    "no trajectory of the step has a gradient": {"trainer/forward_tokens": 0.0, "trainer/grad_norm": 0.0},
+    "95 % of the groups": {"groups/filtered": 304, "groups/trained": 32},
+    "trainer/entropy is 0.0010": {"trainer/entropy": 0.001},
+    "trainer/grad_norm is 11": {"trainer/grad_norm": 11.0},
+}
+
+
+@pytest.mark.parametrize("words", OFF)
+def test_a_warning_is_said_once_and_again_after_it_went_away(words: str) -> None:
+    health = Health()
+    for _ in range(LEAST_STEPS):
+        assert health.check(SOUND) == []
+    off = {**SOUND, **OFF[words]}
+    (sentence,) = health.check(off)
+    assert words in sentence
+    assert health.check(off) == []
+    assert health.num_active == 1
+    # Counts of groups only grow: many trained ones end the filtered one's warning.
+    sound = {**SOUND, "groups/trained": 4000, "groups/filtered": off["groups/filtered"]}
+    assert health.check(sound) == []
+    assert health.num_active == 0
+    again = {**sound, **OFF[words]}
+    if "groups/filtered" in OFF[words]:
+        again["groups/filtered"] = 400_000
+    assert len(health.check(again)) == 1
+
+
+def test_two_at_once_are_two_sentences_and_only_the_new_one_is_said() -> None:
+    health = Health()
+    assert len(health.check({**SOUND, "offpolicy/ess": 0.1})) == 1
+    (sentence,) = health.check({**SOUND, "offpolicy/ess": 0.1, "trainer/entropy": 0.0})
+    assert "entropy" in sentence
+    assert health.num_active == 2
+
+
+@pytest.mark.parametrize(
+    "why",
+    [{"staleness/max": 1}, {"staleness/updates_max": 3.0}, {"replay/share": 0.1}],
+    ids=["older tokens", "later updates", "replayed"],
+)
+def test_a_gap_is_no_fault_when_other_weights_sampled(why: dict[str, Any]) -> None:
+    assert warnings({**SOUND, "offpolicy/logprob_gap": 0.3, **why}) == []
+
+
+def test_rounding_that_a_narrow_bound_cuts_is_no_fault() -> None:
+    assert warnings({**SOUND, "offpolicy/clip_fraction": 0.6}) == []
+
+
+def test_a_spike_needs_a_median_of_steps_with_a_gradient() -> None:
+    spike = {**SOUND, "trainer/grad_norm": 1e6}
+    without = {**SOUND, "trainer/grad_norm": 0.0}
+    assert warnings(spike, [SOUND] * (LEAST_STEPS - 1)) == []
+    assert warnings(spike, [without] * LEAST_STEPS) == []
+    assert len(warnings(spike, [SOUND] * LEAST_STEPS)) == 1
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, math.inf, -math.inf])
+def test_figures_that_a_step_does_not_have_say_nothing(nothing: float | None) -> None:
+    assert warnings(dict.fromkeys(SOUND, nothing)) == []
+    assert warnings({}) == []
+
+
+def test_a_run_that_learns_raises_none(made_up: ModuleType) -> None:
+    health = Health()
+    assert [sentence for record in made_up.records() for sentence in health.check(record)] == []
+
+
+def _step(recorder: Recorder, step: int, metrics: dict[str, float | None]) -> dict[str, Any]:
+    extras = [{"format": 1.0}, {"format": 0.0}]
+    recorder.known(GroupSummary(step, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], extras=extras))
+    ours = {name: value for name, value in metrics.items() if name.startswith(("offpolicy/", "trainer/"))}
+    report = StepReport({**ours, "offpolicy/kl": 0.0}, tokens_trained=8, tokens_forward=8, staleness=(6, 2))
+    recorder.trained(Train(step, ((step, 0),), 0), TrainResult(report, 1.0, 0.0, 0.0))
+    states = dict.fromkeys(("running", "ready", "leased", "filtered", "failed", "stale", "requeued"), 0)
+    ledger = Ledger(drawn=step + 1, trained=step + 1, filtered_reasons={}, failed_reasons={}, **states)
+    return recorder.step(step, ledger, [])
+
+
+def test_the_recorder_logs_a_new_warning_and_counts_those_that_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trackers = Trackers(tmp_path, TrackRecipe(wandb="off", tensorboard=False), {}, "run")
+    recorder = Recorder(tmp_path, MetricsWriter(tmp_path / "metrics.jsonl"), trackers)
+    recorder.begin()
+    with caplog.at_level(logging.WARNING, "asyncrl"):
+        for step, ess in enumerate((0.9, 0.1, 0.1, 0.9, 0.1)):
+            _step(recorder, step, {**SOUND, "offpolicy/ess": ess})
+    assert [m.split(":")[0] for m in caplog.messages] == ["step 1", "step 4"]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["health/warnings"] for record in records] == [0, 1, 1, 0, 1]
+    assert records[0]["staleness/histogram"] == [6, 2]
+    assert records[0]["reward/format"] == 0.5
