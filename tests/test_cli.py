@@ -60,7 +60,8 @@ BAD = {
     TINY + "max_steps": r"'max_steps' is not of the form key=value, such as max_steps=20 or trainer\.ranks=1",
     "train recipes/tinny.yaml": r"recipes/tinny\.yaml does not exist; did you mean recipes/tiny\.yaml\?",
     "train broken.yaml": r"broken\.yaml: line 3 is not valid YAML: did not find expected ',' or '\]'",
-    TINY + "group_size=1": r"algorithm: group_size 1 gives every trajectory advantage 0 .*; set group_size to 2 or more",
+    TINY
+    + "group_size=1": r"algorithm: group_size 1 gives every trajectory advantage 0 .*; set group_size to 2 or more",
     TINY
     + "rollout.engine=simulated algorithm.correction=tis": r"algorithm: correction tis needs behaviour log-probs.*",
     TINY + "rollout.top_p=0.9": r"rollout\.top_p 0\.9 cuts the sampled distribution, .*; set rollout\.top_p=1",

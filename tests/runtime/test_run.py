@@ -247,11 +247,10 @@ def test_a_foreign_reward_works_unchanged(tmp_path: Path) -> None:
 
 
 POLICIES = {
-    "one_step": ["policy=one_step"],
-    "drop": ["over_age=drop", "max_staleness=2"],
-    "mask": ["over_age=mask"],
-    "window": ["selection_window=3"],
-    "filter": ["algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
+    "lag": ["policy=stale_k", "max_staleness=2"],
+    "drop": ["over_age=drop", "max_staleness=2", "backup_groups=2"],
+    "mask": ["over_age=mask", "algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
+    "window": ["max_staleness=1.5", "selection_window=3", "weights.push_lag=2"],
 }
 
 
@@ -272,10 +271,10 @@ def test_policies(tmp_path: Path) -> None:
         for process in runs.values():
             kill_group(process)
     # One group in eight has equal rewards; others took their place.
-    assert summary(tmp_path / "filter")["ledger"]["filtered"] > 0
-    assert all(r["reward/std"] > 0 for r in records(tmp_path / "filter"))
-    ages = [(r["staleness/mean"], r["staleness/max"]) for r in records(tmp_path / "one_step")]
-    assert ages == [(0, 0)] + [(1, 1)] * 5
+    assert summary(tmp_path / "mask")["ledger"]["filtered"] > 0
+    assert all(r["reward/std"] > 0 for r in records(tmp_path / "mask"))
+    ages = [(r["staleness/mean"], r["staleness/max"]) for r in records(tmp_path / "lag")]
+    assert ages == [(0, 0), (1, 1)] + [(2, 2)] * 4
 
 
 def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path) -> None:
