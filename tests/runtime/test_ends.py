@@ -259,7 +259,8 @@ class Runner:
 
 
 def test_full_object_store_fails_the_group_and_counts() -> None:
-    generator = Generator.__ray_metadata__.modified_class(SimpleNamespace(name="generator-0"), FullStore())
+    config = SimpleNamespace(name="generator-0", settings=SimpleNamespace(filter_equal_rewards=False))
+    generator = Generator.__ray_metadata__.modified_class(config, FullStore())
     generator.runner = Runner()
     summaries = [asyncio.run(generator.run_group(Task(7, 0, "prompt", {}), attempt)) for attempt in range(3)]
     assert [(s.task, s.attempt, s.outcome) for s in summaries] == [(7, attempt, "failed") for attempt in range(3)]

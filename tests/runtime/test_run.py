@@ -33,13 +33,13 @@ SIMULATED = [
 ]
 
 
-def asyncrl(*arguments: str, background: bool = False, cwd: Path = ROOT, log: Path | None = None) -> Any:
+def asyncrl(*arguments: str, background: bool = False, log: Path | None = None) -> Any:
     """The command line in a process group of its own; what it prints goes to `log`, or is returned with its code."""
     command = [sys.executable, "-m", "asyncrl", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command,
-        cwd=cwd,
+        cwd=ROOT,
         env=environment,
         stdout=log.open("w") if log else subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,8 +88,8 @@ def actor_pid(process: subprocess.Popen[str], name: str, index: int) -> int:
     return wait_for(lambda: find()[index : index + 1], process, f"{name} {index}")[0].pid
 
 
-def check(run_dir: Path, steps: int, group_size: int = 4) -> dict[str, Any]:
-    """What must hold of every finished run."""
+def check(run_dir: Path, steps: int, *, stopped: bool = False) -> dict[str, Any]:
+    """What must hold of every run that has ended; one that was stopped may have groups under way."""
     found = records(run_dir)
     assert [r["step"] for r in found] == list(range(steps))
     bound = summary(run_dir)["worst_case_staleness"]
@@ -99,7 +99,7 @@ def check(run_dir: Path, steps: int, group_size: int = 4) -> dict[str, Any]:
             assert sum(v for k, v in record.items() if k.startswith(role)) == pytest.approx(1, abs=0.02)
     ledger = summary(run_dir)["ledger"]
     Ledger(**ledger).check()
-    assert (ledger["running"], ledger["ready"], ledger["leased"]) == (0, 0, 0)
+    assert stopped or (ledger["running"], ledger["ready"], ledger["leased"]) == (0, 0, 0)
     assert (run_dir / "report.html").stat().st_size > 1000
     assert all((p / "COMPLETE").exists() for p in (run_dir / "checkpoints").glob("step_*"))
     return ledger
@@ -141,8 +141,7 @@ def test_whoever_is_killed_the_fixed_schedule_gives_the_same_weights(tmp_path: P
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     slow = ["policy=sync", "max_staleness=0", "max_steps=8", "rollout.engine_args={token_s: 0.2}", "journal.keep=all"]
     arguments = ["train", "recipes/tiny.yaml", *SIMULATED, *slow]
-    code, output = asyncrl(*arguments, f"run_dir={whole}")
-    assert code == 0, output
+    undisturbed = asyncrl(*arguments, f"run_dir={whole}", background=True)
     process = asyncrl(*arguments, f"run_dir={killed}", background=True)
     try:
         for num_steps, role in ((1, "Buffer"), (2, "TrainerActor"), (3, "Generator")):
@@ -155,8 +154,11 @@ def test_whoever_is_killed_the_fixed_schedule_gives_the_same_weights(tmp_path: P
         process.send_signal(signal.SIGSTOP)
         before = num_committed(killed)
         wait_for(lambda: num_committed(killed) > before, process, "a group that nobody heard of")
+        output, _ = undisturbed.communicate(timeout=120)
     finally:
         kill_group(process)
+        kill_group(undisturbed)
+    assert undisturbed.returncode == 0, output
     assert len(records(killed)) < 8
     assert not (killed / "summary.json").exists()
     code, output = asyncrl("resume", str(killed))
@@ -181,6 +183,9 @@ def test_asynchronous_run_with_a_lost_trainer_equals_the_replay_of_its_journal(t
     process = asyncrl(*arguments, f"run_dir={run_dir}", background=True)
     try:
         wait_for(lambda: len(records(run_dir)) >= 2, process, "step 2")
+        code, output = asyncrl("resume", str(run_dir))
+        assert code == 2, "a second driver"
+        assert str(process.pid) in output
         kill_role(process, "TrainerActor")
         wait_for(lambda: len(records(run_dir)) >= 3, process, "step 3")
         process.send_signal(signal.SIGTERM)
@@ -206,19 +211,6 @@ def test_asynchronous_run_with_a_lost_trainer_equals_the_replay_of_its_journal(t
     assert f"{damaged.name}: the record at offset" in output
 
 
-def test_a_second_driver_is_refused(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    arguments = ["train", "recipes/tiny.yaml", *SIMULATED, "rollout.engine_args={token_s: 0.5}"]
-    process = asyncrl(*arguments, f"run_dir={run_dir}", background=True)
-    try:
-        wait_for(lambda: list((run_dir / "journal").glob("control_*.log")), process, "the journal")
-        code, output = asyncrl("resume", str(run_dir))
-    finally:
-        kill_group(process)
-    assert code == 2
-    assert str(process.pid) in output
-
-
 def test_reward_that_always_fails_stops_the_run(tmp_path: Path) -> None:
     """I7: a failed reward is not a zero reward, and a run that can learn nothing says so."""
     (tmp_path / "bad.py").write_text("def reward(completion, **row):\n    raise KeyError('gold')\n")
@@ -232,31 +224,20 @@ def test_reward_that_always_fails_stops_the_run(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
-def test_a_foreign_reward_works_unchanged(tmp_path: Path) -> None:
-    """In TRL's signature; its relative path starts where the command is run."""
-    (tmp_path / "mine.py").write_text(
-        "def reward(prompts, completions, answer, **columns):\n    return [float(len(c)) for c in completions]\n"
-    )
-    run_dir = tmp_path / "run"
-    recipe = str(ROOT / "recipes/tiny.yaml")
-    overrides = [*SIMULATED, "reward=./mine.py:reward", "max_steps=2", f"run_dir={run_dir}"]
-    code, output = asyncrl("train", recipe, *overrides, cwd=tmp_path)
-    assert code == 0, output
-    check(run_dir, steps=2)
-    assert records(run_dir)[-1]["reward/mean"] > 1
-
-
 POLICIES = {
     "lag": ["policy=stale_k", "max_staleness=2"],
     "drop": ["over_age=drop", "max_staleness=2", "backup_groups=2"],
     "mask": ["over_age=mask", "algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
-    "window": ["max_staleness=1.5", "selection_window=3", "weights.push_lag=2"],
+    "window": ["max_staleness=1.5", "selection_window=3", "weights.push_lag=2", "reward={folder}/trl.py:reward"],
 }
 
 
 def test_policies(tmp_path: Path) -> None:
     """Each keeps its bound over real actors; slow tokens make pushes meet running groups. Side by side: they wait."""
     (tmp_path / "parity.py").write_text("def reward(completion, **row):\n    return float(len(completion) % 2)\n")
+    # In TRL's signature, unchanged.
+    trl = "def reward(prompts, completions, answer, **columns):\n    return [float(len(c)) for c in completions]\n"
+    (tmp_path / "trl.py").write_text(trl)
     runs = {}
     for name, keys in POLICIES.items():
         keys = [key.replace("{folder}", str(tmp_path)) for key in keys]
@@ -270,6 +251,7 @@ def test_policies(tmp_path: Path) -> None:
     finally:
         for process in runs.values():
             kill_group(process)
+    assert records(tmp_path / "window")[-1]["reward/mean"] > 1
     # One group in eight has equal rewards; others took their place.
     assert summary(tmp_path / "mask")["ledger"]["filtered"] > 0
     assert all(r["reward/std"] > 0 for r in records(tmp_path / "mask"))
@@ -302,7 +284,7 @@ def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path) -> None:
     assert process.returncode == 0, log.read_text()
     assert re.search(r"generator-\d is lost", log.read_text())
     steps = len(records(run_dir))
-    ledger = check(run_dir, steps)
+    ledger = check(run_dir, steps, stopped=True)
     assert (ledger["trained"], ledger["failed"]) == (4 * steps, 0)
     assert all(r["publish/bytes"] > 0 for r in records(run_dir)[2:])
     assert max(r["offpolicy/logprob_gap"] for r in records(run_dir) if r["staleness/max"] == 0) < 1e-3

@@ -32,6 +32,8 @@ async def main():
         pass
 
 signal.signal(signal.SIGTERM, lambda *_: (say("old handler"), sys.exit(7)))
+# A shell starts what it runs in the background without Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 asyncio.run(main())
 """
 
