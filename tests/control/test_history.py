@@ -36,6 +36,10 @@ POLICIES += [{"max_staleness": 0, "policy": "sync"}, {"max_staleness": 3, "polic
 POLICIES += [{"max_staleness": 1.5, "push_lag": 2}]
 
 
+NEW = {"push_lag", "backup_groups"}
+"""Keys that came after the first version."""
+
+
 def fate(world: World) -> bool:
     """Ends a running task that is bound to be filtered or failed: an outcome that depends on the task only."""
     for task in world.running:
@@ -174,6 +178,18 @@ def test_a_smaller_staleness_takes_effect_on_resume() -> None:
         controller.handle(GroupFinished(task.task, task.attempt, 1, 1, 10))
     [train] = [d for d in controller.decide() if isinstance(d, Train)]
     assert train.min_version == 1
+
+
+def test_a_journal_from_before_a_setting_existed_is_read() -> None:
+    world = run(Settings(**LIMITS, max_staleness=1), random.Random(0), crash_every=5)
+    old = [
+        Snapshot(entry.state | {"settings": {k: v for k, v in entry.state["settings"].items() if k not in NEW}})
+        if isinstance(entry, Snapshot)
+        else entry
+        for entry in world.history
+    ]
+    assert sum(isinstance(entry, Snapshot) for entry in old) > 2
+    assert replay(old).state() == world.controller.state()
 
 
 def test_more_steps_take_effect_on_resume() -> None:
