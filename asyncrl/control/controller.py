@@ -324,7 +324,8 @@ class Controller:
 
         Raises UserError if they cannot continue the run.
         """
-        for key in ("groups_per_step", "policy"):
+        # Under a fixed lag, later batches would keep the slots that an earlier one still needs.
+        for key in ("groups_per_step", "policy", *(["max_staleness"] if self._fixed_lag else [])):
             if getattr(settings, key) != getattr(self._settings, key):
                 raise UserError(
                     f"{key} is {getattr(settings, key)}, but the run was started with "

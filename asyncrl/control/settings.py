@@ -17,7 +17,7 @@ class Settings:
     """P: groups trained in one step."""
     max_staleness: int | float
     """S: admission lets a group be trained at most this many updates after its start; a fraction: so large a share
-    of a batch may be one update older."""
+    of a batch may be one update older (policy bounded, over_age wait)."""
     max_steps: int
     """Steps of the run."""
     selection_window: int = 1
@@ -57,6 +57,8 @@ class Settings:
             return f"policy one_step needs max_staleness 1, not {S}; change one of the two"
         if policy == "stale_k" and (S < 1 or S % 1):
             return f"policy stale_k needs a whole max_staleness of at least 1, not {S}; change one of the two"
+        if S % 1 and self.over_age != "wait":
+            return f"max_staleness {S} needs over_age wait, not {self.over_age}; set it to {int(S)} or {int(S) + 1}"
         return ""
 
     def _window_fault(self) -> str:

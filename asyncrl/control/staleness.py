@@ -16,15 +16,15 @@ Batches v … k−1 hold (k − v)·P groups other than g.
 So (k − v)·P ≤ (S + 1)·P + W − 2, and k − v ≤ S + 1 + floor((W − 2)/P) = S + ceil((W − 1)/P).
 If S = 0, only P − 1 slots are left beside g's, too few for any batch without g: k = v.  ∎
 
-S may be a fraction: with W = 1 the bound is then ceil(S), or 0 if S·P < 1, and at most floor(P·(S mod 1)) groups of a
-batch were started that long before. For let m groups of batch k be started at version v = k − ceil(S). When the last
-of them was, the ceil(S)·P groups of batches v … k − 1 had been started before it (W = 1) and held slots, and so did
-the m: ceil(S)·P + m ≤ floor((S + 1)·P).
+S may be a fraction: with W = 1 the bound is then ceil(S), and at most floor(P·(S mod 1)) groups of a batch were
+started that long before; if that is none, the bound is floor(S). For let m groups of batch k be started at version
+v = k − ceil(S). When the last of them was, the ceil(S)·P groups of batches v … k − 1 had been started before it
+(W = 1) and held slots, and so did the m: ceil(S)·P + m ≤ floor((S + 1)·P).
 
 The bound is tight: start (S + 1)·P groups, let all but the newest finish at once, and it waits that long.
 Filtered, failed and requeued groups leave gaps in the numbers, which only narrow the window.
 
-With `drop` and `mask` a finished group may overtake any number of older ones, and the version check alone
+With `drop` and `mask` (S whole) a finished group may overtake any number of older ones, and the version check alone
 keeps the bound S. No group is requeued in vain: one that is left over when batch k is taken holds a slot, so
 batches live … k hold fewer than (S + 1)·P groups, so live ≥ k + 1 − S: started now, it is young enough for
 batch k + 1. With b backup groups there are b slots more, and that needs saying: a group is started only if it would be
@@ -35,8 +35,8 @@ live leave slots for a whole batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from asyncrl.control.settings import Settings
 
@@ -47,13 +47,14 @@ def slots(settings: Settings) -> int:
 
 
 def _num_paced(settings: Settings) -> int:
-    return int((settings.max_staleness + 1) * settings.groups_per_step)
+    # The number as it was written: in floats, 1.16 x 100 is less than 116.
+    return int((Fraction(str(settings.max_staleness)) + 1) * settings.groups_per_step)
 
 
 def worst_case(settings: Settings) -> int:
     """Largest age that a trained token can have, in updates."""
     if settings.over_age != "wait":
-        return math.ceil(settings.max_staleness)
+        return int(settings.max_staleness)
     if _num_paced(settings) == settings.groups_per_step:
         return 0
     return (_num_paced(settings) + settings.selection_window - 2) // settings.groups_per_step

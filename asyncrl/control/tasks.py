@@ -25,7 +25,7 @@ class Task:
     number: int
     attempt: int
     batch: int | None
-    """The batch it belongs to, in policy one_step."""
+    """The batch it belongs to, under a fixed lag."""
     num_tokens: int | None = None
     """Known once an attempt has finished."""
     sequence: int = -1

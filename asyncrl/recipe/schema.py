@@ -206,7 +206,8 @@ class Recipe(Part):
     """`sync`: max_staleness 0. `one_step`: every batch exactly one update old. `stale_k`: exactly max_staleness, to
     test objectives. `bounded`: at most max_staleness."""
     max_staleness: Annotated[int | float, Field(ge=0)] = 1
-    """S: no trained token is older than this many updates; 0 = synchronous. 1.5: up to half of each batch two."""
+    """S: no trained token is older than this many updates; 0 = synchronous. 1.5: up to half of each batch two
+    (with over_age wait)."""
     backup_groups: int = Field(default=0, ge=0)
     """Groups under way beyond what is needed: a batch closes with the first that finish, the stragglers that become
     too old are restarted. Needs over_age drop."""

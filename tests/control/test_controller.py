@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,18 +26,22 @@ from asyncrl.control.settings import Settings
 
 from .world import World
 
+POLICIES = ["bounded", "bounded", "bounded", "one_step", "stale_k", "sync"]
+
 
 @st.composite
-def any_settings(draw: st.DrawFn) -> Settings:
-    policy = draw(st.sampled_from(["bounded", "bounded", "bounded", "one_step", "stale_k", "sync"]))
+def any_settings(draw: st.DrawFn, policies=tuple(POLICIES), least_steps: int = 1) -> Settings:
+    policy = draw(st.sampled_from(policies))
     over_age = draw(st.sampled_from(["wait", "drop", "mask"]))
     lags = {"one_step": st.just(1), "stale_k": st.integers(1, 5), "sync": st.just(0)}
-    quarters = st.integers(0, 16).map(lambda n: n / 4 if n % 4 else n // 4)
-    max_staleness = draw(lags.get(policy, quarters))
+    whole = st.integers(0, 4)
+    fractions = st.sampled_from([4, 5, 10]).flatmap(lambda d: st.integers(0, 4 * d).map(lambda n: n / d))
+    bounds = whole | fractions.filter(lambda S: S % 1) if over_age == "wait" else whole
+    max_staleness = draw(lags.get(policy, bounds))
     return Settings(
         groups_per_step=draw(st.integers(1, 4)),
         max_staleness=max_staleness,
-        max_steps=draw(st.integers(1, 8)),
+        max_steps=draw(st.integers(least_steps, 8)),
         push_lag=draw(st.integers(1, int(max_staleness) + 1)) if policy == "bounded" else 1,
         backup_groups=draw(st.integers(0, 3)) if over_age == "drop" and policy in ("bounded", "sync") else 0,
         selection_window=draw(st.integers(1, 6)) if (policy, over_age) == ("bounded", "wait") else 1,
@@ -123,10 +128,14 @@ class Disorder(RuleBasedStateMachine):
         else:
             self.world.weights_live()
 
-    @rule(committed=st.integers(0, 2), lost=st.integers(0, 2))
-    def crash(self, committed: int, lost: int) -> None:
+    @rule(committed=st.integers(0, 2), lost=st.integers(0, 2), change=st.booleans(), data=st.data())
+    def crash(self, committed: int, lost: int, change: bool, data: st.DataObject) -> None:
+        now, new = self.world.settings, None
         self.past += [(t, a.number) for t, a in (self.world.running | self.world.ready).items()]
-        self.world.crash(committed, lost)
+        if change:
+            new = replace(data.draw(any_settings([now.policy], now.max_steps)), groups_per_step=now.groups_per_step)
+            new = replace(new, max_staleness=now.max_staleness) if now.policy == "stale_k" else new
+        self.world.crash(committed, lost, new)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):

@@ -1,9 +1,44 @@
 from __future__ import annotations
 
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from asyncrl.control.fixed_lag import all_generated, batch_to_fill
 from asyncrl.control.settings import Settings
 
 from .world import World
+
+ESTIMATE = {"tokens_per_group": 10}
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_a_batch_is_wholly_of_the_version_that_many_steps_before(lag, size, steps, num_generators, rng) -> None:
+    """In any order of events: no token of a later version, every version published, never two of them unsent."""
+    world = World(Settings(groups_per_step=size, max_staleness=lag, max_steps=steps, policy="stale_k", **ESTIMATE))
+    trained: dict[int, set[tuple[int, int, int]]] = {}
+    world.push_first()
+    for i in range(num_generators):
+        world.join(f"g{i}")
+    while not world.controller.finished:
+        world.happen(rng)
+        for attempt in world.leased.values():
+            trained.setdefault(world.steps_done, set()).add((attempt.start_version, *attempt.versions))
+    assert trained == {k: {(max(0, k - lag),) * 3} for k in range(steps)}
+    assert world.lives == list(range(steps + 1))
+
+
+def test_a_lag_of_one_decides_as_one_step() -> None:
+    histories = []
+    for policy in ("one_step", "stale_k"):
+        world = World(Settings(groups_per_step=3, max_staleness=1, max_steps=8, policy=policy, **ESTIMATE))
+        world.push_first()
+        world.join("g0")
+        world.drain(random.Random(3))
+        histories.append(world.history[1:])
+    assert histories[0] == histories[1]
 
 
 def begin(lag: int = 1) -> World:

@@ -34,8 +34,7 @@ LIMITS = {"groups_per_step": 3, "max_steps": 6, "tokens_per_group": 10}
 POLICIES = [{"max_staleness": 2, "selection_window": 3}, {"max_staleness": 1, "policy": "one_step"}]
 POLICIES += [{"max_staleness": 0, "policy": "sync"}, {"max_staleness": 3, "policy": "stale_k"}]
 POLICIES += [{"max_staleness": 1.5, "push_lag": 2}]
-
-
+POLICIES += [{"max_staleness": 2, "over_age": "drop", "backup_groups": 2}]
 NEW = {"push_lag", "backup_groups"}
 """Keys that came after the first version."""
 
@@ -73,7 +72,11 @@ def run(wanted: Settings, rng: random.Random, crash_every: int = 0) -> World:
 def test_a_run_with_crashes_ends_like_one_without(policy, rng, crash_every) -> None:
     wanted = Settings(**LIMITS, **policy)
     calm, troubled = run(wanted, rng), run(wanted, rng, crash_every)
-    expected = asdict(calm.controller.ledger) | {"requeued": troubled.counts["requeued"]}
+    moved = {"requeued": troubled.counts["requeued"]}
+    if wanted.over_age == "drop":
+        # Who finishes first decides who was too late.
+        moved["stale"] = troubled.counts["stale"]
+    expected = asdict(calm.controller.ledger) | moved
     assert asdict(troubled.controller.ledger) == expected
     assert expected["filtered"] > 0
     assert expected["failed"] > 0
@@ -178,6 +181,18 @@ def test_a_smaller_staleness_takes_effect_on_resume() -> None:
         controller.handle(GroupFinished(task.task, task.attempt, 1, 1, 10))
     [train] = [d for d in controller.decide() if isinstance(d, Train)]
     assert train.min_version == 1
+
+
+def test_the_lag_of_a_run_stays() -> None:
+    """With the slots of a shorter one, batches 1 to 3, which are ready, would leave none to batch 0."""
+    wanted = {"groups_per_step": 1, "max_steps": 8, "tokens_per_group": 10, "policy": "stale_k"}
+    world = World(Settings(**wanted, max_staleness=3))
+    world.push_first()
+    world.join("g0")
+    for task in (1, 2, 3):
+        world.finish(task, 0, 0)
+    with pytest.raises(UserError, match=r"max_staleness is 1, .* set max_staleness=3 to resume it"):
+        world.controller.change(Settings(**wanted, max_staleness=1))
 
 
 def test_a_journal_from_before_a_setting_existed_is_read() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncrl.control import staleness
@@ -61,12 +59,23 @@ def test_the_worst_case_is_reached(P: int, S: int, W: int) -> None:
     assert age == staleness.worst_case(settings)
 
 
-@given(st.integers(1, 6), st.integers(1, 15))
-def test_the_worst_case_of_a_fraction_is_reached(P: int, quarters: int) -> None:
-    settings = Settings(groups_per_step=P, max_staleness=quarters / 4, max_steps=9, tokens_per_group=10)
+def fraction_of(P: int, hundredths: int) -> Settings:
+    return Settings(groups_per_step=P, max_staleness=hundredths / 100, max_steps=9, tokens_per_group=10)
+
+
+@given(st.integers(1, 30), st.integers(1, 375))
+def test_the_worst_case_of_a_fraction_is_reached(P: int, hundredths: int) -> None:
+    """ceil(S), if the fraction is worth a slot."""
+    settings = fraction_of(P, hundredths)
     age, _ = one_straggler(settings, straggler=staleness.slots(settings) - 1)
     assert age == staleness.worst_case(settings)
-    assert age == (math.ceil(quarters / 4) if (quarters / 4) % 1 * P >= 1 else quarters // 4)
+    assert age == hundredths // 100 + (hundredths % 100 * P >= 100)
+
+
+@given(st.integers(1, 200), st.integers(0, 500))
+@example(100, 16)
+def test_slots_are_those_of_the_number_as_written(P: int, hundredths: int) -> None:
+    assert staleness.slots(fraction_of(P, hundredths)) == (hundredths + 100) * P // 100
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 
 from asyncrl.control.controller import Controller
 from asyncrl.control.history import Decisions, Entry, Snapshot, replay
@@ -70,7 +71,8 @@ class World:
         self.num_finished = self.finished_tokens = 0
         self.ages: list[int] = []
         """Largest age of each batch trained."""
-        self.lost_bytes = False
+        self.lost_bytes = self.changed = self.lengthened = False
+        self.most_held = 0
         self.history: list[Entry] = [Snapshot(as_json(self.controller.state()))]
         """What a journal would hold."""
 
@@ -98,6 +100,8 @@ class World:
         self.known_tokens[task] = num_tokens
         self.num_finished += 1
         self.finished_tokens += num_tokens
+        if not self._usable(attempt):
+            self._give_up(task)
         self.send(GroupFinished(task, attempt.number, oldest, newest, num_tokens), decide=decide)
 
     def drop(self, task: int, event: type[GroupFiltered] | type[GroupFailed], reason: str) -> None:
@@ -135,16 +139,19 @@ class World:
         version, self.publishing = self.publishing, None
         self.send(PublishFailed(version))
 
-    def crash(self, committed: int = 0, lost: int = 0) -> None:
-        """All processes die. The controller comes back from its history, and is told what that did: `committed`
-        running groups had been finished without anyone hearing of it, the bytes of `lost` ready ones are gone."""
+    def crash(self, committed: int = 0, lost: int = 0, settings: Settings | None = None) -> None:
+        """All processes die. The controller comes back from its history, is given new settings if there are any, and
+        is told what the crash did: `committed` running groups had been finished without anyone hearing of it, the
+        bytes of `lost` ready ones are gone."""
         before = as_json(self.controller.state())
         self.controller = replay(self.history)
         assert as_json(self.controller.state()) == before
-        self.history.append(Snapshot(before))
+        if settings is not None:
+            self._change(settings)
+        self.history.append(Snapshot(as_json(self.controller.state())))
         for task in list(self.running)[:committed]:
             self.finish(task, *self.versions_of(task), decide=False)
-        for task in list(self.ready)[:lost]:
+        for task, _ in self.controller.ready()[:lost]:
             number = self.ready[task].number
             self.lost_bytes = True
             self.buffer.remove((task, number))
@@ -161,6 +168,22 @@ class World:
         self._carry_out()
 
     # -- the model
+
+    def _change(self, settings: Settings) -> None:
+        self.controller.change(settings)
+        self.lengthened |= settings.max_steps > self.settings.max_steps
+        self.settings, self.changed = settings, True
+        for task, number in [(task, a.number) for task, a in self.ready.items()]:
+            if (task, number) not in self.controller.ready():
+                assert not self._usable(self.ready[task])
+                self._give_up(task)
+
+    def _give_up(self, task: int) -> None:
+        self._requeue(task, self.ready)
+        self.counts["stale"] += 1
+
+    def _usable(self, attempt: Attempt) -> bool:
+        return attempt.versions[self.settings.over_age == "mask"] >= self._next_step - self._bound()
 
     def send(self, event: Event, *, decide: bool = True) -> None:
         self.history.append(event)
@@ -187,6 +210,8 @@ class World:
             self._apply(decision)
         assert Publish not in kinds[:-1], "starts would wait for it"
         assert self.controller.decide() == []
+        if Train in kinds and self.settings.policy in ("one_step", "stale_k") and self.generators:
+            assert self.newest_sent >= self.steps_done, "the trainer ran ahead"
         self._check()
 
     def _apply(self, decision: Decision) -> None:
@@ -213,10 +238,8 @@ class World:
             case Discard(task, attempt):
                 self.buffer.remove((task, attempt))
                 if task in self.ready and self.ready[task].number == attempt:
-                    version = self.ready[task].versions[self.settings.over_age == "mask"]
-                    assert version < self._next_step - self.controller.worst_case_staleness, "it was usable"
-                    self._requeue(task, self.ready)
-                    self.counts["stale"] += 1
+                    assert not self._usable(self.ready[task]), "it was usable"
+                    self._give_up(task)
             case Train():
                 self._apply_train(decision)
             case Publish(version):
@@ -247,10 +270,11 @@ class World:
         if settings.over_age == "wait" and settings.policy == "bounded":
             limit = min((a.sequence for a in self.running.values()), default=10**9)
             assert all(a.sequence < limit + settings.selection_window for a in batch)
-            fraction = settings.max_staleness % 1
-            if fraction and settings.selection_window == 1:
-                num_oldest = sum(a.start_version <= k - math.ceil(settings.max_staleness) for a in batch)
-                assert num_oldest <= fraction * settings.groups_per_step
+            S = self._exact_staleness
+            if S % 1 and settings.selection_window == 1 and not self.changed:
+                ages = [k - a.start_version for a in batch]
+                assert max(ages) <= math.ceil(S)
+                assert ages.count(math.ceil(S)) <= S % 1 * settings.groups_per_step
         assert train.min_version == k - bound
         assert self.controller.worst_case_staleness == bound
         if settings.over_age == "mask":
@@ -263,9 +287,9 @@ class World:
         if settings.policy in ("one_step", "stale_k"):
             first = min(v for v in self.lives if v >= max(0, k - settings.max_staleness))
             assert first <= oldest <= newest <= k
-            # A group of a longer lag may be lost after its version was; then nobody can generate it any more.
-            assert newest == first or self.lost_bytes
-            assert self.newest_sent >= k or not self.generators or self.publishing is None, "the trainer ran ahead"
+            # A group of a longer lag may be lost after its version was; then nobody can generate it any more. Nor
+            # the batches that a run is given when it has already published what was its last versions.
+            assert newest == first or self.lost_bytes or self.lengthened
 
     @property
     def _next_step(self) -> int:
@@ -274,16 +298,19 @@ class World:
     def _bound(self) -> int:
         S, P, W = self.settings.max_staleness, self.settings.groups_per_step, self.settings.selection_window
         if self.settings.over_age != "wait":
-            return math.ceil(S)
+            return S
         if S % 1 == 0:
             return S + -(-(W - 1) // P) if S else 0
-        num_slots = math.floor((S + 1) * P)
+        num_slots = math.floor((self._exact_staleness + 1) * P)
         return 0 if num_slots == P else (num_slots + W - 2) // P
 
     @property
+    def _exact_staleness(self) -> Fraction:
+        return Fraction(str(self.settings.max_staleness))
+
+    @property
     def _num_slots(self) -> int:
-        settings = self.settings
-        return math.floor((settings.max_staleness + 1) * settings.groups_per_step) + settings.backup_groups
+        return math.floor((self._exact_staleness + 1) * self.settings.groups_per_step) + self.settings.backup_groups
 
     def _check(self) -> None:
         settings, ledger = self.settings, asdict(self.controller.ledger)
@@ -303,7 +330,10 @@ class World:
         }
         self.controller.ledger.check()
         not_live = sum(step >= self.live for step in self.trained.values()) if self.live >= 0 else 0
-        assert len(under_way) + not_live <= self._num_slots, "slots"
+        held = len(under_way) + not_live
+        # Under new settings there may be more than their slots; then no new one is started.
+        self.most_held = max(self._num_slots, min(self.most_held, held))
+        assert held <= self.most_held, "slots"
         assert len(under_way) + len(self.trained) <= settings.max_steps * settings.groups_per_step, "over-drawn"
         assert {(task, a.number) for t in (self.ready, self.leased) for task, a in t.items()} == self.buffer
         done = self.steps_done == settings.max_steps
