@@ -62,6 +62,16 @@ class Child:
     def tell(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def ended_by(self, number: signal.Signals) -> int | None:
+        """Exit code after a signal. Lines wake the child: a handler in Python waits for the main thread, which may
+        have gone to sleep just before the signal came."""
+        self.tell(number)
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(BrokenPipeError):
+                self.say("anyone?")
+        return self.process.poll()
+
 
 @pytest.fixture
 def child():
@@ -100,18 +110,13 @@ def test_the_handlers_from_before_are_back_afterwards(child: Child) -> None:
     assert child.hear() == "first SIGINT"
     child.say("")
     assert child.hear() == "left"
-    child.tell(signal.SIGTERM)
+    assert child.ended_by(signal.SIGTERM) == 7
     assert child.hear() == "old handler"
 
 
 def test_ctrl_c_is_asyncios_again_afterwards(child: Child) -> None:
     child.say("")
     assert child.hear() == "left"
-    child.tell(signal.SIGINT)
-    # asyncio.run cancels its main task, which waits for the thread that reads; the signal may come after some lines.
-    deadline = time.monotonic() + 30
-    while child.process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(BrokenPipeError):
-            child.say("anyone?")
-    assert child.process.poll() not in (None, 0)
+    # asyncio.run cancels its main task, which waits for the thread that reads.
+    assert child.ended_by(signal.SIGINT) not in (None, 0)
     assert "KeyboardInterrupt" in child.process.stderr.read()
