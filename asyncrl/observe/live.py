@@ -48,13 +48,13 @@ class LiveView:
         self,
         total_steps: int,
         recipe_name: str,
-        max_staleness: int,
+        bound: int,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps = total_steps
         self.recipe_name = recipe_name
-        self.max_staleness = max_staleness
+        self.bound = bound
         self.console = console or Console()
         self._clock = clock
         self._phase, self._phase_since = "", clock()
@@ -89,7 +89,7 @@ class LiveView:
         self._times_s = [*self._times_s, record["time_s"]][-_ETA_STEPS - 1 :]
         if self._phase != _TRAINING:
             self._phase, self._phase_since = _TRAINING, self._clock()
-        self._line(step_line(record, self.total_steps, self.max_staleness))
+        self._line(step_line(record, self.total_steps, self.bound))
 
     def state(self, ledger: Mapping[str, Any], waiting: Sequence[str]) -> None:
         """Counts of tasks per state, and the longest waits as sentences."""
@@ -178,14 +178,14 @@ class LiveView:
             figure = Text(f"{number(record.get(key)):>7}  ")
             rows.add_row(name, figure.append(sparkline(self._history[key], blocks), "cyan"))
         mean, oldest = number(record.get("staleness/mean"), 2), number(record.get("staleness/max"), 0)
-        rows.add_row("staleness", Text(f"mean {mean}   max {oldest}   bound {self.max_staleness}"))
+        rows.add_row("staleness", Text(f"mean {mean}   max {oldest}   bound {self.bound}"))
         rows.add_row("trainer", _share_line(record, "trainer_time", _TRAINER_STYLES))
         rows.add_row("generators", _share_line(record, "generator_time", _GENERATOR_STYLES))
         samples, tokens = record.get("throughput/samples_per_s"), record.get("throughput/tokens_per_s")
         rows.add_row("throughput", Text(f"{number(samples, 1)} samples/s   {number(tokens, 0)} tokens/s"))
 
 
-def step_line(record: Mapping[str, Any], total_steps: int, max_staleness: int) -> str:
+def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
     """One aligned line for the log: steps done, then the figures of the last one."""
 
     def percent(key: str) -> str:
@@ -198,7 +198,7 @@ def step_line(record: Mapping[str, Any], total_steps: int, max_staleness: int) -
             f"{record['step'] + 1:>{width}}/{total_steps}",
             f"reward {number(record.get('reward/mean')):>6}",
             f"acc {percent('accuracy/mean')}",
-            f"stale {mean} max {oldest}/{max_staleness}",
+            f"stale {mean} max {oldest}/{bound}",
             f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
             f"gen busy {percent('generator_time/busy')} idle {percent('generator_time/idle')}",
             f"{number(record.get('throughput/samples_per_s'), 1):>5} samples/s",

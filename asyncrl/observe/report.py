@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from asyncrl.observe.live import LEDGER_EVENTS, LEDGER_STATES, duration, number
 from asyncrl.observe.metrics import read_lines
 
 _MOST_COLUMNS = 300
+_AGE_COLOURS = ("green", "teal", "blue", "violet", "amber", "red")
 _LEDGER_WORDS = {
     "running": "started, not finished",
     "ready": "finished, waiting for the trainer",
@@ -71,7 +73,15 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [r[key] for r in records if isinstance(r.get(key), int | float)]
         merged[key] = (max(values) if key == "staleness/max" else statistics.fmean(values)) if values else None
     merged["step"] = records[0]["step"]
+    counts = zip_longest(*(_histogram(record) for record in records), fillvalue=0)
+    merged["staleness/histogram"] = [sum(tokens) for tokens in counts]
     return merged
+
+
+def _histogram(record: Mapping[str, Any]) -> list[int]:
+    """Trained tokens by age; empty if the record has no such list."""
+    counts = record.get("staleness/histogram")
+    return counts if isinstance(counts, list) and all(isinstance(n, int) for n in counts) else []
 
 
 # -- parts of the page
@@ -134,6 +144,13 @@ def _charts(records: Sequence[Mapping[str, Any]], bound: float | None) -> list[C
             steps,
             [line("mean", "staleness/mean", "blue"), line("max", "staleness/max", "amber"), *limit],
         ),
+        _ages(steps, records),
+        Chart(
+            "Where groups grow old",
+            "age (updates)",
+            steps,
+            [line("in flight", "staleness/in_flight", "blue"), line("in the queue", "staleness/in_queue", "amber")],
+        ),
         Chart(
             "Weight push",
             "time (s)",
@@ -165,6 +182,20 @@ def _stack(
 ) -> Chart:
     layers = [Series(name, _column(records, f"{role}/{name}"), colour) for name, colour in colours.items()]
     return Chart(title, "share of time", steps, layers, percent=True, stacked=True)
+
+
+def _ages(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> Chart:
+    """A column per step: the shares of the trained tokens by age, the oldest of many ages together."""
+    histograms = [_histogram(record) for record in records]
+    num_ages = max((len(counts) for counts in histograms), default=0)
+    colours = _AGE_COLOURS[:num_ages]
+    layers = []
+    for age, colour in enumerate(colours):
+        to = num_ages if age == len(colours) - 1 else age + 1
+        name = f"age {age}" if to == age + 1 else f"age {age} to {to - 1}"
+        shares = [sum(counts[age:to]) / sum(counts) if sum(counts) else None for counts in histograms]
+        layers.append(Series(name, shares, colour))
+    return Chart("Age of trained tokens", "share of tokens", steps, layers, percent=True, stacked=True)
 
 
 def _ledger(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from asyncrl.errors import UserError
 from asyncrl.recipe.part import Part
 
 
@@ -127,15 +125,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best_of_n": {"advantage": "best_of_n", "loss": "reinforce", "aggregation": "sequence"},
 }
 """What differs from the defaults."""
-
-
-def expand(layer: DictConfig, where: str, nearest: Any) -> DictConfig:
-    """A layer of a recipe whose `algorithm.preset`, if it has one, is spelt out: then no key of the part is left to
-    the layers below, and the keys beside the preset win."""
-    name = OmegaConf.select(layer, "algorithm.preset", throw_on_resolution_failure=False)
-    if name is None:
-        return layer
-    if name not in PRESETS:
-        raise UserError(f"{where}: algorithm.preset {name} is not one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
-    whole = {**AlgorithmRecipe().model_dump(), **PRESETS[name]}
-    return OmegaConf.merge({"algorithm": whole}, layer)

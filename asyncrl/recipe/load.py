@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from asyncrl.control import staleness
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
-from asyncrl.recipe import algorithm
+from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.schema import Recipe
 
 _MAX_SHOWN_CHARS = 60
@@ -55,7 +55,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(os.path.normpath(path))
     layers = [*_file_layers(path, []), *map(_override_layer, overrides)]
-    layers = [(where, algorithm.expand(layer, where, nearest)) for where, layer in layers]
+    layers = [(where, _expand_preset(layer, where)) for where, layer in layers]
     merged = _merge(layers, [*map(_replaced_key, overrides)])
     try:
         return Recipe.model_validate(merged)
@@ -167,6 +167,18 @@ def _parse(text: str, where: str) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise UserError(f"{where} must hold lines of the form key: value")
     return config
+
+
+def _expand_preset(layer: DictConfig, where: str) -> DictConfig:
+    """The layer with its `algorithm.preset`, if it has one, spelt out: then no key of the part is left to the layers
+    below, and the keys beside the preset win."""
+    name = OmegaConf.select(layer, "algorithm.preset", throw_on_resolution_failure=False)
+    if name is None:
+        return layer
+    if name not in PRESETS:
+        raise UserError(f"{where}: algorithm.preset {name} is not one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+    whole = {**AlgorithmRecipe().model_dump(), **PRESETS[name]}
+    return OmegaConf.merge({"algorithm": whole}, layer)
 
 
 def _merge(layers: list[Layer], replaced: list[str]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def to_score(value: Any) -> Score:
     key = "reward" if "reward" in value else "score"
     if key not in value:
         return failed(f"the dict returned has neither 'reward' nor 'score', only {', '.join(map(str, value))}")
+    if taken := [name for name in ("mean", "std") if name in value]:
+        return failed(f"the dict returned has the key '{taken[0]}', which the records use themselves; rename it")
     numbers = {str(name): _finite(other) for name, other in value.items() if name != key}
     main = to_score(value[key]) if not isinstance(value[key], dict) else failed(f"'{key}' is a dict")
     return Score(main.reward, {name: n for name, n in numbers.items() if n is not None}, main.error)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
@@ -98,31 +99,23 @@ class VllmEngine:
 
     async def _final(self, prompt: Any, sampling: Any, request_id: str) -> Any:
         """vLLM's last output of a request; None if it was aborted before the first."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         final = None
-        try:
+        with _naming_death():
             async for output in self.llm.generate(prompt, sampling, request_id):
                 final = output
-        except EngineDeadError as error:
-            raise EngineDead(str(error)) from None
         return final
 
     async def _control(self, call: Coroutine[Any, Any, T]) -> T:
         """The answer to one of vLLM's control calls. A call that is under way when the engine process dies is never
         answered by vLLM: the task that reads the engine's output ends then, and so does the wait. Raises EngineDead."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         calling = asyncio.ensure_future(call)
         assert self.llm.output_handler is not None
         await asyncio.wait({calling, self.llm.output_handler}, return_when=asyncio.FIRST_COMPLETED)
         if not calling.done():
             calling.cancel()
             raise EngineDead("the engine process died")
-        try:
+        with _naming_death():
             return await calling
-        except EngineDeadError as error:
-            raise EngineDead(str(error)) from None
 
     async def cancel(self, request_ids: list[str]) -> None:
         await self.llm.abort(request_ids)
@@ -157,7 +150,7 @@ class VllmEngine:
         # A lost resume would leave the engine paused for ever: say it until it is so.
         for _ in range(3):
             await self._control(self.llm.resume_generation())
-            if not await self.llm.is_paused():
+            if not await self._control(self.llm.is_paused()):
                 return
         raise RuntimeError("vLLM stays paused after resume_generation()")
 
@@ -171,18 +164,25 @@ class VllmEngine:
         return [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]
 
     async def check(self) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
+        with _naming_death():
             await self.llm.check_health()
-        except EngineDeadError as error:
-            raise EngineDead(str(error)) from None
 
     def version(self) -> int:
         return self._version
 
     async def close(self) -> None:
         self.llm.shutdown(timeout=10)
+
+
+@contextmanager
+def _naming_death() -> Iterator[None]:
+    """vLLM's word for a dead engine process as ours."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDead(str(error)) from None
 
 
 def _has_gpu() -> bool:

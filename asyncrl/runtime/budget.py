@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from asyncrl.errors import BudgetSpent
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.summary import GroupSummary
@@ -14,34 +16,35 @@ class Budget:
     def __init__(self, recipe: Recipe) -> None:
         self._budgets = recipe.budgets
         self._max_failed_groups = max(recipe.budgets.failed_groups_in_a_row, recipe.groups_per_step)
-        self._failed_groups = self._filtered_groups = self._failed_rewards = self._skipped_steps = 0
+        self._streaks: Counter[str] = Counter()
 
     def group(self, summary: GroupSummary) -> None:
-        self._failed_groups = self._failed_groups + 1 if summary.outcome == "failed" else 0
-        if self._failed_groups >= self._max_failed_groups:
+        if number := self._spent("failed", summary.outcome == "failed", self._max_failed_groups):
             reason = "; ".join([summary.reason, *summary.errors[:1]])
             raise BudgetSpent(
-                f"the last {self._failed_groups} groups failed (budgets.failed_groups_in_a_row), "
-                f"the last of them with {reason}"
+                f"the last {number} groups failed (budgets.failed_groups_in_a_row), the last of them with {reason}"
             )
-        self._filtered_groups = self._filtered_groups + 1 if summary.outcome == "filtered" else 0
-        if self._filtered_groups >= self._budgets.filtered_groups_in_a_row:
+        if number := self._spent("filtered", summary.outcome == "filtered", self._budgets.filtered_groups_in_a_row):
             raise BudgetSpent(
-                f"the last {self._filtered_groups} groups were filtered (budgets.filtered_groups_in_a_row), "
+                f"the last {number} groups were filtered (budgets.filtered_groups_in_a_row), "
                 f"the last of them with {summary.reason}; look at the rewards, or at rollout.max_prompt_tokens"
             )
         for reward in summary.rewards:
-            self._failed_rewards = self._failed_rewards + 1 if reward is None else 0
-            if self._failed_rewards >= self._budgets.reward_failures_in_a_row:
+            if number := self._spent("reward", reward is None, self._budgets.reward_failures_in_a_row):
                 raise BudgetSpent(
-                    f"the last {self._failed_rewards} trajectories had no reward (budgets.reward_failures_in_a_row), "
+                    f"the last {number} trajectories had no reward (budgets.reward_failures_in_a_row), "
                     f"the last of them with {'; '.join(summary.errors[-1:])}"
                 )
 
     def step(self, report: StepReport) -> None:
-        self._skipped_steps = self._skipped_steps + 1 if report.metrics["trainer/skipped_steps"] else 0
-        if self._skipped_steps >= self._budgets.skipped_steps_in_a_row:
+        skipped = bool(report.metrics["trainer/skipped_steps"])
+        if number := self._spent("skipped", skipped, self._budgets.skipped_steps_in_a_row):
             raise BudgetSpent(
-                f"the gradients of the last {self._skipped_steps} steps were not finite "
+                f"the gradients of the last {number} steps were not finite "
                 "(budgets.skipped_steps_in_a_row); lower trainer.learning_rate, or look at the rewards"
             )
+
+    def _spent(self, what: str, went_wrong: bool, limit: int) -> int:
+        """How often `what` has now gone wrong in a row, if that is the limit; else 0."""
+        self._streaks[what] = self._streaks[what] + 1 if went_wrong else 0
+        return self._streaks[what] if self._streaks[what] >= limit else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -41,6 +42,6 @@ class Critic:
             loss = 0.5 * (self.values(batch) - batch.columns["returns"]).square().sum() / num_tokens
             loss.backward()
             total += float(loss.detach())
-        if torch.isfinite(torch.tensor(self.optimizer.clip(self.max_grad_norm))):
+        if math.isfinite(self.optimizer.clip(self.max_grad_norm)):
             self.optimizer.step(self.learning_rate)
         return total

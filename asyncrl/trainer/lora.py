@@ -18,8 +18,7 @@ def inject(model: torch.nn.Module, recipe: LoraRecipe) -> torch.nn.Module:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = recipe.targets if isinstance(recipe.targets, str) else list(recipe.targets)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, lora_dropout=0.0)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0)
     try:
         adapted: torch.nn.Module = inject_adapter_in_model(config, model)
     except ValueError as error:

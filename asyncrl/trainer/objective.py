@@ -76,9 +76,9 @@ class Objective:
         if self.in_pairs:
             pair = choose_pair(rewards)
             return (list(pair), torch.zeros(2)) if pair else ([], torch.zeros(0))
-        if self.recipe.advantage == "gae":
-            return list(range(len(rewards))), torch.zeros_like(rewards)
-        return list(range(len(rewards))), advantages.ADVANTAGES[self.recipe.advantage](rewards)
+        gae = self.recipe.advantage == "gae"
+        result = torch.zeros_like(rewards) if gae else advantages.ADVANTAGES[self.recipe.advantage](rewards)
+        return list(range(len(rewards))), result
 
     def shape(self, rewards: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Rewards [n] less the punishment of overlong completions; lengths in tokens."""
@@ -104,8 +104,7 @@ class Objective:
         if r.normalise_advantages and batches:
             every = torch.cat([b.columns["advantages"] for b in batches])
             normal = advantages.normalise(every, torch.ones_like(every, dtype=torch.bool))
-            for batch, part in zip(batches, normal.split([len(b.targets) for b in batches]), strict=True):
-                batch.columns["advantages"] = part
+            _spread(batches, "advantages", normal)
 
     # -- once per update
 
@@ -114,7 +113,6 @@ class Objective:
     ) -> None:
         """Set the columns that depend on the mini-batch as a whole; logprobs and entropies as they are now."""
         r = self.recipe
-        sizes = [len(b.targets) for b in batches]
         now = torch.cat(list(logprobs))
         groups = torch.cat([b.groups[b.segments] for b in batches])
         keep = torch.ones_like(now, dtype=torch.bool)
@@ -124,8 +122,7 @@ class Objective:
             keep &= masks.m2po_mask(now, behaviour, advantage, r.second_moment_limit)
         if r.entropy_quantile:
             keep &= masks.entropy_mask(torch.cat(list(entropies)), groups, int(groups.max()) + 1, r.entropy_quantile)
-        for batch, part in zip(batches, keep.split(sizes), strict=True):
-            batch.columns["keep"] = part
+        _spread(batches, "keep", keep)
         if self.needs_sums:
             self._plan_sequences(batches, logprobs)
 
@@ -220,6 +217,12 @@ class Objective:
             return corrections.truncate(w, r.tis_cap), w >= r.tis_cap
         kept = corrections.mask_outside(w, r.mis_low, r.mis_high)
         return kept, kept == 0
+
+
+def _spread(batches: Sequence[PackedBatch], name: str, values: torch.Tensor) -> None:
+    """Cut the values of all trained tokens into a column of each micro-batch."""
+    for batch, part in zip(batches, values.split([len(b.targets) for b in batches]), strict=True):
+        batch.columns[name] = part
 
 
 def minibatches(samples: list[TrainSample], number: int) -> list[list[TrainSample]]:

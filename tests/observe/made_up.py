@@ -51,6 +51,7 @@ def _record(step: int, rng: random.Random) -> dict[str, Any]:
         "completion/tokens_mean": tokens / GROUPS / GROUP_SIZE,
         "staleness/mean": 0.8 * age + rng.uniform(-0.1, 0.1) * (age > 0),
         "staleness/max": age,
+        "staleness/histogram": [tokens // (1 + age)] * (1 + age),
         "staleness/in_flight": 0.3 * (age > 0),
         "staleness/in_queue": 0.6 * age,
         "groups/trained": GROUPS * (step + 1),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+from asyncrl.algorithms import losses
 from asyncrl.errors import UserError
-from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
+from asyncrl.recipe.algorithm import LOSSES, PAIR_LOSSES, PRESETS, REFERENCE_LOSSES, AlgorithmRecipe
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import dump, load
 
@@ -30,6 +32,13 @@ def test_every_preset_is_a_valid_recipe_that_passes_the_checks(write, name: str)
     recipe = load(write(f"{{preset: {name}}}"))
     assert recipe.algorithm.model_dump() == {**AlgorithmRecipe().model_dump(), **PRESETS[name], "preset": name}
     check_algorithm(recipe, provides_logprobs=True)
+
+
+def test_what_the_recipe_says_of_a_loss_is_what_its_signature_asks_for() -> None:
+    takes = {name: signature(loss).parameters for name, loss in losses.LOSSES.items()}
+    assert set(takes) == set(LOSSES)
+    assert {n for n in takes if "ref_logprobs" in takes[n] or "log_z" in takes[n]} == set(REFERENCE_LOSSES)
+    assert {n for n in takes if "partner" in takes[n]} == set(PAIR_LOSSES)
 
 
 def test_keys_beside_a_preset_and_in_later_layers_win(write) -> None:

@@ -38,6 +38,13 @@ def test_the_other_numbers_of_a_dict_are_extras():
     assert to_score({"reward": None, "acc": 1}).extras == {"acc": 1.0}
 
 
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_an_extra_cannot_take_the_place_of_a_figure_of_the_records(name):
+    score = to_score({"score": 1.0, name: 0.5})
+    assert score.reward is None
+    assert f"'{name}'" in score.error
+
+
 def test_errors_are_short():
     assert len(failed("x" * 10_000).error) == 500
 

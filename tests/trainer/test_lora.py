@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_learner import CPU, groups, recipe
+from test_learner import CPU, groups, learner, recipe
 from transformers import AutoModelForCausalLM
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.errors import UserError
 from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.model import load_model
 from asyncrl.weights.lora import merge
 from asyncrl.weights.staging import StagedWeights
 
@@ -26,7 +23,7 @@ def make(model: Path, lora: dict[str, Any], **algorithm: Any) -> Learner:
     trainer = {"precision": "fp32", "learning_rate": 1e-2, "lora": lora}
     r = recipe(trainer=trainer, algorithm=algorithm, weights={"dtype": "float32"})
     torch.manual_seed(0)
-    return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU)
+    return learner(model, r)
 
 
 def test_only_adapters_are_trained_staged_and_saved(tiny_model: Path) -> None:
@@ -76,8 +73,8 @@ def test_restored_it_goes_on_bit_for_bit(tiny_model: Path) -> None:
     whole, resumed = make(tiny_model, {"rank": 4}), make(tiny_model, {"rank": 4})
     whole.step(groups(1, REWARDS), 0, 0)
     resumed.restore({name: tensor.clone() for name, tensor in whole.state().items()})
-    for learner in (whole, resumed):
-        learner.step(groups(2, REWARDS, version=1), 1, 1)
+    for ours in (whole, resumed):
+        ours.step(groups(2, REWARDS, version=1), 1, 1)
     theirs = resumed.state()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.state().items())
 

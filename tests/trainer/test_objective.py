@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_learner import CPU, groups, recipe
+from test_learner import groups, learner, recipe
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.rollout.trajectory import Group
 from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.model import load_model
 
 REWARDS = [[1.0, 0.0, 0.5, None], [1.0, 1.0, 1.0, 1.0], [0.0, 0.25, 1.0, 0.75], [0.0, 0.0, 1.0, 0.0]]
 
@@ -25,7 +22,7 @@ def make(model: Path, algorithm: dict[str, Any], **trainer: Any) -> Learner:
     trainer = {"precision": "fp32", "learning_rate": 1e-2, "tokens_per_microbatch": 4096, **trainer}
     r = recipe(algorithm=whole, trainer=trainer, weights={"dtype": "float32"})
     torch.manual_seed(0)
-    return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU)
+    return learner(model, r)
 
 
 def batch() -> list[Group]:
