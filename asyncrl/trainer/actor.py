@@ -1,19 +1,18 @@
 """The trainer actor: one rank of the learner, the staging copies and the weight channel, behind Ray.
 
-    driver --train(k)--> [buffer --frames--> decode -> learner.step -> stage version k+1] --> driver
-    driver --publish(k+1)--> [swap staging, send]          its own thread: the next step runs meanwhile
+    driver --train(k)--> [buffer --frames--> decode -> learner.step] --> driver
+    driver --publish(k+1)--> [copy of the weights, send]   its own thread: the next step runs meanwhile
     driver --save(k+1)--> [copy to host, write or send]    its own thread: the next step runs meanwhile
 
-Waits for: `train` for the buffer, before it changes the weights for a copy of them under way, and before it stages
-for a requested push to have taken its copy (a swap, not a transfer); `publish` for the replicas. Unblocked by:
-buffer; the copy; replicas; the deadline.
+Waits for: `train` for the buffer, and before it changes the weights for copies of them under way and for a push that
+was asked for to have taken the older copy; `publish` for the replicas. Unblocked by: buffer; the copy; replicas; the
+deadline.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ import torch
 from asyncrl.checkpoint import files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.control.messages import Train
-from asyncrl.errors import DeadlineExceeded
 from asyncrl.models import load_tokenizer
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode
@@ -38,7 +36,7 @@ from asyncrl.trainer.learner import Learner, StepReport
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
 from asyncrl.weights.channel import PublishReport, TransferChannel, VersionChannel
-from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.staging import Staging, require_finite
 from asyncrl.weights.verify import Probe
 
 logger = logging.getLogger(__name__)
@@ -91,74 +89,58 @@ class TrainerActor:
         loss = load_loss(recipe.algorithm.loss, self.base_dir)
         self.learner = Learner(partial(load_model, self.model_path, recipe, device), recipe, loss, device)
         self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
-        self.learner.before_update = self._wait_for_copy
-        self.wait_copy_s = 0.0
+        self.learner.before_update = self._before_update
         self.snapshots = snapshots
         if origin.snapshots is not None:
             self.learner.restore(origin.snapshots.load(origin.version))
         elif origin.folder is not None:
             self.learner.restore(files.read(origin.folder / "trainer"))
         dtype = getattr(torch, recipe.weights.dtype)
-        # Two copies: a push reads one while the next step fills the other.
-        staging = device if self.backend == "nccl" else torch.device("cpu")
-        self.next = StagedWeights(self.learner.model, dtype, staging)
-        self.sending = StagedWeights(self.learner.model, dtype, staging)
-        self.next_version = self.sending_version = -1
-        self.swapped = threading.Condition()
+        device_of_copies = device if self.backend == "nccl" else torch.device("cpu")
+        self.staging = Staging(self.learner.model, origin.version, dtype, device_of_copies)
         self.probe = Probe.of_tokenizer(load_tokenizer(self.model_path)) if recipe.weights.verify else None
+        self._at(origin.version)
         live = max(origin.live, origin.version)
-        self._stage(origin.version)
-        self._hold(live)
+        self._hold(live, origin.version)
         for batch in origin.batches:
-            self._learn(batch)
-            self._stage(batch.step + 1)
-            self._hold(live)
+            self._learn(batch, publishing=-1)
+            self._hold(live, batch.step + 1)
         return orphans.here()
 
-    def _stage(self, version: int) -> None:
-        with self.swapped:
-            self.next.copy_from(self.learner.model)
-            if self.probe:
-                self.probe.expect(version, self.learner.score(self.probe.tokens))
-            self.next_version = version
+    def _hold(self, live: int, version: int) -> None:
+        """Keep the weights if they are those that the generators hold."""
+        if live == version:
+            self.staging.send(version)
 
-    def _hold(self, version: int) -> None:
-        """Make `version` the one that is sent, if it is the one staged."""
-        with self.swapped:
-            if self.next_version == version != self.sending_version:
-                self.next, self.sending = self.sending, self.next
-                self.sending_version, self.next_version = version, -1
-            self.swapped.notify_all()
+    def _at(self, version: int) -> None:
+        """The model has the weights of this version."""
+        if self.probe:
+            self.probe.expect(version, self.learner.score(self.probe.tokens))
+        self.staging.changed(version)
 
-    def _learn(self, batch: Train) -> StepReport:
+    def _learn(self, batch: Train, publishing: int) -> StepReport:
+        self.publishing, self.wait_copy_s, self.wait_publish_s = publishing, 0.0, 0.0
         frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
-        return self.learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
+        report = self.learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
+        self._at(batch.step + 1)
+        return report
 
-    def _wait_for_copy(self) -> None:
+    def _before_update(self) -> None:
         self.wait_copy_s += self.saver.wait_copied()
+        began = time.perf_counter()
+        self.staging.before_change(self.publishing, self.recipe.deadlines.step_s)
+        self.wait_publish_s += time.perf_counter() - began
 
     def train(self, batch: Train, publishing: int) -> TrainResult:
-        """Train a batch and stage its version. `publishing`: version whose push was asked for and has not ended
-        (-1: none)."""
+        """Train a batch. `publishing`: version whose push was asked for and has not ended (-1: none)."""
         began = time.perf_counter()
-        self.wait_copy_s = 0.0
-        report = self._learn(batch)
-        waiting = time.perf_counter()
-        self._wait_for_swap(publishing)
-        waited = time.perf_counter()
+        report = self._learn(batch, publishing)
         version = batch.step + 1
-        self._stage(version)
         every = self.recipe.checkpoint.snapshot_every_steps
         if self.snapshots and every and version % every == 0 and not self.saver.busy:
             self.saver.start(self.learner.state(), lambda state: self._store(version, state))
-        busy_s = time.perf_counter() - began - (waited - waiting) - self.wait_copy_s
-        return TrainResult(report, busy_s, waited - waiting, self.wait_copy_s)
-
-    def _wait_for_swap(self, version: int) -> None:
-        deadline_s = self.recipe.deadlines.step_s
-        with self.swapped:
-            if not self.swapped.wait_for(lambda: self.sending_version >= version, deadline_s):
-                raise DeadlineExceeded(f"the push of version {version} did not take its copy in {deadline_s:.0f} s")
+        busy_s = time.perf_counter() - began - self.wait_publish_s - self.wait_copy_s
+        return TrainResult(report, busy_s, self.wait_publish_s, self.wait_copy_s)
 
     def _store(self, version: int, state: Mapping[str, torch.Tensor]) -> None:
         assert self.snapshots is not None
@@ -190,11 +172,8 @@ class TrainerActor:
         """
         if self.channel is None:
             raise RuntimeError("publish before connect")
-        version = self.sending_version if version is None else version
-        self._hold(version)
-        if self.sending_version != version:
-            raise RuntimeError(f"asked to publish version {version}, but {self.next_version} is staged")
-        report = self.channel.publish(version, self.sending)
+        version, weights = self.staging.send(version)
+        report = self.channel.publish(version, weights)
         if self.probe:
             self.probe.check(version, self.replicas.score(self.probe.tokens), self.recipe.weights.dtype)
         return report
@@ -210,7 +189,9 @@ class TrainerActor:
             self.learner.export(state, folder / "model", getattr(torch, self.recipe.weights.dtype))
             load_tokenizer(self.model_path).save_pretrained(folder / "model")
 
-        self.saver.start(self.learner.state(), write)
+        state = self.learner.state()
+        require_finite({name: tensor for name, tensor in state.items() if name.startswith("model.")})
+        self.saver.start(state, write)
 
     @ray.method(concurrency_group="save")
     def saved(self) -> None:

@@ -1,12 +1,13 @@
-"""The trainer's copy of its weights that a push reads, so that the next step may change the originals meanwhile."""
+"""The trainer's copies of its weights that a push reads, so that the next step may change the originals meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 
 import torch
 
-from asyncrl.errors import RunFailed
+from asyncrl.errors import DeadlineExceeded, RunFailed
 
 
 class StagedWeights:
@@ -32,12 +33,7 @@ class StagedWeights:
                 continue
             view = self._views[name]
             view.copy_(parameter)
-            # A sum is NaN or infinite if any summand is, and costs no memory.
-            if not torch.isfinite(view.sum(dtype=torch.float32)):
-                raise RunFailed(
-                    f"the weights {name} are not finite in {self.flat.dtype}; they were not sent and not saved. "
-                    "Resume with a lower trainer.learning_rate or trainer.max_grad_norm"
-                )
+            require_finite({name: view})
 
     @property
     def num_bytes(self) -> int:
@@ -46,3 +42,69 @@ class StagedWeights:
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, view) in the order of the flat buffer."""
         yield from self._views.items()
+
+
+def require_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises RunFailed, naming the first tensor that is not finite."""
+    for name, tensor in weights.items():
+        # A sum is NaN or infinite if any summand is, and costs no memory.
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+            raise RunFailed(
+                f"the weights {name} are not finite in {tensor.dtype}; they were not sent and not saved. "
+                "Resume with a lower trainer.learning_rate or trainer.max_grad_norm"
+            )
+
+
+class Staging:
+    """Two copies: a push reads one while the other takes the next version.
+
+    The weights of a version are copied as late as possible: when a push asks for them, beside the step that has begun
+    meanwhile, or right before that step changes them. Used by two threads, of the steps and of the pushes.
+    """
+
+    def __init__(self, model: torch.nn.Module, version: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._model = model
+        self._version = version
+        self._next, self._sending = (StagedWeights(model, dtype, device) for _ in range(2))
+        self._next_version: int | None = None
+        self._sending_version: int | None = None
+        self._changed = threading.Condition()
+
+    def send(self, version: int | None) -> tuple[int, StagedWeights]:
+        """The copy to push of a version (None: of the one sent last, or else the model's), and which it is. It stays
+        as it is until the next call. Raises RuntimeError if the version is not there."""
+        with self._changed:
+            if version is None:
+                version = self._version if self._sending_version is None else self._sending_version
+            if version == self._version:
+                self._stage()
+            if version not in (self._next_version, self._sending_version):
+                raise RuntimeError(f"asked to publish version {version}, but the weights are of {self._version}")
+            if version == self._next_version:
+                self._next, self._sending = self._sending, self._next
+                self._sending_version, self._next_version = version, None
+                self._changed.notify_all()
+            return version, self._sending
+
+    def before_change(self, pushing: int, deadline_s: float) -> None:
+        """The model's weights are about to change. `pushing`: version whose push was asked for, which it may still
+        have to take its copy of (-1: none); an older one that was never asked for may be overwritten."""
+        with self._changed:
+            # A push of the present weights finds them staged, whenever it comes.
+            if not self._changed.wait_for(
+                lambda: self._next_version != pushing or pushing == self._version, deadline_s
+            ):
+                raise DeadlineExceeded(f"the push of version {pushing} did not take its copy in {deadline_s:.0f} s")
+            self._stage()
+
+    def changed(self, version: int) -> None:
+        """The model has the weights of this version now."""
+        with self._changed:
+            self._version = version
+
+    def _stage(self) -> None:
+        if self._version not in (self._next_version, self._sending_version):
+            # If the copy fails, the version that was there is gone too.
+            self._next_version = None
+            self._next.copy_from(self._model)
+            self._next_version = self._version

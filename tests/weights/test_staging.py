@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 
-from asyncrl.errors import RunFailed
-from asyncrl.weights.staging import StagedWeights
+from asyncrl.errors import DeadlineExceeded, RunFailed
+from asyncrl.weights.staging import StagedWeights, Staging
 
 CPU = torch.device("cpu")
 
@@ -128,3 +130,87 @@ def test_infinities_of_both_signs_do_not_cancel(model: Tied) -> None:
         model.embed.weight[0, 0], model.embed.weight[1, 0] = float("inf"), float("-inf")
     with pytest.raises(RunFailed, match=r"embed\.weight"):
         staged_copy(model)
+
+
+# -- versions
+
+
+class Steps:
+    """A model whose one weight is its version."""
+
+    def __init__(self, version: int) -> None:
+        self.model = nn.Linear(1, 1, bias=False)
+        self.staging = Staging(self.model, version, torch.float32, CPU)
+        self._set(version)
+
+    def _set(self, version: int) -> None:
+        with torch.no_grad():
+            self.model.weight.fill_(version)
+        self.staging.changed(version)
+
+    def step(self, to: int, pushing: int = -1, deadline_s: float = 5.0) -> None:
+        self.staging.before_change(pushing, deadline_s)
+        self._set(to)
+
+    def sent(self, version: int | None) -> tuple[int, float]:
+        got, weights = self.staging.send(version)
+        return got, weights.flat.item()
+
+
+def test_a_push_gets_the_version_it_asks_for_though_the_next_step_has_ended_meanwhile() -> None:
+    steps = Steps(46)
+    assert steps.sent(46) == (46, 46.0)
+    steps.step(47)
+    # Version 47 is asked for only after the step that changes it was.
+    steps.step(48)
+    assert steps.sent(47) == (47, 47.0)
+    assert steps.sent(48) == (48, 48.0)
+    assert steps.sent(None) == (48, 48.0)
+
+
+def test_what_is_sent_stays_while_steps_go_on() -> None:
+    steps = Steps(0)
+    _, sending = steps.staging.send(0)
+    for version in range(1, 4):
+        steps.step(version)
+        assert sending.flat.item() == 0
+    assert steps.sent(None) == (0, 0.0)
+    with pytest.raises(RuntimeError, match="asked to publish version 1, but the weights are of 3"):
+        steps.staging.send(1)
+
+
+def test_a_step_waits_for_the_push_that_still_has_to_take_the_older_copy() -> None:
+    steps = Steps(0)
+    steps.sent(0)
+    steps.step(1)
+    steps.step(2)
+    with pytest.raises(DeadlineExceeded, match="the push of version 1 did not take its copy"):
+        steps.step(3, pushing=1, deadline_s=0.01)
+    waiting = threading.Thread(target=steps.step, args=(3, 1))
+    waiting.start()
+    assert steps.sent(1) == (1, 1.0)
+    waiting.join(5.0)
+    assert not waiting.is_alive()
+    assert steps.sent(2) == (2, 2.0)
+
+
+@pytest.mark.parametrize("pushing", [0, 2])
+def test_a_step_waits_for_no_push_that_has_its_copy_or_finds_it_staged(pushing: int) -> None:
+    steps = Steps(0)
+    steps.sent(0)
+    steps.step(1)
+    steps.step(2)
+    steps.step(3, pushing, deadline_s=0.0)
+    assert steps.sent(2) == (2, 2.0)
+
+
+def test_a_later_push_lets_a_step_go_on_whose_push_never_came() -> None:
+    steps = Steps(0)
+    steps.sent(0)
+    steps.step(1)
+    steps.step(2)
+    waiting = threading.Thread(target=steps.step, args=(3, 1))
+    waiting.start()
+    assert steps.sent(2) == (2, 2.0)
+    waiting.join(5.0)
+    assert not waiting.is_alive()
