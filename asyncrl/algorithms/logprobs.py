@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
+_CHUNK_LOGITS = 2**26
+"""Logits that exist at a time: 256 MiB in fp32."""
 _ROWS = 512
 """Rows whose exponentials exist a second time, for the entropy."""
 
@@ -56,3 +60,25 @@ def token_logprobs(
     """
     result: tuple[torch.Tensor, torch.Tensor] = _TokenLogprobs.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
     return result
+
+
+def chunked_logprobs(
+    head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_logprobs` of the logits head(hidden), which never exist as a whole: some rows at a time, computed anew in
+    the backward pass.
+
+    head: [n, d] -> [n, V]; hidden [N, d], targets int64 [N]; both results float32 [N].
+    """
+    vocabulary = head(hidden[:1].detach()).shape[-1]
+    rows = max(1, _CHUNK_LOGITS // vocabulary)
+
+    def score(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return token_logprobs(head(hidden), targets, temperature)
+
+    parts = [
+        checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)

@@ -16,21 +16,22 @@ class Critic:
     """`model` becomes the critic's own: its output head is replaced by one of width 1, zero at first."""
 
     def __init__(
-        self, model: torch.nn.Module, recipe: Recipe, forward: Callable[[torch.nn.Module, PackedBatch], torch.Tensor]
+        self, model: torch.nn.Module, recipe: Recipe, hidden: Callable[[torch.nn.Module, PackedBatch], torch.Tensor]
     ) -> None:
         head = model.get_output_embeddings()
         device = head.weight.device
         value = torch.nn.Linear(head.in_features, 1, bias=False, device=device, dtype=torch.float32)
         torch.nn.init.zeros_(value.weight)
         model.set_output_embeddings(value)
-        self.model, self.forward = model, forward
+        self.model, self.hidden = model, hidden
         self.learning_rate = recipe.trainer.critic_learning_rate
         self.max_grad_norm = recipe.trainer.max_grad_norm
         self.optimizer = Optimizer(model, self.learning_rate, recipe.trainer.optimizer, prefix="critic.")
 
     def values(self, batch: PackedBatch) -> torch.Tensor:
         """Value before each trained token, float32 [N]."""
-        return self.forward(self.model, batch)[:, 0].float()
+        hidden = self.hidden(self.model, batch)
+        return self.model.get_output_embeddings()(hidden.float())[:, 0]
 
     def update(self, batches: list[PackedBatch]) -> float:
         """One optimizer step towards the column `returns`; the loss, half the mean squared error over tokens."""

@@ -16,18 +16,20 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from asyncrl.algorithms.logprobs import token_logprobs
+from asyncrl.algorithms.logprobs import chunked_logprobs, token_logprobs
 from asyncrl.algorithms.losses import Loss
 from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.lora import base_weights, switched_off
+from asyncrl.trainer.model import logits, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, split
@@ -77,6 +79,7 @@ class Learner:
 
     def __init__(self, load: Callable[[], torch.nn.Module], recipe: Recipe, loss: Loss, device: torch.device) -> None:
         self.model = load()
+        self.packs = takes_trees(self.model)
         self.recipe = recipe
         self.device = device
         self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
@@ -89,7 +92,7 @@ class Learner:
             self.reference = load().to(getattr(torch, recipe.weights.dtype)).requires_grad_(False)
         algorithm = recipe.algorithm
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
-        self.critic = Critic(load(), recipe, self._logits) if algorithm.advantage == "gae" else None
+        self.critic = Critic(load(), recipe, self._hidden) if algorithm.advantage == "gae" else None
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.precision == "bf16")
@@ -112,7 +115,7 @@ class Learner:
             self._update(updates[done % len(updates)], step, done / number, sums)
         self._maybe_reset_reference(step)
         skipped = sum(not np.isfinite(norm) for norm in sums.grad_norms)
-        trained = sum(len(b.paths) for update in updates for b in update.batches)
+        trained = sum(b.num_trajectories for update in updates for b in update.batches)
         metrics = {
             **sums.off_policy.metrics(),
             **_compounded(ages, number),
@@ -171,10 +174,12 @@ class Learner:
 
     def _updates(self, samples: list[TrainSample]) -> list[_Update]:
         updates = []
-        for part in minibatches(samples, self.recipe.trainer.minibatches):
-            num_tokens, num_sequences = self._global_sum(sum(int(s.mask.sum()) for s in part), len(part))
-            trained = [s for s in part if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
-            batches = [pack(micro, self.device) for micro in split(trained, self.recipe.trainer.tokens_per_microbatch)]
+        for minibatch in minibatches(samples, self.recipe.trainer.minibatches):
+            num_tokens, num_sequences = self._global_sum(sum(int(s.mask.sum()) for s in minibatch), len(minibatch))
+            trained = [s for s in minibatch if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
+            budget = self.recipe.trainer.tokens_per_microbatch
+            parts = split(trained, budget) if self.packs else [[sample] for sample in trained]
+            batches = [pack(part, self.device) for part in parts]
             updates.append(_Update(batches, Counts(num_tokens, num_sequences)))
         return updates
 
@@ -228,21 +233,19 @@ class Learner:
         self.objective.plan(batches, [s[0] for s in scored], [s[1] for s in scored])
         return None
 
-    def _logits(self, model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
-        """[N, V]: outputs only where a token is trained."""
+    def _hidden(self, model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """The decoder's outputs [N, d] where a token is trained."""
+        tree = {"tree": batch.tree} if self.packs else {}
+        positions = batch.tree.depths[None]
         with self.autocast:
-            return model(
-                input_ids=batch.tokens,
-                position_ids=batch.positions,
-                paths=batch.paths,
-                slots=batch.slots,
-                logits_to_keep=batch.predictors,
-                use_cache=False,
-            ).logits[0]
+            outputs = model.get_decoder()(input_ids=batch.tokens, position_ids=positions, use_cache=False, **tree)
+        return outputs.last_hidden_state[0].index_select(0, batch.predictors)
 
     def _score(self, model: torch.nn.Module, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi of the trained tokens at the sampling temperature, and the entropies there; float32 [N] each."""
-        return token_logprobs(self._logits(model, batch), batch.targets, self.recipe.rollout.temperature)
+        hidden = self._hidden(model, batch)
+        with self.autocast:
+            return chunked_logprobs(partial(logits, model), hidden, batch.targets, self.recipe.rollout.temperature)
 
     def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor:
         if self.reference is not None:
@@ -308,8 +311,8 @@ class Learner:
         """log pi of tokens[1:] given what is before them, at temperature 1."""
         ids = torch.tensor(tokens, device=self.device)
         with self.autocast:
-            logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
-        return token_logprobs(logits, ids[1:], temperature=1.0)[0].tolist()
+            outputs = self.model(input_ids=ids[None], use_cache=False)
+        return token_logprobs(outputs.logits[0, :-1], ids[1:], temperature=1.0)[0].tolist()
 
 
 def _compounded(ages: list[int], number: int) -> dict[str, float | None]:

@@ -95,11 +95,16 @@ class Objective:
             result = batch.advantages
             if r.advantage == "gae":
                 result, batch.columns["returns"] = advantages.gae(
-                    batch.columns["values"], batch.rewards, batch.segments, len(batch.paths), r.gae_gamma, r.gae_lambda
+                    batch.columns["values"],
+                    batch.rewards,
+                    batch.segments,
+                    batch.num_trajectories,
+                    r.gae_gamma,
+                    r.gae_lambda,
                 )
             if self.needs_prox:
                 estimate = kl.kl_estimate(batch.columns["prox"], batch.columns["ref_logprobs"], r.kl_estimator)
-                result = advantages.kl_in_reward(result, estimate, batch.segments, len(batch.paths), r.kl_coef)
+                result = advantages.kl_in_reward(result, estimate, batch.segments, batch.num_trajectories, r.kl_coef)
             batch.columns["advantages"] = result
         if r.normalise_advantages and batches:
             every = torch.cat([b.columns["advantages"] for b in batches])
@@ -128,8 +133,8 @@ class Objective:
 
     def _plan_sequences(self, batches: Sequence[PackedBatch], logprobs: Sequence[torch.Tensor]) -> None:
         """log Z of each group, or each trajectory's partner in its pair; on every token."""
-        sums = [segment_sum(p, b.segments, len(b.paths)) for p, b in zip(logprobs, batches, strict=True)]
-        refs = [segment_sum(b.columns["ref_logprobs"], b.segments, len(b.paths)) for b in batches]
+        sums = [segment_sum(p, b.segments, b.num_trajectories) for p, b in zip(logprobs, batches, strict=True)]
+        refs = [segment_sum(b.columns["ref_logprobs"], b.segments, b.num_trajectories) for b in batches]
         now, ref = torch.cat(sums), torch.cat(refs)
         rewards, groups = torch.cat([b.rewards for b in batches]), torch.cat([b.groups for b in batches])
         columns = {name: torch.zeros_like(now) for name in ("log_z", "partner", "side")}
@@ -145,7 +150,7 @@ class Objective:
                 columns["partner"][one] = now[other] - ref[other]
                 columns["side"][one] = side
         for name, values in columns.items():
-            for batch, part in zip(batches, values.split([len(b.paths) for b in batches]), strict=True):
+            for batch, part in zip(batches, values.split([b.num_trajectories for b in batches]), strict=True):
                 batch.columns[name] = part[batch.segments]
 
     def __call__(
@@ -158,7 +163,7 @@ class Objective:
         keep = columns.get("keep", torch.ones_like(batch.targets, dtype=torch.bool))
         if r.reject_kl is not None:
             keep = keep & corrections.reject_by_kl(
-                current, behaviour, batch.segments, len(batch.paths), torch.ones_like(keep), r.reject_kl
+                current, behaviour, batch.segments, batch.num_trajectories, torch.ones_like(keep), r.reject_kl
             )
         out = self.loss(
             logprobs,
@@ -167,7 +172,7 @@ class Objective:
             columns["advantages"],
             keep,
             segments=batch.segments,
-            num_segments=len(batch.paths),
+            num_segments=batch.num_trajectories,
             rewards=batch.rewards[batch.segments],
             **{name: columns[name] for name in ("ref_logprobs", "log_z", "partner", "side") if name in columns},
             **self.coefficients,
@@ -184,7 +189,7 @@ class Objective:
             per_token = per_token + r.kl_coef * torch.where(keep, estimate, 0.0)
         weights = token_weights(
             batch.segments,
-            torch.bincount(batch.segments, minlength=len(batch.paths)),
+            torch.bincount(batch.segments, minlength=batch.num_trajectories),
             mode=r.aggregation,
             num_tokens=counts.num_tokens,
             num_sequences=counts.num_sequences,
@@ -210,7 +215,7 @@ class Objective:
             batch.behaviour_logprobs,
             level=r.correction_level,
             segments=batch.segments,
-            num_segments=len(batch.paths),
+            num_segments=batch.num_trajectories,
             mask=keep,
         )
         if r.correction == "tis":

@@ -1,4 +1,4 @@
-"""Packed attention is causal attention of each trajectory alone, forwards and backwards."""
+"""Attention over a prefix tree is causal attention of each trajectory alone, forwards and backwards."""
 
 from __future__ import annotations
 
@@ -10,40 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncrl.rollout.trajectory import Trajectory
-from asyncrl.trainer.attention import packed_attention
-from asyncrl.trainer.packing import PackedBatch, TrainSample, pack
+from asyncrl.trainer.attention import RowTree, tree_attention
+from asyncrl.trainer.tree import prefix_tree
 
 HEAD_DIM = 8
 MODULE = torch.nn.Module()
-FAMILIES = st.lists(
-    st.tuples(st.integers(1, 6), st.lists(st.integers(0, 6), min_size=1, max_size=4)), min_size=1, max_size=3
-)
-"""For each prompt its length and the lengths of its completions."""
+SEQUENCES = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), min_size=1, max_size=6)
+"""Of two tokens, so that beginnings are shared at several depths."""
 
 
-def pack_families(families: list[tuple[int, list[int]]]) -> PackedBatch:
-    samples = []
-    for family, (num_prompt, completions) in enumerate(families):
-        for num in completions:
-            # Another token per family: equal prompts would be one prompt.
-            tokens = np.array([family] * num_prompt + [9] * num, np.int32)
-            versions = np.array([-1] * num_prompt + [0] * num, np.int32)
-            trajectory = Trajectory(tokens, versions, np.zeros(len(tokens), np.float32), versions >= 0, 1.0, "stop")
-            samples.append(TrainSample(trajectory, 0, 1.0, 1.0, trajectory.loss_mask))
-    return pack(samples, torch.device("cpu"))
-
-
-def trajectory_paths(families: list[tuple[int, list[int]]]) -> list[list[int]]:
-    """The row's tokens of each trajectory, worked out apart from `pack`: prompt once, completions after one another."""
-    paths, end = [], 0
-    for num_prompt, completions in families:
-        prompt = list(range(end, end + num_prompt))
-        end += num_prompt
-        for num in completions:
-            paths.append(prompt + list(range(end, end + num)))
-            end += num
-    return paths
+def tree_of(sequences: list[list[int]]) -> tuple[RowTree, list[list[int]]]:
+    """And the row's tokens of each sequence."""
+    tree = prefix_tree([np.array(s) for s in sequences])
+    return RowTree(torch.tensor(tree.depths), torch.tensor(tree.ends), tree.nodes), [p.tolist() for p in tree.paths]
 
 
 def row(num_tokens: int, heads: int, kv_heads: int, seed: int = 0) -> list[torch.Tensor]:
@@ -83,41 +62,76 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor, tensors: list[torch.T
         torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
-@given(FAMILIES, st.sampled_from([(4, 4), (4, 2), (6, 2), (2, 1)]))
-def test_packed_equals_separate(families: list[tuple[int, list[int]]], heads: tuple[int, int]) -> None:
-    batch = pack_families(families)
-    num_tokens = batch.tokens.shape[1]
+@settings(max_examples=60, deadline=None)
+@given(SEQUENCES, st.integers(0, 30), st.sampled_from([(4, 4), (4, 2), (6, 2), (2, 1)]))
+def test_a_tree_equals_its_sequences(sequences: list[list[int]], num_shared: int, heads: tuple[int, int]) -> None:
+    tree, paths = tree_of([[0] * num_shared + s for s in sequences])
+    num_tokens = len(tree.ends)
     tensors = row(num_tokens, *heads)
-    scale = 0.3
-    got, weights = packed_attention(MODULE, *tensors, None, scaling=scale, paths=batch.paths, slots=batch.slots)
+    got, weights = tree_attention(MODULE, *tensors, None, scaling=0.3, tree=tree)
     assert weights is None
     assert got.shape == (1, num_tokens, heads[0], HEAD_DIM)
     assert got.is_contiguous()
-    assert_same(got, separate(tensors, trajectory_paths(families), num_tokens, scale), tensors)
+    assert_same(got, separate(tensors, paths, num_tokens, 0.3), tensors)
 
 
-def test_without_paths_the_row_is_one_trajectory() -> None:
+def test_bf16_is_joined_in_fp32() -> None:
+    tree, _ = tree_of([[0] * 200 + [1] * n for n in (1, 60, 61, 300)] + [[0] * 100 + [1] * 50])
+    exact = row(len(tree.ends), 6, 2)
+    rounded = [t.detach().bfloat16().requires_grad_() for t in exact]
+    expected = tree_attention(MODULE, *(t.detach().double().requires_grad_() for t in rounded), None, tree=tree)[0]
+    got = tree_attention(MODULE, *rounded, None, tree=tree)[0]
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), expected, rtol=0.02, atol=0.02)
+    doubles = [t.detach().double().requires_grad_() for t in rounded]
+    tree_attention(MODULE, *doubles, None, tree=tree)[0].square().sum().backward()
+    got.square().sum().backward()
+    for ours, theirs in zip(rounded, doubles, strict=True):
+        assert (ours.grad - theirs.grad).norm() < 0.02 * theirs.grad.norm()
+
+
+def test_a_sliding_window_counts_positions_of_the_sequence() -> None:
+    tree, paths = tree_of([[0] * 9 + [1] * 6, [0] * 9 + [2] * 3])
+    query, key, value = (t.detach() for t in row(len(tree.ends), 2, 1))
+    got, _ = tree_attention(MODULE, query, key, value, None, tree=tree, sliding_window=4)
+    for path in paths:
+        for place in range(len(path)):
+            seen = path[max(0, place - 3) : place + 1]
+            alone_there = alone(query[0][:, seen], key[0][:, seen], value[0][:, seen], HEAD_DIM**-0.5)[-1]
+            torch.testing.assert_close(got[0, path[place]], alone_there)
+    whole, _ = tree_attention(MODULE, query, key, value, None, tree=tree, sliding_window=len(tree.ends))
+    torch.testing.assert_close(whole, tree_attention(MODULE, query, key, value, None, tree=tree)[0])
+
+
+def test_the_mask_for_flex_attention_is_that_of_the_tree() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    tree, _ = tree_of([[0] * 150 + [1] * 40, [0] * 150 + [2] * 90, [3] * 20])
+    query, key, value = (t.detach().float() for t in row(len(tree.ends), 4, 2))
+    flex = flex_attention(query, key, value, block_mask=tree.block_mask, enable_gqa=True)
+    torch.testing.assert_close(flex.transpose(1, 2), tree_attention(MODULE, query, key, value, None, tree=tree)[0])
+
+
+def test_without_a_tree_the_row_is_one_sequence() -> None:
     tensors = row(7, 4, 2)
-    got, _ = packed_attention(MODULE, *tensors, None, scaling=0.5)
+    got, _ = tree_attention(MODULE, *tensors, None, scaling=0.5)
     assert_same(got, separate(tensors, [list(range(7))], 7, 0.5), tensors)
 
 
 def test_the_scale_is_by_default_that_of_the_head() -> None:
     tensors = row(5, 2, 2)
-    got, _ = packed_attention(MODULE, *tensors, None)
+    got, _ = tree_attention(MODULE, *tensors, None)
     assert_same(got, separate(tensors, [list(range(5))], 5, HEAD_DIM**-0.5), tensors)
 
 
-@pytest.mark.parametrize("changed", range(9))
-def test_a_token_reaches_only_later_tokens_of_its_own_trajectories(changed: int) -> None:
-    families = [(2, [2, 3]), (1, [1])]  # row: p p a a b b b | q c
-    batch = pack_families(families)
-    query, key, value = (t.detach() for t in row(9, 2, 1))
-    before, _ = packed_attention(MODULE, query, key, value, None, paths=batch.paths, slots=batch.slots)
+@pytest.mark.parametrize("changed", range(0, 28, 3))
+def test_a_token_reaches_only_later_tokens_of_its_own_sequences(changed: int) -> None:
+    tree, paths = tree_of([[0] * 9 + [1] * 3, [0] * 9 + [2] * 8, [4] * 8])
+    query, key, value = (t.detach() for t in row(28, 2, 1))
+    before, _ = tree_attention(MODULE, query, key, value, None, tree=tree)
     key[0, :, changed] += 1
     value[0, :, changed] -= 1
-    after, _ = packed_attention(MODULE, query, key, value, None, paths=batch.paths, slots=batch.slots)
-    moved = {t for t in range(9) if not torch.equal(before[0, t], after[0, t])}
-    expected = {t for path in trajectory_paths(families) if changed in path for t in path if t >= changed}
+    after, _ = tree_attention(MODULE, query, key, value, None, tree=tree)
+    moved = {t for t in range(28) if not torch.equal(before[0, t], after[0, t])}
+    expected = {t for path in paths if changed in path for t in path if t >= changed}
     assert moved == expected

@@ -186,6 +186,5 @@ def test_pack_never_trains_the_first_token() -> None:
     t = trajectory(rng, 1.0)
     batch = pack([TrainSample(t, 0, 1.0, 1.0, np.ones(len(t.tokens), bool))] * 2, CPU)
     assert len(batch.targets) == 2 * (len(t.tokens) - 1)
-    assert batch.tokens.numel() == 2 * len(t.tokens) - t.prompt_length
-    for path, sample_tokens in zip(batch.paths, (t.tokens, t.tokens), strict=True):
-        assert batch.tokens[0, path].tolist() == sample_tokens.tolist()
+    assert batch.tokens[0].tolist() == t.tokens.tolist()
+    assert batch.predictors.tolist() == [*range(len(t.tokens) - 1)] * 2
