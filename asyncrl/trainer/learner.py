@@ -16,20 +16,19 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from asyncrl.algorithms.logprobs import chunked_logprobs, token_logprobs
+from asyncrl.algorithms.logprobs import head_logprobs
 from asyncrl.algorithms.losses import Loss
 from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.lora import base_weights, switched_off
-from asyncrl.trainer.model import logits, takes_trees
+from asyncrl.trainer.model import head, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, split
@@ -95,7 +94,8 @@ class Learner:
         self.critic = Critic(load(), recipe, self._hidden) if algorithm.advantage == "gae" else None
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.precision == "bf16")
+        self.dtype = torch.bfloat16 if trainer.precision == "bf16" else torch.float32
+        self.autocast = torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     # -- a step
 
@@ -243,9 +243,8 @@ class Learner:
 
     def _score(self, model: torch.nn.Module, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi of the trained tokens at the sampling temperature, and the entropies there; float32 [N] each."""
-        hidden = self._hidden(model, batch)
-        with self.autocast:
-            return chunked_logprobs(partial(logits, model), hidden, batch.targets, self.recipe.rollout.temperature)
+        hidden, temperature = self._hidden(model, batch), self.recipe.rollout.temperature
+        return head_logprobs(head(model), hidden, batch.targets, temperature, self.dtype)
 
     def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor:
         if self.reference is not None:
@@ -311,8 +310,9 @@ class Learner:
         """log pi of tokens[1:] given what is before them, at temperature 1."""
         ids = torch.tensor(tokens, device=self.device)
         with self.autocast:
-            outputs = self.model(input_ids=ids[None], use_cache=False)
-        return token_logprobs(outputs.logits[0, :-1], ids[1:], temperature=1.0)[0].tolist()
+            outputs = self.model.get_decoder()(input_ids=ids[None, :-1], use_cache=False)
+        hidden = outputs.last_hidden_state[0]
+        return head_logprobs(head(self.model), hidden, ids[1:], temperature=1.0, dtype=self.dtype)[0].tolist()
 
 
 def _compounded(ages: list[int], number: int) -> dict[str, float | None]:

@@ -14,15 +14,18 @@ from asyncrl.recipe.schema import LoraRecipe
 def inject(model: torch.nn.Module, recipe: LoraRecipe) -> torch.nn.Module:
     """The model with adapters, which alone need a gradient; it computes what it did before, since B is zero.
 
-    Raises UserError if no module has a name in `targets`.
+    Raises UserError if no module has a name in `targets`, or the output head has.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0)
     try:
         adapted: torch.nn.Module = inject_adapter_in_model(config, model)
     except ValueError as error:
         raise UserError(f"trainer.lora.targets {recipe.targets}: {str(error).splitlines()[0]}") from error
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(f"trainer.lora.targets {recipe.targets}: the output head takes no adapter; leave it out")
     return adapted
 
 

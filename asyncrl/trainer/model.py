@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import torch
 
+from asyncrl.algorithms.logprobs import Head
 from asyncrl.errors import UserError
 from asyncrl.models import is_local
 from asyncrl.recipe.schema import Recipe
@@ -46,13 +47,15 @@ def takes_trees(model: torch.nn.Module) -> bool:
     return model.config._attn_implementation == NAME
 
 
-def logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """[N, V] of the decoder's outputs [N, d]: the output head, and what the model's family does to its logits."""
-    result: torch.Tensor = model.get_output_embeddings()(hidden)
-    config = model.config.get_text_config()
-    result = result * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return result if cap is None else cap * torch.tanh(result / cap)
+def head(model: torch.nn.Module) -> Head:
+    """The output head, and what the model's family does to its logits."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    return Head(
+        layer.weight,
+        layer.bias,
+        scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
+        cap=getattr(config, "final_logit_softcapping", None),
+    )
 
 
 @torch.no_grad()
@@ -68,7 +71,7 @@ def _choose_attention(model: torch.nn.Module, path: str) -> None:
     tree = prefix_tree(sequences)
     row = RowTree(torch.tensor(tree.depths, device=device), torch.tensor(tree.ends, device=device), tree.nodes)
     inputs = {"input_ids": torch.tensor(sequences[0], device=device)[None], "use_cache": False}
-    if not _close(logits(model, model.get_decoder()(**inputs).last_hidden_state[0]), alone[0]):
+    if not _close(head(model).logits(model.get_decoder()(**inputs).last_hidden_state[0]), alone[0]):
         raise UserError(
             f"model: {path} ({model.config.model_type}) changes its logits in a way that is not known here; "
             "open an issue with the model's name"

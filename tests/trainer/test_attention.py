@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncrl.trainer import attention
 from asyncrl.trainer.attention import RowTree, tree_attention
 from asyncrl.trainer.tree import prefix_tree
 
@@ -63,9 +64,17 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor, tensors: list[torch.T
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEQUENCES, st.integers(0, 30), st.sampled_from([(4, 4), (4, 2), (6, 2), (2, 1)]))
-def test_a_tree_equals_its_sequences(sequences: list[list[int]], num_shared: int, heads: tuple[int, int]) -> None:
-    tree, paths = tree_of([[0] * num_shared + s for s in sequences])
+@given(SEQUENCES, st.integers(0, 30), st.sampled_from([(4, 4), (4, 2), (6, 2), (2, 1)]), st.sampled_from([0, 200]))
+def test_a_tree_equals_its_sequences(
+    sequences: list[list[int]], num_shared: int, heads: tuple[int, int], large: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_LARGE", large)
+        check_equals_its_sequences([[0] * num_shared + s for s in sequences], heads)
+
+
+def check_equals_its_sequences(sequences: list[list[int]], heads: tuple[int, int]) -> None:
+    tree, paths = tree_of(sequences)
     num_tokens = len(tree.ends)
     tensors = row(num_tokens, *heads)
     got, weights = tree_attention(MODULE, *tensors, None, scaling=0.3, tree=tree)
