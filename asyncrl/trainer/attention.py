@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from asyncrl.trainer.tree import Node
 
 NAME = "asyncrl_tree"
-_LARGE = 2**16
+_LARGE = 2**14
 """Query-key pairs of a node from which on it pays to attend to it alone: PyTorch's kernel is the fastest there, and
 slower than plain products on many small ones, in its backward pass by a factor of five."""
 
