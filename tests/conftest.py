@@ -53,7 +53,7 @@ class OneReplica:
     def join(self, init_info: dict[str, Any]) -> None:
         self.loop_thread.run(self.engine.join_channel(init_info))
 
-    def update(self, update: Any) -> dict[str, float]:
+    def update(self, update: Any, *, rolling: bool = False) -> dict[str, float]:
         return {"replica": self.loop_thread.run(self.engine.update_weights(update))}
 
 
@@ -66,7 +66,7 @@ def loop_thread() -> Iterator[LoopThread]:
 
 @pytest.fixture(scope="session")
 def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
-    """A real vLLM engine with the tiny model in fp32 and the gloo channel, shared by the session."""
+    """A real vLLM engine with the tiny model in fp32, shared by the session."""
     from asyncrl.rollout.engine import EngineConfig
     from asyncrl.rollout.vllm_engine import VllmEngine
 

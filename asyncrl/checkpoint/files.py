@@ -1,4 +1,7 @@
-"""The trainer's part of a checkpoint: safetensors, one file per rank, each tensor under its full name."""
+"""The trainer's part of a checkpoint: safetensors, one file per rank, each tensor under its full name.
+
+Of a tensor that is sharded by rows a rank writes its own, as `<name>@<first row>`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from asyncrl.errors import UserError
 
@@ -16,11 +20,26 @@ def write(tensors: Mapping[str, torch.Tensor], folder: Path, rank: int) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"rank_{rank}.safetensors")
 
 
-def read(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of all ranks that wrote it, however many read it. Raises UserError if there are none."""
-    tensors: dict[str, torch.Tensor] = {}
+def read(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of all ranks that wrote it, or those whose names begin so; whole, however many ranks wrote them.
+
+    Raises UserError if there are none.
+    """
+    whole: dict[str, torch.Tensor] = {}
+    rows: dict[str, dict[int, torch.Tensor]] = {}
     for path in sorted(folder.glob("rank_*.safetensors")):
-        tensors |= load_file(path)
-    if not tensors:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            for key in names:
+                if not key.startswith(prefix):
+                    continue
+                name, _, first = key.partition("@")
+                if first:
+                    rows.setdefault(name, {})[int(first)] = file.get_tensor(key)
+                else:
+                    whole[name] = file.get_tensor(key)
+    if not whole and not rows:
         raise UserError(f"{folder} holds no trainer state; remove {folder.parent} to resume from the checkpoint before")
-    return tensors
+    for name, parts in rows.items():
+        whole[name] = torch.cat([parts[first] for first in sorted(parts)])
+    return whole

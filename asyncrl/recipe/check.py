@@ -106,8 +106,10 @@ def _whole_number(engine_args: dict[str, Any], name: str, default: int) -> int:
 
 def _check_trainer(recipe: Recipe) -> None:
     trainer, rollout = recipe.trainer, recipe.rollout
-    if trainer.ranks > 1:
-        raise UserError(f"trainer.ranks {trainer.ranks} is more than this version can use; set trainer.ranks=1")
+    if trainer.shard_ranks and trainer.ranks % trainer.shard_ranks:
+        raise UserError(f"trainer.shard_ranks {trainer.shard_ranks} does not divide trainer.ranks {trainer.ranks}")
+    if trainer.ranks > 1 and recipe.checkpoint.snapshot_every_steps:
+        raise UserError("checkpoint.snapshot_every_steps is for one rank; set it to 0, or trainer.ranks=1")
     longest = rollout.max_prompt_tokens + rollout.max_new_tokens
     if trainer.tokens_per_microbatch < longest:
         raise UserError(
@@ -201,6 +203,8 @@ def _check_weights(recipe: Recipe, engine: _EngineTraits) -> None:
         raise UserError(f"weights.verify needs weights, engine {name} holds none; set weights.verify=false")
     if weights.channel == "nccl" and recipe.trainer.lora.rank:
         raise UserError("weights.channel nccl cannot merge the adapters of trainer.lora; set weights.channel=auto")
+    if weights.rolling and weights.channel not in ("shared_memory", "disk"):
+        raise UserError(f"weights.rolling needs channel shared_memory or disk, not {weights.channel}")
     for key, num_gpus in (
         ("rollout.gpus_per_replica", recipe.rollout.gpus_per_replica),
         ("trainer.gpus_per_rank", recipe.trainer.gpus_per_rank),

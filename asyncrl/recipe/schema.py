@@ -82,7 +82,9 @@ class LoraRecipe(Part):
 
 class TrainerRecipe(Part):
     ranks: PositiveInt = 1
-    """Trainer processes. Only 1 in this version."""
+    """Trainer processes, which divide model and batch among them (FSDP2)."""
+    shard_ranks: PositiveInt | None = None
+    """So many ranks hold one copy of the model, and ranks/shard_ranks copies are kept in step (HSDP); default: all."""
     learning_rate: PositiveFloat = 1.0e-6
     """Constant after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -108,12 +110,15 @@ class TrainerRecipe(Part):
     gpus_per_rank: int = Field(default=0, ge=0, le=1)
     """1 trains on a GPU, 0 on CPU."""
     cpu_threads: PositiveInt | None = None
-    """torch threads of a rank on CPU; default: all cores."""
+    """torch threads of a rank on CPU; default: all cores over `ranks`."""
 
 
 class WeightsRecipe(Part):
-    channel: Literal["auto", "gloo", "nccl", "none"] = "auto"
-    """`auto`: nccl if generators and trainer have GPUs, else gloo; `none` (only) for an engine without weights."""
+    channel: Literal["auto", "shared_memory", "gloo", "nccl", "disk", "none"] = "auto"
+    """`auto`: nccl if generators and trainer have GPUs, else shared_memory on one node and gloo on several. `disk`
+    writes to the run directory; `none` (only) for an engine without weights."""
+    rolling: bool = False
+    """Update one replica after the other, so that the others go on; needs shared_memory or disk."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights that the generators hold and that are sent."""
     push_lag: PositiveInt = 1

@@ -42,7 +42,7 @@ class VllmEngine:
             "seed": config.seed,
             "max_model_len": config.max_tokens,
             "logprobs_mode": "processed_logprobs",
-            "weight_transfer_config": {"backend": config.channel},
+            "weight_transfer_config": {"backend": "nccl" if config.channel == "nccl" else "asyncrl"},
             "disable_log_stats": True,
             "generation_config": "vllm",
         }

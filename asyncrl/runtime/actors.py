@@ -17,7 +17,8 @@ from asyncrl.rollout.episode import RolloutSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
 from asyncrl.runtime.buffer import BufferActor
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
-from asyncrl.trainer.actor import TrainerActor
+from asyncrl.runtime.ranks import Ranks
+from asyncrl.trainer.actor import TrainerActor, num_threads
 
 # Large tensors come and go in every step: without these glibc returns the pages each time and faults them in anew.
 _KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**28)}
@@ -42,14 +43,22 @@ class Actors:
             num_cpus=ALMOST_NO_CPU, num_gpus=self.recipe.rollout.gpus_per_replica, scheduling_strategy="SPREAD"
         ).remote(self._generator_config(name), buffer)
 
-    def trainer(self, buffer: ActorHandle) -> ActorHandle:
+    def trainer(self, buffer: ActorHandle) -> Ranks:
         trainer = self.recipe.trainer
-        threads = str(trainer.cpu_threads or os.cpu_count() or 1)
-        environment = {"OMP_NUM_THREADS": threads, **({} if trainer.gpus_per_rank else _KEEP_PAGES)}
-        channel = resolve_channel(self.recipe, self.base_dir)
-        return TrainerActor.options(
+        environment = {
+            "OMP_NUM_THREADS": str(num_threads(trainer)),
+            **({} if trainer.gpus_per_rank else _KEEP_PAGES),
+        }
+        actor = TrainerActor.options(
             num_cpus=ALMOST_NO_CPU, num_gpus=trainer.gpus_per_rank, runtime_env={"env_vars": environment}
-        ).remote(self.recipe, self.model, channel, self.base_dir, self.run_dir, buffer)
+        )
+        channel = resolve_channel(self.recipe, self.base_dir)
+        return Ranks(
+            [
+                actor.remote(self.recipe, self.model, channel, self.base_dir, self.run_dir, buffer, rank)
+                for rank in range(trainer.ranks)
+            ]
+        )
 
     def _generator_config(self, name: str) -> GeneratorConfig:
         recipe, rollout = self.recipe, self.recipe.rollout
@@ -88,11 +97,13 @@ class Actors:
 
 def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
     """`auto`: none if the engine holds no weights, nccl if generators and trainer have GPUs and all weights are
-    sent, else gloo."""
+    sent, else shared memory on one node and gloo on several."""
     if recipe.weights.channel != "auto":
         return recipe.weights.channel
     if not engine_class(recipe.rollout.engine, base_dir).holds_weights:
         return "none"
     # Adapters are small, and merged into the base on the CPU.
     gpus = recipe.rollout.gpus_per_replica and recipe.trainer.gpus_per_rank and not recipe.trainer.lora.rank
-    return "nccl" if gpus else "gloo"
+    if gpus:
+        return "nccl"
+    return "shared_memory" if sum(node["Alive"] for node in ray.nodes()) == 1 else "gloo"

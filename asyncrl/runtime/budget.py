@@ -7,7 +7,7 @@ from collections import Counter
 from asyncrl.errors import BudgetSpent
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.summary import GroupSummary
-from asyncrl.trainer.learner import StepReport
+from asyncrl.trainer.step_report import StepReport
 
 
 class Budget:

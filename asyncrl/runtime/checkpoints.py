@@ -25,6 +25,7 @@ from asyncrl.errors import RunFailed
 from asyncrl.journal.records import ControlLog
 from asyncrl.plugins import one_line
 from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
 
@@ -69,7 +70,7 @@ class Checkpoints:
         trainer = await self._trainer.ready()
         try:
             deadline_s = self._recipe.deadlines.checkpoint_s
-            await self._waiting(trainer.save.remote(part), "trainer", f"to begin checkpoint {version}", deadline_s)
+            await self._waiting(trainer.call("save", part), "trainer", f"to begin checkpoint {version}", deadline_s)
         except RayActorError as error:
             self._trainer.lost(trainer, error)
             return
@@ -82,11 +83,12 @@ class Checkpoints:
             self._post(error)
 
     async def _complete(
-        self, version: int, part: Path, segment: int, control: str, controller: Controller, trainer: ActorHandle
+        self, version: int, part: Path, segment: int, control: str, controller: Controller, trainer: Ranks
     ) -> None:
         try:
             deadline_s = self._recipe.deadlines.checkpoint_s
-            await self._waiting(trainer.saved.remote(), "trainer", f"checkpoint {version}", deadline_s)
+            await self._waiting(trainer.call("saved"), "trainer", f"checkpoint {version}", deadline_s)
+            await self._waiting(trainer.first("export", part), "trainer", f"the model of step {version}", deadline_s)
             await asyncio.to_thread((part / "control.json").write_text, control)
             await asyncio.to_thread(self._journal.sync)
             self.folder = await asyncio.to_thread(atomic.commit, part)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from asyncrl.runtime.recovery import Recovered
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.trainer.actor import Origin
+from asyncrl.weights.files import shared_folder
 
 logger = logging.getLogger(__name__)
 
@@ -326,6 +328,7 @@ class Driver:
         """Stop the engines and the reward processes."""
         await self.fleet.close()
         self.journal.close()
+        shutil.rmtree(shared_folder(self.run_dir), ignore_errors=True)
         stacks.tidy(self.run_dir / "stacks")
 
 

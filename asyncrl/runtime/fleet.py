@@ -24,6 +24,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.runtime import orphans
 from asyncrl.runtime.orphans import ProcessTable
+from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.trainer_link import TrainerLink, reason
 from asyncrl.runtime.waiting import WaitingFor
@@ -180,18 +181,21 @@ class Fleet:
         return []
 
     async def _push(self, handles: dict[str, ActorHandle], version: int | None) -> PublishReport:
-        async def push(trainer: ActorHandle, handles: dict[str, ActorHandle]) -> PublishReport:
+        async def push(trainer: Ranks, handles: dict[str, ActorHandle]) -> PublishReport:
             await self._connect(trainer, handles)
             # The replicas' own deadline speaks first, and names them.
             deadline_s = 2 * self._recipe.deadlines.publish_s
             what = "the live version" if version is None else f"version {version}"
-            report: PublishReport = await self._waiting(trainer.publish.remote(version), "generators", what, deadline_s)
+            staged = await self._waiting(trainer.call("stage", version), "trainer", f"its copy of {what}", deadline_s)
+            copies = [copy for _, copy in staged]
+            publishing = trainer.call("publish", staged[0][0], copies)
+            report: PublishReport = (await self._waiting(publishing, "generators", what, deadline_s))[0]
             return report
 
         return await self._attempt(handles, push)
 
     async def _attempt(
-        self, handles: dict[str, ActorHandle], use: Callable[[ActorHandle, dict[str, ActorHandle]], Awaitable[T]]
+        self, handles: dict[str, ActorHandle], use: Callable[[Ranks, dict[str, ActorHandle]], Awaitable[T]]
     ) -> T:
         """Use the channel once. If that fails, ask everyone for a sign of life: PushBroken if someone was lost."""
         serving = dict(self.serving)
@@ -210,19 +214,19 @@ class Fleet:
             self._connected = None
             raise
 
-    async def _connect(self, trainer: ActorHandle, handles: dict[str, ActorHandle]) -> None:
+    async def _connect(self, trainer: Ranks, handles: dict[str, ActorHandle]) -> None:
         if self._connected == (trainer, handles):
             return
         deadline_s = self._recipe.deadlines.publish_s
         replicas = RayReplicas(handles, {name: self._workers[name] for name in handles}, deadline_s)
-        address = await self._waiting(trainer.address.remote(), "trainer", "its address", deadline_s)
-        connecting = trainer.connect.remote(replicas, address)
+        ends = await self._waiting(trainer.call("open_channel"), "trainer", "to open the weight channel", deadline_s)
+        connecting = trainer.call("connect", replicas, ends)
         await self._waiting(connecting, "generators", "to join the weight channel", deadline_s)
         self._connected = (trainer, handles)
 
-    async def _trainer_answers(self, trainer: ActorHandle, error: Exception) -> bool:
+    async def _trainer_answers(self, trainer: Ranks, error: Exception) -> bool:
         try:
-            await self._waiting(trainer.address.remote(), "trainer", "a sign of life", self._recipe.deadlines.warn_s)
+            await self._waiting(trainer.call("ping"), "trainer", "a sign of life", self._recipe.deadlines.warn_s)
         except RayActorError:
             self._trainer.lost(trainer, error)
             return False

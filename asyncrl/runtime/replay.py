@@ -7,7 +7,6 @@ groups stream  --train the leased batches in order--> weights compared bit for b
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from asyncrl.models import TINY_LLAMA
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode, key_of
+from asyncrl.trainer.actor import num_threads
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
@@ -75,6 +75,10 @@ def _batches(decided: list[Train]) -> dict[int, Train]:
 def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
     """Train the batches from the oldest state there is; yields each version that equals its checkpoint."""
     recipe = load(run_dir / "recipe.yaml", [])
+    if recipe.trainer.ranks > 1:
+        raise UserError(
+            f"{run_dir} was trained by {recipe.trainer.ranks} ranks, whose sums one process cannot repeat bit for bit"
+        )
     checkpoints = {int(p.name.removeprefix("step_")): p for p in atomic.complete(run_dir / "checkpoints")}
     learner = _learner(recipe, run_dir)
     first = batches[0].step if batches else max(checkpoints, default=0)
@@ -97,7 +101,7 @@ def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
 
 def _learner(recipe: Recipe, run_dir: Path) -> Learner:
     """As the trainer actor makes it."""
-    torch.set_num_threads(recipe.trainer.cpu_threads or os.cpu_count() or 1)
+    torch.set_num_threads(num_threads(recipe.trainer))
     torch.manual_seed(recipe.seed)
     device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
     model = str(run_dir / "initial_model") if recipe.model == TINY_LLAMA else recipe.model

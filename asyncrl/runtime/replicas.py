@@ -34,10 +34,15 @@ class RayReplicas:
             offset += self.workers[name]
         self._gather("to join the weight channel", references)
 
-    def update(self, update: WeightUpdate) -> dict[str, float]:
-        """Seconds that each replica stood still."""
-        references = {name: h.update_weights.remote(update) for name, h in self.handles.items()}
-        return self._gather(f"to load version {update.version}", references)
+    def update(self, update: WeightUpdate, *, rolling: bool = False) -> dict[str, float]:
+        """Seconds that each replica stood still. `rolling`: one after the other, so that the others go on."""
+        what = f"to load version {update.version}"
+        if not rolling:
+            return self._gather(what, {name: h.update_weights.remote(update) for name, h in self.handles.items()})
+        pauses: dict[str, float] = {}
+        for name, handle in self.handles.items():
+            pauses |= self._gather(what, {name: handle.update_weights.remote(update)})
+        return pauses
 
     def score(self, tokens: list[int]) -> dict[str, list[float]]:
         """Log-probs of `tokens` on each replica."""

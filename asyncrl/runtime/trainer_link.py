@@ -11,28 +11,27 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from asyncrl.control.messages import Train
 from asyncrl.errors import BudgetSpent
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.orphans import ProcessTable
+from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.runtime.waiting import WaitingFor
-from asyncrl.trainer.actor import Origin, TrainResult
+from asyncrl.trainer.actor import Origin, TrainResult, role
 
 logger = logging.getLogger(__name__)
 
 
 class TrainerLink:
-    """`create` makes an actor, `origin` says where it starts from."""
+    """`create` makes the actors of all ranks, `origin` says where they start from."""
 
     def __init__(
         self,
         recipe: Recipe,
-        create: Callable[[], ActorHandle],
+        create: Callable[[], Ranks],
         origin: Callable[[], Awaitable[Origin]],
         snapshots: Snapshots | None,
         processes: ProcessTable,
@@ -40,15 +39,15 @@ class TrainerLink:
     ) -> None:
         self._recipe, self._create, self._origin = recipe, create, origin
         self._snapshots, self._processes, self._waiting = snapshots, processes, waiting
-        self._handle: ActorHandle | None = None
-        self._starting: asyncio.Task[ActorHandle] | None = None
+        self._handle: Ranks | None = None
+        self._starting: asyncio.Task[Ranks] | None = None
         self._in_a_row = 0
 
     def start(self) -> None:
         """Begin to start the trainer; `ready` waits for it."""
         self._starting = asyncio.create_task(self._start())
 
-    async def _start(self) -> ActorHandle:
+    async def _start(self) -> Ranks:
         while True:
             origin = await self._origin()
             deadlines = self._recipe.deadlines
@@ -57,10 +56,16 @@ class TrainerLink:
                 what += f" and train {len(origin.batches)} batch(es) again"
             handle = self._create()
             try:
-                starting = handle.start.remote(origin, self._snapshots)
+                meeting = None
+                if self._recipe.trainer.ranks > 1:
+                    opening = handle.first("meeting")
+                    meeting = await self._waiting(opening, "trainer", "its first rank", deadlines.start_s)
+                starting = handle.call("start", origin, self._snapshots, meeting)
                 deadline_s = deadlines.start_s + deadlines.step_s * len(origin.batches)
-                self._processes.put("trainer", await self._waiting(starting, "trainer", what, deadline_s))
+                for rank, process in enumerate(await self._waiting(starting, "trainer", what, deadline_s)):
+                    self._processes.put(role(rank), process)
             except RayActorError as error:
+                handle.kill()
                 self._count(error)
                 continue
             self._handle = handle
@@ -70,17 +75,17 @@ class TrainerLink:
     def serves(self) -> bool:
         return self._handle is not None
 
-    async def ready(self) -> ActorHandle:
+    async def ready(self) -> Ranks:
         """The trainer, once it is there. Raises what its start ended in."""
         assert self._starting is not None
         return await asyncio.shield(self._starting)
 
-    def lost(self, handle: ActorHandle, error: Exception) -> None:
+    def lost(self, handle: Ranks, error: Exception) -> None:
         """The process behind `handle` is gone; said as often as it is noticed. Raises BudgetSpent."""
         if handle is not self._handle:
             return
         self._handle = None
-        ray.kill(handle)
+        handle.kill()
         self._count(error)
         self.start()
 
@@ -98,10 +103,10 @@ class TrainerLink:
         """Train a batch, on as many trainers as it takes."""
         while True:
             handle = await self.ready()
-            reference = handle.train.remote(batch, publishing())
+            training = handle.call("train", batch, publishing())
             try:
                 deadline_s = self._recipe.deadlines.step_s
-                result: TrainResult = await self._waiting(reference, "trainer", f"step {batch.step}", deadline_s)
+                result: TrainResult = (await self._waiting(training, "trainer", f"step {batch.step}", deadline_s))[0]
             except RayActorError as error:
                 self.lost(handle, error)
             else:

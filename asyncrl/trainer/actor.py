@@ -1,8 +1,9 @@
-"""The trainer actor: one rank of the learner, the staging copies and the weight channel, behind Ray.
+"""The trainer actor: one rank of the learner, its staging copies and its end of the weight channel, behind Ray.
 
     driver --train(k)--> [buffer --frames--> decode -> learner.step] --> driver
     driver --publish(k+1)--> [copy of the weights, send]   its own thread: the next step runs meanwhile
     driver --save(k+1)--> [copy to host, write or send]    its own thread: the next step runs meanwhile
+Every rank takes the same calls in the same order; what the driver hears of a step or a push is rank 0's word.
 
 Waits for: `train` for the buffer, and before it changes the weights for copies of them under way and for a push that
 was asked for to have taken the older copy; `publish` for the replicas. Unblocked by: buffer; the copy; replicas; the
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,15 +29,18 @@ from asyncrl.checkpoint import files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
-from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.schema import Recipe, TrainerRecipe
 from asyncrl.rollout.trajectory import decode
 from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.snapshots import Snapshots
-from asyncrl.trainer.learner import Learner, StepReport
+from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import PublishReport, TransferChannel, VersionChannel
+from asyncrl.trainer.ranks import Meeting, Team, open_meeting
+from asyncrl.trainer.step_report import StepReport
+from asyncrl.weights.channel import Channel, ChannelConfig, PublishReport, open_channel
+from asyncrl.weights.files import shared_folder
 from asyncrl.weights.staging import Staging, require_finite
 from asyncrl.weights.verify import Probe
 
@@ -70,24 +75,37 @@ class Origin:
 class TrainerActor:
     """Calls run one at a time, but for those of the groups `push` and `save`, which run beside them."""
 
-    def __init__(self, recipe: Recipe, model: str, channel: str, base_dir: Path, run_dir: Path, buffer: Any) -> None:
+    def __init__(
+        self, recipe: Recipe, model: str, channel: str, base_dir: Path, run_dir: Path, buffer: Any, rank: int
+    ) -> None:
+        self.rank = rank
         self.recipe = recipe
         self.model_path = model
         self.backend = channel
         self.base_dir = base_dir
         self.run_dir = run_dir
         self.buffer = buffer
-        self.channel: TransferChannel | VersionChannel | None = None
+        self.channel: Channel | None = None
 
-    def start(self, origin: Origin, snapshots: Snapshots | None) -> dict[str, Any]:
+    def meeting(self) -> Meeting:
+        """Where the ranks meet: rank 0 says it, and holds the place."""
+        meeting, self.store = open_meeting(ray.util.get_node_ip_address(), self.recipe.deadlines.start_s)
+        return meeting
+
+    def start(self, origin: Origin, snapshots: Snapshots | None, meeting: Meeting | None) -> dict[str, Any]:
         """Load the model and the state, train the batches of `origin` again. `snapshots`: where to send new ones."""
-        recipe = self.recipe
-        stacks.record(self.run_dir / "stacks", "trainer")
-        torch.set_num_threads(recipe.trainer.cpu_threads or os.cpu_count() or 1)
+        recipe, trainer = self.recipe, self.recipe.trainer
+        stacks.record(self.run_dir / "stacks", role(self.rank))
+        torch.set_num_threads(num_threads(trainer))
         torch.manual_seed(recipe.seed)
-        device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
+        device = torch.device("cuda" if trainer.gpus_per_rank else "cpu")
+        self.team = Team(device)
+        if meeting is not None:
+            store = self.store if self.rank == 0 else None
+            self.team = Team.join(meeting, store, self.rank, trainer.ranks, device, recipe.deadlines.step_s)
         loss = load_loss(recipe.algorithm.loss, self.base_dir)
-        self.learner = Learner(partial(load_model, self.model_path, recipe, device), recipe, loss, device)
+        load = partial(load_model, self.model_path, recipe, device)
+        self.learner = Learner(load, recipe, loss, device, self.team)
         self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
         self.learner.before_update = self._before_update
         self.snapshots = snapshots
@@ -95,9 +113,7 @@ class TrainerActor:
             self.learner.restore(origin.snapshots.load(origin.version))
         elif origin.folder is not None:
             self.learner.restore(files.read(origin.folder / "trainer"))
-        dtype = getattr(torch, recipe.weights.dtype)
-        device_of_copies = device if self.backend == "nccl" else torch.device("cpu")
-        self.staging = Staging(self.learner.model, origin.version, dtype, device_of_copies)
+        self.staging = self._staging(origin.version, device)
         self.probe = Probe.of_tokenizer(load_tokenizer(self.model_path)) if recipe.weights.verify else None
         self._at(origin.version)
         live = max(origin.live, origin.version)
@@ -106,6 +122,16 @@ class TrainerActor:
             self._learn(batch, publishing=-1)
             self._hold(live, batch.step + 1)
         return orphans.here()
+
+    def _staging(self, version: int, device: torch.device) -> Staging:
+        dtype, shared = getattr(torch, self.recipe.weights.dtype), None
+        if self.backend == "shared_memory":
+            shared = shared_folder(self.run_dir) / str(self.rank)
+            # What a trainer left that was killed.
+            shutil.rmtree(shared, ignore_errors=True)
+            shared.mkdir(parents=True)
+        copies = device if self.backend == "nccl" else torch.device("cpu")
+        return Staging(self.learner.model, version, dtype, copies, shared)
 
     def _hold(self, live: int, version: int) -> None:
         """Keep the weights if they are those that the generators hold."""
@@ -151,54 +177,84 @@ class TrainerActor:
             logger.warning("the snapshot of version %d was not taken: %s", version, error)
 
     @ray.method(concurrency_group="push")
-    def connect(self, replicas: RayReplicas, address: str) -> None:
-        """Open the weight channel to these replicas; an earlier channel is closed first."""
+    def open_channel(self) -> Any:
+        """Open this rank's end of the weight channel, and say how to reach it; an earlier channel is closed first."""
         if self.channel is not None:
             self.channel.close()
             self.channel = None
-        self.replicas = replicas
-        if self.backend == "none":
-            self.channel = VersionChannel(replicas)
-            return
-        timeout_s = self.recipe.deadlines.publish_s
         lora = self.recipe.trainer.lora
-        self.channel = TransferChannel(self.backend, replicas, address, timeout_s, lora.scale if lora.rank else None)
+        config = ChannelConfig(
+            backend=self.backend,
+            rank=self.rank,
+            address=ray.util.get_node_ip_address(),
+            timeout_s=self.recipe.deadlines.publish_s,
+            dtype=self.recipe.weights.dtype,
+            folder=self.run_dir / "weights",
+            rolling=self.recipe.weights.rolling,
+            lora_scale=lora.scale if lora.rank else None,
+            group=self.team.push_group,
+        )
+        self.channel = open_channel(config, self.staging.layout)
+        return self.channel.end()
 
     @ray.method(concurrency_group="push")
-    def publish(self, version: int | None) -> PublishReport:
-        """Send `version` (None: the one sent last) to every replica; returns when it is live on all.
+    def connect(self, replicas: RayReplicas, ends: list[Any]) -> None:
+        """Connect all ranks' ends with these replicas."""
+        assert self.channel is not None
+        self.replicas = replicas
+        self.channel.connect(replicas if self.rank == 0 else None, replicas.num_workers, ends)
 
-        May be called again after an error.
-        """
+    @ray.method(concurrency_group="push")
+    def stage(self, version: int | None) -> tuple[int, Any]:
+        """Hold a copy of `version` (None: of the one sent last) for `publish`; which it is, and how to read it."""
         if self.channel is None:
-            raise RuntimeError("publish before connect")
-        version, weights = self.staging.send(version)
-        report = self.channel.publish(version, weights)
-        if self.probe:
+            raise RuntimeError("stage before open_channel")
+        version, self.staged = self.staging.send(version)
+        return version, self.channel.copy(version, self.staged)
+
+    @ray.method(concurrency_group="push")
+    def publish(self, version: int, copies: list[Any]) -> PublishReport | None:
+        """Send what was staged to every replica; returns when it is live on all. The report is rank 0's.
+
+        May be called again, after `stage`, if it failed.
+        """
+        assert self.channel is not None
+        report = self.channel.publish(version, self.staged, copies)
+        if self.probe and self.rank == 0:
             self.probe.check(version, self.replicas.score(self.probe.tokens), self.recipe.weights.dtype)
         return report
 
     def save(self, folder: Path) -> None:
-        """Begin to write trainer/ and model/ into the checkpoint folder; returns before it is done.
+        """Begin to write this rank's part of trainer/ into the checkpoint folder; returns before it is done.
 
         What is written is the state now: the next step may run, but changes nothing before the copy is taken.
         """
-
-        def write(state: Mapping[str, torch.Tensor]) -> None:
-            files.write(state, folder / "trainer", rank=0)
-            self.learner.export(state, folder / "model", getattr(torch, self.recipe.weights.dtype))
-            load_tokenizer(self.model_path).save_pretrained(folder / "model")
-
         state = self.learner.state()
         require_finite({name: tensor for name, tensor in state.items() if name.startswith("model.")})
-        self.saver.start(state, write)
+        self.saver.start(state, lambda copies: files.write(copies, folder / "trainer", self.rank))
 
     @ray.method(concurrency_group="save")
     def saved(self) -> None:
         """Returns once the checkpoint begun last is written; raises what went wrong."""
         self.saver.wait(self.recipe.deadlines.checkpoint_s)
 
+    @ray.method(concurrency_group="save")
+    def export(self, folder: Path) -> None:
+        """Write model/ into a checkpoint folder that has all ranks' parts."""
+        weights = files.read(folder / "trainer", prefix="model.")
+        self.learner.export(weights, folder / "model", getattr(torch, self.recipe.weights.dtype))
+        load_tokenizer(self.model_path).save_pretrained(folder / "model")
+
     @ray.method(concurrency_group="push")
-    def address(self) -> str:
-        """Address of this node, where the weight channel listens."""
-        return ray.util.get_node_ip_address()
+    def ping(self) -> None:
+        """A sign of life."""
+
+
+def role(rank: int) -> str:
+    """Name of a rank's process."""
+    return f"trainer-{rank}" if rank else "trainer"
+
+
+def num_threads(trainer: TrainerRecipe) -> int:
+    """torch threads of a rank."""
+    return trainer.cpu_threads or max(1, (os.cpu_count() or 1) // trainer.ranks)

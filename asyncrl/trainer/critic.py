@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-
-import torch
 
 from asyncrl.recipe.schema import Recipe
+from asyncrl.trainer.model import Values
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch
+from asyncrl.trainer.ranks import Team
 
 
 class Critic:
-    """`model` becomes the critic's own: its output head is replaced by one of width 1, zero at first."""
+    """Trains `values`; with several ranks they are divided among them already."""
 
-    def __init__(
-        self, model: torch.nn.Module, recipe: Recipe, hidden: Callable[[torch.nn.Module, PackedBatch], torch.Tensor]
-    ) -> None:
-        head = model.get_output_embeddings()
-        device = head.weight.device
-        value = torch.nn.Linear(head.in_features, 1, bias=False, device=device, dtype=torch.float32)
-        torch.nn.init.zeros_(value.weight)
-        model.set_output_embeddings(value)
-        self.model, self.hidden = model, hidden
+    def __init__(self, values: Values, recipe: Recipe, team: Team) -> None:
+        self.values, self.team = values, team
         self.learning_rate = recipe.trainer.critic_learning_rate
         self.max_grad_norm = recipe.trainer.max_grad_norm
-        self.optimizer = Optimizer(model, self.learning_rate, recipe.trainer.optimizer, prefix="critic.")
+        self.optimizer = Optimizer(values.model, self.learning_rate, recipe.trainer.optimizer, prefix="critic.")
 
-    def values(self, batch: PackedBatch) -> torch.Tensor:
-        """Value before each trained token, float32 [N]."""
-        hidden = self.hidden(self.model, batch)
-        return self.model.get_output_embeddings()(hidden.float())[:, 0]
-
-    def update(self, batches: list[PackedBatch]) -> float:
-        """One optimizer step towards the column `returns`; the loss, half the mean squared error over tokens."""
-        num_tokens = max(sum(len(b.targets) for b in batches), 1)
+    def update(self, batches: list[PackedBatch], idle: list[PackedBatch]) -> float:
+        """One optimizer step towards the column `returns`; this rank's part of the loss, half the mean squared error
+        over all tokens. `idle`: passes that only keep the other ranks company."""
+        num_tokens = max(self.team.sum([sum(len(b.targets) for b in batches)])[0], 1.0)
         total = 0.0
-        self.model.train()
+        self.values.train()
         self.optimizer.zero_grad()
         for batch in batches:
             loss = 0.5 * (self.values(batch) - batch.columns["returns"]).square().sum() / num_tokens
-            loss.backward()
+            self.team.backward(loss)
             total += float(loss.detach())
+        for batch in idle:
+            self.team.backward(0.0 * self.values(batch).sum())
         if math.isfinite(self.optimizer.clip(self.max_grad_norm)):
             self.optimizer.step(self.learning_rate)
         return total

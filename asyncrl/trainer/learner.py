@@ -7,7 +7,7 @@ Data flow of a step:
        norm, AdamW.
 Trajectories that cannot have a gradient cost no forward pass; they still count in the global means. A gradient that
 is not finite changes nothing: the update is skipped and counted, the batch is used up.
-With several ranks, only `_global_sum` and the gradient reduction know about it.
+With several ranks each does all this for all groups, but for the passes, of which it makes its share (`balance.py`).
 """
 
 from __future__ import annotations
@@ -15,38 +15,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from asyncrl.algorithms.logprobs import head_logprobs
 from asyncrl.algorithms.losses import Loss
-from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.lora import base_weights, switched_off
-from asyncrl.trainer.model import head, takes_trees
+from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
-from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, split
+from asyncrl.trainer.packing import PackedBatch, TrainSample, pack
+from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.replay import Replay
+from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
 from asyncrl.weights.lora import merge
+from asyncrl.weights.pieces import fill, held
 
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did; times in seconds."""
-
-    metrics: dict[str, float | None]
-    tokens_trained: int
-    """Tokens whose loss counted, zero-advantage groups included."""
-    tokens_forward: int
-    """Tokens that went through the model with a gradient."""
-    staleness: tuple[int, ...]
-    """Age of every trained token at this step, as counts: staleness[a] tokens of age a."""
+Called = TypeVar("Called", Policy, Values)
 
 
 @dataclass(frozen=True)
@@ -54,20 +46,20 @@ class _Update:
     """One mini-batch, packed; and what it has when its groups without a gradient are counted too."""
 
     batches: list[PackedBatch]
+    """This rank's micro-batches."""
+    idle: list[PackedBatch]
+    """Passes of which nothing counts: every rank makes as many, for they exchange parameters in each."""
+    everyone: list[PackedBatch]
+    """All ranks' micro-batches in order, if the objective looks at the mini-batch as a whole; else this rank's."""
+    sizes: list[int]
+    """Trained tokens of each rank in `everyone`."""
+    num_trained: int
+    """Trajectories that pass a model, over all ranks."""
     counts: Counts
 
-
-@dataclass
-class _Sums:
-    """Over all updates of a step."""
-
-    loss: float = 0.0
-    value_loss: float = 0.0
-    entropy: float = 0.0
-    off_policy: OffPolicySums = field(default_factory=OffPolicySums)
-    grad_norms: tuple[float, ...] = ()
-    tokens_forward: int = 0
-    tokens_with_gradient: int = 0
+    @property
+    def num_passes(self) -> int:
+        return len(self.batches) + len(self.idle)
 
 
 class Learner:
@@ -76,26 +68,43 @@ class Learner:
     `load` gives the initial model anew; a reference and a critic begin as that.
     """
 
-    def __init__(self, load: Callable[[], torch.nn.Module], recipe: Recipe, loss: Loss, device: torch.device) -> None:
+    def __init__(
+        self,
+        load: Callable[[], torch.nn.Module],
+        recipe: Recipe,
+        loss: Loss,
+        device: torch.device,
+        team: Team | None = None,
+    ) -> None:
+        self.recipe, self.device = recipe, device
+        self.team = team or Team(device)
+        self.dtype = torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
         self.model = load()
         self.packs = takes_trees(self.model)
-        self.recipe = recipe
-        self.device = device
+        self.policy = self._called(Policy, self.model)
         self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
         trainer = recipe.trainer
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, prefix="")
-        self.reference: torch.nn.Module | None = None
+        self.reference: Policy | None = None
         # With adapters the model without them is the reference, at no cost.
         self.adapted = trainer.lora.rank > 0
         if self.objective.needs_reference and not self.adapted:
-            self.reference = load().to(getattr(torch, recipe.weights.dtype)).requires_grad_(False)
+            frozen = load().to(getattr(torch, recipe.weights.dtype)).requires_grad_(False)
+            self.reference = self._called(Policy, frozen)
         algorithm = recipe.algorithm
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
-        self.critic = Critic(load(), recipe, self._hidden) if algorithm.advantage == "gae" else None
+        self.critic: Critic | None = None
+        if algorithm.advantage == "gae":
+            values = self._called(Values, load())
+            self.critic = Critic(values, recipe, self.team)
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
-        self.dtype = torch.bfloat16 if trainer.precision == "bf16" else torch.float32
-        self.autocast = torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def _called(self, kind: type[Called], model: torch.nn.Module) -> Called:
+        """The model as it is called, divided among the ranks."""
+        called = kind(model, self.dtype)
+        self.team.shard(called, model, self.recipe.trainer)
+        return called
 
     # -- a step
 
@@ -107,31 +116,31 @@ class Learner:
         began = time.perf_counter()
         samples, ages, past_ages = self._samples(groups, step, min_version)
         updates = self._updates(samples)
-        self._prepare([batch for update in updates for batch in update.batches])
-        sums = _Sums()
+        self._prepare(updates)
+        sums, norms = Sums(), []
         epochs = self.recipe.trainer.epochs
         number = epochs * len(updates)
         for done in range(number):
-            self._update(updates[done % len(updates)], step, done / number, sums)
+            norms.append(self._update(updates[done % len(updates)], step, done / number, sums))
         self._maybe_reset_reference(step)
-        skipped = sum(not np.isfinite(norm) for norm in sums.grad_norms)
-        trained = sum(b.num_trajectories for update in updates for b in update.batches)
+        sums = sums.over(self.team)
+        with_gradient = sums.tokens_with_gradient
         metrics = {
             **sums.off_policy.metrics(),
-            **_compounded(ages, number),
-            **_replayed(past_ages, len(samples)),
+            **compounded(ages, number),
+            **replayed(past_ages, len(samples)),
             "trainer/loss": sums.loss / number,
-            "trainer/grad_norm": sums.grad_norms[-1],
-            "trainer/entropy": sums.entropy / sums.tokens_with_gradient if sums.tokens_with_gradient else None,
+            "trainer/grad_norm": norms[-1],
+            "trainer/entropy": sums.entropy / with_gradient if with_gradient else None,
             "trainer/learning_rate": self._learning_rate(step),
             "trainer/step_s": time.perf_counter() - began,
-            "trainer/forward_tokens": float(sums.tokens_forward),
-            "trainer/skipped_zero_advantage": float(len(samples) - trained),
-            "trainer/skipped_steps": float(skipped),
+            "trainer/forward_tokens": sums.tokens_forward,
+            "trainer/skipped_zero_advantage": float(len(samples) - sum(u.num_trained for u in updates)),
+            "trainer/skipped_steps": float(sum(not np.isfinite(norm) for norm in norms)),
         }
         if self.critic:
             metrics["trainer/value_loss"] = sums.value_loss / number
-        return StepReport(metrics, sum(ages), sums.tokens_forward, tuple(ages))
+        return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages))
 
     def _samples(
         self, groups: list[Group], step: int, min_version: int
@@ -175,82 +184,108 @@ class Learner:
     def _updates(self, samples: list[TrainSample]) -> list[_Update]:
         updates = []
         for minibatch in minibatches(samples, self.recipe.trainer.minibatches):
-            num_tokens, num_sequences = self._global_sum(sum(int(s.mask.sum()) for s in minibatch), len(minibatch))
             trained = [s for s in minibatch if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
-            budget = self.recipe.trainer.tokens_per_microbatch
-            parts = split(trained, budget) if self.packs else [[sample] for sample in trained]
-            batches = [pack(part, self.device) for part in parts]
-            updates.append(_Update(batches, Counts(num_tokens, num_sequences)))
+            shares = self._shares(trained)
+            own = [pack(part, self.device) for part in shares[self.team.rank] if part]
+            everyone, sizes = own, [sum(len(b.targets) for b in own)]
+            if self.team.size > 1 and self.objective.sees_whole:
+                packed = [[pack(part, self.device) for part in share if part] for share in shares]
+                packed[self.team.rank] = own
+                everyone = [batch for batches in packed for batch in batches]
+                sizes = [sum(len(b.targets) for b in batches) for batches in packed]
+            num_idle = len(shares[self.team.rank]) - len(own)
+            idle = [pack(trained[:1], self.device)] * num_idle if num_idle else []
+            counts = Counts(sum(int(s.mask.sum()) for s in minibatch), len(minibatch))
+            updates.append(_Update(own, idle, everyone, sizes, len(trained), counts))
         return updates
 
-    @torch.no_grad()
-    def _prepare(self, batches: list[PackedBatch]) -> None:
-        """The passes without gradient: what the objective compares with, as it is before the first update."""
-        trainer = self.recipe.trainer
-        several = trainer.epochs * trainer.minibatches > 1 and self.recipe.algorithm.proximal == "recompute"
-        for batch in batches:
-            if self.objective.needs_reference:
-                batch.columns["ref_logprobs"] = self._reference_logprobs(batch)
-            if self.critic is not None:
-                batch.columns["values"] = self.critic.values(batch)
-            if several or self.objective.needs_prox:
-                batch.columns["prox"] = self._score(self.model, batch)[0]
-        self.objective.token_advantages(batches)
+    def _shares(self, samples: list[TrainSample]) -> list[list[list[TrainSample]]]:
+        """The micro-batches of each rank."""
+        size = self.team.size
+        if self.packs:
+            width = self.model.config.get_text_config().hidden_size
+            return split(samples, self.recipe.trainer.tokens_per_microbatch, width, size)
+        longest_first = sorted(samples, key=lambda s: -len(s.trajectory.tokens))
+        number = -(-len(samples) // size)
+        rows = [longest_first[i * size : (i + 1) * size] for i in range(number)]
+        return [[row[rank : rank + 1] for row in rows] for rank in range(size)]
 
-    def _update(self, update: _Update, step: int, progress: float, sums: _Sums) -> None:
-        """One optimizer step of the policy, and one of the critic."""
-        self.model.train()
+    @torch.no_grad()
+    def _prepare(self, updates: list[_Update]) -> None:
+        """The passes without gradient: what the objective compares with, as it is before the first update."""
+        trainer, columns = self.recipe.trainer, {}
+        if self.objective.needs_reference:
+            columns["ref_logprobs"] = self._reference_logprobs
+        if self.critic is not None:
+            columns["values"] = self.critic.values
+        several = trainer.epochs * trainer.minibatches > 1 and self.recipe.algorithm.proximal == "recompute"
+        if several or self.objective.needs_prox:
+            columns["prox"] = lambda batch: self._score(batch)[0]
+        for update in updates:
+            for name, compute in columns.items():
+                own = [compute(batch) for batch in update.batches]
+                for batch in update.idle:
+                    compute(batch)
+                for batch, values in zip(update.everyone, self._of_everyone(update, own), strict=True):
+                    batch.columns[name] = values
+        self.objective.token_advantages([batch for update in updates for batch in update.everyone])
+
+    def _of_everyone(self, update: _Update, own: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Values of trained tokens, for all micro-batches in `everyone`, from each rank's for its own."""
+        if len(update.sizes) == 1:
+            return own
+        flat = torch.cat(own) if own else torch.zeros(0, device=self.device)
+        whole = torch.cat(self.team.exchange(flat, update.sizes))
+        return list(whole.split([len(batch.targets) for batch in update.everyone]))
+
+    def _update(self, update: _Update, step: int, progress: float, sums: Sums) -> float:
+        """One optimizer step of the policy, and one of the critic; the gradient's norm before it was clipped."""
+        self.policy.train()
         self.optimizer.zero_grad()
-        kept = self._plan(update.batches)
+        kept = self._plan(update)
         for batch in update.batches:
-            logprobs, entropies = kept or self._score(self.model, batch)
+            logprobs, entropies = kept or self._score(batch)
             loss, off_policy = self.objective(batch, logprobs, update.counts, step, progress)
-            loss.backward()
+            self.team.backward(loss)
             sums.loss += float(loss.detach())
             sums.entropy += float(entropies.sum())
             sums.off_policy += off_policy
             sums.tokens_forward += batch.tokens.numel()
             sums.tokens_with_gradient += len(batch.targets)
+        for batch in update.idle:
+            self.team.backward(0.0 * (kept or self._score(batch))[0].sum())
         norm = self.optimizer.clip(self.recipe.trainer.max_grad_norm)
-        sums.grad_norms += (norm,)
         self.before_update()
         if np.isfinite(norm):
             self.optimizer.step(self._learning_rate(step))
         if self.critic:
-            sums.value_loss += self.critic.update(update.batches)
+            sums.value_loss += self.critic.update(update.batches, update.idle)
+        return norm
 
-    def _plan(self, batches: list[PackedBatch]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _plan(self, update: _Update) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Let the objective see the mini-batch as a whole. With one micro-batch that pass serves the gradient too,
         and is returned."""
-        if not self.objective.needs_plan or not batches:
+        if not self.objective.needs_plan or not update.num_passes:
             return None
-        if len(batches) == 1:
-            logprobs, entropies = self._score(self.model, batches[0])
-            self.objective.plan(batches, [logprobs.detach()], [entropies])
-            return logprobs, entropies
-        with torch.no_grad():
-            scored = [self._score(self.model, batch) for batch in batches]
-        self.objective.plan(batches, [s[0] for s in scored], [s[1] for s in scored])
-        return None
+        kept = update.num_passes == 1
+        with torch.set_grad_enabled(kept):
+            scored = [self._score(batch) for batch in (*update.batches, *update.idle)]
+        own = scored[: len(update.batches)]
+        logprobs = self._of_everyone(update, [s[0].detach() for s in own])
+        entropies = self._of_everyone(update, [s[1] for s in own])
+        self.objective.plan(update.everyone, logprobs, entropies)
+        return scored[0] if kept else None
 
-    def _hidden(self, model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
-        """The decoder's outputs [N, d] where a token is trained."""
-        tree = {"tree": batch.tree} if self.packs else {}
-        positions = batch.tree.depths[None]
-        with self.autocast:
-            outputs = model.get_decoder()(input_ids=batch.tokens, position_ids=positions, use_cache=False, **tree)
-        return outputs.last_hidden_state[0].index_select(0, batch.predictors)
-
-    def _score(self, model: torch.nn.Module, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _score(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi of the trained tokens at the sampling temperature, and the entropies there; float32 [N] each."""
-        hidden, temperature = self._hidden(model, batch), self.recipe.rollout.temperature
-        return head_logprobs(head(model), hidden, batch.targets, temperature, self.dtype)
+        result: tuple[torch.Tensor, torch.Tensor] = self.policy(batch, self.recipe.rollout.temperature)
+        return result
 
     def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor:
         if self.reference is not None:
-            return self._score(self.reference, batch)[0]
+            return self.reference(batch, self.recipe.rollout.temperature)[0]
         with switched_off(self.model):
-            return self._score(self.model, batch)[0]
+            return self._score(batch)[0]
 
     def _learning_rate(self, step: int) -> float:
         warmup = self.recipe.trainer.warmup_steps
@@ -260,26 +295,21 @@ class Learner:
     def _maybe_reset_reference(self, step: int) -> None:
         every = self.recipe.algorithm.reference_reset_steps
         if self.reference is not None and every and (step + 1) % every == 0:
-            for theirs, ours in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+            for theirs, ours in zip(self.reference.model.parameters(), self.model.parameters(), strict=True):
                 theirs.copy_(ours)
-
-    def _global_sum(self, *counts: int) -> tuple[int, ...]:
-        """Sum over ranks; the identity with one."""
-        if not torch.distributed.is_initialized():
-            return counts
-        total = torch.tensor(counts, device=self.device)
-        torch.distributed.all_reduce(total)
-        return tuple(total.tolist())
 
     # -- state
 
     def state(self) -> dict[str, torch.Tensor]:
         """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
-        tensors = {**self.optimizer.state(), **self.replay.state(), "rng": torch.get_rng_state()}
+        tensors = self.optimizer.state()
+        if self.team.rank == 0:
+            tensors |= {**self.replay.state(), "rng": torch.get_rng_state()}
         if self.critic:
             tensors.update(self.critic.optimizer.state())
         if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
-            tensors.update({f"reference.{name}": p for name, p in self.reference.named_parameters()})
+            for name, parameter in self.reference.model.named_parameters():
+                tensors |= held(f"reference.{name}", parameter)
         return tensors
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -289,8 +319,8 @@ class Learner:
         if self.critic:
             self.critic.optimizer.restore(tensors)
         if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
-            for name, parameter in self.reference.named_parameters():
-                parameter.copy_(tensors[f"reference.{name}"])
+            for name, parameter in self.reference.model.named_parameters():
+                fill(parameter, tensors[f"reference.{name}"])
         # A copy: torch reads it as aligned memory, which a view into a snapshot need not be.
         torch.set_rng_state(tensors["rng"].clone())
 
@@ -308,32 +338,9 @@ class Learner:
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:
         """log pi of tokens[1:] given what is before them, at temperature 1."""
-        ids = torch.tensor(tokens, device=self.device)
-        with self.autocast:
-            outputs = self.model.get_decoder()(input_ids=ids[None, :-1], use_cache=False)
-        hidden = outputs.last_hidden_state[0]
-        return head_logprobs(head(self.model), hidden, ids[1:], temperature=1.0, dtype=self.dtype)[0].tolist()
-
-
-def _compounded(ages: list[int], number: int) -> dict[str, float | None]:
-    """Staleness in optimizer steps, when a batch takes `number` of them: age x number + updates done before."""
-    tokens = sum(ages)
-    if not tokens:
-        return dict.fromkeys(("staleness/updates_mean", "staleness/updates_max"))
-    oldest = max(age for age, count in enumerate(ages) if count)
-    mean = sum(age * count for age, count in enumerate(ages)) / tokens
-    return {
-        "staleness/updates_mean": mean * number + (number - 1) / 2,
-        "staleness/updates_max": float(oldest * number + number - 1),
-    }
-
-
-def _replayed(past_ages: list[int], num_samples: int) -> dict[str, float | None]:
-    """replay/*, for a step in which past trajectories were trained again; ages in updates."""
-    if not past_ages:
-        return {}
-    return {
-        "replay/share": len(past_ages) / num_samples,
-        "replay/age_mean": sum(past_ages) / len(past_ages),
-        "replay/age_max": float(max(past_ages)),
-    }
+        none = np.zeros(len(tokens), np.float32)
+        mask = np.arange(len(tokens)) > 0
+        text = Trajectory(np.array(tokens, np.int32), none.astype(np.int32), none, mask, 0.0, "stop")
+        batch = pack([TrainSample(text, 0, 0.0, 0.0, mask)], self.device)
+        logprobs: torch.Tensor = self.policy(batch, temperature=1.0)[0]
+        return logprobs.tolist()

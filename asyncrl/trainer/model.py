@@ -1,4 +1,5 @@
-"""The trainer's model: fp32 master weights, and the attention that follows a prefix tree where the model allows it."""
+"""The trainer's model: fp32 master weights, the attention that follows a prefix tree where the model allows it, and
+what is called: tokens in, log-probs or values of the trained ones out."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ import logging
 import numpy as np
 import torch
 
-from asyncrl.algorithms.logprobs import Head
+from asyncrl.algorithms.logprobs import Head, head_logprobs
 from asyncrl.errors import UserError
 from asyncrl.models import is_local
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.lora import inject
+from asyncrl.trainer.packing import PackedBatch
 from asyncrl.trainer.tree import prefix_tree
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,48 @@ def takes_trees(model: torch.nn.Module) -> bool:
     from asyncrl.trainer.attention import NAME
 
     return model.config._attn_implementation == NAME
+
+
+class Policy(torch.nn.Module):
+    """A causal language model, called for log-probs. All use of its weights is within a call, as FSDP2 wants it."""
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        """dtype: of matrix products; the weights keep theirs."""
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, batch: PackedBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """log pi of the trained tokens at that temperature, and the entropies there; float32 [N] each."""
+        hidden = _hidden(self.model, batch, self.dtype)
+        return head_logprobs(head(self.model), hidden, batch.targets, temperature, self.dtype)
+
+
+class Values(torch.nn.Module):
+    """The same with one number per token for a head."""
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        """`model` becomes its own: its output head is replaced by one of width 1, zero at first."""
+        super().__init__()
+        old = model.get_output_embeddings()
+        value = torch.nn.Linear(old.in_features, 1, bias=False, device=old.weight.device, dtype=torch.float32)
+        torch.nn.init.zeros_(value.weight)
+        model.set_output_embeddings(value)
+        self.model, self.dtype = model, dtype
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Value before each trained token, float32 [N]."""
+        hidden = _hidden(self.model, batch, self.dtype)
+        values: torch.Tensor = self.model.get_output_embeddings()(hidden.float())[:, 0]
+        return values
+
+
+def _hidden(model: torch.nn.Module, batch: PackedBatch, dtype: torch.dtype) -> torch.Tensor:
+    """The decoder's outputs [N, d] where a token is trained."""
+    tree = {"tree": batch.tree} if takes_trees(model) else {}
+    positions = batch.tree.depths[None]
+    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        outputs = model.get_decoder()(input_ids=batch.tokens, position_ids=positions, use_cache=False, **tree)
+    return outputs.last_hidden_state[0].index_select(0, batch.predictors)
 
 
 def head(model: torch.nn.Module) -> Head:

@@ -69,6 +69,11 @@ class Objective:
         r = self.recipe
         return r.second_moment_limit is not None or r.entropy_quantile > 0 or self.needs_sums
 
+    @property
+    def sees_whole(self) -> bool:
+        """Whether it must be given the values of all tokens at once, those of other ranks too."""
+        return self.needs_plan or self.recipe.normalise_advantages
+
     # -- before the model runs
 
     def choose(self, rewards: torch.Tensor) -> tuple[list[int], torch.Tensor]:

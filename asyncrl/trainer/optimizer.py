@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+
+from asyncrl.weights.pieces import fill, held
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -28,7 +31,8 @@ class Optimizer:
 
     def clip(self, max_norm: float) -> float:
         """The gradient's global L2 norm before it is scaled down to `max_norm`."""
-        return float(torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm))
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def step(self, learning_rate: float) -> None:
         for group in self.adamw.param_groups:
@@ -36,21 +40,23 @@ class Optimizer:
         self.adamw.step()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Parameters and moments by name: the tensors themselves, not copies."""
-        tensors = {f"{self.prefix}model.{name}": p.detach() for name, p in self.named.items()}
+        """Parameters and moments by name: the tensors themselves, not copies. Of one that is sharded the rows that
+        this rank is the first to hold, as `name@<first row>`."""
+        tensors = {}
         for name, parameter in self.named.items():
+            tensors |= held(f"{self.prefix}model.{name}", parameter)
             for key, value in self.adamw.state.get(parameter, {}).items():
-                tensors[f"{self.prefix}optimizer.{key}.{name}"] = value
+                tensors |= held(f"{self.prefix}optimizer.{key}.{name}", value)
         return tensors
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Inverse of `state`, bit for bit. Raises KeyError if it is of another model."""
+        """Inverse of `state`, bit for bit, from whole tensors. Raises KeyError if it is of another model."""
         for name, parameter in self.named.items():
-            parameter.copy_(tensors[f"{self.prefix}model.{name}"])
+            fill(parameter, tensors[f"{self.prefix}model.{name}"])
             saved = {key: f"{self.prefix}optimizer.{key}.{name}" for key in _MOMENTS}
             if all(key in tensors for key in saved.values()):
                 self.adamw.state[parameter] = {
-                    key: tensors[where].clone() if key == "step" else tensors[where].to(parameter.device, copy=True)
+                    key: tensors[where].clone() if key == "step" else fill(torch.empty_like(parameter), tensors[where])
                     for key, where in saved.items()
                 }

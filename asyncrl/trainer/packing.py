@@ -1,4 +1,4 @@
-"""Trajectories as one row of a prefix tree: micro-batches under a token budget, without padding, prefixes once.
+"""Trajectories as one row of a prefix tree: without padding, prefixes once.
 
 The model sees one row of T tokens (`tree.py`); linear layers see neither padding nor a shared token twice, and the
 attention follows the tree (`attention.py`). Log-probs are computed only where a token is trained.
@@ -6,8 +6,7 @@ attention follows the tree (`attention.py`). Log-probs are computed only where a
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,54 +60,6 @@ class PackedBatch:
     @property
     def num_trajectories(self) -> int:
         return len(self.rewards)
-
-
-def split(samples: list[TrainSample], tokens_per_microbatch: int) -> list[list[TrainSample]]:
-    """Groups, longest first, each into the first micro-batch that still has room for it.
-
-    A group that is over the budget alone is cut. Raises ValueError if one trajectory is.
-    """
-    microbatches: list[list[TrainSample]] = []
-    room: list[int] = []
-    for size, part in sorted(_parts(samples, tokens_per_microbatch), key=lambda sized: -sized[0]):
-        fits = next((i for i, free in enumerate(room) if free >= size), None)
-        if fits is None:
-            microbatches.append([])
-            room.append(tokens_per_microbatch)
-            fits = len(room) - 1
-        microbatches[fits] += part
-        room[fits] -= size
-    return microbatches
-
-
-def _parts(samples: Iterable[TrainSample], budget: int) -> Iterator[tuple[int, list[TrainSample]]]:
-    """Samples of one group side by side, in parts that fit the budget, and their tokens in the row."""
-    groups: dict[int, list[TrainSample]] = {}
-    for sample in samples:
-        length = len(sample.trajectory.tokens)
-        if length > budget:
-            raise ValueError(f"a trajectory of {length} tokens is over trainer.tokens_per_microbatch ({budget})")
-        groups.setdefault(sample.group, []).append(sample)
-    for members in groups.values():
-        # Of neighbours in this order the longest beginnings are the same.
-        members.sort(key=lambda s: s.trajectory.tokens.tobytes())
-        while members:
-            number = _num_fitting(members, budget)
-            yield _num_tokens(members[:number]), members[:number]
-            members = members[number:]
-
-
-def _num_fitting(members: list[TrainSample], budget: int) -> int:
-    """How many from the front fit; at least one."""
-    if _num_tokens(members) <= budget:
-        return len(members)
-    # The tree grows with every member.
-    return bisect_right(range(1, len(members)), budget, key=lambda n: _num_tokens(members[:n]))
-
-
-def _num_tokens(members: list[TrainSample]) -> int:
-    """Tokens in the row."""
-    return len(prefix_tree([s.trajectory.tokens for s in members]).tokens)
 
 
 def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:

@@ -1,6 +1,6 @@
-"""The trainer's end of the weight push: one object per set of generators, the same for gloo and nccl.
+"""The trainer's end of the weight push; each rank of the trainer has one.
 
-    publish(version):  staged copy -> broadcast to every replica at once -> live
+    publish(version):  staged copy -> every replica, all at once or one after the other -> live
 Waits for: each replica's pause, transfer and load, all under one deadline. Unblocks: the next publish.
 Training does not wait: the step stages a copy of the weights, a push reads it from another thread.
 """
@@ -8,10 +8,16 @@ Training does not wait: the step stages a copy of the weights, a push reads it f
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from asyncrl.weights.files import write_push
+from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
 
 
@@ -41,92 +47,182 @@ class Replicas(Protocol):
 
     def join(self, init_info: dict[str, Any]) -> None: ...
 
-    def update(self, update: WeightUpdate) -> Mapping[str, float]:
-        """Pause, receive, load, stamp, resume on every replica; returns the seconds each stood still."""
+    def update(self, update: WeightUpdate, *, rolling: bool = False) -> Mapping[str, float]:
+        """Pause, receive, load, stamp, resume on every replica, all at once or one after the other; returns the
+        seconds each stood still."""
         ...
 
 
-class _SyncClient:
-    """vLLM's four control calls, mapped to one call per replica and push, which pauses and resumes by itself."""
+class Channel(Protocol):
+    """A rank's end. Replicas are given to rank 0 only, which speaks to them; `ends` and `copies` are all ranks'."""
 
-    def __init__(self, replicas: Replicas) -> None:
-        self.replicas = replicas
-        self.version = -1
-        self.pauses: Mapping[str, float] = {}
+    def end(self) -> Any:
+        """What replicas must know to reach this rank."""
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self.replicas.join(init_info)
+    def connect(self, replicas: Replicas | None, num_workers: int, ends: list[Any]) -> None: ...
 
-    def start_weight_update(self) -> None:
-        """Nothing: `update` pauses the replica just before it receives."""
+    def copy(self, version: int, staged: StagedWeights) -> Any:
+        """What replicas must know to read this copy, which is as it is until the next call."""
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.pauses = self.replicas.update(WeightUpdate(self.version, update_info))
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
+        """Returns when all replicas are live at `version`; the report is rank 0's."""
 
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Nothing: `update` has stamped the version and resumed."""
+    def close(self) -> None: ...
 
 
-class TransferChannel:
-    """Pushes through one of vLLM's weight-transfer engines (`gloo` is ours, `nccl` vLLM's)."""
+@dataclass(frozen=True)
+class ChannelConfig:
+    """Of one rank of the trainer."""
 
-    def __init__(
-        self, backend: str, replicas: Replicas, address: str, timeout_s: float, lora_scale: float | None = None
-    ) -> None:
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    backend: str
+    rank: int
+    address: str
+    """Of its node."""
+    timeout_s: float
+    dtype: str
+    folder: Path
+    """Where `disk` writes."""
+    rolling: bool = False
+    lora_scale: float | None = None
+    group: Any = None
+    """For nccl: a process group of the trainer's ranks that only pushes use."""
 
-        from asyncrl.weights.gloo import StagedSource
-        from asyncrl.weights.plugin import register
 
-        register()
-        self._client = _SyncClient(replicas)
-        self._source = StagedSource()
-        self._engine = WeightTransferTrainerFactory.trainer_init(
-            _init_info(backend, address, 1 + replicas.num_workers, timeout_s, lora_scale),
-            client=self._client,
-            source=self._source,
+def open_channel(config: ChannelConfig, staged: StagedWeights) -> Channel:
+    """`staged`: any copy; they are all alike."""
+    if config.backend == "none":
+        return VersionChannel()
+    if config.backend == "nccl":
+        return NcclChannel(config, staged)
+    return HostChannel(config, staged)
+
+
+class HostChannel:
+    """gloo, shared memory or a disk: weights in host memory."""
+
+    def __init__(self, config: ChannelConfig, staged: StagedWeights) -> None:
+        from asyncrl.weights.gloo import GlooEnd
+
+        self._config = config
+        self._pieces = [asdict(piece) for piece in staged.pieces]
+        self._gloo = GlooEnd(config.address, config.timeout_s) if config.backend == "gloo" else None
+
+    def end(self) -> Any:
+        return {"pieces": self._pieces, **(self._gloo.reach if self._gloo else {})}
+
+    def connect(self, replicas: Replicas | None, num_workers: int, ends: list[Any]) -> None:
+        self._replicas = replicas
+        self._num_bytes = _num_bytes(ends, self._config.dtype)
+        plan = {
+            "transport": self._config.backend,
+            "ends": ends,
+            "dtype": self._config.dtype,
+            "lora_scale": self._config.lora_scale,
+            "rank_offset": 1,
+            "world_size": 1 + num_workers,
+            "timeout_s": self._config.timeout_s,
+        }
+        _side_by_side(
+            lambda: replicas.join(plan) if replicas else None,
+            lambda: self._gloo.join(1 + num_workers) if self._gloo else None,
         )
 
-    def publish(self, version: int, staged: StagedWeights) -> PublishReport:
-        """Send the staged weights to every replica; returns when all of them are live at `version`."""
+    def copy(self, version: int, staged: StagedWeights) -> Any:
+        if self._config.backend == "disk":
+            return str(write_push(staged.flat, self._config.folder, version, self._config.rank))
+        return None if staged.path is None else str(staged.path)
+
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
         began = time.perf_counter()
-        self._client.version = version
-        self._source.staged = staged
-        self._engine.send_weights()
-        return PublishReport(
-            version,
-            time.perf_counter() - began,
-            max(self._client.pauses.values(), default=0.0),
-            staged.num_bytes,
+        update, rolling = WeightUpdate(version, {"copies": copies}), self._config.rolling
+        pauses = _side_by_side(
+            lambda: self._replicas.update(update, rolling=rolling) if self._replicas else None,
+            lambda: self._gloo.send(staged.flat) if self._gloo else None,
         )
+        return None if pauses is None else _report(version, began, pauses, self._num_bytes)
 
     def close(self) -> None:
-        self._engine.shutdown()
+        if self._gloo:
+            self._gloo.close()
 
 
 class VersionChannel:
     """For engines that hold no weights (the simulated one): only the version travels."""
 
-    def __init__(self, replicas: Replicas) -> None:
-        self.replicas = replicas
+    def end(self) -> Any:
+        return None
 
-    def publish(self, version: int, staged: StagedWeights) -> PublishReport:
+    def connect(self, replicas: Replicas | None, num_workers: int, ends: list[Any]) -> None:
+        self._replicas = replicas
+
+    def copy(self, version: int, staged: StagedWeights) -> Any:
+        return None
+
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
         began = time.perf_counter()
-        pauses = self.replicas.update(WeightUpdate(version))
-        return PublishReport(version, time.perf_counter() - began, max(pauses.values(), default=0.0), 0)
+        if self._replicas is None:
+            return None
+        return _report(version, began, self._replicas.update(WeightUpdate(version)), 0)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def _init_info(backend: str, address: str, world_size: int, timeout_s: float, lora_scale: float | None) -> Any:
-    if backend == "gloo":
-        from asyncrl.weights.gloo import GlooTrainerInitInfo
+class NcclChannel:
+    """GPUs, through vLLM's own engine: rank 0 sends; the others hand it what they hold, a parameter at a time."""
 
-        return GlooTrainerInitInfo(address, world_size, timeout_s, lora_scale, rank=0)
-    if backend == "nccl":
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-        from vllm.utils.network_utils import get_open_port
+    def __init__(self, config: ChannelConfig, staged: StagedWeights) -> None:
+        self._config, self._staged = config, staged
+        self._engine: Any = None
 
-        return NCCLTrainerInitInfo(address, get_open_port(), world_size, rank=0)
-    raise ValueError(f"weights.channel is gloo, nccl or none, not {backend!r}")
+    def end(self) -> Any:
+        return {"address": self._config.address, "pieces": [asdict(piece) for piece in self._staged.pieces]}
+
+    def connect(self, replicas: Replicas | None, num_workers: int, ends: list[Any]) -> None:
+        from asyncrl.weights import nccl
+
+        pieces = [[Piece.of_wire(piece) for piece in end["pieces"]] for end in ends]
+        self._num_bytes = _num_bytes(ends, self._config.dtype)
+        self._source = nccl.StagedSource(pieces, self._config.rank, self._config.group)
+        self._client = nccl.SyncClient(replicas)
+        rank = self._config.rank
+        self._engine = nccl.trainer_engine(ends[0]["address"], 1 + num_workers, rank, self._client, self._source)
+
+    def copy(self, version: int, staged: StagedWeights) -> Any:
+        return None
+
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
+        began = time.perf_counter()
+        self._client.version, self._source.staged = version, staged
+        self._engine.send_weights()
+        if self._config.rank:
+            return None
+        return _report(version, began, self._client.pauses, self._num_bytes)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+
+
+def _report(version: int, began: float, pauses: Mapping[str, float], num_bytes: int) -> PublishReport:
+    return PublishReport(version, time.perf_counter() - began, max(pauses.values(), default=0.0), num_bytes)
+
+
+def _num_bytes(ends: list[Any], dtype: str) -> int:
+    """Of the weights that all ranks hold together."""
+    elements = sum(piece["stop"] - piece["start"] for end in ends for piece in end["pieces"])
+    return int(elements * getattr(torch, dtype).itemsize)
+
+
+def _side_by_side(talk: Callable[[], Any], send: Callable[[], None]) -> Any:
+    """What `talk` returns; `send` runs meanwhile. The first error of either is raised at once: whoever still waits
+    for one that died is left to the deadline."""
+    executor = ThreadPoolExecutor(max_workers=2)
+    try:
+        talking, sending = executor.submit(talk), executor.submit(send)
+        done, _ = wait([talking, sending], return_when=FIRST_EXCEPTION)
+        for call in sorted(done, key=lambda call: call.exception() is None):
+            call.result()
+        return talking.result()
+    finally:
+        executor.shutdown(wait=False)

@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+import uuid
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from asyncrl.errors import DeadlineExceeded, RunFailed
+from asyncrl.weights.files import create_file
+from asyncrl.weights.pieces import local_pieces
 
 
 class StagedWeights:
-    """The trained parameters of a model in one flat buffer of one dtype, with a named view of each.
+    """What this rank holds of a model's trained parameters, in one flat buffer of one dtype, with a view of each."""
 
-    Tied parameters are stored once, under the first name (as `named_parameters` gives them).
-    """
-
-    def __init__(self, model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        shapes = [(name, tuple(p.shape), p.numel()) for name, p in model.named_parameters() if p.requires_grad]
-        self.flat = torch.empty(sum(n for _, _, n in shapes), dtype=dtype, device=device)
-        views = self.flat.split([n for _, _, n in shapes])
-        self._views = {name: view.view(shape) for (name, shape, _), view in zip(shapes, views, strict=True)}
+    def __init__(
+        self, model: torch.nn.Module, dtype: torch.dtype, device: torch.device, path: Path | None = None
+    ) -> None:
+        """path: where the buffer is to lie in shared memory, if it is."""
+        # The tensors are the model's own for good. FSDP2 shows others in their place while it computes.
+        self.pieces, self._originals = zip(*local_pieces(model), strict=True)
+        sizes = [piece.stop - piece.start for piece in self.pieces]
+        self.path = path
+        if path is None:
+            self.flat = torch.empty(sum(sizes), dtype=dtype, device=device)
+        else:
+            self.flat = create_file(path, sum(sizes), dtype)
+            weakref.finalize(self, path.unlink, missing_ok=True)
+        self.views = self.flat.split(sizes)
 
     @torch.no_grad()
-    def copy_from(self, model: torch.nn.Module) -> None:
+    def copy(self) -> None:
         """Cast and copy every parameter; a few hundredths of a second per 100 M parameters on a CPU.
 
         Raises RunFailed if a copy is not finite: such weights must never reach a generator.
         """
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            view = self._views[name]
-            view.copy_(parameter)
-            require_finite({name: view})
-
-    @property
-    def num_bytes(self) -> int:
-        return self.flat.numel() * self.flat.element_size()
-
-    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, view) in the order of the flat buffer."""
-        yield from self._views.items()
+        for piece, view, original in zip(self.pieces, self.views, self._originals, strict=True):
+            view.copy_(original.flatten())
+            require_finite({piece.name: view})
 
 
 def require_finite(weights: Mapping[str, torch.Tensor]) -> None:
@@ -62,13 +62,27 @@ class Staging:
     meanwhile, or right before that step changes them. Used by two threads, of the steps and of the pushes.
     """
 
-    def __init__(self, model: torch.nn.Module, version: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        version: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        folder: Path | None = None,
+    ) -> None:
+        """folder: in shared memory, if the copies are to be seen by other processes."""
         self._version = version
-        self._next, self._sending = (StagedWeights(model, dtype, device) for _ in range(2))
+        # Names of their own: who has mapped the copies of a trainer that died must not take these for them.
+        paths = [folder / uuid.uuid4().hex if folder else None for _ in range(2)]
+        self._next, self._sending = (StagedWeights(model, dtype, device, path) for path in paths)
         self._next_version: int | None = None
         self._sending_version: int | None = None
         self._changed = threading.Condition()
+
+    @property
+    def layout(self) -> StagedWeights:
+        """Either copy: they are laid out alike."""
+        return self._next
 
     def send(self, version: int | None) -> tuple[int, StagedWeights]:
         """The copy to push of a version (None: of the one sent last, or else the model's), and which it is. It stays
@@ -106,5 +120,5 @@ class Staging:
         if self._version not in (self._next_version, self._sending_version):
             # If the copy fails, the version that was there is gone too.
             self._next_version = None
-            self._next.copy_from(self._model)
+            self._next.copy()
             self._next_version = self._version

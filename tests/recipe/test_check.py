@@ -85,7 +85,9 @@ BAD = {
         r"set rollout\.engine_args\.tensor_parallel_size=2"
     ),
     # trainer
-    "trainer.ranks=2": r"trainer\.ranks 2 is more than this version can use; set trainer\.ranks=1",
+    "trainer.ranks=4 trainer.shard_ranks=3": r"trainer\.shard_ranks 3 does not divide trainer\.ranks 4",
+    "trainer.ranks=2 checkpoint.snapshot_every_steps=1": r"checkpoint\.snapshot_every_steps is for one rank; .*",
+    "weights.rolling=true": r"weights\.rolling needs channel shared_memory or disk, not auto",
     "trainer.tokens_per_microbatch=1279": (
         r"trainer\.tokens_per_microbatch 1279 is below rollout\.max_prompt_tokens \+ rollout\.max_new_tokens = 1280, "
         r"the longest trajectory; raise it, or lower one of those"

@@ -18,7 +18,7 @@ from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from asyncrl.weights import gloo
+from asyncrl.weights import host, nccl
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -107,7 +107,7 @@ def test_engine_args() -> None:
 def test_a_weight_transfer_config_accepts_our_backend() -> None:
     from vllm.config.weight_transfer import WeightTransferConfig
 
-    assert WeightTransferConfig(backend="gloo").backend == "gloo"
+    assert WeightTransferConfig(backend="asyncrl").backend == "asyncrl"
     assert WeightTransferConfig(backend="nccl").backend == "nccl"
 
 
@@ -165,7 +165,7 @@ def test_abstract_methods_of_the_weight_transfer_engines_are_those_we_wrote() ->
     }
     assert base.TrainerWeightTransferEngine.__abstractmethods__ == {"trainer_init", "send_weights"}
     assert base.WeightSource.__abstractmethods__ == {"metadata", "__iter__"}
-    for cls in (gloo.GlooEngine, gloo.GlooTrainerEngine, gloo.StagedSource):
+    for cls in (host.HostEngine, nccl.StagedSource):
         assert not inspect.isabstract(cls)
 
 
@@ -178,9 +178,8 @@ def overrides(ours: type, theirs: type) -> list[tuple[Callable[..., Any], Callab
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (gloo.GlooEngine, base.WeightTransferEngine),
-        (gloo.GlooTrainerEngine, base.TrainerWeightTransferEngine),
-        (gloo.StagedSource, base.WeightSource),
+        (host.HostEngine, base.WeightTransferEngine),
+        (nccl.StagedSource, base.WeightSource),
     ],
 )
 def test_our_engines_take_the_parameters_of_the_methods_they_replace(ours: type, theirs: type) -> None:
@@ -201,21 +200,17 @@ def test_what_a_worker_engine_finds_on_itself() -> None:
     assert {"data_parallel_index", "world_size", "rank"} <= fields(ParallelConfig)
 
 
-def test_the_trainer_engine_keeps_client_source_and_sender() -> None:
+def test_only_rank_0_sends() -> None:
     inspect.signature(base.TrainerWeightTransferEngine).bind(client=None, source=None, is_sender=True)
-    info = gloo.GlooTrainerInitInfo("127.0.0.1", 2, 5.0, rank=0)
-    assert info.is_sender
-    assert not gloo.GlooTrainerInitInfo("127.0.0.1", 2, 5.0, rank=1).is_sender
-    assert info.backend == "gloo"
+    assert NCCLTrainerInitInfo("127.0.0.1", 5, 2, rank=0).is_sender
+    assert not NCCLTrainerInitInfo("127.0.0.1", 5, 2, rank=1).is_sender
 
 
 def test_our_client_has_the_calls_of_vllms_protocol() -> None:
-    from asyncrl.weights.channel import _SyncClient
-
     calls = [n for n, value in vars(base.VLLMWeightSyncClient).items() if inspect.isfunction(value) and n[0] != "_"]
     assert {"init_weight_transfer_engine", "update_weights", "finish_weight_update"} <= set(calls)
     for name in calls:
-        our, their = getattr(_SyncClient, name), getattr(base.VLLMWeightSyncClient, name)
+        our, their = getattr(nccl.SyncClient, name), getattr(base.VLLMWeightSyncClient, name)
         assert list(inspect.signature(our).parameters) == list(inspect.signature(their).parameters)
 
 
@@ -225,14 +220,14 @@ def test_nccl_init_info_as_the_channel_makes_it() -> None:
     assert info.backend == "nccl"
 
 
-@pytest.mark.parametrize("factory", [WeightTransferEngineFactory, WeightTransferTrainerFactory])
-def test_registering_makes_gloo_known_beside_nccl(factory: Any) -> None:
+def test_registering_makes_our_engine_known_beside_nccl() -> None:
     from asyncrl.weights.plugin import register
 
     register()
     register()  # every vLLM process loads the plug-in, some twice
-    assert {"gloo", "nccl"} <= set(factory._registry)
-    assert factory._registry["gloo"]() in (gloo.GlooEngine, gloo.GlooTrainerEngine)
+    assert WeightTransferEngineFactory._registry["asyncrl"]() is host.HostEngine
+    assert "nccl" in WeightTransferEngineFactory._registry
+    assert "nccl" in WeightTransferTrainerFactory._registry
 
 
 def test_the_trainer_factory_takes_client_and_source_by_name() -> None:

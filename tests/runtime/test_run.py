@@ -213,6 +213,26 @@ def test_asynchronous_run_with_a_lost_trainer_equals_the_replay_of_its_journal(t
     assert f"{damaged.name}: the record at offset" in output
 
 
+def test_ranks_are_lost_together_and_their_checkpoint_is_anyones(tmp_path: Path) -> None:
+    """Two ranks, one of which is killed beside a push; then one rank goes on from what two have written."""
+    run_dir = tmp_path / "run"
+    slow = ["rollout.engine_args={token_s: 0.2}", "trainer.ranks=2", "max_steps=8"]
+    process = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *slow, f"run_dir={run_dir}", background=True)
+    try:
+        wait_for(lambda: len(records(run_dir)) >= 2, process, "step 2")
+        (second,) = json.loads((run_dir / "processes.json").read_text())["trainer-1"]["processes"]
+        os.kill(second["pid"], signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill_group(process)
+    assert process.returncode == 0, output
+    assert "trainer is lost (its process has died); it is started again" in output
+    check(run_dir, steps=8)
+    code, output = asyncrl("resume", str(run_dir), "trainer.ranks=1", "max_steps=10")
+    assert code == 0, output
+    check(run_dir, steps=10)
+
+
 def test_reward_that_always_fails_stops_the_run(tmp_path: Path) -> None:
     """I7: a failed reward is not a zero reward, and a run that can learn nothing says so."""
     (tmp_path / "bad.py").write_text("def reward(completion, **row):\n    raise KeyError('gold')\n")

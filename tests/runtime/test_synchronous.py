@@ -24,7 +24,7 @@ from asyncrl.rollout.engine import SamplingParams
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import TransferChannel
+from asyncrl.weights.channel import ChannelConfig, open_channel
 from asyncrl.weights.staging import StagedWeights
 
 pytestmark = pytest.mark.slow
@@ -58,12 +58,13 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
     device = torch.device("cpu")
     learner = Learner(partial(load_model, str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
     staged = StagedWeights(learner.model, torch.float32, device)
-    channel = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60)
+    channel = open_channel(ChannelConfig("gloo", 0, "127.0.0.1", 60.0, "float32", Path()), staged)
+    channel.connect(one_replica, 1, [channel.end()])
     tokenizer = load_tokenizer(str(model))
     tasks = TaskSource(load_rows(recipe.data, recipe.seed), recipe.data, recipe.seed)
     reward = load_object(recipe.reward, ROOT, "reward")
-    staged.copy_from(learner.model)
-    channel.publish(0, staged)
+    staged.copy()
+    channel.publish(0, staged, [None])
     for step in range(recipe.max_steps):
         batch = []
         for number in range(step * recipe.groups_per_step, (step + 1) * recipe.groups_per_step):
@@ -88,8 +89,8 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
                 )
             batch.append(Group(number, 0, task.row_index, tuple(members)))
         learner.step(batch, step, min_version=step)
-        staged.copy_from(learner.model)
-        channel.publish(step + 1, staged)
+        staged.copy()
+        channel.publish(step + 1, staged, [None])
     channel.close()
     return {f"model.{name}": p.detach().clone() for name, p in learner.model.named_parameters()}
 

@@ -17,7 +17,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.trainer.packing import TrainSample, pack, split
+from asyncrl.trainer.packing import TrainSample, pack
 
 CPU = torch.device("cpu")
 
@@ -167,18 +167,6 @@ def test_who_copies_the_state_is_waited_for_right_before_it_changes(tiny_model: 
     ours.before_update = lambda: seen.append(all(torch.equal(t, before[n]) for n, t in ours.state().items()))
     ours.step(groups(6, [[1.0, 0.0]]), 0, 0)
     assert seen == [True]
-
-
-def test_split_keeps_the_budget_and_every_sample() -> None:
-    rng = np.random.default_rng(0)
-    samples = [TrainSample(t, 0, 1.0, 1.0, t.loss_mask) for t in (trajectory(rng, 1.0) for _ in range(40))]
-    parts = split(samples, 60)
-    assert sorted(id(s) for p in parts for s in p) == sorted(id(s) for s in samples)
-    sizes = [pack(p, CPU).tokens.numel() for p in parts]
-    assert max(sizes) <= 60
-    assert len(parts) <= 2 * (sum(sizes) // 60 + 1)
-    with pytest.raises(ValueError, match=r"over trainer\.tokens_per_microbatch"):
-        split(samples, 5)
 
 
 def test_pack_never_trains_the_first_token() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from asyncrl.errors import UserError
 from asyncrl.trainer.learner import Learner
 from asyncrl.weights.lora import merge
+from asyncrl.weights.pieces import assemble
 from asyncrl.weights.staging import StagedWeights
 
 REWARDS = [[1.0, 0.0, 0.5], [0.0, 0.25, 1.0]]
@@ -34,7 +35,7 @@ def test_only_adapters_are_trained_staged_and_saved(tiny_model: Path) -> None:
     assert all(torch.equal(p, before[n]) for n, p in adapted.model.named_parameters() if not p.requires_grad)
     assert all(".lora_" in name for name in adapted.state() if name != "rng")
     staged = StagedWeights(adapted.model, torch.float32, CPU)
-    assert 0 < staged.num_bytes < 0.2 * StagedWeights(whole.model, torch.float32, CPU).num_bytes
+    assert 0 < staged.flat.numel() < 0.2 * StagedWeights(whole.model, torch.float32, CPU).flat.numel()
     assert adapted.score(TOKENS) != pytest.approx(whole.score(TOKENS), abs=1e-3)
 
 
@@ -44,10 +45,11 @@ def test_what_an_engine_merges_and_what_is_exported_compute_what_the_trainer_com
     learner = make(tiny_model, {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]})
     learner.step(groups(1, REWARDS), 0, 0)
     staged = StagedWeights(learner.model, torch.float32, CPU)
-    staged.copy_from(learner.model)
+    staged.copy()
     engine = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    arrived = dict(assemble(zip(staged.pieces, staged.views, strict=True)))
     base = {name: p.detach().clone() for name, p in engine.named_parameters()}
-    engine.load_state_dict(dict(merge(base.items(), dict(staged.items()), scale=2.0)), strict=False)
+    engine.load_state_dict(dict(merge(base.items(), arrived, scale=2.0)), strict=False)
     learner.export(learner.state(), tmp_path / "model", torch.float32)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     for model in (engine, exported):

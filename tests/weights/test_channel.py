@@ -1,10 +1,12 @@
-"""A real push: trainer-side gloo engine -> real vLLM engine, while it generates."""
+"""A real push: the trainer's end of a channel -> real vLLM engine, while it generates."""
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import SamplingParams
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import TransferChannel
+from asyncrl.weights.channel import ChannelConfig, PublishReport, open_channel
 from asyncrl.weights.staging import StagedWeights
 from asyncrl.weights.verify import Probe, WeightMismatch
 
@@ -37,17 +39,35 @@ def learner(tiny_model: Any) -> Learner:
     return Learner(partial(load_model, str(tiny_model), RECIPE, device), RECIPE, LOSSES["ppo"], device)
 
 
-@pytest.fixture(scope="module")
-def channel(one_replica: Any) -> Iterator[TransferChannel]:
-    channel = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60)
-    yield channel
-    channel.close()
+class Push:
+    """One rank's end, connected; `publish` as the driver goes about it."""
+
+    def __init__(
+        self, backend: str, replicas: Any, model: torch.nn.Module, folder: Path, lora_scale: float | None = None
+    ) -> None:
+        config = ChannelConfig(backend, 0, "127.0.0.1", 60.0, "float32", folder, lora_scale=lora_scale)
+        shared = folder / uuid.uuid4().hex if backend == "shared_memory" else None
+        self.staged = StagedWeights(model, torch.float32, torch.device("cpu"), shared)
+        self.channel = open_channel(config, self.staged)
+        self.channel.connect(replicas, replicas.num_workers, [self.channel.end()])
+
+    def publish(self, version: int) -> PublishReport:
+        self.staged.copy()
+        return self.send(version)
+
+    def send(self, version: int) -> PublishReport:
+        report = self.channel.publish(version, self.staged, [self.channel.copy(version, self.staged)])
+        assert report is not None
+        return report
 
 
-def staged(learner: Learner) -> StagedWeights:
-    weights = StagedWeights(learner.model, torch.float32, torch.device("cpu"))
-    weights.copy_from(learner.model)
-    return weights
+@pytest.fixture(scope="module", params=["gloo", "shared_memory", "disk"])
+def push(
+    request: pytest.FixtureRequest, one_replica: Any, learner: Learner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Push]:
+    push = Push(request.param, one_replica, learner.model, tmp_path_factory.mktemp("channel"))
+    yield push
+    push.channel.close()
 
 
 def perturb(learner: Learner, seed: int) -> None:
@@ -61,46 +81,43 @@ PROBE = Probe(list(range(5, 45)))
 
 
 def test_engine_and_trainer_agree_on_the_initial_weights(
-    vllm_engine: Any, loop_thread: Any, learner: Learner, channel: TransferChannel
+    vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push
 ) -> None:
-    channel.publish(0, staged(learner))
+    push.publish(0)
     PROBE.expect(0, learner.score(PROBE.tokens))
     gaps = PROBE.check(0, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
     assert gaps["replica"] < 1e-4
 
 
-def test_push_replaces_every_weight(
-    vllm_engine: Any, loop_thread: Any, learner: Learner, channel: TransferChannel
-) -> None:
+def test_push_replaces_every_weight(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
     perturb(learner, 1)
     PROBE.expect(1, learner.score(PROBE.tokens))
     before = {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}
     with pytest.raises(WeightMismatch, match="replica does not hold version 1"):
         PROBE.check(1, before, "float32")
-    report = channel.publish(1, staged(learner))
+    report = push.publish(1)
+    # What the trainer does with its copy afterwards is not the engine's.
+    push.staged.flat.zero_()
     gaps = PROBE.check(1, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
     assert gaps["replica"] < 1e-4
     assert report.num_bytes == 4 * sum(p.numel() for p in learner.model.parameters())
     assert 0 < report.pause_s <= report.transfer_s
 
 
-def test_one_wrong_parameter_is_noticed(
-    vllm_engine: Any, loop_thread: Any, learner: Learner, channel: TransferChannel
-) -> None:
-    weights = staged(learner)
-    dict(weights.items())["model.layers.1.mlp.down_proj.weight"].zero_()
-    channel.publish(1, weights)
+def test_one_wrong_parameter_is_noticed(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
+    PROBE.expect(1, learner.score(PROBE.tokens))
+    push.staged.copy()
+    wrong = [piece.name for piece in push.staged.pieces].index("model.layers.1.mlp.down_proj.weight")
+    push.staged.views[wrong].zero_()
+    push.send(1)
     with pytest.raises(WeightMismatch):
         PROBE.check(1, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
-    channel.publish(1, staged(learner))
+    push.publish(1)
 
 
-def test_tokens_in_flight_keep_their_version(
-    vllm_engine: Any, loop_thread: Any, learner: Learner, channel: TransferChannel
-) -> None:
+def test_tokens_in_flight_keep_their_version(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
     """I3: a completion that a push interrupts comes back with both versions, stamped per token by the engine."""
     perturb(learner, 2)
-    weights = staged(learner)
     tokens = list(range(5, 25))
 
     async def generate() -> list[Any]:
@@ -110,7 +127,7 @@ def test_tokens_in_flight_keep_their_version(
     running = asyncio.run_coroutine_threadsafe(generate(), loop_thread.loop)
     while vllm_engine.llm.get_num_unfinished_requests() < 4:
         assert not running.done()
-    channel.publish(2, weights)
+    push.publish(2)
     completions = running.result(60)
     assert {s.version for c in completions for s in c.spans} == {1, 2}
     for completion in completions:
@@ -119,24 +136,27 @@ def test_tokens_in_flight_keep_their_version(
         assert [s.version for s in completion.spans] == sorted(s.version for s in completion.spans)
 
 
-def test_channel_can_be_rebuilt(vllm_engine: Any, loop_thread: Any, learner: Learner, one_replica: Any) -> None:
-    again = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60)
+@pytest.mark.parametrize("backend", ["gloo", "shared_memory"])
+def test_channel_can_be_rebuilt(
+    vllm_engine: Any, loop_thread: Any, learner: Learner, one_replica: Any, tmp_path: Path, backend: str
+) -> None:
+    again = Push(backend, one_replica, learner.model, tmp_path)
     perturb(learner, 3)
     PROBE.expect(3, learner.score(PROBE.tokens))
-    again.publish(3, staged(learner))
+    again.publish(3)
     PROBE.check(3, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
-    again.close()
+    again.channel.close()
 
 
 def test_adapters_alone_are_sent_and_merged_into_the_base(
-    vllm_engine: Any, loop_thread: Any, tiny_model: Any, one_replica: Any
+    vllm_engine: Any, loop_thread: Any, tiny_model: Any, one_replica: Any, tmp_path: Path
 ) -> None:
     """Twice, and the second does not add up with the first."""
     keys = RECIPE.model_dump()
     keys["trainer"]["lora"]["rank"] = 4
     recipe, device = Recipe.model_validate(keys), torch.device("cpu")
     adapted = Learner(partial(load_model, str(tiny_model), recipe, device), recipe, LOSSES["ppo"], device)
-    channel = TransferChannel("gloo", one_replica, "127.0.0.1", timeout_s=60, lora_scale=recipe.trainer.lora.scale)
+    push = Push("gloo", one_replica, adapted.model, tmp_path, lora_scale=recipe.trainer.lora.scale)
     try:
         for version in (4, 5):
             generator = torch.Generator().manual_seed(version)
@@ -144,9 +164,9 @@ def test_adapters_alone_are_sent_and_merged_into_the_base(
                 for parameter in adapted.optimizer.named.values():
                     parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
             PROBE.expect(version, adapted.score(PROBE.tokens))
-            report = channel.publish(version, staged(adapted))
+            report = push.publish(version)
             gaps = PROBE.check(version, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
             assert gaps["replica"] < 1e-4
         assert report.num_bytes == 4 * sum(p.numel() for p in adapted.optimizer.named.values())
     finally:
-        channel.close()
+        push.channel.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from asyncrl.errors import DeadlineExceeded, RunFailed
+from asyncrl.weights.files import open_file
+from asyncrl.weights.pieces import assemble
 from asyncrl.weights.staging import StagedWeights, Staging
 
 CPU = torch.device("cpu")
@@ -35,32 +38,37 @@ def model() -> Tied:
 
 def staged_copy(model: nn.Module, dtype: torch.dtype = torch.float32) -> StagedWeights:
     staged = StagedWeights(model, dtype, CPU)
-    staged.copy_from(model)
+    staged.copy()
     return staged
 
 
 def test_every_parameter_once_under_its_first_name(model: Tied) -> None:
     staged = staged_copy(model)
-    assert {name: tuple(t.shape) for name, t in staged.items()} == {
-        "scale": (),
-        "embed.weight": (5, 3),
-        "layer.weight": (2, 3),
-        "layer.bias": (2,),
+    assert {piece.name: (piece.shape, piece.start, piece.stop) for piece in staged.pieces} == {
+        "scale": ((), 0, 1),
+        "embed.weight": ((5, 3), 0, 15),
+        "layer.weight": ((2, 3), 0, 6),
+        "layer.bias": ((2,), 0, 2),
     }
     assert staged.flat.shape == (1 + 15 + 6 + 2,)
 
 
-def test_values_are_those_of_the_model(model: Tied) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_are_those_of_the_model(model: Tied, tmp_path: Path, shared: bool) -> None:
     parameters = dict(model.named_parameters())
-    for name, tensor in staged_copy(model).items():
+    staged = StagedWeights(model, torch.float32, CPU, tmp_path / "copy" if shared else None)
+    staged.copy()
+    for name, tensor in assemble(zip(staged.pieces, staged.views, strict=True)):
         torch.testing.assert_close(tensor, parameters[name].detach().float(), rtol=0, atol=0)
+    if shared:
+        assert torch.equal(open_file(tmp_path / "copy", staged.flat.numel(), torch.float32), staged.flat)
 
 
-def test_views_lie_in_the_flat_buffer_in_the_order_of_items(model: Tied) -> None:
+def test_views_lie_in_the_flat_buffer_in_the_order_of_the_pieces(model: Tied) -> None:
     staged = staged_copy(model)
-    assert torch.equal(torch.cat([t.flatten() for _, t in staged.items()]), staged.flat)
+    assert torch.equal(torch.cat(staged.views), staged.flat)
     staged.flat.fill_(7)
-    assert all(bool((t == 7).all()) for _, t in staged.items())
+    assert all(bool((t == 7).all()) for t in staged.views)
 
 
 def test_a_later_change_of_the_model_does_not_reach_the_copy(model: Tied) -> None:
@@ -70,7 +78,7 @@ def test_a_later_change_of_the_model_does_not_reach_the_copy(model: Tied) -> Non
         for parameter in model.parameters():
             parameter.add_(1)
     assert torch.equal(staged.flat, before)
-    staged.copy_from(model)
+    staged.copy()
     assert not (staged.flat == before).any()
 
 
@@ -89,24 +97,15 @@ def test_parameters_are_cast_as_torch_casts(model: Tied, dtype: torch.dtype) -> 
     staged = staged_copy(model, dtype)
     parameters = dict(model.named_parameters())
     assert staged.flat.dtype == dtype
-    for name, tensor in staged.items():
-        assert tensor.dtype == dtype
+    for name, tensor in assemble(zip(staged.pieces, staged.views, strict=True)):
         assert torch.equal(tensor, parameters[name].detach().to(dtype))
-    assert staged.num_bytes == 24 * dtype.itemsize
 
 
 def test_the_copy_has_no_gradient_and_leaves_the_model_trainable(model: Tied) -> None:
     staged = staged_copy(model)
     assert not staged.flat.requires_grad
-    assert all(not t.requires_grad for _, t in staged.items())
+    assert all(not view.requires_grad for view in staged.views)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-
-
-def test_a_model_with_other_parameters_is_refused(model: Tied) -> None:
-    staged = staged_copy(model)
-    model.extra = nn.Parameter(torch.zeros(1))
-    with pytest.raises(KeyError, match="extra"):
-        staged.copy_from(model)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

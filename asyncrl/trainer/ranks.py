@@ -1,0 +1,107 @@
+"""Several ranks of one trainer: where they meet, and how models are divided among them (FSDP2).
+
+Every rank sees every batch and decides the same; a rank computes on its own part of the samples, and holds its own
+rows of each parameter, its gradient and its moments. What they tell one another: parameters before a layer is used,
+gradients after it, and a few numbers per update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import TCPStore
+
+from asyncrl.recipe.schema import TrainerRecipe
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of one trainer find one another."""
+
+    address: str
+    port: int
+
+
+def open_meeting(address: str, timeout_s: float) -> tuple[Meeting, TCPStore]:
+    """At a free port of `address`, for as long as the store lives."""
+    store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    return Meeting(address, store.port), store
+
+
+class Team:
+    """This rank among `size`. A team of one does nothing, at no cost."""
+
+    def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
+        self.device, self.rank, self.size = device, rank, size
+        self.push_group: Any = None
+        """Of all ranks, for pushes alone: they run beside the steps."""
+
+    @classmethod
+    def join(
+        cls,
+        meeting: Meeting,
+        store: TCPStore | None,
+        rank: int,
+        size: int,
+        device: torch.device,
+        timeout_s: float,
+    ) -> Team:
+        """Meet the other ranks; `store` is rank 0's own. No collective waits longer than `timeout_s`."""
+        timeout = timedelta(seconds=timeout_s)
+        store = store or TCPStore(meeting.address, meeting.port, is_master=False, timeout=timeout)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        team = cls(device, rank, size)
+        team.push_group = distributed.new_group(timeout=timeout)
+        return team
+
+    def shard(self, called: torch.nn.Module, model: torch.nn.Module, recipe: TrainerRecipe) -> None:
+        """Divide the model's parameters among the ranks, in place; `called` is what is called, `model` is in it.
+
+        `shard_ranks` of them hold one copy together; several copies are kept in step (HSDP). Parameters that stay
+        frozen beside trained ones (LoRA) are whole on every rank.
+        """
+        if self.size == 1:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        per_copy = recipe.shard_ranks or self.size
+        mesh = init_device_mesh(self.device.type, (self.size // per_copy, per_copy), mesh_dim_names=("copy", "shard"))
+        if per_copy == self.size:
+            mesh = mesh["shard"]
+        trained = {p for p in model.parameters() if p.requires_grad}
+        whole = set(model.parameters()) - trained if trained else set()
+        layers = set(model._no_split_modules or ())
+        for module in model.modules():
+            if type(module).__name__ in layers:
+                fully_shard(module, mesh=mesh, ignored_params=whole)
+        # The outermost module would keep its parameters after a pass without gradient, and use them, outdated, in the
+        # pass after the next update.
+        fully_shard(called, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of the sum of all ranks' losses: FSDP takes their mean."""
+        (loss * self.size).backward()
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Of each number over all ranks, in float64."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        return total.tolist()
+
+    def exchange(self, own: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+        """Every rank's tensor, of `sizes` elements each."""
+        if self.size == 1:
+            return [own]
+        padded = own.new_zeros(max(sizes))
+        padded[: len(own)] = own
+        received = [torch.empty_like(padded) for _ in sizes]
+        distributed.all_gather(received, padded)
+        return [part[:size] for part, size in zip(received, sizes, strict=True)]

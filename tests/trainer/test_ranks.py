@@ -1,0 +1,129 @@
+"""n ranks compute what one computes, to rounding: real processes over gloo, FSDP2, the same steps."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_learner import groups, recipe
+from torch import multiprocessing
+
+from asyncrl.algorithms.losses import LOSSES
+from asyncrl.checkpoint import files
+from asyncrl.recipe.schema import Recipe
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.model import load_model
+from asyncrl.trainer.ranks import Meeting, Team, open_meeting
+from asyncrl.weights.nccl import StagedSource
+from asyncrl.weights.pieces import assemble
+from asyncrl.weights.staging import StagedWeights
+
+CPU = torch.device("cpu")
+DEADLINE_S = 120.0
+BATCHES = [
+    groups(seed, [[1.0, 0.0, 0.25], [1.0, 1.0], [0.0, None, 1.0, 0.0], [0.5, 0.0]], version=seed - 1)
+    for seed in (1, 2, 3)
+]
+TOKENS = list(range(5, 30))
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "several updates": {"trainer": {"epochs": 2, "minibatches": 2}},
+    "reference": {"algorithm": {"kl_coef": 0.1, "reference_reset_steps": 2}},
+    "critic": {"algorithm": {"advantage": "gae", "normalise_advantages": True}},
+    "whole mini-batch": {"algorithm": {"loss": "m2po", "second_moment_limit": 0.04, "correction": "none"}},
+    "sums of groups": {"algorithm": {"loss": "trajectory_balance", "correction": "none"}},
+    "adapters": {"trainer": {"lora": {"rank": 4}}},
+}
+
+
+def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
+    keys = CASES[case]
+    trainer = {"precision": "fp32", "learning_rate": 1e-3, "tokens_per_microbatch": 80, "ranks": ranks}
+    trainer |= keys.get("trainer", {})
+    if copies > 1:
+        trainer["shard_ranks"] = ranks // copies
+    return recipe(trainer=trainer, algorithm={"correction": "tis", **keys.get("algorithm", {})})
+
+
+def learner(model: Path, r: Recipe, team: Team | None) -> Learner:
+    torch.manual_seed(0)
+    return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU, team)
+
+
+def train(ours: Learner, batches: list[Any]) -> list[dict[str, float | None]]:
+    return [ours.step(batch, step, 0).metrics for step, batch in batches]
+
+
+def run_rank(rank: int, recipes: dict[str, Recipe], model: Path, folder: Path, meeting: Meeting) -> None:
+    """What a test may ask of each case, in a file."""
+    torch.set_num_threads(1)
+    team = Team.join(meeting, None, rank, next(iter(recipes.values())).trainer.ranks, CPU, DEADLINE_S)
+    found = {case: run_case(r, team, model, folder / case) for case, r in recipes.items()}
+    torch.save(found, folder / f"result_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def run_case(r: Recipe, team: Team, model: Path, folder: Path) -> dict[str, Any]:
+    """Two steps, the state on disk, and the third step by new learners that read it."""
+    first = learner(model, r, team)
+    metrics = train(first, list(enumerate(BATCHES))[:2])
+    files.write(first.state(), folder, team.rank)
+    torch.distributed.barrier()
+    second = learner(model, r, team)
+    second.restore(files.read(folder))
+    metrics += train(second, [(2, BATCHES[2])])
+    staged = StagedWeights(second.model, torch.float32, CPU)
+    staged.copy()
+    plans: list[Any] = [None] * team.size
+    torch.distributed.all_gather_object(plans, staged.pieces)
+    source = StagedSource(plans, team.rank, team.push_group)
+    source.staged = staged
+    gathered = {name: tensor.clone() for name, tensor in source}
+    return {
+        "metrics": metrics,
+        "score": second.score(TOKENS),
+        "pieces": staged.pieces,
+        "views": [view.clone() for view in staged.views],
+        "gathered": gathered,
+    }
+
+
+TWO, FOUR = (2, 1, tuple(CASES)), (4, 2, ("plain",))
+"""Ranks, copies of the model among them, and what is tried."""
+
+
+@cache
+def results(ranks: int, copies: int, cases: tuple[str, ...], model: Path) -> list[dict[str, Any]]:
+    """Of each rank, by case."""
+    folder = Path(tempfile.mkdtemp(dir=model.parent))
+    recipes = {case: recipe_of(case, ranks, copies) for case in cases}
+    meeting, store = open_meeting("127.0.0.1", DEADLINE_S)
+    multiprocessing.spawn(run_rank, args=(recipes, model, folder, meeting), nprocs=ranks)
+    del store
+    return [torch.load(folder / f"result_{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize(("team", "case"), [(team, case) for team in (TWO, FOUR) for case in team[2]])
+def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ...]], case: str) -> None:
+    found = results(*team, tiny_model)
+    alone = learner(tiny_model, recipe_of(case, 1), None)
+    expected = train(alone, list(enumerate(BATCHES)))
+    for result in found:
+        for ours, theirs in zip(result[case]["metrics"], expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name in ours.keys() - {"trainer/step_s", "trainer/forward_tokens"}:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+        assert result[case]["score"] == pytest.approx(alone.score(TOKENS), abs=1e-4)
+    # What the ranks would send makes up the weights, each element once.
+    results = [result[case] for result in found]
+    weights = dict(assemble([part for r in results for part in zip(r["pieces"], r["views"], strict=True)]))
+    trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
+    assert weights.keys() == trained.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, trained[name], rtol=1e-3, atol=1e-4)
+        # As rank 0 hands them to vLLM's nccl engine.
+        assert torch.equal(results[0]["gathered"][name], tensor)
