@@ -119,11 +119,11 @@ def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ..
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
         assert result[case]["score"] == pytest.approx(alone.score(TOKENS), abs=1e-4)
     # What the ranks would send makes up the weights, each element once.
-    results = [result[case] for result in found]
-    weights = dict(assemble([part for r in results for part in zip(r["pieces"], r["views"], strict=True)]))
+    mine = [result[case] for result in found]
+    weights = dict(assemble([part for r in mine for part in zip(r["pieces"], r["views"], strict=True)]))
     trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
     assert weights.keys() == trained.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, trained[name], rtol=1e-3, atol=1e-4)
         # As rank 0 hands them to vLLM's nccl engine.
-        assert torch.equal(results[0]["gathered"][name], tensor)
+        assert torch.equal(mine[0]["gathered"][name], tensor)
