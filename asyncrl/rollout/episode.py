@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from asyncrl.data.tasks import Task, tokenize
+from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score
 from asyncrl.rollout.engine import Completion, Engine, SamplingParams
@@ -49,20 +50,27 @@ class GroupRunner:
 
     async def run(self, task: Task, attempt: int) -> tuple[Group, list[str]]:
         """The finished group and the text of its completions. Raises PromptTooLong or GroupAborted."""
+        with trace.free_lane("group") as lane:
+            return await self._run(task, attempt, lane)
+
+    async def _run(self, task: Task, attempt: int, lane: str) -> tuple[Group, list[str]]:
         prompt_tokens = tokenize(task, self.tokenizer)
         if len(prompt_tokens) > self.settings.max_prompt_tokens:
             raise PromptTooLong
         requests = request_ids(task.number, attempt, self.settings.group_size)
-        completions = await asyncio.gather(
-            *(
-                self.engine.generate(prompt_tokens, self._params(task.number, i), request_id=request)
-                for i, request in enumerate(requests)
+        with trace.span("generate", lane):
+            completions = await asyncio.gather(
+                *(
+                    self.engine.generate(prompt_tokens, self._params(task.number, i), request_id=request)
+                    for i, request in enumerate(requests)
+                )
             )
-        )
         if any(c.finish_reason == "abort" for c in completions):
             raise GroupAborted
         texts = [self.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in completions]
-        scores = await self.rewards.score(RewardRequest(task.prompt, texts, [c.tokens for c in completions], task.row))
+        with trace.span("reward", lane):
+            request = RewardRequest(task.prompt, texts, [c.tokens for c in completions], task.row)
+            scores = await self.rewards.score(request)
         trajectories = tuple(trajectory(prompt_tokens, c, s) for c, s in zip(completions, scores, strict=True))
         return Group(task.number, attempt, task.row_index, trajectories), texts
 

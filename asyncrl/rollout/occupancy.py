@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from asyncrl.observe import trace
+
 STATES = ("busy", "paused", "idle")
 
 
@@ -17,6 +19,7 @@ class Occupancy:
         self._seconds = dict.fromkeys(STATES, 0.0)
         self._running = 0
         self._paused = False
+        self._state_since = time.time()
 
     @property
     def state(self) -> str:
@@ -31,12 +34,19 @@ class Occupancy:
 
     def add_running(self, change: int) -> None:
         """A group started (+1) or ended (-1)."""
-        self._account()
-        self._running += change
+        self._change(self._running + change, self._paused)
 
     def set_paused(self, paused: bool) -> None:
+        self._change(self._running, paused)
+
+    def _change(self, running: int, paused: bool) -> None:
         self._account()
-        self._paused = paused
+        before = self.state
+        self._running, self._paused = running, paused
+        if self.state != before:
+            now = time.time()
+            trace.add(before, self._state_since, now, lane="engine")
+            self._state_since = now
 
     def take(self) -> dict[str, float]:
         """Seconds in each state since the last call."""

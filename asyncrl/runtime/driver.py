@@ -42,6 +42,7 @@ from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import BudgetSpent, DeadlineExceeded, RunFailed
 from asyncrl.journal.records import ControlLog
 from asyncrl.observe.live import LiveView
+from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.summary import GroupSummary, summarise
@@ -90,8 +91,15 @@ class Driver:
         self.snapshots = (
             snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
         )
+        self.trace = TraceFile(run_dir / "trace.json")
         self.trainer = TrainerLink(
-            recipe, lambda: actors.trainer(self.buffer), self._origin, self.snapshots, self.processes, self.waiting
+            recipe,
+            lambda: actors.trainer(self.buffer),
+            self._origin,
+            self.snapshots,
+            self.processes,
+            self.waiting,
+            self.trace,
         )
         self.fleet = Fleet(
             recipe,
@@ -101,6 +109,7 @@ class Driver:
             self.waiting,
             self.inbox.put_nowait,
             self._spawn,
+            self.trace,
         )
         self.checkpoints = Checkpoints(
             recipe,
@@ -328,6 +337,7 @@ class Driver:
         """Stop the engines and the reward processes."""
         await self.fleet.close()
         self.journal.close()
+        self.trace.close()
         shutil.rmtree(shared_folder(self.run_dir), ignore_errors=True)
         stacks.tidy(self.run_dir / "stacks")
 

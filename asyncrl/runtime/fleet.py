@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError
 
 from asyncrl.control.messages import Event, GeneratorJoined, GeneratorLost, WeightsLive
 from asyncrl.errors import BudgetSpent, DeadlineExceeded
+from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.runtime import orphans
@@ -54,9 +55,11 @@ class Fleet:
         waiting: WaitingFor,
         post: Callable[[Event | BaseException], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        trace: TraceFile,
     ) -> None:
         self._recipe, self._create, self._trainer = recipe, create, trainer
         self._processes, self._waiting, self._post, self._spawn = processes, waiting, post, spawn
+        self._trace = trace
         self.serving: dict[str, ActorHandle] = {}
         self._workers: dict[str, int] = {}
         """Engine workers of each generator, of one that was lost too: a push may still name it."""
@@ -250,9 +253,9 @@ class Fleet:
     async def _stats(self, name: str, handle: ActorHandle) -> dict[str, float] | None:
         try:
             deadline_s = self._recipe.deadlines.warn_s
-            stats: dict[str, float] = await self._waiting(
-                handle.take_stats.remote(), name, "its statistics", deadline_s
-            )
+            stats: dict[str, float]
+            stats, spans = await self._waiting(handle.take_stats.remote(), name, "its statistics", deadline_s)
+            self._trace.write(name, spans)
             return stats
         except (RayActorError, DeadlineExceeded) as error:
             self.lost(name, handle, error)

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 
 from asyncrl.control.messages import Train
 from asyncrl.errors import BudgetSpent
+from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.ranks import Ranks
@@ -36,9 +37,11 @@ class TrainerLink:
         snapshots: Snapshots | None,
         processes: ProcessTable,
         waiting: WaitingFor,
+        trace: TraceFile,
     ) -> None:
         self._recipe, self._create, self._origin = recipe, create, origin
         self._snapshots, self._processes, self._waiting = snapshots, processes, waiting
+        self._trace = trace
         self._handle: Ranks | None = None
         self._starting: asyncio.Task[Ranks] | None = None
         self._in_a_row = 0
@@ -106,12 +109,15 @@ class TrainerLink:
             training = handle.call("train", batch, publishing())
             try:
                 deadline_s = self._recipe.deadlines.step_s
-                result: TrainResult = (await self._waiting(training, "trainer", f"step {batch.step}", deadline_s))[0]
+                results = await self._waiting(training, "trainer", f"step {batch.step}", deadline_s)
             except RayActorError as error:
                 self.lost(handle, error)
             else:
                 self._in_a_row = 0
-                return result
+                for rank, result in enumerate(results):
+                    self._trace.write(role(rank), result.spans)
+                first: TrainResult = results[0]
+                return first
 
 
 def reason(error: Exception) -> str:

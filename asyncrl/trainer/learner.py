@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from asyncrl.algorithms.losses import Loss
+from asyncrl.observe.trace import span
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.balance import split
@@ -114,9 +115,11 @@ class Learner:
         Raises ValueError if a trained token is too old and the recipe does not mask such tokens (I1).
         """
         began = time.perf_counter()
-        samples, ages, past_ages = self._samples(groups, step, min_version)
-        updates = self._updates(samples)
-        self._prepare(updates)
+        with span("pack"):
+            samples, ages, past_ages = self._samples(groups, step, min_version)
+            updates = self._updates(samples)
+        with span("passes without gradient"):
+            self._prepare(updates)
         sums, norms = Sums(), []
         epochs = self.recipe.trainer.epochs
         number = epochs * len(updates)
@@ -244,9 +247,11 @@ class Learner:
         self.optimizer.zero_grad()
         kept = self._plan(update)
         for batch in update.batches:
-            logprobs, entropies = kept or self._score(batch)
-            loss, off_policy = self.objective(batch, logprobs, update.counts, step, progress)
-            self.team.backward(loss)
+            with span("forward"):
+                logprobs, entropies = kept or self._score(batch)
+                loss, off_policy = self.objective(batch, logprobs, update.counts, step, progress)
+            with span("backward"):
+                self.team.backward(loss)
             sums.loss += float(loss.detach())
             sums.entropy += float(entropies.sum())
             sums.off_policy += off_policy
@@ -254,10 +259,12 @@ class Learner:
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:
             self.team.backward(0.0 * (kept or self._score(batch))[0].sum())
-        norm = self.optimizer.clip(self.recipe.trainer.max_grad_norm)
+        with span("optimizer"):
+            norm = self.optimizer.clip(self.recipe.trainer.max_grad_norm)
         self.before_update()
-        if np.isfinite(norm):
-            self.optimizer.step(self._learning_rate(step))
+        with span("optimizer"):
+            if np.isfinite(norm):
+                self.optimizer.step(self._learning_rate(step))
         if self.critic:
             sums.value_loss += self.critic.update(update.batches, update.idle)
         return norm

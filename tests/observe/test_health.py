@@ -117,7 +117,7 @@ def _step(recorder: Recorder, step: int, metrics: dict[str, float | None]) -> di
     recorder.known(GroupSummary(step, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], extras=extras))
     ours = {name: value for name, value in metrics.items() if name.startswith(("offpolicy/", "trainer/"))}
     report = StepReport({**ours, "offpolicy/kl": 0.0}, tokens_trained=8, tokens_forward=8, staleness=(6, 2))
-    recorder.trained(Train(step, ((step, 0),), 0), TrainResult(report, 1.0, 0.0, 0.0))
+    recorder.trained(Train(step, ((step, 0),), 0), TrainResult(report, 1.0, 0.0, 0.0, []))
     states = dict.fromkeys(("running", "ready", "leased", "filtered", "failed", "stale", "requeued"), 0)
     ledger = Ledger(drawn=step + 1, trained=step + 1, filtered_reasons={}, failed_reasons={}, **states)
     return recorder.step(step, ledger, [])
