@@ -53,7 +53,8 @@ class RolloutRecipe(Part):
     gpus_per_replica: int = Field(default=0, ge=0)
     """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU."""
     cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None
-    """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all."""
+    """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all, or half of them beside a trainer
+    on CPUs (`recipe/cores.py`)."""
     kv_cache_gib: PositiveFloat = 1.0
     """KV cache of a CPU engine, in GiB (GPUs: `engine_args.gpu_memory_utilization`)."""
     engine_args: dict[str, Any] = {}
@@ -110,7 +111,7 @@ class TrainerRecipe(Part):
     gpus_per_rank: int = Field(default=0, ge=0, le=1)
     """1 trains on a GPU, 0 on CPU."""
     cpu_threads: PositiveInt | None = None
-    """torch threads of a rank on CPU; default: all cores over `ranks`."""
+    """torch threads of a rank on CPU; default: its share of all cores, or of the half that CPU engines leave."""
 
 
 class WeightsRecipe(Part):

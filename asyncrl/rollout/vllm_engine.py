@@ -52,6 +52,11 @@ class VllmEngine:
             # request would end the engine ("CPU Generator does not use offset").
             args["enable_chunked_prefill"] = False
             args["max_num_batched_tokens"] = max(4096, config.max_tokens)
+            args["block_size"] = 32  # by default 128: the group of a shorter prompt would share none of it
+            if config.engine_args.get("tensor_parallel_size", 1) == 1:
+                # vLLM's own choice is a worker process that the engine process waits for with sched_yield(): it
+                # takes a core from the products.
+                args["distributed_executor_backend"] = _one_process()
         try:
             self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **config.engine_args}))
         except RuntimeError as error:
@@ -62,9 +67,15 @@ class VllmEngine:
         await self.llm.update_weight_version("0")
 
     def _set_environment(self) -> None:
-        # Ray sets OMP_NUM_THREADS=1 in actors; vLLM's CPU worker reads its cores from the variable below.
+        from vllm.utils.cpu_resource_utils import parse_id_list
+
+        # Ray sets OMP_NUM_THREADS=1 in actors.
         os.environ.pop("OMP_NUM_THREADS", None)
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = self.config.cpu_cores
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = self.config.cpu_cores  # read where there are worker processes
+        if not _has_gpu():
+            cores = [core for part in self.config.cpu_cores.split("|") for core in parse_id_list(part)]
+            os.environ["OMP_NUM_THREADS"] = str(len(cores))
+            os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if os.path.isdir(self.config.model):
@@ -183,6 +194,14 @@ def _naming_death() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise EngineDead(str(error)) from None
+
+
+def _one_process() -> type:
+    """The executor that runs the model in the engine process. By name (`uni`) vLLM refuses it on CPUs, because it
+    sets up OpenMP for worker processes only; here the environment does."""
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return UniProcExecutor
 
 
 def _has_gpu() -> bool:

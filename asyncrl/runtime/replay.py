@@ -22,10 +22,10 @@ from asyncrl.errors import RunFailed, UserError
 from asyncrl.journal import log
 from asyncrl.journal.records import GROUPS_STREAM, groups, read_control
 from asyncrl.models import TINY_LLAMA
+from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode, key_of
-from asyncrl.trainer.actor import num_threads
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
@@ -101,7 +101,7 @@ def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
 
 def _learner(recipe: Recipe, run_dir: Path) -> Learner:
     """As the trainer actor makes it."""
-    torch.set_num_threads(num_threads(recipe.trainer))
+    torch.set_num_threads(trainer_threads(recipe))
     torch.manual_seed(recipe.seed)
     device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
     model = str(run_dir / "initial_model") if recipe.model == TINY_LLAMA else recipe.model

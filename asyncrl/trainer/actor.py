@@ -13,7 +13,6 @@ deadline.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -29,7 +28,9 @@ from asyncrl.checkpoint import files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
-from asyncrl.recipe.schema import Recipe, TrainerRecipe
+from asyncrl.observe import trace
+from asyncrl.recipe.cores import trainer_threads
+from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode
 from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.replicas import RayReplicas
@@ -56,6 +57,8 @@ class TrainResult:
     wait_publish_s: float
     wait_copy_s: float
     """The step stood still until a checkpoint or snapshot had its copy of the weights."""
+    spans: list[trace.Span]
+    """Of this rank, since the result before."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class TrainerActor:
         """Load the model and the state, train the batches of `origin` again. `snapshots`: where to send new ones."""
         recipe, trainer = self.recipe, self.recipe.trainer
         stacks.record(self.run_dir / "stacks", role(self.rank))
-        torch.set_num_threads(num_threads(trainer))
+        torch.set_num_threads(trainer_threads(recipe))
         torch.manual_seed(recipe.seed)
         device = torch.device("cuda" if trainer.gpus_per_rank else "cpu")
         self.team = Team(device)
@@ -121,6 +124,7 @@ class TrainerActor:
         for batch in origin.batches:
             self._learn(batch, publishing=-1)
             self._hold(live, batch.step + 1)
+        self.idle_since = time.time()
         return orphans.here()
 
     def _staging(self, version: int, device: torch.device) -> Staging:
@@ -146,27 +150,32 @@ class TrainerActor:
 
     def _learn(self, batch: Train, publishing: int) -> StepReport:
         self.publishing, self.wait_copy_s, self.wait_publish_s = publishing, 0.0, 0.0
-        frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
-        report = self.learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
+        with trace.span("fetch"):
+            frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
+            groups = [decode(frame) for frame in frames]
+        report = self.learner.step(groups, batch.step, batch.min_version)
         self._at(batch.step + 1)
         return report
 
     def _before_update(self) -> None:
-        self.wait_copy_s += self.saver.wait_copied()
-        began = time.perf_counter()
-        self.staging.before_change(self.publishing, self.recipe.deadlines.step_s)
-        self.wait_publish_s += time.perf_counter() - began
+        with trace.span("wait for copies"):
+            self.wait_copy_s += self.saver.wait_copied()
+            began = time.perf_counter()
+            self.staging.before_change(self.publishing, self.recipe.deadlines.step_s)
+            self.wait_publish_s += time.perf_counter() - began
 
     def train(self, batch: Train, publishing: int) -> TrainResult:
         """Train a batch. `publishing`: version whose push was asked for and has not ended (-1: none)."""
         began = time.perf_counter()
+        trace.add("wait for a batch", self.idle_since, time.time())
         report = self._learn(batch, publishing)
         version = batch.step + 1
         every = self.recipe.checkpoint.snapshot_every_steps
         if self.snapshots and every and version % every == 0 and not self.saver.busy:
             self.saver.start(self.learner.state(), lambda state: self._store(version, state))
         busy_s = time.perf_counter() - began - self.wait_publish_s - self.wait_copy_s
-        return TrainResult(report, busy_s, self.wait_publish_s, self.wait_copy_s)
+        self.idle_since = time.time()
+        return TrainResult(report, busy_s, self.wait_publish_s, self.wait_copy_s, trace.take())
 
     def _store(self, version: int, state: Mapping[str, torch.Tensor]) -> None:
         assert self.snapshots is not None
@@ -209,8 +218,9 @@ class TrainerActor:
         """Hold a copy of `version` (None: of the one sent last) for `publish`; which it is, and how to read it."""
         if self.channel is None:
             raise RuntimeError("stage before open_channel")
-        version, self.staged = self.staging.send(version)
-        return version, self.channel.copy(version, self.staged)
+        with trace.span("stage", lane="push"):
+            version, self.staged = self.staging.send(version)
+            return version, self.channel.copy(version, self.staged)
 
     @ray.method(concurrency_group="push")
     def publish(self, version: int, copies: list[Any]) -> PublishReport | None:
@@ -219,7 +229,8 @@ class TrainerActor:
         May be called again, after `stage`, if it failed.
         """
         assert self.channel is not None
-        report = self.channel.publish(version, self.staged, copies)
+        with trace.span("push", lane="push"):
+            report = self.channel.publish(version, self.staged, copies)
         if self.probe and self.rank == 0:
             self.probe.check(version, self.replicas.score(self.probe.tokens), self.recipe.weights.dtype)
         return report
@@ -231,7 +242,12 @@ class TrainerActor:
         """
         state = self.learner.state()
         require_finite({name: tensor for name, tensor in state.items() if name.startswith("model.")})
-        self.saver.start(state, lambda copies: files.write(copies, folder / "trainer", self.rank))
+
+        def write(copies: Mapping[str, torch.Tensor]) -> None:
+            with trace.span("write", lane="checkpoint"):
+                files.write(copies, folder / "trainer", self.rank)
+
+        self.saver.start(state, write)
 
     @ray.method(concurrency_group="save")
     def saved(self) -> None:
@@ -253,8 +269,3 @@ class TrainerActor:
 def role(rank: int) -> str:
     """Name of a rank's process."""
     return f"trainer-{rank}" if rank else "trainer"
-
-
-def num_threads(trainer: TrainerRecipe) -> int:
-    """torch threads of a rank."""
-    return trainer.cpu_threads or max(1, (os.cpu_count() or 1) // trainer.ranks)

@@ -1,10 +1,11 @@
 """Attention over a row that is a prefix tree (`tree.py`), registered with transformers as `asyncrl_tree`.
 
 Every token sees the tokens on its own path and no others. On a CPU the row is never attended to as a whole: the keys
-of each node are seen by the node itself, causally, and by everything below it. These parts are joined by their
-log-sum-exp, the way FlashAttention joins its blocks (Dao et al. 2022, section 3.1); its backward pass needs no more
-than the joined output and log-sum-exp, so the parts' gradients add up. On a GPU FlexAttention skips the blocks that
-the tree hides. Layers with a sliding window take a dense mask.
+of a large node are seen by the node itself, causally, and by everything below it; what is left of the paths below are
+short sequences of their own, their tails. These parts are joined by their log-sum-exp, the way FlashAttention joins
+its blocks (Dao et al. 2022, section 3.1); its backward pass needs no more than the joined output and log-sum-exp, so
+the parts' gradients add up. On a GPU FlexAttention skips the blocks that the tree hides. Layers with a sliding window
+take a dense mask.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -27,20 +29,46 @@ slower than plain products on many small ones, in its backward pass by a factor 
 
 
 @dataclass(frozen=True)
-class Part:
-    """The keys of n nodes of similar sizes, none below another, and the queries that see them. Rows of the row's
-    tokens; padding repeats a node's last token."""
+class Tails:
+    """n tails of similar lengths. A token that several share is a query in the first of them and a key in all."""
 
-    queries: torch.Tensor
-    """int64 [n, Q]."""
-    keys: torch.Tensor
-    """int64 [n, K]."""
-    query_is_real: torch.Tensor
-    """bool [n, Q]."""
-    key_is_real: torch.Tensor
-    """bool [n, K]."""
+    rows: torch.Tensor
+    """int64 [n, L]: tokens of the row; padding repeats a tail's last."""
+    asks: torch.Tensor
+    """bool [n, L]: is here a query."""
     hidden: torch.Tensor
-    """bool [n, 1, Q, K]: query does not see key."""
+    """bool [L, L]: query i does not see key j, which comes later."""
+    keys: torch.Tensor
+    """int64 [U]: the tokens of all tails, each once."""
+    places: torch.Tensor
+    """int64: where in the n L rows these stand, those of one after those of another."""
+    starts: torch.Tensor
+    """int64 [U]: where in `places` a key's begin."""
+
+    @staticmethod
+    def of(tails: list[np.ndarray], news: list[np.ndarray], device: torch.device) -> Tails:
+        longest = max(len(tail) for tail in tails)
+        rows = np.stack([np.pad(tail, (0, longest - len(tail)), "edge") for tail in tails])
+        asks = np.stack([np.pad(new, (0, longest - len(new))) for new in news])
+        places = np.argsort(rows, axis=None, kind="stable")
+        keys, starts = np.unique(rows.flatten()[places], return_index=True)
+        hidden = np.triu(np.ones((longest, longest), bool), 1)
+        return Tails(*(torch.as_tensor(x, device=device) for x in (rows, asks, hidden, keys, places, starts)))
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[1, H, T, D] -> [n, H, L, D]."""
+        return x[0].transpose(0, 1).index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape).transpose(1, 2)
+
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, H, L, ...] -> [m, H, ...]: of the queries."""
+        return x.transpose(1, 2)[self.asks]
+
+    def sum_of_keys(self, gradient: torch.Tensor) -> torch.Tensor:
+        """[n, H, L, D] -> [H, U, D]: of a key, the sum over its tails."""
+        _, heads, _, width = gradient.shape
+        flat = gradient.transpose(1, 2).reshape(-1, heads * width)
+        sums = torch.nn.functional.embedding_bag(self.places, flat, self.starts, mode="sum")
+        return sums.unflatten(1, (heads, width)).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -67,30 +95,35 @@ class RowTree:
 
     @cached_property
     def large(self) -> list[Node]:
-        """Nodes to be attended to one by one, those above first."""
-        return [node for node in self.nodes if _num_pairs(node) > _LARGE]
+        """Nodes to be attended to one by one, those above first; what is above a large one counts as large."""
+        found: list[Node] = []
+        for start, end, below in reversed(self.nodes):
+            if (end - start) * (below - start) > _LARGE or (found and found[-1][0] < below):
+                found.append((start, end, below))
+        return found[::-1]
 
     @cached_property
-    def small(self) -> list[Part]:
-        """The other nodes, those of similar sizes together."""
-        buckets: dict[tuple[int, int, int], list[Node]] = {}
-        open_until: list[int] = []
-        for start, end, below in self.nodes:
-            while open_until and open_until[-1] <= start:
-                open_until.pop()
-            if _num_pairs((start, end, below)) <= _LARGE:
-                sizes = len(open_until), (below - start - 1).bit_length(), (end - start - 1).bit_length()
-                buckets.setdefault(sizes, []).append((start, end, below))
-            open_until.append(below)
-        return [self._part(nodes) for nodes in buckets.values()]
-
-    def _part(self, nodes: list[Node]) -> Part:
-        starts, ends, below = torch.tensor(nodes, device=self.ends.device).T[:, :, None]
-        queries, query_is_real = _ranges(starts, below)
-        keys, key_is_real = _ranges(starts, ends)
-        i, j = queries[:, :, None], keys[:, None]
-        seen = (j <= i) & (i < self.ends[j]) & key_is_real[:, None]
-        return Part(queries, keys, query_is_real, key_is_real, ~seen[:, None])
+    def tails(self) -> list[Tails]:
+        """What the paths consist of below the large nodes, those of similar lengths together."""
+        large = set(self.large)
+        path: list[Node] = []
+        buckets: dict[int, list[np.ndarray]] = {}
+        news: dict[int, list[np.ndarray]] = {}
+        seen = 0
+        for node in self.nodes:
+            while path and path[-1][2] <= node[0]:
+                path.pop()
+            if node in large:
+                continue
+            path.append(node)
+            _, end, below = node
+            if end == below:
+                tail = np.concatenate([np.arange(start, stop) for start, stop, _ in path])
+                size = len(tail).bit_length()
+                buckets.setdefault(size, []).append(tail)
+                news.setdefault(size, []).append(tail >= seen)
+                seen = end
+        return [Tails.of(buckets[size], news[size], self.ends.device) for size in buckets]
 
     @cached_property
     def block_mask(self) -> Any:
@@ -126,7 +159,8 @@ def tree_attention(
     elif query.device.type == "cuda":
         out = _flex()(query, key, value, block_mask=tree.block_mask, scale=scale, enable_gqa=True)
     else:
-        out = _Blockwise.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]
+        with torch.autocast(query.device.type, enabled=False):  # It would take fp32 products in bf16.
+            out = _Blockwise.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -135,17 +169,6 @@ def _flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)
-
-
-def _num_pairs(node: Node) -> int:
-    start, end, below = node
-    return (end - start) * (below - start)
-
-
-def _ranges(starts: torch.Tensor, stops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n, L]: start, start + 1, ... up to the longest, and which of them are before their stop."""
-    rows = starts + torch.arange(int((stops - starts).max()), device=starts.device)
-    return torch.minimum(rows, stops - 1), rows < stops
 
 
 class _Blockwise(torch.autograd.Function):
@@ -163,7 +186,7 @@ class _Blockwise(torch.autograd.Function):
         out = query.new_zeros((1, length, heads, width), dtype=exact).transpose(1, 2)
         lse = query.new_full((1, heads, length), -math.inf, dtype=exact)
 
-        def join(place: Any, o: torch.Tensor, part_lse: torch.Tensor) -> None:
+        def join(place: slice, o: torch.Tensor, part_lse: torch.Tensor) -> None:
             before = lse[0, :, place]
             joined = torch.logaddexp(before, part_lse)
             out[0, :, place] = (
@@ -171,10 +194,11 @@ class _Blockwise(torch.autograd.Function):
             )
             lse[0, :, place] = joined
 
-        for part in tree.small:
-            gathered = _gather(query, part.queries), _gather(key, part.keys), _gather(value, part.keys)
-            o, part_lse = _plain(*gathered, part.hidden, scale)
-            join(part.queries[part.query_is_real], _real(o, part.query_is_real), _real(part_lse, part.query_is_real))
+        for tails in tree.tails:
+            o, part_lse = _plain(*(tails.gather(x) for x in (query, key, value)), tails.hidden, scale)
+            place = tails.rows[tails.asks]
+            out[0].transpose(0, 1)[place] = tails.queries(o).to(exact)
+            lse[0].T[place] = tails.queries(part_lse)
         for start, end, below in tree.large:
             for asking, causal in ((slice(start, end), True), (slice(end, below), False)):
                 if asking.start < asking.stop:
@@ -193,13 +217,14 @@ class _Blockwise(torch.autograd.Function):
         tree, scale, grad = ctx.tree, ctx.scale, grads[0]
         sums = [torch.zeros(x.shape, dtype=lse.dtype) for x in (query, key, value)]
         delta = (grad.to(lse.dtype) * out).sum(-1)
-        for part in tree.small:
-            asking = (_gather(x, part.queries) for x in (grad.to(query.dtype), query, lse[..., None], delta[..., None]))
-            seen = _gather(key, part.keys), _gather(value, part.keys)
-            parts = _plain_backward(*asking, *seen, part.query_is_real, part.hidden, scale)
-            kinds = ((part.queries, part.query_is_real), *[(part.keys, part.key_is_real)] * 2)
-            for total, gradient, (rows, is_real) in zip(sums, parts, kinds, strict=True):
-                total[0, :, rows[is_real]] += _real(gradient, is_real)
+        for tails in tree.tails:
+            asking = (tails.gather(x) for x in (grad.to(query.dtype), query, lse[..., None], delta[..., None]))
+            dq, dk, dv = _plain_backward(
+                *asking, tails.gather(key), tails.gather(value), tails.asks, tails.hidden, scale
+            )
+            sums[0][0].transpose(0, 1)[tails.rows[tails.asks]] = tails.queries(dq).to(lse.dtype)
+            for total, gradient in ((sums[1], dk), (sums[2], dv)):
+                total[0, :, tails.keys] += tails.sum_of_keys(gradient)
         for start, end, below in tree.large:
             node = slice(start, end)
             for rows, causal in ((node, True), (slice(end, below), False)):
@@ -214,7 +239,7 @@ class _Blockwise(torch.autograd.Function):
 def _plain(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """query [n, H, Q, D], key and value [n, H_kv, K, D], hidden [n, 1, Q, K] -> output and log-sum-exp [n, H, Q]."""
+    """query [n, H, Q, D], key and value [n, H_kv, K, D], hidden [Q, K] -> output and log-sum-exp [n, H, Q]."""
     scores = _scores(_fold(query, key), key, hidden, scale)
     lse = scores.logsumexp(-1, keepdim=True)
     out = scores.sub_(lse).exp_().to(value.dtype) @ value
@@ -228,12 +253,12 @@ def _plain_backward(
     delta: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    query_is_real: torch.Tensor,
+    asks: torch.Tensor,
     hidden: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, ...]:
     """dq = dS k, dk = dS^T q, dv = P^T dO with P = exp(qk - L), dS = P (dO v^T - delta), delta = sum(dO O)."""
-    padding = ~query_is_real[:, None, :, None]
+    padding = ~asks[:, None, :, None]
     shape = query.shape
     grad, delta = _fold(grad.masked_fill(padding, 0.0), key), _fold(delta.masked_fill(padding, 0.0), key)
     query = _fold(query, key)
@@ -253,19 +278,8 @@ def _scores(query: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor, scale:
     """[n, H_kv, H/H_kv Q, K] for folded queries, at least in fp32; -inf where hidden."""
     exact = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(exact) @ key.to(exact).transpose(-1, -2)).mul_(scale)
-    scores.unflatten(2, (-1, hidden.shape[2])).masked_fill_(hidden[:, None], -math.inf)
+    scores.unflatten(2, (-1, len(hidden))).masked_fill_(hidden, -math.inf)
     return scores
-
-
-def _gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[1, H, T, D] -> [n, H, L, D]."""
-    number, width = rows.shape
-    return x[0].index_select(1, rows.flatten()).view(x.shape[1], number, width, -1).transpose(0, 1)
-
-
-def _real(x: torch.Tensor, is_real: torch.Tensor) -> torch.Tensor:
-    """[n, H, L, ...] -> [H, m, ...]: what is no padding."""
-    return x.transpose(0, 1)[:, is_real]
 
 
 AttentionInterface.register(NAME, tree_attention)
