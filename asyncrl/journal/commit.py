@@ -24,7 +24,7 @@ class GroupCommit:
         self._flushing: asyncio.Task[None] | None = None
         self.num_syncs = 0
 
-    def write(self, kind: int, payload: bytes) -> Position:
+    def write(self, kind: int, payload: bytes | memoryview) -> Position:
         """Append a record; it is durable once a `durable` called after this has returned."""
         position = self.writer.append(kind, payload)
         self._pending_bytes += len(payload)

@@ -74,7 +74,7 @@ class JournalWriter:
             _fsync(self._folder)
         self._file, self.segment, self._end = file, segment, 0
 
-    def append(self, kind: int, payload: bytes) -> Position:
+    def append(self, kind: int, payload: bytes | memoryview) -> Position:
         """Hand one record to the operating system: it survives this process; after `sync`, the machine too."""
         if self._end >= self._segment_bytes:
             self.roll()

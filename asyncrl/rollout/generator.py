@@ -18,10 +18,12 @@ import ray
 
 from asyncrl.data.tasks import Task
 from asyncrl.errors import RunFailed
+from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupAborted, GroupRunner, PromptTooLong, RolloutSettings, request_ids
 from asyncrl.rollout.occupancy import Occupancy
+from asyncrl.rollout.outbox import Outbox
 from asyncrl.rollout.summary import GroupSummary, summarise
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.runtime import orphans, stacks
@@ -52,7 +54,7 @@ class Generator:
 
     def __init__(self, config: GeneratorConfig, buffer: Any) -> None:
         self.config = config
-        self.buffer = buffer
+        self.outbox = Outbox(buffer)
         self.occupancy = Occupancy()
         self.tokens_generated = 0
 
@@ -89,7 +91,7 @@ class Generator:
             summary = summarise(group, self.config.settings.filter_equal_rewards)
             self.tokens_generated += summary.num_tokens
             if summary.outcome == "finished":
-                await self.buffer.put.remote(task.number, attempt, encode(group))
+                await self.outbox.put(task.number, attempt, encode(group))
             return replace(summary, sample=self._sample(group, task, texts[0]))
         except PromptTooLong:
             return GroupSummary(task.number, attempt, "filtered", "prompt_too_long")
@@ -136,10 +138,10 @@ class Generator:
         """A sign of life. Raises EngineDead if the engine has none."""
         await self.engine.check()
 
-    async def take_stats(self) -> dict[str, float]:
-        """Seconds busy, paused and idle, and tokens sampled, since the last call."""
+    async def take_stats(self) -> tuple[dict[str, float], list[trace.Span]]:
+        """Seconds busy, paused and idle, and tokens sampled, since the last call; and the spans."""
         tokens, self.tokens_generated = self.tokens_generated, 0
-        return {**self.occupancy.take(), "tokens": tokens}
+        return {**self.occupancy.take(), "tokens": tokens}, trace.take()
 
     async def close(self) -> None:
         self.rewards.close()

@@ -98,11 +98,11 @@ def encode(group: Group) -> bytes:
 
 def key_of(frame: bytes) -> tuple[int, int]:
     """(task, attempt) of an encoded group."""
-    header = _header(frame)
+    header = _header(memoryview(frame))
     return header["task"], header["attempt"]
 
 
-def _header(frame: bytes) -> dict[str, Any]:
+def _header(frame: memoryview) -> dict[str, Any]:
     header = msgspec.msgpack.decode(frame[4 : 4 + int.from_bytes(frame[:4], "little")])
     if header["format"] != _FORMAT:
         raise ValueError(f"group frame of format {header['format']}, this version reads {_FORMAT}")
@@ -110,19 +110,21 @@ def _header(frame: bytes) -> dict[str, Any]:
 
 
 def decode(frame: bytes) -> Group:
-    """Inverse of `encode`; arrays are read-only views of `frame`. Raises ValueError on another format."""
-    header = _header(frame)
-    offset = 4 + int.from_bytes(frame[:4], "little")
+    """Inverse of `encode`, of anything that holds its bytes; arrays are read-only views of that. Raises ValueError on
+    another format."""
+    view = memoryview(frame)
+    header = _header(view)
+    offset = 4 + int.from_bytes(view[:4], "little")
     trajectories = []
     for t in header["trajectories"]:
         arrays = []
         for dtype in ("<i4", "<i4", "<f4", "?"):
-            array = np.frombuffer(frame, dtype, count=t["length"], offset=offset)
+            array = np.frombuffer(view, dtype, count=t["length"], offset=offset)
             offset += array.nbytes
             arrays.append(array)
         trajectories.append(
             Trajectory(*arrays, t["reward"], t["finish_reason"], t["extras"], t["error"]),
         )
-    if offset != len(frame):
-        raise ValueError(f"group frame has {len(frame)} bytes, its header describes {offset}")
+    if offset != len(view):
+        raise ValueError(f"group frame has {len(view)} bytes, its header describes {offset}")
     return Group(header["task"], header["attempt"], header["row"], tuple(trajectories))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +9,26 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asyncrl.recipe.cores import engine_cores, trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.engines import engine_class
 from asyncrl.rollout.episode import RolloutSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
 from asyncrl.runtime.buffer import BufferActor
+from asyncrl.runtime.follow import new_name
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
 from asyncrl.runtime.ranks import Ranks
-from asyncrl.trainer.actor import TrainerActor, num_threads
+from asyncrl.trainer.actor import TrainerActor
 
-# Large tensors come and go in every step: without these glibc returns the pages each time and faults them in anew.
-_KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**28)}
+# Large tensors come and go in every step: without these glibc returns the pages each time and faults them in anew, in
+# pieces of 4 KiB.
+_KEEP_PAGES = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Actors:
     def buffer(self) -> ActorHandle:
         """On this node if it can be: here the journal's files are surely in reach."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return BufferActor.options(scheduling_strategy=here).remote(self.run_dir / "journal", self.recipe.journal)
+        buffer = BufferActor.options(name=new_name(self.run_dir), scheduling_strategy=here)
+        return buffer.remote(self.run_dir / "journal", self.recipe.journal)
 
     def generator(self, name: str, buffer: ActorHandle) -> ActorHandle:
         return Generator.options(
@@ -46,7 +54,7 @@ class Actors:
     def trainer(self, buffer: ActorHandle) -> Ranks:
         trainer = self.recipe.trainer
         environment = {
-            "OMP_NUM_THREADS": str(num_threads(trainer)),
+            "OMP_NUM_THREADS": str(trainer_threads(self.recipe)),
             **({} if trainer.gpus_per_rank else _KEEP_PAGES),
         }
         actor = TrainerActor.options(
@@ -68,7 +76,7 @@ class Actors:
             channel=resolve_channel(recipe, self.base_dir),
             max_tokens=rollout.max_prompt_tokens + rollout.max_new_tokens,
             kv_after_update=rollout.kv_after_update,
-            cpu_cores=rollout.cpu_cores or f"0-{(os.cpu_count() or 1) - 1}",
+            cpu_cores=engine_cores(recipe),
             kv_cache_gib=rollout.kv_cache_gib,
             seed=recipe.seed,
             engine_args=dict(rollout.engine_args),

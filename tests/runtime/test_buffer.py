@@ -22,7 +22,7 @@ from asyncrl.journal.log import JournalCorrupt, JournalWriteError
 from asyncrl.journal.records import GROUP, GROUPS_STREAM, groups
 from asyncrl.recipe.schema import JournalRecipe
 from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode, key_of
-from asyncrl.runtime.buffer import Buffer, BufferActor, Key
+from asyncrl.runtime.buffer import START, Buffer, BufferActor, Cursor, Key
 
 RECIPE = JournalRecipe(sync_window_s=0)
 
@@ -42,7 +42,7 @@ def frame(task: int, attempt: int = 0, num_tokens: int = 6) -> bytes:
 
 
 async def put(buffer: Buffer, *keys: Key) -> None:
-    await asyncio.gather(*(buffer.put(*key, frame(*key)) for key in keys))
+    await asyncio.gather(*(buffer.put([key], [frame(*key)]) for key in keys))
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -135,7 +135,7 @@ def test_a_group_is_not_held_before_it_is_durable(tmp_path: Path, monkeypatch: p
     async def scenario() -> None:
         buffer = Buffer(tmp_path, JournalRecipe(sync_window_s=0.05))
         monkeypatch.setattr(log.JournalWriter, "sync", sync)
-        putting = asyncio.create_task(buffer.put(0, 0, frame(0)))
+        putting = asyncio.create_task(buffer.put([(0, 0)], [frame(0)]))
         await asyncio.sleep(0)
         assert written(tmp_path) == [(0, 0)]
         assert events == []
@@ -205,7 +205,7 @@ def test_a_rebuilt_buffer_holds_the_same_groups_bit_for_bit(
     run(scenario())
 
 
-@pytest.mark.parametrize("call", ["put", "holds", "take", "release"])
+@pytest.mark.parametrize("call", ["put", "holds", "take", "since", "release"])
 def test_a_damaged_journal_is_said_by_the_first_call(tmp_path: Path, call: str) -> None:
     run(put(Buffer(tmp_path, RECIPE), (0, 0), (1, 0)))
     path = log.segment_path(tmp_path, GROUPS_STREAM, 0)
@@ -215,7 +215,13 @@ def test_a_damaged_journal_is_said_by_the_first_call(tmp_path: Path, call: str) 
 
     async def scenario() -> None:
         buffer = Buffer(tmp_path, RECIPE)
-        arguments = {"put": (2, 0, frame(2)), "holds": ([(0, 0)],), "take": ([(0, 0)],), "release": ({}, 0)}[call]
+        arguments = {
+            "put": ([(2, 0)], [frame(2)]),
+            "holds": ([(0, 0)],),
+            "take": ([(0, 0)],),
+            "since": (START, 1, 1.0),
+            "release": ({}, 0),
+        }[call]
         for _ in range(2):
             with pytest.raises(JournalCorrupt, match=f"{path}: the record at offset {17 + len(frame(0))} is damaged"):
                 await getattr(buffer, call)(*arguments)
@@ -348,6 +354,67 @@ def test_other_files_of_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert log.segments(tmp_path, "control") == [0]
 
 
+# -- consumers with a cursor of their own
+
+
+async def all_since(buffer: Buffer, cursor: Cursor, most: int) -> list[Key]:
+    """Read to the end, `most` at a time."""
+    found: list[Key] = []
+    while committed := await buffer.since(cursor, most, wait_s=0.01):
+        assert len(committed) <= most
+        found += [key_of(frame) for _, frame in committed]
+        cursor = committed[-1][0]
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(ALL), unique=True), st.integers(1, 5), st.data())
+def test_every_consumer_reads_every_group_once_in_the_order_of_the_commits(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[Key], most: int, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+
+    async def scenario() -> None:
+        buffer = Buffer(folder, RECIPE)
+        await put(buffer, *keys)
+        order = written(folder)
+        assert await all_since(buffer, START, most) == order
+        committed = await buffer.since(START, len(ALL), wait_s=0.01)
+        for number, (cursor, _) in enumerate(committed):
+            reader = data.draw(st.sampled_from([buffer, Buffer(folder, RECIPE)]))
+            assert await all_since(reader, cursor, most) == order[number + 1 :], "a cursor outlives the process"
+        gone = set(data.draw(st.lists(st.sampled_from(range(6)))))
+        await buffer.release({task: 0 for task in range(6) if task not in gone}, 6)
+        assert await all_since(buffer, START, most) == [key for key in order if key[0] not in gone]
+
+    run(scenario())
+
+
+def test_a_consumer_waits_for_the_next_group_until_it_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real_sync = log.JournalWriter.sync
+
+    def sync(writer: log.JournalWriter) -> None:
+        real_sync(writer)
+        events.append("synced")
+
+    async def scenario() -> None:
+        buffer = Buffer(tmp_path, RECIPE)
+        await put(buffer, (0, 0))
+        (first, _), *_ = await buffer.since(START, 9, 1.0)
+        waiting = [asyncio.create_task(buffer.since(first, 9, 20.0)) for _ in range(2)]
+        assert await buffer.since(first, 9, wait_s=0.01) == []
+        monkeypatch.setattr(log.JournalWriter, "sync", sync)
+        await put(buffer, (1, 0))
+        for found in await asyncio.gather(*waiting):
+            assert [key_of(frame) for _, frame in found] == [(1, 0)]
+        assert events
+
+    run(scenario())
+
+
 # -- the real actor
 
 
@@ -383,7 +450,7 @@ def test_kill_9_of_the_buffer_loses_no_group_and_writes_none_twice(tmp_path: Pat
     later = [(task, 0) for task in range(20, 40)]
 
     def puts(wanted: list[Key]) -> list[ray.ObjectRef]:
-        return [actor.put.remote(*key, frame(*key)) for key in wanted]
+        return [actor.put.remote([key], [frame(*key)]) for key in wanted]
 
     ray.get(puts(keys), timeout=60)
     first = process_of_the_buffer()
@@ -393,7 +460,8 @@ def test_kill_9_of_the_buffer_loses_no_group_and_writes_none_twice(tmp_path: Pat
     second = process_of_the_buffer(other_than=first.pid)
     os.kill(second.pid, signal.SIGKILL)
     ray.get(puts(keys), timeout=60)
-    assert ray.get(actor.take.remote(keys + later), timeout=60) == [frame(*key) for key in keys + later]
+    taken = ray.get(actor.take.remote(keys + later), timeout=60)
+    assert [bytes(f) for f in taken] == [frame(*key) for key in keys + later]
     assert ray.get(actor.holds.remote(later), timeout=60) == later
     assert sorted(written(tmp_path)) == keys + later
     assert len(segments(tmp_path)) >= 2
