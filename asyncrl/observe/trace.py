@@ -31,12 +31,18 @@ class Span(NamedTuple):
     duration_s: float
 
 
+_EPOCH_S = time.time() - time.monotonic()
 _spans: list[Span] = []
 _lanes: set[str] = set()
 
 
+def now() -> float:
+    """Seconds since the epoch as of this process's start, from a clock that nobody sets."""
+    return _EPOCH_S + time.monotonic()
+
+
 def add(name: str, start_s: float, end_s: float, lane: str = MAIN) -> None:
-    """A span that has ended; times as of time.time(). Those that nobody takes are forgotten."""
+    """A span that has ended; times as of `now`. Those that nobody takes are forgotten."""
     if len(_spans) < _MOST:
         _spans.append(Span(lane, name, start_s, max(0.0, end_s - start_s)))
 
@@ -44,11 +50,11 @@ def add(name: str, start_s: float, end_s: float, lane: str = MAIN) -> None:
 @contextmanager
 def span(name: str, lane: str = MAIN) -> Iterator[None]:
     """The time of the block; blocks of one lane follow or enclose one another."""
-    start_s = time.time()
+    start_s = now()
     try:
         yield
     finally:
-        add(name, start_s, time.time(), lane)
+        add(name, start_s, now(), lane)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class Occupancy:
         self._seconds = dict.fromkeys(STATES, 0.0)
         self._running = 0
         self._paused = False
-        self._state_since = time.time()
+        self._state_since = trace.now()
 
     @property
     def state(self) -> str:
@@ -44,7 +44,7 @@ class Occupancy:
         before = self.state
         self._running, self._paused = running, paused
         if self.state != before:
-            now = time.time()
+            now = trace.now()
             trace.add(before, self._state_since, now, lane="engine")
             self._state_since = now
 

@@ -124,7 +124,7 @@ class TrainerActor:
         for batch in origin.batches:
             self._learn(batch, publishing=-1)
             self._hold(live, batch.step + 1)
-        self.idle_since = time.time()
+        self.idle_since = trace.now()
         return orphans.here()
 
     def _staging(self, version: int, device: torch.device) -> Staging:
@@ -167,14 +167,14 @@ class TrainerActor:
     def train(self, batch: Train, publishing: int) -> TrainResult:
         """Train a batch. `publishing`: version whose push was asked for and has not ended (-1: none)."""
         began = time.perf_counter()
-        trace.add("wait for a batch", self.idle_since, time.time())
+        trace.add("wait for a batch", self.idle_since, trace.now())
         report = self._learn(batch, publishing)
         version = batch.step + 1
         every = self.recipe.checkpoint.snapshot_every_steps
         if self.snapshots and every and version % every == 0 and not self.saver.busy:
             self.saver.start(self.learner.state(), lambda state: self._store(version, state))
         busy_s = time.perf_counter() - began - self.wait_publish_s - self.wait_copy_s
-        self.idle_since = time.time()
+        self.idle_since = trace.now()
         return TrainResult(report, busy_s, self.wait_publish_s, self.wait_copy_s, trace.take())
 
     def _store(self, version: int, state: Mapping[str, torch.Tensor]) -> None:
