@@ -1,4 +1,4 @@
-"""The command line: `asyncrl train | resume | report | replay | doctor`.
+"""The command line: `asyncrl COMMAND ...`; `asyncrl --help` lists the commands.
 
 What a command needs is imported when it runs: `--help` and `--dry-run` load neither torch nor ray nor vllm.
 Exit codes: 0 done, 1 the run failed, 2 bad input (one sentence on stderr, nothing written), 130 interrupted.
@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import asyncrl
 from asyncrl.errors import RunFailed, UserError
@@ -45,40 +45,104 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="asyncrl", description="Asynchronous RL post-training of language models on Ray.")
-    parser.add_argument("--version", action="version", version=f"asyncrl {asyncrl.__version__}")
+    parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run_dir_help = "a directory that `asyncrl train` made, or its URL"
     override_help = "recipe keys to change, such as trainer.learning_rate=1e-5"
 
-    train = commands.add_parser("train", help="run a recipe", usage="asyncrl train RECIPE [key=value ...] [--dry-run]")
+    train = commands.add_parser("train", help="run a recipe", usage="asyncrl train RECIPE [key=value ...] [options]")
     train.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
-    train.add_argument("overrides", metavar="key=value", nargs="*", help=override_help)
+    train.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
     train.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, run nothing")
+
+    train.add_argument("--or-resume", action="store_true", help="if run_dir has this run already, take it up")
 
     resume = commands.add_parser(
         "resume", help="go on from a run's newest checkpoint", usage="asyncrl resume RUN_DIR [key=value ...]"
     )
-    resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a directory that `asyncrl train` made")
-    resume.add_argument("overrides", metavar="key=value", nargs="*", help=override_help)
+    resume.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    resume.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+
+    submit = commands.add_parser(
+        "submit",
+        help="run a recipe on a Ray cluster, or write the file that starts one",
+        usage="asyncrl submit RECIPE [key=value ...] [--address URL | --slurm | --kuberay] [options]",
+    )
+    submit.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
+    submit.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    where = submit.add_mutually_exclusive_group()
+    _add_address(where)
+    where.add_argument("--slurm", action="store_true", help="print a script for sbatch")
+    where.add_argument("--kuberay", action="store_true", help="print a manifest for kubectl apply")
+    submit.add_argument("--detach", action="store_true", help="do not follow the job's log")
+    submit.add_argument("--nodes", type=_count, metavar="N", help="nodes to start (default: what the GPUs take)")
+    submit.add_argument("--gpus-per-node", type=_count, default=8, metavar="N", help="of the cluster (default: 8)")
+    submit.add_argument("--image", help="container image with asyncrl in it (default: asyncrl:latest)")
+    submit.add_argument("--claim", help="PersistentVolumeClaim of storage that all pods mount at /shared")
+
+    for command, text in (
+        ("attach", "follow the log of a submitted job"),
+        ("stop", "end a submitted job after its step"),
+    ):
+        parser_of_job = commands.add_parser(command, help=text)
+        parser_of_job.add_argument("job", metavar="JOB", help="its name, as `asyncrl submit` said it")
+        _add_address(parser_of_job)
 
     report = commands.add_parser("report", help="write a run's report.html", usage="asyncrl report RUN_DIR")
-    report.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a directory that `asyncrl train` made")
+    report.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+
+    watch = commands.add_parser("watch", help="serve the report as a page that follows the run")
+    watch.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
+    watch.add_argument("--port", type=int, default=8642, help="port to listen at (default: 8642; 0: any free one)")
+
+    compare = commands.add_parser(
+        "compare", help="one page with the curves of several runs", usage="asyncrl compare RUN_DIR RUN_DIR ..."
+    )
+    compare.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help=run_dir_help)
+    compare.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
+
+    inspect = commands.add_parser("inspect", help="list, show or export a run's trajectories")
+    inspect.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    inspect.add_argument("--task", type=int, metavar="N", help="only those of this task")
+    inspect.add_argument("--reward", metavar="LOW:HIGH", help="only rewards in this range; either end may be left out")
+    inspect.add_argument("--age", metavar="LOW:HIGH", help="only trained ones of this age, in updates")
+    inspect.add_argument("--limit", type=_count, default=20, metavar="N", help="at most so many (default: 20)")
+    inspect.add_argument("--show", action="store_true", help="whole texts, coloured by version")
+    inspect.add_argument("--export", type=Path, metavar="FILE", help="write all of them to a parquet file")
 
     replay = commands.add_parser(
         "replay", help="check a run against its journal", usage="asyncrl replay RUN_DIR [--verify]"
     )
-    replay.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a directory that `asyncrl train` made")
+    replay.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
     replay.add_argument(
         "--verify", action="store_true", help="train the journalled batches again and compare with every checkpoint"
     )
 
     commands.add_parser("doctor", help="print versions, CPUs and GPUs, and what would stop a run")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number greater than 0")
+    return int(text)
+
+
+def _add_address(parser: argparse._ActionsContainer) -> None:
+    default = "http://127.0.0.1:8265"
+    parser.add_argument(
+        "--address", metavar="URL", default=default, help=f"dashboard of the cluster (default: {default})"
+    )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,20 +154,36 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unknown argument {unknown[0]}")
     if rest:
         arguments.overrides += rest
-    if arguments.command is None:
+    if arguments.version:
+        print(f"asyncrl {asyncrl.__version__}")
+    elif arguments.command is None:
         parser.print_help()
     return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
     _quiet()
+    if "run_dir" in arguments:
+        arguments.run_dir = _local(arguments.run_dir, whole=arguments.command in ("resume", "replay"))
     match arguments.command:
         case "train":
-            return _train(arguments.recipe, arguments.overrides, arguments.dry_run)
+            return _train(arguments.recipe, arguments.overrides, arguments.dry_run, arguments.or_resume)
         case "resume":
             return _resume(arguments.run_dir, arguments.overrides)
+        case "submit":
+            return _submit(arguments)
+        case "attach" | "stop":
+            from asyncrl.launch import jobs
+
+            return getattr(jobs, arguments.command)(arguments.job, arguments.address)
         case "report":
             return _report(arguments.run_dir)
+        case "watch":
+            return _watch(arguments.run_dir, arguments.host, arguments.port)
+        case "compare":
+            return _compare(arguments.run_dirs, arguments.out)
+        case "inspect":
+            return _inspect(arguments)
         case "replay":
             return _replay(arguments.run_dir, arguments.verify)
         case "doctor":
@@ -113,12 +193,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train(path: Path, overrides: list[str], dry_run: bool) -> int:
+def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> int:
     from asyncrl.recipe.check import check
     from asyncrl.recipe.load import dump, load
 
     base_dir = Path.cwd()
     recipe = load(path, overrides)
+    if or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
+        _check_same(recipe, load(there / "recipe.yaml"))
+        return _resume(there, [])
     check(recipe, base_dir)
     if dry_run:
         print(dump(recipe), *_sizes(recipe), "ok", sep="\n")
@@ -126,6 +209,55 @@ def _train(path: Path, overrides: list[str], dry_run: bool) -> int:
     from asyncrl.runtime.run import train
 
     return train(recipe, path.stem, base_dir)
+
+
+def _existing(run_dir: str) -> Path | None:
+    """The run that is there already."""
+    from asyncrl import storage
+
+    if storage.is_url(run_dir):
+        return storage.fetch(run_dir) if storage.exists(run_dir) else None
+    return Path(run_dir) if (Path(run_dir) / "recipe.yaml").exists() else None
+
+
+def _local(run_dir: str, whole: bool) -> Path:
+    """The run directory, or the local copy of one at a URL; `whole`: with what it takes to go on from it."""
+    from asyncrl import storage
+
+    return storage.fetch(run_dir, checkpoints=whole) if storage.is_url(run_dir) else Path(run_dir)
+
+
+def _check_same(recipe: Recipe, before: Recipe) -> None:
+    """UserError if the run that is there was started with another recipe."""
+    asked, there = recipe.model_dump(), before.model_dump()
+    if changed := [key for key in asked if asked[key] != there[key]]:
+        raise UserError(
+            f"run_dir {recipe.run_dir} holds a run of another recipe (other {', '.join(changed)}); choose another "
+            f"run_dir, or say the change to it: asyncrl resume {recipe.run_dir} key=value"
+        )
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from asyncrl.recipe.check import check
+    from asyncrl.recipe.load import load
+
+    base_dir, name = Path.cwd(), arguments.recipe.stem
+    recipe = load(arguments.recipe, arguments.overrides)
+    check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
+    if arguments.slurm:
+        from asyncrl.launch import slurm
+
+        print(slurm.script(recipe, name, base_dir, arguments.gpus_per_node, arguments.nodes), end="")
+        return 0
+    if arguments.kuberay:
+        from asyncrl.launch import kuberay
+
+        sizes = arguments.gpus_per_node, arguments.nodes
+        print(kuberay.manifest(recipe, name, base_dir, *sizes, arguments.image, arguments.claim), end="")
+        return 0
+    from asyncrl.launch import jobs
+
+    return jobs.submit(recipe, name, base_dir, arguments.address, arguments.detach)
 
 
 def _sizes(recipe: Recipe) -> list[str]:
@@ -156,6 +288,7 @@ def _device(num_gpus: int) -> str:
 
 def _resume(run_dir: Path, overrides: list[str]) -> int:
     _check_run_dir(run_dir)
+    _check_owner(run_dir)
     from asyncrl.runtime.run import resume
 
     return resume(run_dir, overrides)
@@ -169,8 +302,37 @@ def _report(run_dir: Path) -> int:
     return 0
 
 
+def _watch(run_dir: Path, host: str, port: int) -> int:
+    _check_run_dir(run_dir)
+    from asyncrl.observe.watch import watch
+
+    watch(run_dir, host, port)
+    return 0
+
+
+def _compare(names: list[str], path: Path) -> int:
+    run_dirs = [_local(name, whole=False) for name in names]
+    for run_dir in run_dirs:
+        _check_run_dir(run_dir)
+    from asyncrl.observe.compare import write_comparison
+
+    print(write_comparison(run_dirs, path))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    _check_run_dir(arguments.run_dir)
+    from asyncrl.observe import inspection
+
+    reward, age = (value and inspection.parse_range(value) for value in (arguments.reward, arguments.age))
+    filters = inspection.Filters(arguments.task, reward, age)
+    inspection.inspect(arguments.run_dir, filters, arguments.limit, arguments.show, arguments.export)
+    return 0
+
+
 def _replay(run_dir: Path, verify: bool) -> int:
     _check_run_dir(run_dir)
+    _check_owner(run_dir)
     from asyncrl.runtime.replay import replay_run
 
     found = replay_run(run_dir.resolve(), verify)
@@ -186,6 +348,16 @@ def _check_run_dir(run_dir: Path) -> None:
     if not (run_dir / "recipe.yaml").is_file():
         fault = "has no recipe.yaml" if run_dir.exists() else "does not exist"
         raise UserError(f"{run_dir} is not a run directory: it {fault}")
+
+
+def _check_owner(run_dir: Path) -> None:
+    """What a run directory names (rewards, losses, engines) is code that would run as you."""
+    for path in (run_dir, run_dir / "recipe.yaml"):
+        if (owner := path.stat().st_uid) != os.geteuid():
+            raise UserError(
+                f"{path} belongs to another user (id {owner}), and its recipe names code that would run as you; "
+                "look at it, then copy the directory"
+            )
 
 
 def _quiet() -> None:

@@ -222,3 +222,13 @@ def test_libraries_are_silenced_unless_the_environment_says_otherwise(
     main(["doctor"])
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+
+
+@pytest.mark.parametrize("command", ["resume", "replay"])
+def test_a_run_of_another_user_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: x\n")
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert main([command, str(tmp_path)]) == 2
+    assert "belongs to another user" in capsys.readouterr().err

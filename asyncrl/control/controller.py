@@ -12,6 +12,7 @@ runs, is ready (and waits for those that run), is leased (to a step) or trained 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, assert_never, cast
 
@@ -120,8 +121,9 @@ class Controller:
                     end = self._tasks.filter if isinstance(event, GroupFiltered) else self._tasks.fail
                     end(task, event.reason)
             case GroupLost():
-                if (event.task, event.attempt) in self.ready():
-                    self._tasks.requeue(self._tasks.ready[event.task], stale=False)
+                task = self._tasks.ready.get(event.task)
+                if task is not None and task.attempt == event.attempt:
+                    self._tasks.requeue(task, stale=False)
             case StepDone():
                 if event.step != self._steps_done or not self._tasks.leased:
                     raise ValueError(f"step {event.step} is reported done, but it is not being trained")
@@ -155,7 +157,7 @@ class Controller:
         self._router.remove(task.generator, task.num_tokens)
         self._router.observe(event.num_tokens)
         self._tasks.finish(task, event.oldest_version, event.newest_version, event.num_tokens)
-        if not self._usable(task):
+        if self._stale([task]):
             self._discards.append(self._give_up(task))
 
     def _weights_live(self, version: int) -> None:
@@ -189,8 +191,10 @@ class Controller:
         """Oldest version that the next batch may train."""
         return self._next_step - self.worst_case_staleness
 
-    def _usable(self, task: Task) -> bool:
-        return staleness.usable(task.oldest_version, task.newest_version, self._min_version, self._settings)
+    def _stale(self, tasks: Iterable[Task]) -> list[Task]:
+        """Those of the finished tasks that are too old for the next batch."""
+        least, settings = self._min_version, self._settings
+        return [t for t in tasks if not staleness.usable(t.oldest_version, t.newest_version, least, settings)]
 
     def _give_up(self, task: Task) -> Decision:
         decision: Decision = Discard(task.number, task.attempt)
@@ -211,23 +215,22 @@ class Controller:
         # From here on `_min_version` is that of the batch after: what is too old for it is given up at once.
         if self._settings.over_age == "drop":
             # A lower bound: one still queued in its engine may be younger, but loses nothing by a new start.
-            over_age = [t for t in self._tasks.running.values() if t.start_version < self._min_version]
+            least = self._min_version
+            over_age = [t for t in self._tasks.running.values() if t.start_version < least]
             decisions += [self._give_up(task) for task in over_age]
-        stale = [task for task in self._tasks.ready.values() if not self._usable(task)]
-        return decisions + [self._give_up(task) for task in stale]
+        return decisions + [self._give_up(task) for task in self._stale(self._tasks.ready.values())]
 
-    def _select(self) -> list[Task]:
+    def _select(self) -> Sequence[Task]:
         """The next batch; empty if it cannot be taken yet."""
         size = self._settings.groups_per_step
         if self._tasks.leased or len(self._tasks.ready) < size or not self._may_train():
             return []
-        ready = sorted(self._tasks.ready.values(), key=lambda task: task.sequence)
         if self._fixed_lag:
-            ready = [task for task in ready if task.batch == self._next_step]
-        else:
-            oldest_running = next((task.sequence for task in self._tasks.running.values()), None)
-            sequences = [task.sequence for task in ready]
-            ready = ready[: staleness.num_selectable(sequences, oldest_running, self._settings)]
+            if self._tasks.ready_in_batch[self._next_step] < size:
+                return []
+            return [task for task in self._tasks.ready_below(None) if task.batch == self._next_step][:size]
+        oldest_running = next((task.sequence for task in self._tasks.running.values()), None)
+        ready = self._tasks.ready_below(staleness.selectable_below(oldest_running, self._settings))
         return ready[:size] if len(ready) >= size else []
 
     @property
@@ -266,8 +269,7 @@ class Controller:
         if self._tasks.num_trained + self._tasks.num_under_way >= self._settings.max_steps * size:
             return None
         if self._fixed_lag:
-            batches = (task.batch for task in self._tasks.under_way())
-            batch = batch_to_fill(batches, self._next_step, size)
+            batch = batch_to_fill(self._tasks.in_batch, self._next_step, size)
         return self._tasks.draw(batch)
 
     def _publish(self) -> list[Decision]:
@@ -285,7 +287,7 @@ class Controller:
             return False
         size, end = self._settings.groups_per_step, int(self._live + self._settings.max_staleness) + 1
         batches = range(self._next_step, min(end, self._settings.max_steps))
-        return not all_generated((task.batch for task in self._tasks.ready.values()), batches, size)
+        return not all_generated(self._tasks.ready_in_batch, batches, size)
 
     # -- to and from the journal
 
@@ -339,7 +341,7 @@ class Controller:
                 f"set max_steps to at least {least} to resume it"
             )
         self._settings = settings
-        self._discards += [self._give_up(task) for task in list(self._tasks.ready.values()) if not self._usable(task)]
+        self._discards += [self._give_up(task) for task in self._stale(self._tasks.ready.values())]
 
     def interrupt(self) -> list[Event]:
         """The events that say what a crash of everything around the controller did; give each to `handle`."""

@@ -15,20 +15,17 @@ is a ready group whose bytes the journal lost, and the first batches that a resu
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 
-def batch_to_fill(batches: Iterable[int | None], next_step: int, groups_per_step: int) -> int:
-    """Batch of the next group drawn, given the batches of all groups under way: the first one with a gap."""
-    sizes = Counter(batches)
+def batch_to_fill(sizes: Mapping[int | None, int], next_step: int, groups_per_step: int) -> int:
+    """Batch of the next group drawn, given the number of groups under way of each batch: the first one with a gap."""
     batch = next_step
-    while sizes[batch] >= groups_per_step:
+    while sizes.get(batch, 0) >= groups_per_step:
         batch += 1
     return batch
 
 
-def all_generated(ready: Iterable[int | None], batches: range, groups_per_step: int) -> bool:
-    """Whether these batches are complete, given the batches of all ready groups."""
-    sizes = Counter(ready)
-    return all(sizes[batch] >= groups_per_step for batch in batches)
+def all_generated(sizes: Mapping[int | None, int], batches: range, groups_per_step: int) -> bool:
+    """Whether these batches are complete, given the number of ready groups of each batch."""
+    return all(sizes.get(batch, 0) >= groups_per_step for batch in batches)

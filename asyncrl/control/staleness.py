@@ -35,7 +35,6 @@ live leave slots for a whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 
 from asyncrl.control.settings import Settings
@@ -60,15 +59,15 @@ def worst_case(settings: Settings) -> int:
     return (_num_paced(settings) + settings.selection_window - 2) // settings.groups_per_step
 
 
-def num_selectable(ready: Sequence[int], oldest_running: int | None, settings: Settings) -> int:
-    """How many of the ready groups, given by their start numbers in rising order, may be selected.
+def selectable_below(oldest_running: int | None, settings: Settings) -> int | None:
+    """Ready groups with a start number below this may be selected; None: all.
 
     The window starts at the oldest *running* group: older ready ones are selected first, so they do not hold
     up the younger.
     """
     if settings.over_age != "wait" or oldest_running is None:
-        return len(ready)
-    return sum(number < oldest_running + settings.selection_window for number in ready)
+        return None
+    return oldest_running + settings.selection_window
 
 
 def usable(oldest_version: int, newest_version: int, min_version: int, settings: Settings) -> bool:

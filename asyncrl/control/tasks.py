@@ -7,10 +7,12 @@ draw ──▶ waiting ──start──▶ running ──finish──▶ ready 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from asyncrl.control.ledger import Ledger
@@ -37,8 +39,13 @@ class Task:
     newest_version: int = -1
 
 
+_fields_of = attrgetter(*(field.name for field in fields(Task)))
+_sequence = attrgetter("sequence")
+
+
 class Tasks:
-    """Moves tasks between states; knows no rule about when."""
+    """Moves tasks between states; knows no rule about when. The cost of a move hardly grows with the tasks there are:
+    ten thousand may be under way."""
 
     def __init__(self) -> None:
         self.waiting: dict[int, Task] = {}
@@ -46,6 +53,10 @@ class Tasks:
         """In the order of their start, the oldest first."""
         self.ready: dict[int, Task] = {}
         self.leased: dict[int, Task] = {}
+        self.in_batch: Counter[int | None] = Counter()
+        """Tasks under way of each batch."""
+        self.ready_in_batch: Counter[int | None] = Counter()
+        self._ready_in_order: list[Task] = []
         self.num_trained = 0
         self._num_drawn = 0
         self._num_starts = 0
@@ -55,9 +66,14 @@ class Tasks:
         self._failed: Counter[str] = Counter()
 
     def under_way(self) -> Iterable[Task]:
-        """All tasks that may still be trained, in the order of their start where they have one."""
-        started = chain(self.running.values(), self.ready.values(), self.leased.values())
-        return chain(sorted(started, key=lambda task: task.sequence), self.waiting.values())
+        """All tasks that may still be trained."""
+        return chain(*(getattr(self, name).values() for name in _TABLES))
+
+    def ready_below(self, sequence: int | None) -> Sequence[Task]:
+        """The ready tasks that were started before this one (None: all), the oldest first."""
+        if sequence is None:
+            return self._ready_in_order
+        return self._ready_in_order[: bisect_left(self._ready_in_order, sequence, key=_sequence)]
 
     @property
     def num_under_way(self) -> int:
@@ -80,6 +96,7 @@ class Tasks:
     def draw(self, batch: int | None) -> Task:
         """The next task, waiting for its start."""
         task = self.waiting[self._num_drawn] = Task(self._num_drawn, 0, batch)
+        self.in_batch[batch] += 1
         self._num_drawn += 1
         return task
 
@@ -89,32 +106,47 @@ class Tasks:
         self._num_starts += 1
 
     def finish(self, task: Task, oldest_version: int, newest_version: int, num_tokens: int) -> None:
-        self.ready[task.number] = self.running.pop(task.number)
+        self._put_ready(self.running.pop(task.number))
         task.oldest_version, task.newest_version, task.num_tokens = oldest_version, newest_version, num_tokens
 
+    def _put_ready(self, task: Task) -> None:
+        self.ready[task.number] = task
+        self.ready_in_batch[task.batch] += 1
+        insort(self._ready_in_order, task, key=_sequence)
+
+    def _take_ready(self, task: Task) -> Task:
+        del self._ready_in_order[bisect_left(self._ready_in_order, task.sequence, key=_sequence)]
+        self.ready_in_batch[task.batch] -= 1
+        return self.ready.pop(task.number)
+
     def filter(self, task: Task, reason: str) -> None:
-        del self.running[task.number]
+        self._end(task)
         self._filtered[reason] += 1
 
     def fail(self, task: Task, reason: str) -> None:
-        del self.running[task.number]
+        self._end(task)
         self._failed[reason] += 1
+
+    def _end(self, task: Task) -> None:
+        del self.running[task.number]
+        self.in_batch[task.batch] -= 1
 
     def requeue(self, task: Task, *, stale: bool) -> None:
         """Gives up the attempt of a running or ready task."""
-        table = self.running if task.number in self.running else self.ready
-        self.waiting[task.number] = table.pop(task.number)
+        is_running = task.number in self.running
+        self.waiting[task.number] = self.running.pop(task.number) if is_running else self._take_ready(task)
         task.attempt += 1
         self._num_requeued += 1
         self._num_stale += stale
 
     def lease(self, batch: Iterable[Task]) -> None:
         for task in batch:
-            self.leased[task.number] = self.ready.pop(task.number)
+            self.leased[task.number] = self._take_ready(task)
 
     def train(self) -> None:
         """The leased tasks are trained."""
         self.num_trained += len(self.leased)
+        self.in_batch.subtract(task.batch for task in self.leased.values())
         self.leased.clear()
 
     def ledger(self) -> Ledger:
@@ -142,7 +174,7 @@ class Tasks:
             "requeued": self._num_requeued,
             "filtered": dict(self._filtered),
             "failed": dict(self._failed),
-            **{name: [astuple(task) for task in getattr(self, name).values()] for name in _TABLES},
+            **{name: [_fields_of(task) for task in getattr(self, name).values()] for name in _TABLES},
         }
 
     @classmethod
@@ -157,5 +189,10 @@ class Tasks:
         tasks._filtered.update(state["filtered"])
         tasks._failed.update(state["failed"])
         for name in _TABLES:
-            getattr(tasks, name).update((fields[0], Task(*fields)) for fields in state[name])
+            for task in (Task(*values) for values in state[name]):
+                if name == "ready":
+                    tasks._put_ready(task)
+                else:
+                    getattr(tasks, name)[task.number] = task
+        tasks.in_batch.update(task.batch for task in tasks.under_way())
         return tasks

@@ -81,6 +81,8 @@ def _reasoning_gym(name: str, options: dict[str, Any], seed: int) -> Rows:
 def _local_file(path: Path, builder: str, options: dict[str, Any]) -> Rows:
     if not path.is_file():
         raise UserError(f"data.path: there is no file {path}")
+    if not path.stat().st_size:
+        raise UserError(f"data.path: {path} is empty; write a task a line")
     return _load_dataset(str(path), builder, {"split": "train", "data_files": str(path), **options})
 
 

@@ -25,7 +25,7 @@ p { margin: 6px 0; }
 .tile span { color: var(--soft); font-size: 13px; }
 .line { padding: 12px 14px; border-left: 4px solid var(--blue); margin: 12px 0; }
 .line.warn { border-left-color: var(--amber); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); gap: 14px; }
 figure { margin: 0; padding: 12px 12px 6px; display: flex; flex-direction: column; }
 figcaption { font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px; }
@@ -58,6 +58,8 @@ dd { margin: 0 0 6px; }
 .key { padding: 1px 6px; margin-right: 6px; font-size: 13px; }
 .c0 { background: var(--v0); } .c1 { background: var(--v1); } .c2 { background: var(--v2); }
 .c3 { background: var(--v3); } .c4 { background: var(--v4); } .c5 { background: var(--v5); }
+.wide { overflow-x: auto; }
+.wide svg { min-width: 720px; }
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: 13px; }
 """

@@ -20,6 +20,7 @@ from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.charts import Chart, Series, svg
 from asyncrl.observe.live import LEDGER_EVENTS, LEDGER_STATES, duration, number
 from asyncrl.observe.metrics import read_lines
+from asyncrl.observe.timeline import timeline
 
 _MOST_COLUMNS = 300
 _AGE_COLOURS = ("green", "teal", "blue", "violet", "amber", "red")
@@ -37,31 +38,41 @@ _LEDGER_WORDS = {
 
 def write_report(run_dir: Path) -> Path:
     """Write RUN_DIR/report.html anew and return its path."""
+    path = run_dir / "report.html"
+    title = f"{run_dir.resolve().name} - asyncrl"
+    path.write_text(page.page(title, [*sections(run_dir).values()]), encoding="utf-8")
+    return path
+
+
+def sections(run_dir: Path) -> dict[str, str]:
+    """The parts of the page, as HTML by their names in their order; one that has nothing to show is empty."""
     text = _text(run_dir / "recipe.yaml")
     recipe = _recipe(text)
     records = [r for r in read_lines(run_dir / "metrics.jsonl") if isinstance(r.get("step"), int)]
     summary = _summary(run_dir / "summary.json")
     name = run_dir.resolve().name
     model = f"{recipe['model']}, {_data(recipe)}" if "model" in recipe else "recipe.yaml is missing or not readable"
-    parts = [f'<h1>{escape(name)}</h1><p class="soft">{escape(model)}</p>', *_headline(recipe, records, summary)]
-    if records:
-        drawn = "".join(svg(chart) for chart in _charts(thin(records, _MOST_COLUMNS), _bound(recipe, summary)))
-        parts.append(page.section("By step", f'<div class="charts">{drawn}</div>'))
-    parts.append(page.section("Where the tasks are", _ledger(records, summary)))
+    drawn = "".join(svg(chart) for chart in _charts(thin(records, _MOST_COLUMNS), _bound(recipe, summary)))
+    busy = timeline(run_dir / "trace.json")
     chosen = samples.choose(read_lines(run_dir / "samples.jsonl"))
-    if chosen:
-        parts.append(page.section("Sample trajectories", "".join(map(samples.html, chosen))))
-    parts.append(
-        f'<h2>Recipe</h2><details class="card"><summary>recipe.yaml</summary><pre>{escape(text)}</pre></details>'
-    )
-    path = run_dir / "report.html"
-    path.write_text(page.page(f"{name} - asyncrl", parts), encoding="utf-8")
-    return path
+    return {
+        "title": f'<h1>{escape(name)}</h1><p class="soft">{escape(model)}</p>',
+        "headline": "".join(_headline(recipe, records, summary)),
+        "charts": page.section("By step", f'<div class="charts">{drawn}</div>') if records else "",
+        "timeline": page.section("Who was busy with what, at the end", f"<figure>{busy}</figure>") if busy else "",
+        "ledger": page.section("Where the tasks are", _ledger(records, summary)),
+        "samples": page.section("Sample trajectories", "".join(map(samples.html, chosen))) if chosen else "",
+        "recipe": page.section(
+            "Recipe",
+            f'<details class="card"><summary>recipe.yaml</summary><pre tabindex="0">{escape(text)}</pre></details>',
+        ),
+    }
 
 
-def thin(records: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-    """At most `most` records: means over equal runs of steps, but the maximum of staleness/max; nothing if few."""
-    stride = -(-len(records) // most)
+def thin(records: Sequence[Mapping[str, Any]], most: int, of: int | None = None) -> list[dict[str, Any]]:
+    """At most `most` records: means over equal runs of steps, but the maximum of staleness/max; nothing if few.
+    `of`: as if there were so many, to be shown beside another run."""
+    stride = -(-(of or len(records)) // most)
     if stride <= 1:
         return [dict(record) for record in records]
     return [_mean(records[start : start + stride]) for start in range(0, len(records), stride)]

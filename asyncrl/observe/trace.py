@@ -10,8 +10,10 @@ import json
 import os
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +35,8 @@ class Span(NamedTuple):
 
 _EPOCH_S = time.time() - time.monotonic()
 _spans: list[Span] = []
-_lanes: set[str] = set()
+_free: defaultdict[str, list[int]] = defaultdict(lambda: [0])
+"""Numbers of lanes that no one is in, as a heap; the highest stands for all above it too."""
 
 
 def now() -> float:
@@ -60,14 +63,14 @@ def span(name: str, lane: str = MAIN) -> Iterator[None]:
 @contextmanager
 def free_lane(kind: str) -> Iterator[str]:
     """The first lane `<kind> <number>` that no one else is in, for blocks that run side by side."""
-    number = 0
-    while (lane := f"{kind} {number}") in _lanes:
-        number += 1
-    _lanes.add(lane)
+    free = _free[kind]
+    number = heappop(free)
+    if not free:
+        heappush(free, number + 1)
     try:
-        yield lane
+        yield f"{kind} {number}"
     finally:
-        _lanes.discard(lane)
+        heappush(free, number)
 
 
 def take() -> list[Span]:

@@ -5,6 +5,7 @@ A tracker that fails is warned about once and left out; it never stops, delays o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -46,6 +47,8 @@ class Trackers:
                 tracker.log(step, scalars)
             except Exception as error:
                 logger.warning("%s no longer takes metrics: %s", name, _sentence(error))
+                with contextlib.suppress(Exception):
+                    tracker.close()
                 del self._trackers[name]
 
     def close(self) -> None:
@@ -86,6 +89,7 @@ class _Wandb:
             console="off",
             silent=True,
         )
+        self._teardown = wandb.teardown
         self._run = wandb.init(
             project=track.project,
             name=name,
@@ -101,7 +105,11 @@ class _Wandb:
         self._run.log(scalars, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        try:
+            self._run.finish()
+        finally:
+            # At exit it would print a traceback if its service is gone: who stops a job signals that too.
+            self._teardown()
 
 
 class _TensorBoard:

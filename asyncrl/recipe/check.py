@@ -47,14 +47,19 @@ class _EngineTraits:
 _ENGINES = {"vllm": _EngineTraits(), "simulated": _EngineTraits(provides_logprobs=False, holds_weights=False)}
 
 
-def check(recipe: Recipe, base_dir: Path) -> None:
-    """Raises UserError for the first thing that would stop the run; relative paths are looked up from `base_dir`."""
+def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
+    """Raises UserError for the first thing that would stop the run; relative paths are looked up from `base_dir`.
+
+    `elsewhere`: it will run on other machines; what has an absolute path and is not here may be there.
+    """
     _check_run_dir(recipe, base_dir)
     control_settings(recipe)
     _check_rollout(recipe)
     _check_trainer(recipe)
-    _check_model(recipe, base_dir)
-    _check_data(recipe, base_dir)
+    if not (elsewhere and _is_away(recipe.model)):
+        _check_model(recipe, base_dir)
+    if not (elsewhere and _is_away(recipe.data.path)):
+        _check_data(recipe, base_dir)
     with _no_bytecode():
         _check_reward(recipe, base_dir)
         _check_loss(recipe, base_dir)
@@ -63,8 +68,12 @@ def check(recipe: Recipe, base_dir: Path) -> None:
     _check_weights(recipe, engine)
 
 
+def _is_away(path: str) -> bool:
+    return Path(path).is_absolute() and not Path(path).exists()
+
+
 def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
-    if recipe.run_dir is not None and (base_dir / recipe.run_dir).exists():
+    if recipe.run_dir is not None and "://" not in recipe.run_dir and (base_dir / recipe.run_dir).exists():
         raise UserError(f"run_dir {recipe.run_dir} exists; choose another run_dir, or `asyncrl resume` it")
 
 

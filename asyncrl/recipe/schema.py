@@ -222,7 +222,8 @@ class Recipe(Part):
     over_age: Literal["wait", "drop", "mask"] = "wait"
     """Stragglers: wait for them, cancel and restart them, or train only their tokens of age <= S."""
     run_dir: str | None = None
-    """Default runs/<recipe>-<time>; an existing one is an error."""
+    """Default runs/<recipe>-<time>; an existing one is an error. A URL such as s3://BUCKET/NAME: the run lies on this
+    machine's disk, and every 30 s what is new goes there."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seeds the data order, the sampling of every rollout, and a random model."""
     algorithm: AlgorithmRecipe = AlgorithmRecipe()

@@ -16,8 +16,10 @@ from asyncrl.rollout.engines import engine_class
 from asyncrl.rollout.episode import RolloutSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
 from asyncrl.runtime.buffer import BufferActor
+from asyncrl.runtime.cluster import num_nodes
 from asyncrl.runtime.follow import new_name
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
+from asyncrl.runtime.places import Places
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.trainer.actor import TrainerActor
 
@@ -39,6 +41,7 @@ class Actors:
     model: str
     run_dir: Path
     base_dir: Path
+    places: Places
 
     def buffer(self) -> ActorHandle:
         """On this node if it can be: here the journal's files are surely in reach."""
@@ -48,7 +51,9 @@ class Actors:
 
     def generator(self, name: str, buffer: ActorHandle) -> ActorHandle:
         return Generator.options(
-            num_cpus=ALMOST_NO_CPU, num_gpus=self.recipe.rollout.gpus_per_replica, scheduling_strategy="SPREAD"
+            num_cpus=ALMOST_NO_CPU,
+            num_gpus=self.recipe.rollout.gpus_per_replica,
+            scheduling_strategy=self.places.of_generator(int(name.rpartition("-")[2])),
         ).remote(self._generator_config(name), buffer)
 
     def trainer(self, buffer: ActorHandle) -> Ranks:
@@ -57,16 +62,17 @@ class Actors:
             "OMP_NUM_THREADS": str(trainer_threads(self.recipe)),
             **({} if trainer.gpus_per_rank else _KEEP_PAGES),
         }
-        actor = TrainerActor.options(
-            num_cpus=ALMOST_NO_CPU, num_gpus=trainer.gpus_per_rank, runtime_env={"env_vars": environment}
-        )
+        options = {
+            "num_cpus": ALMOST_NO_CPU,
+            "num_gpus": trainer.gpus_per_rank,
+            "runtime_env": {"env_vars": environment},
+        }
         channel = resolve_channel(self.recipe, self.base_dir)
-        return Ranks(
-            [
-                actor.remote(self.recipe, self.model, channel, self.base_dir, self.run_dir, buffer, rank)
-                for rank in range(trainer.ranks)
-            ]
-        )
+        handles = []
+        for rank in range(trainer.ranks):
+            actor = TrainerActor.options(**options, scheduling_strategy=self.places.of_rank(rank))
+            handles.append(actor.remote(self.recipe, self.model, channel, self.base_dir, self.run_dir, buffer, rank))
+        return Ranks(handles)
 
     def _generator_config(self, name: str) -> GeneratorConfig:
         recipe, rollout = self.recipe, self.recipe.rollout
@@ -114,4 +120,4 @@ def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
     gpus = recipe.rollout.gpus_per_replica and recipe.trainer.gpus_per_rank and not recipe.trainer.lora.rank
     if gpus:
         return "nccl"
-    return "shared_memory" if sum(node["Alive"] for node in ray.nodes()) == 1 else "gloo"
+    return "shared_memory" if num_nodes() == 1 else "gloo"

@@ -1,18 +1,29 @@
-"""Joining or starting Ray, and whether it has what the recipe asks for."""
+"""Joining or starting Ray."""
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.orphans import family
 
 logger = logging.getLogger(__name__)
+
+_CONNECT_DEADLINE_S = 10.0
+_LOCAL = {
+    "address": "local",
+    "include_dashboard": False,
+    # By itself Ray listens at the address of this machine, for other nodes that never come.
+    "_node_ip_address": "127.0.0.1",
+}
 
 
 def start(recipe: Recipe) -> None:
@@ -20,8 +31,10 @@ def start(recipe: Recipe) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = recipe.ray_address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    options: dict[str, Any] = {"address": address} if address else _LOCAL
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if address:
+        _check_answers(address)
     try:
         # What Ray has to say of a dead worker, the driver says in its own words.
         ray._private.worker.listen_error_messages = lambda *_: None
@@ -31,22 +44,33 @@ def start(recipe: Recipe) -> None:
         raise UserError(f"ray_address: cannot start or reach {where}: {str(error).splitlines()[0]}") from error
 
 
-def check_resources(recipe: Recipe) -> None:
-    """UserError, naming what is missing, if the GPUs asked for are more than the cluster has."""
-    asked = {
-        f"{recipe.rollout.replicas} generators x {recipe.rollout.gpus_per_replica}": recipe.rollout.replicas
-        * recipe.rollout.gpus_per_replica,
-        f"{recipe.trainer.ranks} trainer ranks x {recipe.trainer.gpus_per_rank}": recipe.trainer.ranks
-        * recipe.trainer.gpus_per_rank,
-    }
-    total, present = sum(asked.values()), int(ray.cluster_resources().get("GPU", 0))
-    if total > present:
-        parts = " + ".join(k for k, v in asked.items() if v)
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes. UserError if nothing listens at HOST:PORT; other forms are Ray's to resolve."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_DEADLINE_S).close()
+    except (OSError, OverflowError) as error:
         raise UserError(
-            f"the recipe asks for {total} GPUs ({parts}), the cluster has {present}: {total - present} are missing; "
-            "lower rollout.replicas, rollout.gpus_per_replica or trainer.gpus_per_rank, or name a larger cluster "
-            "in ray_address"
-        )
+            f"ray_address: nothing answers at {address}: {getattr(error, 'strerror', None) or error}; name the address "
+            "that `ray start --head` printed, or leave it out to run on this machine"
+        ) from error
+
+
+def own_processes() -> dict[str, Any]:
+    """The Ray that this process has started, if it has: whoever resumes the run ends what a kill -9 leaves of it."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "node": None, "processes": family(os.getpid())}
+
+
+def num_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def base_dir_of_actors(base_dir: Path) -> Path:
+    """Where actors look up relative paths. In a submitted job every node has a copy of the files, which is the current
+    directory of its actors, and may lie elsewhere than the driver's."""
+    return Path() if ray.get_runtime_context().runtime_env.get("working_dir") else base_dir
 
 
 def stop() -> None:

@@ -51,6 +51,7 @@ from asyncrl.runtime import snapshots, stacks
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.budget import Budget
 from asyncrl.runtime.checkpoints import Checkpoints
+from asyncrl.runtime.cluster import own_processes
 from asyncrl.runtime.fleet import Fleet, PushBroken
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.recorder import Recorder
@@ -83,6 +84,7 @@ class Driver:
         self.recorder = recorder
         self.view = view
         self.processes = ProcessTable(run_dir / "processes.json")
+        self.processes.put("ray", own_processes())
         self.waiting = WaitingFor(recipe.deadlines.warn_s, self._look_into)
         self.inbox: asyncio.Queue[Event | BaseException | Stop] = asyncio.Queue()
         self.journal = ControlLog(run_dir / "journal", self.controller.state())

@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
@@ -192,8 +193,8 @@ class Fleet:
             staged = await self._waiting(trainer.call("stage", version), "trainer", f"its copy of {what}", deadline_s)
             copies = [copy for _, copy in staged]
             publishing = trainer.call("publish", staged[0][0], copies)
-            report: PublishReport = (await self._waiting(publishing, "generators", what, deadline_s))[0]
-            return report
+            reports: list[PublishReport] = await self._waiting(publishing, "generators", what, deadline_s)
+            return replace(reports[0], num_bytes=sum(report.num_bytes for report in reports))
 
         return await self._attempt(handles, push)
 

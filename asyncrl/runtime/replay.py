@@ -49,6 +49,8 @@ def replay_run(run_dir: Path, verify: bool) -> Replayed:
     """Fold the history; with `verify` also train it. Raises RunFailed at the first difference."""
     journal = run_dir / "journal"
     entries = list(read_control(journal))
+    if not entries:
+        raise UserError(f"{run_dir} has no journal to replay: the run broke off before its first entry, or lost it")
     try:
         controller = replay(entries)
     except HistoryError as error:

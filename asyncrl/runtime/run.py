@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError, RayTaskError
 
+from asyncrl import storage
 from asyncrl.control.controller import Controller
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
@@ -35,6 +36,8 @@ from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.driver import Driver, Stop
 from asyncrl.runtime.lock import RunLock
 from asyncrl.runtime.orphans import end_leftovers
+from asyncrl.runtime.places import Places, reserve
+from asyncrl.runtime.pushes import Pushes
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
 from asyncrl.runtime.stop import StopSignals
@@ -45,19 +48,25 @@ logger = logging.getLogger(__name__)
 
 def train(recipe: Recipe, name: str, base_dir: Path) -> int:
     """Run a checked recipe from the start; returns the exit code."""
+    url = recipe.run_dir if recipe.run_dir and storage.is_url(recipe.run_dir) else None
     run_dir = Path(recipe.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if url:
+        run_dir = storage.local_copy(url)
+        if storage.exists(url) or run_dir.exists():
+            raise UserError(f"run_dir {url} exists; choose another run_dir, or `asyncrl resume` it")
     tasks = _tasks(recipe, base_dir)
-    with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view):
+    with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view) as places:
         _make(run_dir)
         with RunLock(run_dir):
             (run_dir / "checkpoints").mkdir()
             (run_dir / "recipe.yaml").write_text(dump(recipe))
             recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
-            return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered))
+            with Pushes(recipe, run_dir):
+                return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
 def resume(run_dir: Path, overrides: list[str]) -> int:
-    """Take a run up where it broke off; returns the exit code."""
+    """Take a run up where it broke off; returns the exit code. A URL's run is resumed by its local copy."""
     recipe = load(run_dir / "recipe.yaml", overrides)
     base_dir = Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
@@ -72,20 +81,25 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
             )
         tasks = _tasks(recipe, base_dir)
         name = run_dir.name
-        with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view):
+        with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view) as places:
             (run_dir / "recipe.yaml").write_text(dump(recipe))
             (run_dir / "summary.json").unlink(missing_ok=True)
-            return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered))
+            with Pushes(recipe, run_dir):
+                return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
 @contextmanager
-def _ray(recipe: Recipe, view: LiveView) -> Iterator[None]:
-    """Ray, with what the recipe asks for. An OSError of the run becomes a sentence: the disk is full, say."""
+def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
+    """Ray, with room for what the recipe asks for. An OSError of the run becomes a sentence: the disk is full, say."""
     view.phase("starting Ray")
     cluster.start(recipe)
     try:
-        cluster.check_resources(recipe)
-        yield
+        if recipe.trainer.ranks > 1 and cluster.num_nodes() > 1 and storage.is_url(recipe.run_dir or ""):
+            raise UserError(
+                f"run_dir {recipe.run_dir}: trainer ranks on several nodes write their checkpoints to a file system "
+                "that all nodes see; set run_dir to a path on one"
+            )
+        yield reserve(recipe, view.phase)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise RunFailed(f"{where}{error.strerror or error}; free or repair the disk, then `asyncrl resume`") from error
@@ -111,11 +125,18 @@ def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
 
 
 async def _run(
-    recipe: Recipe, name: str, run_dir: Path, base_dir: Path, tasks: TaskSource, view: LiveView, recovered: Recovered
+    recipe: Recipe,
+    name: str,
+    run_dir: Path,
+    base_dir: Path,
+    tasks: TaskSource,
+    view: LiveView,
+    recovered: Recovered,
+    places: Places,
 ) -> int:
     controller = recovered.controller
     logger.info("staleness is at most %d updates", controller.worst_case_staleness)
-    actors = Actors(recipe, _model(recipe, run_dir), run_dir, base_dir)
+    actors = Actors(recipe, _model(recipe, run_dir), run_dir, cluster.base_dir_of_actors(base_dir), places)
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)

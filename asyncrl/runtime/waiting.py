@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,13 +49,14 @@ class WaitingFor:
     def __init__(self, warn_s: float, on_overdue: Callable[[str], Awaitable[None] | None] | None = None) -> None:
         self._warn_s = warn_s
         self._on_overdue = on_overdue
-        self._waits: set[Wait] = set()
+        self._waits: dict[Wait, None] = {}
+        """In the order of their begin; thousands of groups may be waited for."""
         self._calls: set[asyncio.Task[None]] = set()
 
     async def __call__(self, awaitable: Awaitable[T], whom: str, what: str, deadline_s: float) -> T:
         """Await with a deadline. Raises DeadlineExceeded naming whom was waited for, for what, and the other waits."""
         wait = Wait(whom, what, time.monotonic(), deadline_s)
-        self._waits.add(wait)
+        self._waits[wait] = None
         task = asyncio.ensure_future(awaitable)
         next_warning_s = self._warn_s
         try:
@@ -74,11 +76,11 @@ class WaitingFor:
             return task.result()
         finally:
             task.cancel()
-            self._waits.discard(wait)
+            del self._waits[wait]
 
     def oldest(self, count: int) -> list[str]:
         """The longest waits, as sentences."""
-        return [str(w) for w in sorted(self._waits, key=lambda w: w.since)[:count]]
+        return [str(wait) for wait in islice(self._waits, count)]
 
     def dump(self, path: Path) -> str:
         """Writes all waits to a file, replaced as a whole: oldest first, one a line; returns the text."""
@@ -90,7 +92,7 @@ class WaitingFor:
 
     def _others(self, wait: Wait) -> str:
         """The longest of the other waits that are past the warning age, for the end of a sentence."""
-        others = sorted((w for w in self._waits if w is not wait and w.age_s > self._warn_s), key=lambda w: w.since)
+        others = [w for w in self._waits if w is not wait and w.age_s > self._warn_s]
         listed = ", ".join(f"{w.whom} ({w.what}, {w.age_s:.0f} s)" for w in others[:_NUM_OTHERS])
         return f"; meanwhile waiting for {listed}" if others else ""
 

@@ -223,8 +223,8 @@ class TrainerActor:
             return version, self.channel.copy(version, self.staged)
 
     @ray.method(concurrency_group="push")
-    def publish(self, version: int, copies: list[Any]) -> PublishReport | None:
-        """Send what was staged to every replica; returns when it is live on all. The report is rank 0's.
+    def publish(self, version: int, copies: list[Any]) -> PublishReport:
+        """Send what was staged to every replica; returns when it is live on all, or this rank has done its part.
 
         May be called again, after `stage`, if it failed.
         """

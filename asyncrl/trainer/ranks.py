@@ -68,7 +68,7 @@ class Team:
         if self.size == 1:
             return
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         per_copy = recipe.shard_ranks or self.size
         mesh = init_device_mesh(self.device.type, (self.size // per_copy, per_copy), mesh_dim_names=("copy", "shard"))
@@ -77,9 +77,13 @@ class Team:
         trained = {p for p in model.parameters() if p.requires_grad}
         whole = set(model.parameters()) - trained if trained else set()
         layers = set(model._no_split_modules or ())
+        # The layers' weights travel in bf16, in which autocast multiplies anyway; gradients are summed in fp32, and
+        # what goes from layer to layer keeps its type: as on one rank.
+        bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = bf16 if recipe.precision == "bf16" else MixedPrecisionPolicy()
         for module in model.modules():
             if type(module).__name__ in layers:
-                fully_shard(module, mesh=mesh, ignored_params=whole)
+                fully_shard(module, mesh=mesh, ignored_params=whole, mp_policy=policy)
         # The outermost module would keep its parameters after a pass without gradient, and use them, outdated, in the
         # pass after the next update.
         fully_shard(called, mesh=mesh, ignored_params=whole, reshard_after_forward=True)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Any, Protocol, TypeVar
 
 from asyncrl.weights.files import write_push
 from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class WeightUpdate:
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What a push cost. pause_s: the longest that a replica's generation stood still."""
+    """What a push cost."""
 
     version: int
     transfer_s: float
     pause_s: float
+    """The longest that a replica's generation stood still; rank 0 knows it."""
     num_bytes: int
+    """That each engine worker received, or read, from this rank."""
 
 
 class Replicas(Protocol):
@@ -64,8 +67,8 @@ class Channel(Protocol):
     def copy(self, version: int, staged: StagedWeights) -> Any:
         """What replicas must know to read this copy, which is as it is until the next call."""
 
-    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
-        """Returns when all replicas are live at `version`; the report is rank 0's."""
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport:
+        """Returns when all replicas are live at `version`, or this rank has done its part."""
 
     def close(self) -> None: ...
 
@@ -112,7 +115,6 @@ class HostChannel:
 
     def connect(self, replicas: Replicas | None, num_workers: int, ends: list[Any]) -> None:
         self._replicas = replicas
-        self._num_bytes = _num_bytes(ends, self._config.dtype)
         plan = {
             "transport": self._config.backend,
             "ends": ends,
@@ -130,16 +132,18 @@ class HostChannel:
     def copy(self, version: int, staged: StagedWeights) -> Any:
         if self._config.backend == "disk":
             return str(write_push(staged.flat, self._config.folder, version, self._config.rank))
+        if self._gloo:
+            self._gloo.prepare(staged.flat)
         return None if staged.path is None else str(staged.path)
 
-    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport:
         began = time.perf_counter()
         update, rolling = WeightUpdate(version, {"copies": copies}), self._config.rolling
-        pauses = _side_by_side(
-            lambda: self._replicas.update(update, rolling=rolling) if self._replicas else None,
-            lambda: self._gloo.send(staged.flat) if self._gloo else None,
+        pauses, num_bytes = _side_by_side(
+            lambda: self._replicas.update(update, rolling=rolling) if self._replicas else {},
+            lambda: self._gloo.send() if self._gloo else staged.flat.nbytes,
         )
-        return None if pauses is None else _report(version, began, pauses, self._num_bytes)
+        return _report(version, began, pauses, num_bytes)
 
     def close(self) -> None:
         if self._gloo:
@@ -158,11 +162,10 @@ class VersionChannel:
     def copy(self, version: int, staged: StagedWeights) -> Any:
         return None
 
-    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport:
         began = time.perf_counter()
-        if self._replicas is None:
-            return None
-        return _report(version, began, self._replicas.update(WeightUpdate(version)), 0)
+        pauses = self._replicas.update(WeightUpdate(version)) if self._replicas else {}
+        return _report(version, began, pauses, 0)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -182,7 +185,6 @@ class NcclChannel:
         from asyncrl.weights import nccl
 
         pieces = [[Piece.of_wire(piece) for piece in end["pieces"]] for end in ends]
-        self._num_bytes = _num_bytes(ends, self._config.dtype)
         self._source = nccl.StagedSource(pieces, self._config.rank, self._config.group)
         self._client = nccl.SyncClient(replicas)
         rank = self._config.rank
@@ -191,13 +193,11 @@ class NcclChannel:
     def copy(self, version: int, staged: StagedWeights) -> Any:
         return None
 
-    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport | None:
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport:
         began = time.perf_counter()
         self._client.version, self._source.staged = version, staged
         self._engine.send_weights()
-        if self._config.rank:
-            return None
-        return _report(version, began, self._client.pauses, self._num_bytes)
+        return _report(version, began, self._client.pauses, staged.flat.nbytes)
 
     def close(self) -> None:
         if self._engine is not None:
@@ -208,21 +208,15 @@ def _report(version: int, began: float, pauses: Mapping[str, float], num_bytes: 
     return PublishReport(version, time.perf_counter() - began, max(pauses.values(), default=0.0), num_bytes)
 
 
-def _num_bytes(ends: list[Any], dtype: str) -> int:
-    """Of the weights that all ranks hold together."""
-    elements = sum(piece["stop"] - piece["start"] for end in ends for piece in end["pieces"])
-    return int(elements * getattr(torch, dtype).itemsize)
-
-
-def _side_by_side(talk: Callable[[], Any], send: Callable[[], None]) -> Any:
-    """What `talk` returns; `send` runs meanwhile. The first error of either is raised at once: whoever still waits
-    for one that died is left to the deadline."""
+def _side_by_side(talk: Callable[[], T], send: Callable[[], S]) -> tuple[T, S]:
+    """What both return. The first error of either is raised at once: whoever still waits for one that died is left
+    to the deadline."""
     executor = ThreadPoolExecutor(max_workers=2)
     try:
         talking, sending = executor.submit(talk), executor.submit(send)
         done, _ = wait([talking, sending], return_when=FIRST_EXCEPTION)
         for call in sorted(done, key=lambda call: call.exception() is None):
             call.result()
-        return talking.result()
+        return talking.result(), sending.result()
     finally:
         executor.shutdown(wait=False)

@@ -2,6 +2,9 @@
 
 vLLM's own `nccl` engine needs GPUs; between CPUs this takes its place. A group has one rank of the trainer, as its
 rank 0, and every engine worker. Every collective has a deadline.
+
+Both sides keep what went over last, so only what has changed is sent where that is less: at the small steps of RL most
+weights stay the same in bfloat16. A push is the number of changed elements (-1: all follow), their places and values.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from torch.distributed import BroadcastOptions, ProcessGroupGloo, TCPStore
 # Everyone who is to join is up and has been called: who is not here soon has died, and those who wait for it stand
 # still meanwhile.
 _JOIN_S = 60.0
+_ALL = -1
+_WORTH_IT = 0.5
+"""Of all bytes: finding what has changed takes time too."""
 
 
 class GlooReceiver:
@@ -23,27 +29,37 @@ class GlooReceiver:
 
     def __init__(self, ends: list[dict[str, Any]], rank: int, world_size: int, timeout_s: float) -> None:
         self._groups = []
+        # Kept: the page faults of new ones would cost more than the bytes.
+        self._flats: list[torch.Tensor] = []
         for end in ends:
             timeout = timedelta(seconds=timeout_s)
             store = TCPStore(end["address"], end["port"], is_master=False, timeout=timeout)
             self._groups.append(_group(store, rank, world_size, timeout_s))
 
     def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        flats = [torch.empty(size, dtype=dtype) for size in sizes]
-        coming = [group.broadcast([flat], _from_trainer()) for group, flat in zip(self._groups, flats, strict=True)]
-        for flat, work in zip(flats, coming, strict=True):
-            work.wait()
+        self._flats = self._flats or [torch.empty(size, dtype=dtype) for size in sizes]
+        counts = [torch.empty(1, dtype=torch.int64) for _ in sizes]
+        _wait([_broadcast(group, count) for group, count in zip(self._groups, counts, strict=True)])
+        parts = [_parts(int(count), flat) for flat, count in zip(self._flats, counts, strict=True)]
+        coming = [[_broadcast(group, p) for p in own] for group, own in zip(self._groups, parts, strict=True)]
+        for flat, own, work in zip(self._flats, parts, coming, strict=True):
+            _wait(work)
+            if len(own) == 2:
+                places, values = own
+                flat[places] = values
             yield flat
 
     def close(self) -> None:
         for group in self._groups:
             group.abort()
+        self._flats = []
 
 
 class GlooEnd:
     """A rank of the trainer: listens at `address`."""
 
     group: ProcessGroupGloo | None = None
+    _sent: torch.Tensor | None = None
 
     def __init__(self, address: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -54,9 +70,38 @@ class GlooEnd:
     def join(self, world_size: int) -> None:
         self.group = _group(self._store, 0, world_size, self._timeout_s)
 
-    def send(self, flat: torch.Tensor) -> None:
+    def prepare(self, flat: torch.Tensor) -> None:
+        """Find out what there is to send of `flat`, which is as it is until that is done."""
+        self._flat, self._places = flat, self._changed(flat)
+
+    def send(self) -> int:
+        """Send what was prepared; returns the bytes that went to each worker."""
         assert self.group is not None
-        self.group.broadcast([flat], _from_trainer()).wait()
+        flat, places = self._flat, self._places
+        parts = [flat] if places is None else [places, flat[places]] if len(places) else []
+        count = torch.tensor([_ALL if places is None else len(places)])
+        sent, self._sent = self._sent, None  # if this fails, nobody knows what has arrived
+        for part in (count, *parts):
+            _wait([_broadcast(self.group, part)])
+        if sent is None:
+            sent = flat.clone()
+        elif places is None:
+            sent.copy_(flat)
+        else:
+            sent[places] = flat[places]
+        self._sent = sent
+        return sum(part.nbytes for part in parts)
+
+    def _changed(self, flat: torch.Tensor) -> torch.Tensor | None:
+        """Places of the elements that differ from those sent last; None if to send all is less."""
+        if self._sent is None:
+            return None
+        bits = {2: torch.int16, 4: torch.int32}[flat.itemsize]
+        differs = flat.view(bits) != self._sent.view(bits)
+        index = _index_dtype(flat)
+        if int(differs.count_nonzero()) * (index.itemsize + flat.itemsize) > _WORTH_IT * flat.nbytes:
+            return None
+        return differs.nonzero().flatten().to(index)
 
     def close(self) -> None:
         if self.group is not None:
@@ -69,7 +114,23 @@ def _group(store: TCPStore, rank: int, world_size: int, timeout_s: float) -> Pro
     return group
 
 
-def _from_trainer() -> BroadcastOptions:
+def _parts(count: int, flat: torch.Tensor) -> list[torch.Tensor]:
+    """What follows a count: where to receive it."""
+    if count == _ALL:
+        return [flat]
+    return [torch.empty(count, dtype=_index_dtype(flat)), torch.empty(count, dtype=flat.dtype)] if count else []
+
+
+def _index_dtype(flat: torch.Tensor) -> torch.dtype:
+    return torch.int32 if flat.numel() < 2**31 else torch.int64
+
+
+def _broadcast(group: ProcessGroupGloo, tensor: torch.Tensor) -> Any:
     options = BroadcastOptions()
     options.rootRank = 0
-    return options
+    return group.broadcast([tensor], options)
+
+
+def _wait(works: list[Any]) -> None:
+    for work in works:
+        work.wait()

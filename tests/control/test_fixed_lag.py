@@ -50,15 +50,15 @@ def begin(lag: int = 1) -> World:
 
 
 def test_a_gap_in_the_oldest_batch_is_filled_first() -> None:
-    assert batch_to_fill([3, 3, 4, 4], 3, 2) == 5
-    assert batch_to_fill([3, 4, 4], 3, 2) == 3
-    assert batch_to_fill([], 3, 2) == 3
+    assert batch_to_fill({3: 2, 4: 2}, 3, 2) == 5
+    assert batch_to_fill({3: 1, 4: 2}, 3, 2) == 3
+    assert batch_to_fill({}, 3, 2) == 3
 
 
 def test_batches_are_complete_or_not() -> None:
-    assert all_generated([3, 4, 3, 4], range(3, 5), 2)
-    assert not all_generated([3, 4, 3], range(3, 5), 2)
-    assert all_generated([], range(5, 5), 2)
+    assert all_generated({3: 2, 4: 2}, range(3, 5), 2)
+    assert not all_generated({3: 2, 4: 1}, range(3, 5), 2)
+    assert all_generated({}, range(5, 5), 2)
 
 
 def test_with_a_lag_of_three_four_batches_come_from_the_first_version() -> None:

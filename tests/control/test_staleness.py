@@ -105,8 +105,8 @@ def test_one_slot_too_many_is_caught_by_the_version_check(P: int, S: int, W: int
 
 def test_the_window_counts_from_the_oldest_running_group() -> None:
     settings = settings_of(1, 1, 3)
-    assert staleness.num_selectable([4, 6, 7, 8], 5, settings) == 3
-    assert staleness.num_selectable([4, 6, 7, 8], None, settings) == 4
+    assert staleness.selectable_below(5, settings) == 8
+    assert staleness.selectable_below(None, settings) is None
 
 
 def test_the_window_lets_groups_overtake() -> None:

@@ -27,7 +27,7 @@ from asyncrl.errors import BudgetSpent
 from asyncrl.recipe.load import load
 from asyncrl.rollout.generator import Generator
 from asyncrl.rollout.trajectory import Group, Trajectory
-from asyncrl.runtime import cluster
+from asyncrl.runtime import cluster, run
 from asyncrl.runtime.budget import Budget
 
 GRACE_S = 10.0
@@ -108,8 +108,9 @@ def test_run_directory_that_cannot_be_made(
     parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Root may write everywhere but below a file, and where only the kernel makes files."""
-    for name in ("start", "check_resources", "stop"):
+    for name in ("start", "stop"):
         monkeypatch.setattr(cluster, name, lambda *_: None)
+    monkeypatch.setattr(run, "reserve", lambda *_: None)
     monkeypatch.chdir(ROOT)
     (tmp_path / "a_file").touch()
     run_dir = tmp_path / parent / "run"

@@ -63,8 +63,7 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
     tokenizer = load_tokenizer(str(model))
     tasks = TaskSource(load_rows(recipe.data, recipe.seed), recipe.data, recipe.seed)
     reward = load_object(recipe.reward, ROOT, "reward")
-    staged.copy()
-    channel.publish(0, staged, [None])
+    push(0, channel, staged)
     for step in range(recipe.max_steps):
         batch = []
         for number in range(step * recipe.groups_per_step, (step + 1) * recipe.groups_per_step):
@@ -89,10 +88,14 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
                 )
             batch.append(Group(number, 0, task.row_index, tuple(members)))
         learner.step(batch, step, min_version=step)
-        staged.copy()
-        channel.publish(step + 1, staged, [None])
+        push(step + 1, channel, staged)
     channel.close()
     return {f"model.{name}": p.detach().clone() for name, p in learner.model.named_parameters()}
+
+
+def push(version: int, channel: Any, staged: StagedWeights) -> None:
+    staged.copy()
+    channel.publish(version, staged, [channel.copy(version, staged)])
 
 
 def test_staleness_zero_equals_a_serial_loop(

@@ -37,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "whole mini-batch": {"algorithm": {"loss": "m2po", "second_moment_limit": 0.04, "correction": "none"}},
     "sums of groups": {"algorithm": {"loss": "trajectory_balance", "correction": "none"}},
     "adapters": {"trainer": {"lora": {"rank": 4}}},
+    "checkpointing": {"trainer": {"gradient_checkpointing": True}},
+    "bf16": {"trainer": {"precision": "bf16"}},
 }
 
 
@@ -111,19 +113,20 @@ def results(ranks: int, copies: int, cases: tuple[str, ...], model: Path) -> lis
 def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ...]], case: str) -> None:
     found = results(*team, tiny_model)
     alone = learner(tiny_model, recipe_of(case, 1), None)
+    loose = 20 if case == "bf16" else 1
     expected = train(alone, list(enumerate(BATCHES)))
     for result in found:
         for ours, theirs in zip(result[case]["metrics"], expected, strict=True):
             assert ours.keys() == theirs.keys()
             for name in ours.keys() - {"trainer/step_s", "trainer/forward_tokens"}:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
-        assert result[case]["score"] == pytest.approx(alone.score(TOKENS), abs=1e-4)
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3 * loose, abs=1e-5 * loose), name
+        assert result[case]["score"] == pytest.approx(alone.score(TOKENS), abs=1e-4 * loose)
     # What the ranks would send makes up the weights, each element once.
     mine = [result[case] for result in found]
     weights = dict(assemble([part for r in mine for part in zip(r["pieces"], r["views"], strict=True)]))
     trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
     assert weights.keys() == trained.keys()
     for name, tensor in weights.items():
-        torch.testing.assert_close(tensor, trained[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensor, trained[name], rtol=1e-3, atol=1e-4 * loose)
         # As rank 0 hands them to vLLM's nccl engine.
         assert torch.equal(mine[0]["gathered"][name], tensor)

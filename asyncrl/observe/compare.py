@@ -1,0 +1,89 @@
+"""`asyncrl compare`: one self-contained page with the curves of several runs over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from asyncrl.errors import UserError, naming
+from asyncrl.observe import page
+from asyncrl.observe.charts import Chart, Series, svg
+from asyncrl.observe.live import duration, number
+from asyncrl.observe.metrics import read_lines
+from asyncrl.observe.report import thin
+
+_MOST_COLUMNS = 300
+_COLOURS = ("blue", "amber", "green", "violet", "red", "teal")
+_CHARTS = {
+    "reward/mean": ("Reward", "reward"),
+    "accuracy/mean": ("Accuracy", "share of trajectories"),
+    "completion/tokens_mean": ("Length of completions", "tokens"),
+    "staleness/mean": ("Staleness of trained tokens", "age (updates)"),
+    "throughput/samples_per_s": ("Samples trained", "samples/s"),
+    "trainer_time/wait_batch": ("Trainer waits for a batch", "share of time"),
+    "generator_time/idle": ("Generators idle", "share of time"),
+    "offpolicy/logprob_gap": ("Gap between trainer's and engine's log-probs", "nats per token"),
+    "offpolicy/ess": ("Effective sample size", "share of tokens"),
+}
+_FIGURES = {"reward/mean": "final reward", "accuracy/mean": "final accuracy", "throughput/samples_per_s": "samples/s"}
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Write the page. Raises UserError if a run has no step, or there are too many to tell apart."""
+    if len(run_dirs) > len(_COLOURS):
+        raise UserError(f"compare: {len(run_dirs)} runs are more than the {len(_COLOURS)} that can be told apart")
+    runs = dict(zip(_names(run_dirs), map(_records, run_dirs), strict=True))
+    longest = max(map(len, runs.values()))
+    thinned = {name: thin(records, _MOST_COLUMNS, longest) for name, records in runs.items()}
+    charts = "".join(svg(_chart(key, *words, thinned)) for key, words in _CHARTS.items())
+    parts = [
+        f"<h1>{escape(' · '.join(runs))}</h1>",
+        _table(runs),
+        page.section("By step", f'<div class="charts">{charts}</div>'),
+    ]
+    with naming(path):
+        path.write_text(page.page("asyncrl compare", parts), encoding="utf-8")
+    return path
+
+
+def _names(run_dirs: Sequence[Path]) -> list[str]:
+    """Of each run its directory's name, or as much of the path as tells it from the others."""
+    parts = [run_dir.resolve().parts for run_dir in run_dirs]
+    if len(set(parts)) < len(parts):
+        raise UserError("compare: the same run is given twice")
+
+    def ends(own: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        return (own[-length:] for length in range(1, len(own) + 1))
+
+    return ["/".join(next(e for e in ends(p) if sum(q[-len(e) :] == e for q in parts) == 1)) for p in parts]
+
+
+def _records(run_dir: Path) -> list[dict[str, Any]]:
+    records = [r for r in read_lines(run_dir / "metrics.jsonl") if isinstance(r.get("step"), int)]
+    if not records:
+        raise UserError(f"{run_dir} has no finished step to compare")
+    return records
+
+
+def _chart(key: str, title: str, unit: str, runs: Mapping[str, Records]) -> Chart:
+    steps = sorted({record["step"] for records in runs.values() for record in records})
+    series = []
+    for colour, (name, records) in zip(_COLOURS, runs.items(), strict=False):
+        by_step = {record["step"]: record.get(key) for record in records}
+        series.append(Series(name, [by_step.get(step) for step in steps], colour))
+    return Chart(title, unit, steps, series, percent=unit.startswith("share"), from_zero=key != "reward/mean")
+
+
+def _table(runs: Mapping[str, Records]) -> str:
+    heads = "".join(f"<th>{escape(head)}</th>" for head in ("run", "steps", "wall time", *_FIGURES.values()))
+    rows = []
+    for name, records in runs.items():
+        last = records[-1]
+        cells = [str(last["step"] + 1), duration(last.get("time_s") or 0.0), *(number(last.get(k)) for k in _FIGURES)]
+        drawn = "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)
+        rows.append(f"<tr><td>{escape(name)}</td>{drawn}</tr>")
+    return f'<div class="card"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'

@@ -1,0 +1,238 @@
+"""`asyncrl inspect`: the trajectories in a run's journal, as a list, in full, or as a parquet file.
+
+The journal is only read: the run may have ended, crashed, or still go on. It holds what a resume needs, or every group
+with `journal.keep: all`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from asyncrl.control.history import Decisions
+from asyncrl.control.messages import Train
+from asyncrl.errors import UserError
+from asyncrl.journal.records import groups, read_control
+from asyncrl.models import TINY_LLAMA, load_tokenizer
+from asyncrl.rollout.trajectory import Trajectory, decode
+
+_STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
+
+Range = tuple[float, float]
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trajectory, and the step that trained it if one has (or is about to)."""
+
+    task: int
+    attempt: int
+    member: int
+    """Place in its group."""
+    row: int
+    step: int | None
+    trajectory: Trajectory
+
+    @property
+    def age(self) -> int | None:
+        """Of its oldest trained token, in updates."""
+        trained = self.trajectory.versions[self.trajectory.loss_mask]
+        return None if self.step is None or not len(trained) else self.step - int(trained.min())
+
+    @property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(version, first token, token after the last) of the sampled tokens; places in the whole trajectory."""
+        versions = self.trajectory.versions
+        starts = np.flatnonzero(np.diff(versions, prepend=versions[:1] - 1))
+        ends = [*starts[1:], len(versions)]
+        return [(int(versions[s]), int(s), int(e)) for s, e in zip(starts, ends, strict=True) if versions[s] >= 0]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What to look at; None: all. Ranges include both ends."""
+
+    task: int | None = None
+    reward: Range | None = None
+    age: Range | None = None
+
+    def pass_(self, found: Found) -> bool:
+        return (
+            (self.task is None or found.task == self.task)
+            and (self.reward is None or _within(found.trajectory.reward, self.reward))
+            and (self.age is None or _within(found.age, self.age))
+        )
+
+
+def parse_range(text: str) -> Range:
+    """`0.5:1`, `:2`, `3:` or `1`. Raises UserError."""
+    low, colon, high = text.partition(":")
+    try:
+        least = float(low) if low else -float("inf")
+        bounds = (least, float(high) if high else float("inf")) if colon else (float(text), float(text))
+        if bounds[0] > bounds[1]:
+            raise ValueError
+        return bounds
+    except ValueError:
+        raise UserError(f"{text!r} is no range; write LOW:HIGH, LOW:, :HIGH or one number") from None
+
+
+def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
+    """The trajectories of the journal that pass, in the order in which their groups were committed."""
+    steps = {
+        key: decision.step
+        for entry in read_control(run_dir / "journal")
+        if isinstance(entry, Decisions)
+        for decision in entry.decisions
+        if isinstance(decision, Train)
+        for key in decision.groups
+    }
+    for record in groups(run_dir / "journal"):
+        group = decode(record.payload)
+        step = steps.get((group.task, group.attempt))
+        for member, trajectory in enumerate(group.trajectories):
+            found = Found(group.task, group.attempt, member, group.row, step, trajectory)
+            if filters.pass_(found):
+                yield found
+
+
+def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path | None) -> None:
+    """What the command does: print the first `limit` trajectories, in full if `whole`; or write all to `path`."""
+    if not any((run_dir / "journal").glob("groups_*.log")):
+        raise UserError(
+            f"inspect: {run_dir}/journal has no trajectories: the run broke off before the first, or lost it"
+        )
+    tokenizer = load_tokenizer(_model(run_dir))
+    found, console = find(run_dir, filters), Console()
+    if path is not None:
+        num_rows = export(path, found, tokenizer.decode)
+        return console.print(f"{num_rows} trajectories in {path}", markup=False, highlight=False, soft_wrap=True)
+    shown = list(islice(found, limit))
+    if not shown:
+        journal = run_dir / "journal"
+        return console.print(f"no such trajectory in {journal}", markup=False, highlight=False, soft_wrap=True)
+    if not whole:
+        text = listing(shown, sum(1 for _ in found), tokenizer.decode, console.width)
+        return console.print(text, markup=False, highlight=False, soft_wrap=True)
+    for one in shown:
+        show(console, one, tokenizer.decode)
+
+
+def _model(run_dir: Path) -> str:
+    """Where the run's tokenizer is."""
+    model: str = yaml.safe_load((run_dir / "recipe.yaml").read_text())["model"]
+    return str(run_dir / "initial_model") if model == TINY_LLAMA else model
+
+
+def _within(value: float | None, bounds: Range) -> bool:
+    return value is not None and bounds[0] <= value <= bounds[1]
+
+
+# -- for people
+
+
+def listing(found: list[Found], left_out: int, decode_tokens: Decode, width: int) -> str:
+    """A line for each, with the beginning of the completion; lines of at most `width` characters."""
+    rows = [("task", "step", "reward", "tokens", "versions", "age", "end", "completion")]
+    for f in found:
+        t = f.trajectory
+        versions = "-".join(dict.fromkeys(str(f.spans[place][0]) for place in (0, -1))) if f.spans else "-"
+        sampled = t.tokens[t.prompt_length :].tolist()
+        text = json.dumps(decode_tokens(sampled), ensure_ascii=False)[1:-1]
+        figures = (_or_dash(f.step), _reward(t), str(len(sampled)), versions, _or_dash(f.age))
+        rows.append((_name(f), *figures, t.finish_reason, text))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *figures, end, text in rows:
+        middle = "  ".join(figure.rjust(w) for figure, w in zip(figures, widths[1:], strict=False))
+        lines.append(f"{name:<{widths[0]}}  {middle}  {end:<{widths[-2]}}  {text}"[:width])
+    if left_out:
+        lines.append(f"{left_out} more: raise --limit, or narrow --task, --reward, --age")
+    return "\n".join(lines)
+
+
+def show(console: Console, found: Found, decode_tokens: Decode) -> None:
+    """One trajectory in full, its tokens coloured by version."""
+    t = found.trajectory
+    console.rule(f"task {_name(found)}", align="left")
+    console.print(f"row {found.row}   step {_or_dash(found.step)}   reward {_reward(t)}   end {t.finish_reason}")
+    for name, value in t.extras.items():
+        console.print(f"{escape(name)} {value:g}")
+    if t.error:
+        console.print(f"the reward failed: {t.error}", markup=False, style="red")
+    console.print("prompt", style="bold")
+    console.print(decode_tokens(t.tokens[: t.prompt_length].tolist()), markup=False, highlight=False)
+    versions = sorted({version for version, _, _ in found.spans})
+    for version, start, end in found.spans:
+        logprobs = t.logprobs[start:end]
+        mean = f", mean log-prob {logprobs.mean():.3f}" if len(logprobs) and np.isfinite(logprobs).all() else ""
+        console.print(f"version {version}, tokens {start} to {end - 1}{mean}", style="bold")
+        style = _STYLES[versions.index(version) % len(_STYLES)]
+        console.print(decode_tokens(t.tokens[start:end].tolist()), markup=False, highlight=False, style=style)
+
+
+def _name(found: Found) -> str:
+    """task.member, and the attempt if it is not the first."""
+    return f"{found.task}.{found.member}" + (f" (attempt {found.attempt})" if found.attempt else "")
+
+
+def _reward(trajectory: Trajectory) -> str:
+    return "failed" if trajectory.reward is None else f"{trajectory.reward:.3g}"
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+# -- for programs
+
+
+def export(path: Path, found: Iterator[Found], decode_tokens: Decode) -> int:
+    """Write a parquet file, a row per trajectory, which `datasets.load_dataset("parquet", ...)` reads; returns the
+    number of rows. The file is whole or not there. Raises UserError if it cannot be written."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    rows = [_row(f, decode_tokens) for f in found]
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_list(rows).to_parquet(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"--export: {path}: {error.strerror or error}") from error
+    return len(rows)
+
+
+def _row(found: Found, decode_tokens: Decode) -> dict[str, Any]:
+    t = found.trajectory
+    return {
+        "task": found.task,
+        "attempt": found.attempt,
+        "member": found.member,
+        "row": found.row,
+        "step": found.step,
+        "age": found.age,
+        "prompt": decode_tokens(t.tokens[: t.prompt_length].tolist()),
+        "completion": decode_tokens(t.tokens[t.prompt_length :].tolist()),
+        "reward": t.reward,
+        "extras": json.dumps(t.extras),
+        "finish_reason": t.finish_reason,
+        "error": t.error,
+        "tokens": t.tokens,
+        "versions": t.versions,
+        "logprobs": t.logprobs,
+        "loss_mask": t.loss_mask,
+    }

@@ -1,0 +1,55 @@
+"""One page over several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrl.cli import main
+from asyncrl.observe.metrics import MetricsWriter
+
+
+@pytest.fixture
+def run_of(made_up: Any, tmp_path: Path) -> Any:
+    def make(name: str, num_steps: int) -> str:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(made_up.RECIPE)
+        writer = MetricsWriter(folder / "metrics.jsonl")
+        for record in made_up.records(num_steps):
+            writer.write(record)
+        return str(folder)
+
+    return make
+
+
+def test_curves_of_all_runs_are_in_each_chart(run_of: Any, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    runs = [run_of("short", 5), run_of("a/long", 700), run_of("b/long", 20)]
+    assert main(["compare", *runs, "--out", str(out)]) == 0
+    page = out.read_text()
+    reward = page.split("<figcaption>Reward</figcaption>")[1].split("</figure>")[0]
+    assert [name in reward for name in (">short<", ">a/long<", ">b/long<")] == [True] * 3
+    assert reward.count("<polyline") == 3  # thinned alike: none is broken
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["one", "one"], "the same run is given twice"),
+        (["one", "empty"], "has no finished step to compare"),
+        (["one", "missing"], "is not a run directory: it does not exist"),
+        (["one"] * 7, "7 runs are more than the 6 that can be told apart"),
+    ],
+)
+def test_bad_input(
+    run_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str], sentence: str
+) -> None:
+    for name, num_steps in {"one": 3, "empty": 0}.items():
+        run_of(name, num_steps)
+    assert main(["compare", *(str(tmp_path / name) for name in names), "--out", str(tmp_path / "out.html")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out.html").exists()

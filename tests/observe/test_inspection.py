@@ -1,0 +1,122 @@
+"""`asyncrl inspect` on a journal written by the journal's own writers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+
+from asyncrl.cli import main
+from asyncrl.control.messages import Train
+from asyncrl.journal import log
+from asyncrl.journal.records import GROUP, GROUPS_STREAM, ControlLog
+from asyncrl.models import load_tokenizer
+from asyncrl.observe.inspection import Filters, find, parse_range
+from asyncrl.rollout.trajectory import Group, Trajectory, encode
+
+
+@pytest.fixture
+def run_dir(tiny_model: Path, tmp_path: Path) -> Path:
+    """Task 0 trained at step 3, task 1 not yet; two trajectories each, the last of which has no reward."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    prompt, one, two = (tokenizer.encode(text) for text in ("2+2=", "four", "[bold]"))
+
+    def trajectory(reward: float | None, newest: int) -> Trajectory:
+        tokens = np.array(prompt + one + two, np.int32)
+        versions = np.array([-1] * len(prompt) + [1] * len(one) + [newest] * len(two), np.int32)
+        trained = (versions >= 0) & (reward is not None)
+        logprobs = np.where(versions >= 0, -0.5, 0.0).astype(np.float32)
+        error = "ValueError: no number" if reward is None else None
+        return Trajectory(tokens, versions, logprobs, trained, reward, "stop", {"accuracy": 1.0}, error)
+
+    (tmp_path / "recipe.yaml").write_text(f"model: {tiny_model}\n")
+    writer = log.JournalWriter(tmp_path / "journal", GROUPS_STREAM)
+    for task in (0, 1):
+        rewards = (1.0, 0.25) if task == 0 else (0.5, None)
+        members = tuple(trajectory(reward, newest=2 + task) for reward in rewards)
+        writer.append(GROUP, encode(Group(task, task, 10 + task, members)))
+    writer.sync()
+    writer.close()
+    control = ControlLog(tmp_path / "journal", {})
+    control.decisions([Train(3, ((0, 0),), 1)])
+    control.sync()
+    control.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        (Filters(), [(0, 0), (0, 1), (1, 0), (1, 1)]),
+        (Filters(task=1), [(1, 0), (1, 1)]),
+        (Filters(reward=(0.5, 1.0)), [(0, 0), (1, 0)]),  # one without a reward is in no range
+        (Filters(age=(2, 2)), [(0, 0), (0, 1)]),  # step 3, oldest token of version 1
+        (Filters(age=(0, 1)), []),
+        (Filters(task=0, reward=(0, 0.3)), [(0, 1)]),
+    ],
+)
+def test_filters(run_dir: Path, filters: Filters, found: list[tuple[int, int]]) -> None:
+    assert [(f.task, f.member) for f in find(run_dir, filters)] == found
+
+
+def test_ranges() -> None:
+    inf = float("inf")
+    assert [parse_range(text) for text in ("1:2", "1:", ":2", "-1", ":")] == [
+        (1, 2), (1, inf), (-inf, 2), (-1, -1), (-inf, inf),
+    ]  # fmt: skip
+
+
+def test_the_list(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run_dir), "--limit", "3"]) == 0
+    head, first, _, third, caption = capsys.readouterr().out.splitlines()
+    assert head.split() == ["task", "step", "reward", "tokens", "versions", "age", "end", "completion"]
+    assert first.split() == ["0.0", "3", "1", "10", "1-2", "2", "stop", "four[bold]"]
+    assert third.split() == ["1.0", "(attempt", "1)", "-", "0.5", "10", "1-3", "-", "stop", "four[bold]"]
+    assert caption.startswith("1 more: raise --limit")
+
+
+def test_in_full(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run_dir), "--task", "1", "--show"]) == 0
+    text = capsys.readouterr().out
+    for words in ("2+2=", "version 1, tokens 4 to 7, mean log-prob -0.500", "[bold]", "reward failed", "no number"):
+        assert words in text
+
+
+def test_nothing_found_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run_dir), "--task", "7"]) == 0
+    assert "no such trajectory" in capsys.readouterr().out
+
+
+def test_export_is_read_by_datasets(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "out.parquet"
+    assert main(["inspect", str(run_dir), "--reward", "0.4:", "--export", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("2 trajectories in ")
+    rows = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert [(r["task"], r["step"], r["age"], r["reward"], r["completion"]) for r in rows] == [
+        (0, 3, 2, 1.0, "four[bold]"),
+        (1, None, None, 0.5, "four[bold]"),
+    ]
+    assert rows[0]["versions"] == [-1] * 4 + [1] * 4 + [2] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--reward", "high"], "'high' is no range; write LOW:HIGH"),
+        (["--age", "1:x"], "'1:x' is no range"),
+        (["--export", "journal"], "--export: journal: Is a directory"),
+        (["--task", "x"], "argument --task: invalid int value: 'x'"),
+    ],
+)
+def test_bad_input(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str],
+    sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(run_dir)
+    assert main(["inspect", str(run_dir), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
+    assert not list(run_dir.glob("*.part*"))

@@ -1,0 +1,66 @@
+"""Where Ray puts the actors of a run; the GPUs are made up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from asyncrl.errors import DeadlineExceeded, UserError
+from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.actors import Actors
+from asyncrl.runtime.places import reserve
+
+pytestmark = pytest.mark.slow
+
+RECIPE = Recipe.model_validate(
+    {
+        "model": "x",
+        "data": {"path": "x"},
+        "reward": "x",
+        "max_steps": 1,
+        "rollout": {"engine": "simulated"},
+        "trainer": {"ranks": 2, "gpus_per_rank": 1},
+        "deadlines": {"start_s": 1},
+    }
+)
+
+
+@ray.remote(num_gpus=1)
+class Neighbour:
+    def ping(self) -> None: ...
+
+
+@pytest.fixture
+def two_gpus() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_all_take_their_places_together_or_none_does(two_gpus: None, tmp_path: Path) -> None:
+    neighbour = Neighbour.remote()
+    ray.get(neighbour.ping.remote(), timeout=60)
+    said: list[str] = []
+    with pytest.raises(DeadlineExceeded, match=r"asks for 2 GPUs \(2 trainer ranks x 1\), and got no room within 1 s"):
+        reserve(RECIPE, said.append)
+    assert re.search(r"waiting for others on the cluster: .* the cluster has 2 \(\S+ 1 of 2 free\)", said[0])
+    assert ray.available_resources()["GPU"] == 1
+    ray.kill(neighbour)
+    ranks = Actors(RECIPE, "x", tmp_path, tmp_path, reserve(RECIPE, said.append)).trainer(neighbour)
+    ray.get([handle.ping.remote() for handle in ranks.handles], timeout=120)
+    assert ray.available_resources().get("GPU", 0) == 0
+
+
+def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(two_gpus: None) -> None:
+    rollout = RECIPE.rollout.model_copy(update={"gpus_per_replica": 1})
+    with pytest.raises(UserError) as error:
+        reserve(RECIPE.model_copy(update={"rollout": rollout}), print)
+    assert re.search(
+        r"asks for 3 GPUs \(2 trainer ranks x 1 \+ 1 generator x 1\), the cluster has 2 \(\S+ 2 of 2 free\): "
+        r"no room for 1 generator x 1; lower",
+        str(error.value),
+    )
