@@ -1,0 +1,111 @@
+"""Every command in README and docs is run by a test: here, if it takes no Ray; else by the one that the table names.
+
+`asyncrl train` is run with `--dry-run`: whole runs are in tests/runtime and scripts/new_user. Files that a page shows
+with their name in the first line are there when its commands run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asyncrl.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ELSEWHERE = {
+    "./scripts/quickstart": "run by hand before a release: five minutes",
+    "./scripts/test": "CI",
+    "./scripts/setup": "CI",
+    "scripts/chaos": "run by hand before a release: hours",
+    "pip install": "tests/test_packaging.py, without its GPU packages",
+    "export RAY_AUTH_MODE": "scripts/new_user",
+    "ray start": "scripts/new_user",
+    "asyncrl submit recipes/tiny.yaml run_dir=/shared/runs/tiny --address": "scripts/new_user",
+    "asyncrl attach": "scripts/new_user",
+    "asyncrl stop": "scripts/new_user",
+    "asyncrl inspect": "scripts/new_user, tests/observe/test_inspection.py",
+    "asyncrl resume s3://": "tests/test_storage.py, with file://",
+    "asyncrl resume": "scripts/new_user, tests/runtime/test_recovery.py",
+    "asyncrl replay": "tests/runtime/test_recovery.py",
+    "asyncrl watch": "tests/observe/test_watch.py",
+    "asyncrl report": "scripts/new_user",
+    "sbatch": "tests/launch/test_slurm.py runs the script without it",
+    "kubectl apply": "tests/launch/test_kuberay.py checks the manifest without it",
+    "docker build": "nowhere: it needs a registry of images",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands() -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if command := line.partition(" #")[0].strip():
+                    yield page, command
+
+
+ALL = list(commands())
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the repository's recipes and a model, as the quickstart leaves it."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    model = tmp_path / "models/smollm2-135m-instruct"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "What is 2 + 3?", "answer": "5"}\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_files(page: Path, project: Path) -> None:
+    for language in ("python", "yaml"):
+        for block in blocks(page, language):
+            if named := re.match(r"# (\w+\.(?:py|yaml))\b", block):
+                (project / named[1]).write_text(block)
+
+
+@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page.stem}: {command[:60]}" for page, command in ALL])
+def test_a_command_of_the_docs(
+    page: Path, command: str, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if any(command.startswith(known) for known in ELSEWHERE):
+        return
+    words = shlex.split(command.partition(" > ")[0])
+    assert words[0] == "asyncrl", f"no test runs this command: {command}"
+    write_files(page, project)
+    if words[1] == "train" and "--dry-run" not in words:
+        words.append("--dry-run")
+    assert main(words[1:]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
+
+
+def test_every_entry_of_the_table_is_of_use() -> None:
+    for known in ELSEWHERE:
+        assert any(command.startswith(known) for _, command in ALL), known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_files_that_are_linked_are_there(page: Path) -> None:
+    """mkdocs checks the links among pages; these are README's, and paths of the repository in the text."""
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+    for path in re.findall(r"`((?:asyncrl|tests|scripts|recipes|docs)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), f"{page.name} names {path}, which is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_python_of_the_docs_compiles(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, page.name, "exec")
