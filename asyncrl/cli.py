@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe
 
 _SILENCE = {
+    "DATASETS_VERBOSITY": "critical",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -103,7 +104,7 @@ def _parser() -> _Parser:
     watch = commands.add_parser("watch", help="serve the report as a page that follows the run")
     watch.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
     watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
-    watch.add_argument("--port", type=int, default=8642, help="port to listen at (default: 8642; 0: any free one)")
+    watch.add_argument("--port", type=_port, default=8642, help="port to listen at (default: 8642; 0: any free one)")
 
     compare = commands.add_parser(
         "compare", help="one page with the curves of several runs", usage="asyncrl compare RUN_DIR RUN_DIR ..."
@@ -135,6 +136,12 @@ def _parser() -> _Parser:
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number greater than 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port, 0 to 65535")
     return int(text)
 
 

@@ -60,9 +60,8 @@ def watch(run_dir: Path, host: str, port: int) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"watch: cannot listen at {host}:{port}: {reason}; set --port") from error
+    except OSError as error:
+        raise UserError(f"watch: cannot listen at {host}:{port}: {error.strerror}; set --port or --host") from error
 
 
 def app(run_dir: Path, token: str) -> Any:

@@ -6,6 +6,7 @@ loss or engine does. Every fault is a UserError that says what to change.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -73,8 +74,15 @@ def _is_away(path: str) -> bool:
 
 
 def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
-    if recipe.run_dir is not None and "://" not in recipe.run_dir and (base_dir / recipe.run_dir).exists():
+    if recipe.run_dir is None or "://" in recipe.run_dir:
+        return
+    run_dir = base_dir / recipe.run_dir
+    if run_dir.exists():
         raise UserError(f"run_dir {recipe.run_dir} exists; choose another run_dir, or `asyncrl resume` it")
+    above = next(folder for folder in run_dir.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        fault = "you may not write there" if above.is_dir() else "it is not a directory"
+        raise UserError(f"run_dir {recipe.run_dir} cannot be made in {above}: {fault}; choose another run_dir")
 
 
 def _check_rollout(recipe: Recipe) -> None:
@@ -85,6 +93,8 @@ def _check_rollout(recipe: Recipe) -> None:
                 f"rollout.{key} {value} cuts the sampled distribution, so that its log-probs are not those of the "
                 f"trainer; set rollout.{key}={off:g}"
             )
+    if rollout.cpu_cores and not _is_core_list(rollout.cpu_cores):
+        raise UserError(f"rollout.cpu_cores '{rollout.cpu_cores}' is not a list of cores, such as 0-1 or 0,2")
     if rollout.engine != "vllm":
         return
     args = rollout.engine_args
@@ -99,11 +109,25 @@ def _check_rollout(recipe: Recipe) -> None:
             f"rollout.max_new_tokens = {longest}; leave it out, or lower one of those"
         )
     gpus = _whole_number(args, "tensor_parallel_size", 1) * _whole_number(args, "pipeline_parallel_size", 1)
+    if gpus > 1 and not rollout.gpus_per_replica:
+        raise UserError(
+            f"the parallel sizes in rollout.engine_args divide the model over {gpus} GPUs, but "
+            f"rollout.gpus_per_replica is 0; set it to {gpus}, or leave them out"
+        )
     if rollout.gpus_per_replica not in (0, gpus):
         raise UserError(
             f"rollout.gpus_per_replica is {rollout.gpus_per_replica}, but the parallel sizes in rollout.engine_args "
             f"use {gpus}; set rollout.engine_args.tensor_parallel_size={rollout.gpus_per_replica}"
         )
+
+
+def _is_core_list(text: str) -> bool:
+    """Whether it is cores and rising ranges of them, between commas."""
+    ranges = [part.split("-") for part in text.split(",")]
+    return all(
+        len(ends) in (1, 2) and all(end.isdecimal() for end in ends) and int(ends[0]) <= int(ends[-1])
+        for ends in ranges
+    )
 
 
 def _whole_number(engine_args: dict[str, Any], name: str, default: int) -> int:
@@ -116,7 +140,10 @@ def _whole_number(engine_args: dict[str, Any], name: str, default: int) -> int:
 def _check_trainer(recipe: Recipe) -> None:
     trainer, rollout = recipe.trainer, recipe.rollout
     if trainer.shard_ranks and trainer.ranks % trainer.shard_ranks:
-        raise UserError(f"trainer.shard_ranks {trainer.shard_ranks} does not divide trainer.ranks {trainer.ranks}")
+        raise UserError(
+            f"trainer.shard_ranks {trainer.shard_ranks} does not divide trainer.ranks {trainer.ranks}; "
+            "set it to a divisor, or leave it out"
+        )
     if trainer.ranks > 1 and recipe.checkpoint.snapshot_every_steps:
         raise UserError("checkpoint.snapshot_every_steps is for one rank; set it to 0, or trainer.ranks=1")
     longest = rollout.max_prompt_tokens + rollout.max_new_tokens
@@ -141,7 +168,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
     if not (folder / "config.json").is_file():
         fault = "does not exist" if not folder.exists() else "is not a model directory: it has no config.json"
         cure = "; ./scripts/quickstart makes it" if Path(model) == Path(_QUICKSTART_MODEL) else ""
-        raise UserError(f"model {model} {fault}{cure}")
+        raise UserError(f"model {model} {fault}{cure or '; name a directory as save_pretrained writes it'}")
     if recipe.data.chat:
         from asyncrl.data.tasks import has_chat_template
 
@@ -158,7 +185,7 @@ def _check_data(recipe: Recipe, base_dir: Path) -> None:
         return
     if path.endswith(_DATA_FILES):
         if not (base_dir / path).is_file():
-            raise UserError(f"data.path {path} does not exist{nearest_file(Path(path), base_dir)}")
+            raise UserError(f"data.path {path} does not exist{nearest_file(Path(path), _DATA_FILES, base_dir)}")
         return
     if (base_dir / path).is_file() or not ((base_dir / path).is_dir() or _HUB_DATA.fullmatch(path)):
         raise UserError(

@@ -44,6 +44,8 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
 }
 
+_RECIPE_FILES = (".yaml", ".yml")
+
 Layer = tuple[str, DictConfig]
 """Where some keys come from (shown in messages), and the keys."""
 
@@ -101,10 +103,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def nearest_file(path: Path, base_dir: Path = Path()) -> str:
-    """The same for the files beside one that does not exist under `base_dir`."""
+def nearest_file(path: Path, suffixes: Sequence[str], base_dir: Path = Path()) -> str:
+    """The same for the files with one of `suffixes` beside one that does not exist under `base_dir`."""
     folder = base_dir / path.parent
-    files = [f for f in folder.iterdir() if f.is_file()] if folder.is_dir() else []
+    files = [f for f in folder.iterdir() if f.is_file() and f.suffix in suffixes] if folder.is_dir() else []
     # Of two files with one stem, the one with the same suffix wins.
     by_stem = {f.stem: f.name for f in sorted(files, key=lambda f: (f.suffix == path.suffix, f.name))}
     near = difflib.get_close_matches(path.stem, by_stem, n=1)
@@ -121,7 +123,7 @@ def _file_layers(path: Path, above: list[Path]) -> list[Layer]:
     if path.resolve() in [p.resolve() for p in above]:
         raise UserError(f"{above[-1]}: base goes in a circle, {' -> '.join(map(str, chain))}; remove one of them")
     if not path.exists():
-        raise UserError(f"{said_by}{path} does not exist{nearest_file(path)}")
+        raise UserError(f"{said_by}{path} does not exist{nearest_file(path, _RECIPE_FILES)}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -24,6 +24,7 @@ from asyncrl.control.messages import Train
 from asyncrl.errors import RunFailed
 from asyncrl.journal.records import ControlLog
 from asyncrl.plugins import one_line
+from asyncrl.recipe.load import nearest
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.trainer_link import TrainerLink
@@ -63,6 +64,9 @@ class Checkpoints:
         """Start to save the state after the last step; returns as soon as the next step may run."""
         await self.wait()
         version = controller.steps_done
+        best = self._recipe.checkpoint.keep_best
+        if best is not None and best not in metrics:
+            logger.warning("checkpoint.keep_best: step %d has no metric %s%s", version, best, nearest(best, metrics))
         part = atomic.begin(self._root, version)
         state = controller.state()
         segment = self._journal.begin_segment(state)

@@ -45,10 +45,12 @@ def start(recipe: Recipe) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself tries for minutes. UserError if nothing listens at HOST:PORT; other forms are Ray's to resolve."""
+    """Ray itself tries for minutes. UserError unless something listens at HOST:PORT; `auto` is Ray's to resolve."""
+    if address in ("auto", "local"):
+        return
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdecimal():
-        return
+        raise UserError(f"ray_address '{address}' is not of the form HOST:6379, as `ray start --head` prints it")
     try:
         socket.create_connection((host, int(port)), _CONNECT_DEADLINE_S).close()
     except (OSError, OverflowError) as error:

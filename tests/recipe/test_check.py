@@ -85,7 +85,7 @@ BAD = {
         r"set rollout\.engine_args\.tensor_parallel_size=2"
     ),
     # trainer
-    "trainer.ranks=4 trainer.shard_ranks=3": r"trainer\.shard_ranks 3 does not divide trainer\.ranks 4",
+    "trainer.ranks=4 trainer.shard_ranks=3": r"trainer\.shard_ranks 3 does not divide trainer\.ranks 4; .*",
     "trainer.ranks=2 checkpoint.snapshot_every_steps=1": r"checkpoint\.snapshot_every_steps is for one rank; .*",
     "weights.rolling=true": r"weights\.rolling needs channel shared_memory or disk, not auto",
     "trainer.tokens_per_microbatch=1279": (
@@ -96,9 +96,9 @@ BAD = {
     "model=random:llama": r"model random:llama is not known; the only random model is random:tiny-llama",
     "model=llama": r"model 'llama' is neither a directory, random:tiny-llama nor a hub name organisation/name",
     "model=a/b/c": r"model 'a/b/c' is neither a directory, .*",
-    "model=./models/none": r"model \./models/none does not exist",
-    "model=/nowhere": r"model /nowhere does not exist",
-    "model=models/empty": r"model models/empty is not a model directory: it has no config\.json",
+    "model=./models/none": r"model \./models/none does not exist; name .*",
+    "model=/nowhere": r"model /nowhere does not exist; name .*",
+    "model=models/empty": r"model models/empty is not a model directory: it has no config\.json; name .*",
     "model=models/smollm2-135m-instruct": (
         r"model models/smollm2-135m-instruct does not exist; \./scripts/quickstart makes it"
     ),

@@ -1,0 +1,91 @@
+"""Every kind of bad input: one sentence that says what is wrong, where, and what to change; exit code 2; no traceback;
+nothing started that stays, nothing written. The table is bad_inputs.txt."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncrl.cli import main
+
+REPOSITORY = Path(__file__).parents[1]
+FILES = {
+    "circle.yaml": "base: round.yaml\n",
+    "round.yaml": "base: circle.yaml\n",
+    "child.yaml": "base: none.yaml\n",
+    "listed.yaml": "base: [a]\n",
+    "empty.yaml": "",
+    "words.yaml": "just words\n",
+    "broken.yaml": "model: a\ndata: [b\n",
+    "tabs.yaml": "model: a\n\tdata: b\n",
+    "twice.yaml": "base: recipes/tiny.yaml\nseed: 1\nseed: 2\n",
+    "short.yaml": "model: random:tiny-llama\n",
+    "interpolated.yaml": "base: recipes/tiny.yaml\nseed: ${sede}\n",
+    "latin.yaml": b"model: \xff\xfe\n",
+    "mine.py": "def odd(x): return 0\n\nnumber = 1\n\ndef reward(completion, answer, **row):\n    return 1.0\n",
+    "faulty.py": "import nothing_of_that_name\n",
+    "syntax.py": "def reward(:\n",
+    "model/config.json": "{}",
+    "empty.jsonl": "",
+    "rows.jsonl": '{"prompt": "a", "answer": "b"}\n',
+    "no_prompt.jsonl": '{"text": "a", "answer": "b"}\n',
+    "no_answer.jsonl": '{"prompt": "a"}\n',
+    "numbers.jsonl": '{"prompt": 3, "answer": "b"}\n',
+    "answered.jsonl": '{"prompt": [{"role": "assistant", "content": "a"}], "answer": "b"}',
+    "broken.jsonl": '{"prompt": "a", "answer"\n',
+    "rows.txt": "a\n",
+    "problems.jsonl": '{"prompt": "a"}\n',
+    "a_file": "",
+    "runs/old/recipe.yaml": "model: x\n",
+    "runs/fresh/recipe.yaml": (REPOSITORY / "recipes/tiny.yaml").read_text(),
+}
+
+
+def table() -> dict[str, str]:
+    """Arguments and the sentence they get, from bad_inputs.txt."""
+    lines = Path(__file__).with_name("bad_inputs.txt").read_text().splitlines()
+    pairs = itertools.pairwise(lines)
+    return {line.removeprefix("$ asyncrl "): answer for line, answer in pairs if line.startswith("$ ")}
+
+
+BAD = table()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the shipped recipes and FILES."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """All files but the lock, which every command that would write takes in an existing run directory."""
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*") if p.name != ".lock"}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.items(), ids=BAD)
+def test_one_sentence_exit_code_2_nothing_written(
+    folder: Path, capfd: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    before = snapshot(folder)
+    assert main(shlex.split(line)) == 2
+    out, err = capfd.readouterr()
+    assert err.replace(str(folder), "FOLDER") == f"asyncrl: {message}\n"
+    # A cluster is asked after the first line of a run has been shown; nothing else says a word before it refuses.
+    assert not out or ("starting Ray" in out and "ray_address" in line)
+    assert snapshot(folder) == before
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(BAD) >= 60
