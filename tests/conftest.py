@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from hypothesis import settings
 settings.register_profile("asyncrl", deadline=None)
 settings.load_profile("asyncrl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As `asyncrl train` would: a process reads the mode once, and here tests start Ray of their own before.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.launch import bundle
+from asyncrl.ray_token import has_token
 from asyncrl.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -29,13 +30,11 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _CONNECT_DEADLINE_S = 10.0
 _SUBMIT_DEADLINE_S = 60.0
 _AGAIN_S = 2.0
-_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-_TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 _ENTRYPOINT = f"python -m asyncrl train {bundle.RECIPE_FILE} --or-resume"
 _MOST_RECONNECTS = 30
 
@@ -118,7 +117,7 @@ def _client(address: str) -> JobSubmissionClient:
             "cluster (`ray start --head` prints it), or forward its port here"
         ) from error
     # Ray's command line does so too; its client here asks for the mode to be said.
-    if any(os.environ.get(name) for name in _TOKEN_VARIABLES) or _TOKEN_FILE.exists():
+    if has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from asyncrl.errors import UserError
+from asyncrl.ray_token import has_token
 from asyncrl.recipe.schema import Recipe
-from asyncrl.runtime.orphans import family
+from asyncrl.runtime.orphans import ProcessId, family
 
 logger = logging.getLogger(__name__)
 
 _CONNECT_DEADLINE_S = 10.0
-_LOCAL = {
-    "address": "local",
-    "include_dashboard": False,
-    # By itself Ray listens at the address of this machine, for other nodes that never come.
-    "_node_ip_address": "127.0.0.1",
-}
+_LOCAL = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+_ours: list[ProcessId] = []
+"""The Ray that `start` started, if it did: other processes below this one are not the run's."""
 
 
 def start(recipe: Recipe) -> None:
@@ -35,13 +37,31 @@ def start(recipe: Recipe) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         _check_answers(address)
+    before = family(os.getpid())
     try:
         # What Ray has to say of a dead worker, the driver says in its own words.
         ray._private.worker.listen_error_messages = lambda *_: None
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        with nullcontext() if address else _reachable_from_here_only():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the cluster at {address}" if address else f"Ray in {tempfile.gettempdir()}"
         raise UserError(f"ray_address: cannot start or reach {where}: {str(error).splitlines()[0]}") from error
+    _ours[:] = [] if address else [process for process in family(os.getpid()) if process not in before]
+
+
+@contextmanager
+def _reachable_from_here_only() -> Iterator[None]:
+    """Ray's ports on loopback, and a token that other users of this machine do not know."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not has_token():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # ray.init puts the address of this machine in the place of 127.0.0.1, unless clusters are said to be unsupported.
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _check_answers(address: str) -> None:
@@ -62,7 +82,7 @@ def _check_answers(address: str) -> None:
 
 def own_processes() -> dict[str, Any]:
     """The Ray that this process has started, if it has: whoever resumes the run ends what a kill -9 leaves of it."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "node": None, "processes": family(os.getpid())}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "node": None, "processes": list(_ours)}
 
 
 def num_nodes() -> int:

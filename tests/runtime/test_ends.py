@@ -282,6 +282,7 @@ WALL_CLOCK = {
     "date": {"today"},
 }
 ALLOWED = {
+    ("launch/jobs.py", "time.strftime"),  # the name of a job
     ("observe/live.py", "time.strftime"),  # in front of a line
     ("observe/trace.py", "time.time"),  # where a process's own clock stands, once
     ("observe/trackers.py", "time.time"),  # TensorBoard wants it beside each value
