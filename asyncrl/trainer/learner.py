@@ -28,6 +28,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.gaps import Gaps, sampled
 from asyncrl.trainer.lora import base_weights, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
@@ -120,11 +121,11 @@ class Learner:
             updates = self._updates(samples)
         with span("passes without gradient"):
             self._prepare(updates)
-        sums, norms = Sums(), []
+        sums, norms, gaps = Sums(), [], Gaps(sampled(groups))
         epochs = self.recipe.trainer.epochs
         number = epochs * len(updates)
         for done in range(number):
-            norms.append(self._update(updates[done % len(updates)], step, done / number, sums))
+            norms.append(self._update(updates[done % len(updates)], step, done / number, sums, gaps))
         self._maybe_reset_reference(step)
         sums = sums.over(self.team)
         with_gradient = sums.tokens_with_gradient
@@ -143,7 +144,7 @@ class Learner:
         }
         if self.critic:
             metrics["trainer/value_loss"] = sums.value_loss / number
-        return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages))
+        return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages), gaps.found)
 
     def _samples(
         self, groups: list[Group], step: int, min_version: int
@@ -241,7 +242,7 @@ class Learner:
         whole = torch.cat(self.team.exchange(flat, update.sizes))
         return list(whole.split([len(batch.targets) for batch in update.everyone]))
 
-    def _update(self, update: _Update, step: int, progress: float, sums: Sums) -> float:
+    def _update(self, update: _Update, step: int, progress: float, sums: Sums, gaps: Gaps) -> float:
         """One optimizer step of the policy, and one of the critic; the gradient's norm before it was clipped."""
         self.policy.train()
         self.optimizer.zero_grad()
@@ -255,6 +256,7 @@ class Learner:
             sums.loss += float(loss.detach())
             sums.entropy += float(entropies.sum())
             sums.off_policy += off_policy
+            gaps.look(batch, logprobs)
             sums.tokens_forward += batch.tokens.numel()
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:
