@@ -13,7 +13,7 @@ from asyncrl.control.messages import Train
 from asyncrl.journal import log
 from asyncrl.journal.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.models import load_tokenizer
-from asyncrl.observe.inspection import Filters, find, parse_range
+from asyncrl.observe.inspection import Filters, count, find, parse_range
 from asyncrl.rollout.trajectory import Group, Trajectory, encode
 
 
@@ -59,6 +59,7 @@ def run_dir(tiny_model: Path, tmp_path: Path) -> Path:
 )
 def test_filters(run_dir: Path, filters: Filters, found: list[tuple[int, int]]) -> None:
     assert [(f.task, f.member) for f in find(run_dir, filters)] == found
+    assert count(run_dir, filters) == len(found)
 
 
 def test_ranges() -> None:
