@@ -79,11 +79,9 @@ def _chart(key: str, title: str, unit: str, runs: Mapping[str, Records]) -> Char
 
 
 def _table(runs: Mapping[str, Records]) -> str:
-    heads = "".join(f"<th>{escape(head)}</th>" for head in ("run", "steps", "wall time", *_FIGURES.values()))
     rows = []
     for name, records in runs.items():
         last = records[-1]
-        cells = [str(last["step"] + 1), duration(last.get("time_s") or 0.0), *(number(last.get(k)) for k in _FIGURES)]
-        drawn = "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)
-        rows.append(f"<tr><td>{escape(name)}</td>{drawn}</tr>")
-    return f'<div class="card"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
+        figures = (number(last.get(key)) for key in _FIGURES)
+        rows.append((name, str(last["step"] + 1), duration(last.get("time_s") or 0.0), *figures))
+    return page.table(("run", "steps", "wall time", *_FIGURES.values()), rows, "the runs at their last steps")

@@ -35,7 +35,8 @@ p { margin: 6px 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); gap: 14px; }
 figure { margin: 0; padding: 12px 12px 6px; display: flex; flex-direction: column; }
 figcaption { font-weight: 600; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px;
+  overflow-wrap: anywhere; }
 .legend i { display: inline-block; width: 14px; height: 10px; border-radius: 2px; background: var(--c);
   margin-right: 5px; }
 .legend i.dash { height: 0; border-radius: 0; border-top: 2px dashed var(--c); background: none;

@@ -1,0 +1,50 @@
+"""status.json while something runs, and what a run says in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrl.runtime import status
+from asyncrl.runtime.status import told
+
+DEADLINE_S = 10.0
+
+
+def test_it_is_told_again_and_again_and_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "EVERY_S", 0.01)
+    path, shown = tmp_path / "status.json", []
+    steps = 0
+    third = asyncio.Event()
+
+    def show(now: dict[str, Any]) -> None:
+        shown.append(now["steps_done"])
+        if len(shown) == 3:
+            third.set()
+
+    async def run() -> None:
+        nonlocal steps
+        async with told(path, lambda: {"steps_done": steps}, show):
+            await asyncio.wait_for(third.wait(), DEADLINE_S)
+            assert json.loads(path.read_text())["steps_done"] == 0
+            steps = 5
+
+    asyncio.run(run())
+    assert shown[:3] == [0, 0, 0]
+    found = json.loads(path.read_text())
+    assert (found["steps_done"], shown[-1]) == (5, 5)
+    assert found["time_s"] > 1e9
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_a_disk_that_takes_nothing_ends_no_run_and_hides_no_error(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with told(tmp_path / "missing" / "status.json", lambda: {}, lambda _: None):
+            raise ValueError("of the run")
+
+    with pytest.raises(ValueError, match="of the run"):
+        asyncio.run(run())
