@@ -85,7 +85,7 @@ ul.card { padding-left: 34px; }
 .samples:has(#by-gap:checked) .gap-only { display: revert; }
 .wide { overflow-x: auto; }
 .wide svg { min-width: 960px; }
-@media (max-width: 600px) { figure > svg text { font-size: 15px; } }
+@media (max-width: 600px) { figure > svg text, figure > svg .unit { font-size: 15px; } }
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: 13px; }
 """

@@ -41,7 +41,12 @@ def write_report(run_dir: Path) -> Path:
     """Write RUN_DIR/report.html anew and return its path."""
     path = run_dir / "report.html"
     title = f"{run_dir.resolve().name} - asyncrl"
-    places = [page.place(name, html) for name, html in Sections(run_dir).html().items()]
+    sections = Sections(run_dir)
+    parts = sections.html()
+    if not sections.files.summary:
+        said = "There is no readable summary.json: the run crashed, was stopped, or still goes on."
+        parts = {"title": parts.pop("title"), "state": page.line(said, warn=True), **parts}
+    places = [page.place(name, html) for name, html in parts.items()]
     path.write_text(page.page(title, places), encoding="utf-8")
     return path
 
@@ -77,14 +82,8 @@ def _title(files: RunFiles) -> str:
 
 def _headline(files: RunFiles) -> str:
     recipe, records, summary = files.recipe, files.records, files.summary
-    parts = []
-    if not summary:
-        parts.append(
-            page.line("There is no readable summary.json: the run crashed, was stopped, or still goes on.", warn=True)
-        )
     if not records:
-        parts.append(page.line("metrics.jsonl has no step: the first one is not done.", warn=True))
-        return "".join(parts)
+        return page.line("No step is done: metrics.jsonl has none.")
     first, last = records[0], records[-1]
     planned = recipe.get("max_steps")
     failed = summary.get("reward_failures", last.get("rewards/failed"))
@@ -99,7 +98,7 @@ def _headline(files: RunFiles) -> str:
         (f"{last.get('tokens/generated') or 0:,}", "tokens generated", f"{failed or 0} rewards failed"),
     ]
     limits = summary.get("bottleneck") or bottleneck(_mean_shares(records))
-    return "".join([*parts, page.tiles(figures), page.line(limits)])
+    return page.tiles(figures) + page.line(limits)
 
 
 def _warnings(files: RunFiles) -> str:

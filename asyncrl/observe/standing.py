@@ -46,7 +46,7 @@ def generators(status: Mapping[str, Any]) -> str:
     known = [g for g in status.get("generators") or () if isinstance(g, dict)]
     if not known:
         return ""
-    heads = ("generator", "state", "version", "groups under way", "tokens/s", "busy", "paused", "idle")
+    heads = ("generator", "state", "version", "groups", "tokens/s", "busy", "paused", "idle")
     rows = []
     for one in known[:_MOST_GENERATORS]:
         speed = one.get("tokens_per_s")
@@ -55,7 +55,7 @@ def generators(status: Mapping[str, Any]) -> str:
         rows.append((str(one.get("name")), str(one.get("state")), *figures, *shares))
     left = len(known) - len(rows)
     more = f'<p class="soft">and {left} more in status.json</p>' if left else ""
-    remark = "Version and groups: when the run was last seen. Speed and shares: of the time between the last two steps."
+    remark = "Version, groups under way: when the run was last seen. Speed, shares of time: between the last two steps."
     return page.table(heads, rows, "generators") + more + f'<p class="soft">{remark}</p>'
 
 

@@ -126,7 +126,8 @@ class Following:
         running = _is_running(self._run_dir)
         status = self._sections.files.status
         waits = page.section("What is waited for", standing.waits(status)) if running else ""
-        return {"title": own.pop("title"), "state": _state(self._run_dir, running, status), "waits": waits, **own}
+        own["generators"] += waits
+        return {"title": own.pop("title"), "state": _state(self._run_dir, running, status), **own}
 
 
 def _state(run_dir: Path, running: bool, status: Mapping[str, Any]) -> str:

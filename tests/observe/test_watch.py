@@ -101,7 +101,7 @@ def test_between_steps_it_shows_generators_tasks_and_waits(watching: Watching, r
         cells = re.findall(r"<td[^>]*>([^<]*)</td>", first["sections"]["generators"])
         assert cells[:5] == ["generator-0", "serving", "6", "9", "431"]
         assert cells[8:13] == ["generator-1", "starting", "-", "-", "-"]
-        assert "trainer: step 7, for 4 s of 600 s" in first["sections"]["waits"]
+        assert "trainer: step 7, for 4 s of 600 s" in first["sections"]["generators"]
         assert "running, training; this page" in first["sections"]["state"]
         status["generators"][0]["groups"] = 11
         (run_dir / "status.json").write_text(json.dumps(status))
