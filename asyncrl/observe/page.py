@@ -87,6 +87,7 @@ ul.card { padding-left: 34px; }
 .wide svg { min-width: 960px; }
 @media (max-width: 600px) { figure > svg text, figure > svg .unit { font-size: 15px; } }
 summary { cursor: pointer; font-weight: 600; }
+.charts + .card { margin-top: 14px; }
 pre { overflow-x: auto; font-size: 13px; }
 """
 

@@ -85,4 +85,5 @@ def warnings(health: Health, records: Sequence[Mapping[str, Any]]) -> str:
 def _when(said: Said) -> str:
     if said.num_steps == 1:
         return f"at step {said.last_step}"
-    return f"at {said.num_steps} of the steps {said.first_step} to {said.last_step}"
+    share = "the" if said.num_steps == said.last_step - said.first_step + 1 else f"{said.num_steps} of the"
+    return f"at {share} steps {said.first_step} to {said.last_step}"

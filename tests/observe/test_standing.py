@@ -50,6 +50,9 @@ def test_warnings_that_hold_stand_out_from_those_that_held(made_up: Any) -> None
     ((when, sentence),) = cells(html)
     assert when == "at 3 of the steps 1 to 4"
     assert sentence.startswith("offpolicy/ess is 0.14")
+    for step in (6, 7):
+        health.check(made_up.records(1)[0] | {"step": step, "trainer/entropy": 0.001})
+    assert "at the steps 5 to 7: trainer/entropy" in standing.warnings(health, records)
     assert "No warning holds at step 5" in standing.warnings(Health(), records)
     assert standing.warnings(Health(), []) == ""
 
