@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-_FIGURE = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?( ?%| s)?")
+_FIGURE = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?( ?%)?|(\d+ (h|min|s) ?)+")
 _STYLE = """
 :root { color-scheme: light dark; --paper:#fbfbfa; --card:#ffffff; --ink:#1d2127; --soft:#5c6470; --rule:#e3e5e8;
   --blue:#1f6fd1; --green:#1a8a5a; --amber:#c77700; --violet:#7b4fc9; --teal:#0f8fa3; --red:#c93a3a; --grey:#7f8794;
@@ -21,6 +21,7 @@ body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 60px; background: v
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 26px; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 34px 0 12px; }
+h1 + .card { margin-top: 16px; }
 h3 { display: inline; font-size: 15px; margin: 0 8px 0 0; }
 p { margin: 6px 0; }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; border-radius: 4px; }
@@ -85,7 +86,7 @@ ul.card { padding-left: 34px; }
 .samples:has(#by-gap:checked) .gap-only { display: revert; }
 .wide { overflow-x: auto; }
 .wide svg { min-width: 960px; }
-@media (max-width: 600px) { figure > svg text, figure > svg .unit { font-size: 15px; } }
+@media (max-width: 600px) { figure > svg text, figure > svg .unit { font-size: 14px; } }
 summary { cursor: pointer; font-weight: 600; }
 .charts + .card { margin-top: 14px; }
 pre { overflow-x: auto; font-size: 13px; }

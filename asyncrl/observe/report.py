@@ -102,7 +102,7 @@ def _headline(files: RunFiles) -> str:
 
 
 def _warnings(files: RunFiles) -> str:
-    return page.section("Warnings", standing.warnings(files.health, files.records))
+    return page.section("Warnings", standing.warnings(files.health, files.records) + standing.logged(files.status))
 
 
 def _charts(files: RunFiles) -> str:
@@ -145,7 +145,7 @@ def _recipe(files: RunFiles) -> str:
 _PARTS: dict[str, tuple[Callable[[RunFiles], str], tuple[str, ...]]] = {
     "title": (_title, ("recipe.yaml",)),
     "headline": (_headline, ("recipe.yaml", "metrics.jsonl", "summary.json")),
-    "warnings": (_warnings, ("metrics.jsonl",)),
+    "warnings": (_warnings, ("metrics.jsonl", "status.json")),
     "charts": (_charts, ("recipe.yaml", "metrics.jsonl", "summary.json")),
     "timeline": (_timeline, ("trace.json",)),
     "generators": (_generators, ("status.json",)),

@@ -60,7 +60,11 @@ def _card(sample: Mapping[str, Any]) -> str:
     keys = "".join(f'<span class="key version-only {colours[v]}">version {v}</span>' for v in versions)
     title = f"step {sample['step']}, task {escape(str(sample.get('task', '?')))}, {shown}"
     gaps = [gap for gap in _gaps(sample) or () if gap is not None]
-    said = f"mean gap {sum(gaps) / len(gaps):.3g}" if gaps else "no gaps: it did not pass the trainer's model"
+    said = (
+        f"mean gap {sum(gaps) / len(gaps):.3g}"
+        if gaps
+        else "no gaps: it was not trained, or the engine gives no log-probs"
+    )
     return (
         f'<article class="card"><h3>{title}</h3> {keys}<span class="gap-only soft">{said}</span>'
         f"<dl><dt>prompt</dt>{_text(_cut(str(sample.get('prompt', ''))), f'prompt of {title}')}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -64,6 +66,16 @@ def waits(status: Mapping[str, Any]) -> str:
     waiting = status.get("waiting") or ()
     items = "".join(f"<li>{escape(str(wait))}</li>" for wait in waiting)
     return f'<ul class="card">{items}</ul>' if items else '<p class="none">Nothing is waited for.</p>'
+
+
+def logged(status: Mapping[str, Any]) -> str:
+    """What the driver warned of lately, the newest first; what it warns of once a step is not repeated."""
+    rows = [
+        (time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(when)), text)
+        for when, text in reversed(status.get("log") or ())
+        if not re.match(r"step \d+: ", text)
+    ]
+    return page.table(("UTC", "said by the driver"), rows, "warnings in the log") if rows else ""
 
 
 def warnings(health: Health, records: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from asyncrl.errors import UserError
 from asyncrl.observe import page, standing
 from asyncrl.observe.report import Sections
 
+_SILENT_S = 10.0
+"""The driver says where it stands every second."""
 _SCRIPT = """
 async function follow() {
   const state = document.getElementById("connection");
@@ -105,8 +108,11 @@ def app(run_dir: Path, token: str) -> Any:
 class Following:
     """The parts of the page as they are now, numbered by the changes that made them so."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._run_dir, self._sections = run_dir, Sections(run_dir)
+        self._clock = clock
+        self._said: tuple[float | None, float] = (None, clock())
+        """`time_s` of the newest status, and when it was found here: clocks of two machines are not compared."""
         self._lock = threading.Lock()
         self._html: dict[str, str] = {}
         self._changed_at: dict[str, int] = {}
@@ -125,12 +131,15 @@ class Following:
         own = self._sections.html()
         running = _is_running(self._run_dir)
         status = self._sections.files.status
+        if status.get("time_s") != self._said[0]:
+            self._said = status.get("time_s"), self._clock()
+        silent_s = self._clock() - self._said[1]
         waits = page.section("What is waited for", standing.waits(status)) if running else ""
         own["generators"] += waits
-        return {"title": own.pop("title"), "state": _state(self._run_dir, running, status), **own}
+        return {"title": own.pop("title"), "state": _state(self._run_dir, running, status, silent_s), **own}
 
 
-def _state(run_dir: Path, running: bool, status: Mapping[str, Any]) -> str:
+def _state(run_dir: Path, running: bool, status: Mapping[str, Any], silent_s: float) -> str:
     if not running:
         if (run_dir / "summary.json").exists():
             return page.line("done")
@@ -138,8 +147,10 @@ def _state(run_dir: Path, running: bool, status: Mapping[str, Any]) -> str:
     waits = run_dir / "waiting.txt"
     overdue = waits.read_text(errors="replace") if waits.exists() else ""
     shown = f" Waits that were overdue: {overdue}" if overdue else ""
+    if silent := "time_s" in status and silent_s > _SILENT_S:
+        shown += f" The driver has said nothing for {silent_s:.0f} s: it hangs, or its disk does."
     doing = f", {status['phase']}" if status.get("phase") else ""
-    return page.line(f"running{doing}; this page follows it.{shown}", warn=bool(overdue))
+    return page.line(f"running{doing}; this page follows it.{shown}", warn=bool(overdue) or silent)
 
 
 def _is_running(run_dir: Path) -> bool:

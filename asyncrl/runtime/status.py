@@ -11,17 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 EVERY_S = 1.0
+_NUM_LOGGED, _MOST_CHARS = 20, 1000
 
 Status = dict[str, Any]
 """`phase` (what is done now), `steps_done`, `live` (version), `ledger`, `waiting` (sentences, the longest first),
-`generators`, `warnings` (those that hold); in the file also `time_s`, since the epoch."""
+`generators`, `warnings` (those that hold); in the file also `time_s`, since the epoch, and `log`,
+the last warnings."""
 
 
 @asynccontextmanager
@@ -32,7 +36,7 @@ async def told(path: Path, status: Callable[[], Status], show: Callable[[Status]
         now = status()
         show(now)
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(_write, path, {"time_s": time.time(), **now})
+            await asyncio.to_thread(_write, path, {"time_s": time.time(), **now, "log": list(logged.last)})
 
     async def follow() -> None:
         while not ended.is_set():
@@ -41,13 +45,26 @@ async def told(path: Path, status: Callable[[], Status], show: Callable[[Status]
                 await asyncio.wait_for(ended.wait(), EVERY_S)
         await tell()
 
-    ended = asyncio.Event()
+    ended, logged, logger = asyncio.Event(), LastWarnings(), logging.getLogger("asyncrl")
+    logger.addHandler(logged)
     following = asyncio.create_task(follow())
     try:
         yield
     finally:
         ended.set()
         await following
+        logger.removeHandler(logged)
+
+
+class LastWarnings(logging.Handler):
+    """The last warnings and errors that the driver logged, as (seconds since the epoch, text)."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last: deque[tuple[float, str]] = deque(maxlen=_NUM_LOGGED)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last.append((record.created, record.getMessage()[:_MOST_CHARS]))
 
 
 def _write(path: Path, status: Status) -> None:

@@ -19,7 +19,7 @@ NUM_SAMPLED = 2
 _DIGITS = 4
 
 TokenGaps = list[float | None]
-"""Of every token from the first sampled one on; None where it is not trained, or has no log-prob."""
+"""Of every token from the first sampled one on; None where it is not trained, or the engine gave no log-prob."""
 
 
 def sampled(groups: Sequence[Group]) -> list[Trajectory]:

@@ -24,7 +24,8 @@ _PROMPT, _LENGTH = 16, 48
 def write(run_dir: Path, made_up: Any, model: str = "none") -> Path:
     """All files that pages are made from, but the journal."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "recipe.yaml").write_text(made_up.RECIPE.replace("models/smollm2-135m-instruct", model))
+    recipe = made_up.RECIPE.replace("models/smollm2-135m-instruct", model)
+    (run_dir / "recipe.yaml").write_text(recipe.replace("max_steps: 20", f"max_steps: {NUM_STEPS}"))
     lines = [json.dumps(record) for record in made_up.records(NUM_STEPS)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     with (run_dir / "samples.jsonl").open("w") as file:

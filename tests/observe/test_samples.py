@@ -45,7 +45,7 @@ def test_the_colour_of_a_gap(gap: float, colour: str) -> None:
 @pytest.mark.parametrize("gaps", [None, [0.1], "none", [None] * 4])
 def test_one_without_gaps_says_so_and_has_its_versions(gaps: Any) -> None:
     html = samples.html([{**SAMPLE, "gaps": gaps}])
-    assert "it did not pass the trainer" in html
+    assert "no gaps: it was not trained" in html
     assert [text for _, _, text in pieces({**SAMPLE, "gaps": gaps})] == ["ab", "c", "d"]
 
 

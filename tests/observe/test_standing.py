@@ -57,6 +57,19 @@ def test_warnings_that_hold_stand_out_from_those_that_held(made_up: Any) -> None
     assert standing.warnings(Health(), []) == ""
 
 
+def test_what_the_driver_logged_is_shown_but_not_what_a_step_showed() -> None:
+    log = [
+        [0.0, "generator-0 is lost (<b>); it is started again, and its tasks too"],
+        [1.0, "step 7: off"],
+        [60.0, "x"],
+    ]
+    assert cells(standing.logged({"log": log})) == [
+        ["1970-01-01 00:01:00", "x"],
+        ["1970-01-01 00:00:00", "generator-0 is lost (&lt;b&gt;); it is started again, and its tasks too"],
+    ]
+    assert standing.logged({}) == ""
+
+
 def test_waits(made_up: Any) -> None:
     assert "<li>trainer: step 7, for 4 s of 600 s</li>" in standing.waits(made_up.status())
     assert "&lt;b&gt;" in standing.waits({"waiting": ["<b>"]})

@@ -21,6 +21,7 @@ from browser import CHROMIUM, Browser
 from asyncrl.cli import main
 from asyncrl.observe.metrics import MetricsWriter, write_summary
 from asyncrl.observe.trace import Span, TraceFile
+from asyncrl.observe.watch import Following
 from asyncrl.runtime.lock import RunLock
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
@@ -111,6 +112,26 @@ def test_between_steps_it_shows_generators_tasks_and_waits(watching: Watching, r
     assert "not running, and not done" in crashed
     assert "generator-0" in crashed
     assert "trainer: step 7" not in crashed
+
+
+def test_a_driver_that_hangs_is_told_from_one_that_works(run_dir: Path, made_up: Any) -> None:
+    """By this machine's clock alone."""
+    now = 100.0
+    following = Following(run_dir, lambda: now)
+
+    def state(time_s: float) -> str:
+        (run_dir / "status.json").write_text(json.dumps(made_up.status() | {"time_s": time_s}))
+        return following.changed(0)[1]["state"]
+
+    with RunLock(run_dir):
+        assert "said nothing" not in state(7.0)
+        now += 9
+        assert "said nothing" not in state(7.0)
+        now += 9
+        assert "has said nothing for 18 s" in state(7.0)
+        assert "said nothing" not in state(8.0)
+    now += 100
+    assert "said nothing" not in state(8.0)  # it has ended
 
 
 def test_without_the_token_there_is_nothing(watching: Watching) -> None:

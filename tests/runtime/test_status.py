@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ def test_it_is_told_again_and_again_and_once_at_the_end(tmp_path: Path, monkeypa
     assert (found["steps_done"], shown[-1]) == (5, 5)
     assert found["time_s"] > 1e9
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_the_last_warnings_of_asyncrl_are_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+
+    async def run() -> None:
+        async with told(path, lambda: {}, lambda _: None):
+            logging.getLogger("asyncrl.runtime.fleet").warning("%s is lost", "generator-0")
+            logging.getLogger("asyncrl.runtime.fleet").info("not this")
+            for number in range(30):
+                logging.getLogger("another").warning("not this %d", number)
+        logging.getLogger("asyncrl").warning("nor this")
+
+    asyncio.run(run())
+    ((when, text),) = json.loads(path.read_text())["log"]
+    assert text == "generator-0 is lost"
+    assert when > 1e9
 
 
 def test_a_disk_that_takes_nothing_ends_no_run_and_hides_no_error(tmp_path: Path) -> None:
