@@ -9,6 +9,14 @@ from typing import Any
 
 from asyncrl.observe.charts import Chart, Series
 
+_TRAINER = {
+    "busy": "green",
+    "wait_batch": "amber",
+    "wait_publish": "violet",
+    "checkpoint": "teal",
+    "unaccounted": "grey",
+}
+_GENERATORS = {"busy": "green", "paused": "violet", "idle": "amber"}
 _AGE_COLOURS = ("green", "teal", "blue", "violet", "amber", "red")
 
 
@@ -20,14 +28,6 @@ def charts(records: Sequence[Mapping[str, Any]], bound: float | None) -> list[Ch
         return Series(name, column(records, key), colour, spread=column(records, spread) if spread else None)
 
     limit = [Series("bound", [bound] * len(steps), "red", dashed=True)] if bound is not None else []
-    trainer = {
-        "busy": "green",
-        "wait_batch": "amber",
-        "wait_publish": "violet",
-        "checkpoint": "teal",
-        "unaccounted": "grey",
-    }
-    generators = {"busy": "green", "paused": "violet", "idle": "amber"}
     return [
         Chart(
             "Reward",
@@ -56,8 +56,8 @@ def charts(records: Sequence[Mapping[str, Any]], bound: float | None) -> list[Ch
             steps,
             [line("generators paused", "publish/pause_s", "violet"), line("transfer", "publish/transfer_s", "blue")],
         ),
-        _stack("The trainer's time", "trainer_time", trainer, steps, records),
-        _stack("The generators' time", "generator_time", generators, steps, records),
+        _stack("The trainer's time", "trainer_time", _TRAINER, steps, records),
+        _stack("The generators' time", "generator_time", _GENERATORS, steps, records),
         Chart("Samples trained", "samples/s", steps, [line("samples", "throughput/samples_per_s", "teal")]),
         Chart("Tokens trained", "tokens/s", steps, [line("tokens", "throughput/tokens_per_s", "teal")]),
         Chart(
