@@ -29,6 +29,7 @@ LEDGER_EVENTS = ("stale", "requeued")
 _TRAINING = "training"
 _HISTORY = 40
 _ETA_STEPS = 10
+_MOST_GENERATORS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
 _TRAINER_STYLES = {
@@ -61,8 +62,7 @@ class LiveView:
         self._record: Mapping[str, Any] = {}
         self._history: dict[str, list[float]] = {"reward/mean": [], "accuracy/mean": []}
         self._times_s: list[float] = []
-        self._ledger: Mapping[str, Any] = {}
-        self._waiting: Sequence[str] = ()
+        self._status: Mapping[str, Any] = {}
         self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
         self._live: Live | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
@@ -91,9 +91,14 @@ class LiveView:
             self._phase, self._phase_since = _TRAINING, self._clock()
         self._line(step_line(record, self.total_steps, self.bound))
 
-    def state(self, ledger: Mapping[str, Any], waiting: Sequence[str]) -> None:
-        """Counts of tasks per state, and the longest waits as sentences."""
-        self._ledger, self._waiting = dict(ledger), tuple(waiting)
+    def state(self, status: Mapping[str, Any]) -> None:
+        """Where the run stands between its steps (`runtime/status.py`)."""
+        self._status = status
+
+    @property
+    def doing(self) -> str:
+        """The phase."""
+        return self._phase
 
     # -- life
 
@@ -151,9 +156,15 @@ class LiveView:
         rows.add_row("phase", Text(f"{self._phase}, {duration(self._clock() - self._phase_since)}"))
         if self._record:
             self._add_figures(rows)
-        if self._ledger:
-            rows.add_row("tasks", _counts(self._ledger))
-        rows.add_row("waiting for", Group(*map(Text, self._waiting)) if self._waiting else Text("nothing", "dim"))
+        status = self._status
+        for row in generator_lines(status.get("generators", ())):
+            rows.add_row(*row)
+        if "ledger" in status:
+            rows.add_row("tasks", _counts(status["ledger"]))
+        waiting = status.get("waiting")
+        rows.add_row("waiting for", Group(*map(Text, waiting)) if waiting else Text("nothing", "dim"))
+        if warnings := status.get("warnings"):
+            rows.add_row("warnings", Group(*(Text(sentence, "yellow") for sentence in warnings)))
         return Panel(rows, title=Text(f"asyncrl {self.recipe_name}"), title_align="left", border_style="blue")
 
     def _progress(self) -> Table:
@@ -240,6 +251,21 @@ def _counts(ledger: Mapping[str, Any]) -> Text:
     states = "   ".join(f"{name} {ledger[name]}" for name in LEDGER_STATES if name in ledger)
     events = "   ".join(f"{name} {ledger[name]}" for name in LEDGER_EVENTS if ledger.get(name))
     return Text(states).append(f"   ({events})" if events else "", "dim")
+
+
+def generator_lines(generators: Sequence[Mapping[str, Any]]) -> list[tuple[str, Text]]:
+    """Name and figures of each, but of many only the first."""
+    lines = []
+    for generator in generators[:_MOST_GENERATORS]:
+        line = (
+            Text(f"version {generator['version']}   {generator['groups']} groups") if "version" in generator else None
+        )
+        if line and "tokens_per_s" in generator:
+            line.append(f"   {generator['tokens_per_s']:.0f} tokens/s")
+        lines.append((generator["name"], line or Text(generator["state"], "yellow")))
+    if left := len(generators) - len(lines):
+        lines.append(("", Text(f"and {left} more", "dim")))
+    return lines
 
 
 def _share_line(record: Mapping[str, Any], role: str, styles: Mapping[str, str]) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +19,18 @@ def show(made_up: Any, terminal: bool) -> str:
         view.phase("starting Ray")
         for record in made_up.records():
             view.step(record)
-        view.state({"running": 3, "ready": 2, "trained": 320}, ["trainer: step 19, for 4 s of 60 s"])
+        view.state(
+            {
+                "ledger": {"running": 3, "ready": 2, "trained": 320},
+                "waiting": ["trainer: step 19, for 4 s of 60 s"],
+                "generators": [
+                    {"name": "generator-0", "state": "serving", "version": 19, "groups": 7, "tokens_per_s": 431.2},
+                    {"name": "generator-1", "state": "starting"},
+                    *({"name": f"generator-{n}", "state": "serving", "version": 19, "groups": 0} for n in range(2, 20)),
+                ],
+                "warnings": ["offpolicy/ess is 0.10: a few tokens carry the weights"],
+            }
+        )
         if view._live:
             view._live.refresh()
     return out.getvalue()
@@ -37,6 +49,20 @@ def test_the_panel_shows_progress_tasks_and_waits(made_up: Any) -> None:
     panel = show(made_up, terminal=True)
     for text in ("arithmetic", "20/20", "running 3", "ready 2", "trainer: step 19, for 4 s of 60 s"):
         assert text in panel
+
+
+def test_the_panel_shows_generators_with_version_and_load_and_the_warnings_that_hold(made_up: Any) -> None:
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", show(made_up, terminal=True))
+    lines = [" ".join(line.split()) for line in plain.splitlines()]
+    for text in (
+        "generator-0 version 19 7 groups 431 tokens/s",
+        "generator-1 starting",
+        "generator-7 version 19 0 groups",
+        "and 12 more",
+        "warnings offpolicy/ess is 0.10: a few tokens",
+    ):
+        assert any(text in line for line in lines), text
+    assert not any("generator-8" in line for line in lines)
 
 
 def test_handlers_without_a_stream_are_left_alone(made_up: Any) -> None:
