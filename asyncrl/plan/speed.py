@@ -1,5 +1,5 @@
-"""Seconds that things take on a GPU: floating-point operations and bytes over what the GPU can do, times what part of it
-software reaches.
+"""Seconds that things take on a GPU: floating-point operations and bytes over the part of its peak that software
+reaches.
 
 Training, per token: 2 operations per weight forward, 4 backward (Kaplan et al. 2020, arXiv:2001.08361), 2 more where
 activations are recomputed, 2 for each pass without gradient; 4 per pair of tokens and query channel for attention.

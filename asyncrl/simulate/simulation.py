@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from statistics import fmean
 from typing import assert_never
 
 from asyncrl.control.controller import Controller
@@ -88,6 +87,7 @@ class Simulation:
         self._running: dict[int, tuple[Group, Engine]] = {}
         self._ready: dict[int, Group] = {}
         self._free_since = self._step_began = 0.0
+        self._tokens_generated = 0.0
 
     def run(self) -> list[Record]:
         for name in self._engines:
@@ -135,6 +135,7 @@ class Simulation:
 
     def _finish(self, group: Group) -> None:
         del self._running[group.task]
+        self._tokens_generated += group.num_tokens
         if self._rng.random() < self.scene.filtered_share:
             return self._tell(GroupFiltered(group.task, group.attempt, "equal_rewards"))
         self._ready[group.task] = group
@@ -176,6 +177,7 @@ class Simulation:
                 "completion/tokens_mean": sum(group.num_tokens for group in batch) / num_samples,
                 "staleness/mean": sum((train.step - v) * n for v, n in ages.items()) / num_tokens,
                 "staleness/max": train.step - min(ages),
+                "tokens/generated": self._tokens_generated,
                 "tokens/trained": num_tokens,
                 "throughput/samples_per_s": num_samples / wall_s,
                 "throughput/tokens_per_s": num_tokens / wall_s,
@@ -185,26 +187,3 @@ class Simulation:
         )
         self._free_since = self._step_began = self._now
         self._tell(StepDone(train.step))
-
-
-def steady(records: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
-    """Without the first fifth, in which queues fill and kernels are compiled; the last one if there is one only."""
-    return records[-max(1, len(records) - -(-len(records) // 5)) :]
-
-
-def mean_shares(records: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Means of `trainer_time/*` and `generator_time/*`, each step by the time it took."""
-    sums: dict[str, float] = {}
-    whole_s = 0.0
-    for record in records:
-        wall_s = 1.0 / record["throughput/samples_per_s"]
-        whole_s += wall_s
-        for name, share in record.items():
-            if "_time/" in name:
-                sums[name] = sums.get(name, 0.0) + share * wall_s
-    return {name: value / whole_s for name, value in sums.items()}
-
-
-def samples_per_s(records: Iterable[Mapping[str, float]]) -> float:
-    """Of all these steps together, which train equally many."""
-    return 1.0 / fmean(1.0 / record["throughput/samples_per_s"] for record in records)

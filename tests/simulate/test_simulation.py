@@ -11,8 +11,9 @@ import pytest
 from asyncrl.control.settings import Settings
 from asyncrl.control.staleness import worst_case
 from asyncrl.simulate.engine import DecodeSpeed
+from asyncrl.simulate.figures import Figures, figures, steady
 from asyncrl.simulate.lengths import Lengths
-from asyncrl.simulate.simulation import Scene, mean_shares, samples_per_s, simulate, steady
+from asyncrl.simulate.simulation import Record, Scene, simulate
 
 P, N, L = 4, 3, 100
 SCENE = Scene(
@@ -32,8 +33,12 @@ def settings(staleness: float, steps: int = 30, **other) -> Settings:
     return Settings(**{**keys, **other})
 
 
+def whole(records: list[Record]) -> Figures:
+    return figures(steady(records), P * N, SCENE.replicas)
+
+
 def step_s(settings: Settings, scene: Scene) -> float:
-    return P * scene.group_size / samples_per_s(steady(simulate(settings, scene)))
+    return whole(simulate(settings, scene)).step_s
 
 
 def test_without_staleness_a_step_is_generation_training_and_push_in_turn() -> None:
@@ -43,7 +48,7 @@ def test_without_staleness_a_step_is_generation_training_and_push_in_turn() -> N
     whole_s = generate_s + train_s + SCENE.push_s
     for before, after in pairwise(records[1:]):
         assert after["time_s"] - before["time_s"] == pytest.approx(whole_s)
-    shares = mean_shares(steady(records))
+    shares = whole(records).shares
     assert shares["trainer_time/busy"] == pytest.approx(train_s / whole_s)
     assert shares["trainer_time/wait_batch"] == pytest.approx(1 - train_s / whole_s)
     assert shares["generator_time/busy"] == pytest.approx(generate_s / whole_s)
@@ -61,12 +66,11 @@ def test_slow_generators_pace_it_by_their_tokens() -> None:
     """Without a fixed part of a decode step, tokens per second are the same for any number of sequences."""
     decode = DecodeSpeed(0.0, 0.05, 1000)
     scene = replace(LONG_TAILED, decode=decode, push_s=0.0, replicas=1)
-    records = steady(simulate(settings(3, 60), scene))
-    assert mean_shares(records)["generator_time/busy"] == pytest.approx(1, abs=0.02)
-    tokens = sum(r["tokens/trained"] for r in records[1:])
-    assert tokens / (records[-1]["time_s"] - records[0]["time_s"]) == pytest.approx(
-        scene.replicas / decode.token_s, rel=0.05
-    )
+    records = simulate(settings(3, 300), scene)
+    assert whole(records).shares["generator_time/busy"] == pytest.approx(1, abs=0.02)
+    middle = figures(records[20:-10], P * N, scene.replicas)
+    assert middle.busy_tokens_per_s == pytest.approx(1 / decode.token_s, rel=0.05)
+    assert middle.samples_per_s == pytest.approx(1 / decode.token_s / L, rel=0.05)
 
 
 def test_the_engine_takes_no_more_sequences_than_it_has_room_for() -> None:
@@ -89,8 +93,8 @@ def test_checkpoints_and_pauses_are_accounted_for() -> None:
 
 def test_rolling_pushes_pause_each_replica_once() -> None:
     slow = replace(SCENE, train_step_s=5.0)
-    at_once, rolling = (steady(simulate(settings(1), replace(slow, rolling=r))) for r in (False, True))
-    paused = [mean_shares(records)["generator_time/paused"] for records in (at_once, rolling)]
+    at_once, rolling = (simulate(settings(1), replace(slow, rolling=r)) for r in (False, True))
+    paused = [whole(records).shares["generator_time/paused"] for records in (at_once, rolling)]
     assert paused[0] == pytest.approx(paused[1]) == pytest.approx(SCENE.push_s / (5 + P * N * L * 0.001))
 
 
