@@ -26,6 +26,8 @@ from asyncrl.simulate.simulation import Scene, simulate
 
 SIMULATED = 5
 """Divisions that are simulated: those that a formula calls the fastest."""
+ALIKE = 0.98
+"""Samples per second, over the most, that no plan tells apart."""
 FIXED_SHARE_ON_CPU = 0.5
 """Of a CPU's decode step at the concurrency of the profile, that does not depend on the concurrency. It matters only
 where the plan's differs from the profile's. An assumption."""
@@ -101,8 +103,15 @@ def plan(
         )
         for split in quickest
     ]
-    rows.sort(key=lambda row: -row.figures.samples_per_s)
-    return Plan(recipe, rows, gpu, shape, origin, work, profile)
+    return Plan(recipe, _best_first(rows), gpu, shape, origin, work, profile)
+
+
+def _best_first(rows: list[Row]) -> list[Row]:
+    """By samples per second; of those that are as fast as the fastest, the one with the smallest engines first."""
+    ordered = sorted(rows, key=lambda row: -row.figures.samples_per_s)
+    alike = [r for r in ordered if r.figures.samples_per_s >= ALIKE * ordered[0].figures.samples_per_s]
+    best = min(alike, key=lambda row: row.split.gpus_per_replica)
+    return [best, *(row for row in ordered if row is not best)]
 
 
 def _scenes(recipe: Recipe, shape: Shape, gpu: Gpu, work: Work, profile: Profile | None) -> Callable[[Split], Scene]:
@@ -180,18 +189,18 @@ def _on_cpus(recipe: Recipe, profile: Profile | None) -> Plan:
                 f"that a run with one says nothing of the other; set {key}={there}, or run it"
             )
     work, settings = profile.work(recipe), control_settings(ran)
-    num_running = slots(settings) * ran.group_size / ran.rollout.replicas
-    fixed = 1.0 if ran.rollout.engine == "simulated" else FIXED_SHARE_ON_CPU
+    is_simulated = ran.rollout.engine == "simulated"
+    limit = int(ran.rollout.engine_args.get("max_num_seqs", 2**31 if is_simulated else speed.MAX_SEQUENCES[False]))
+    num_running = min(limit, slots(settings) * ran.group_size / ran.rollout.replicas)
+    fixed = 1.0 if is_simulated else FIXED_SHARE_ON_CPU
     step_s = num_running / profile.figures.busy_tokens_per_s
-    limit = int(ran.rollout.engine_args.get("max_num_seqs", speed.MAX_SEQUENCES[False]))
-    bounded = ran.rollout.engine != "simulated"
     run = _measured(
         profile,
         Scene(
             group_size=ran.group_size,
             lengths=profile.work(ran).lengths,
             replicas=ran.rollout.replicas,
-            decode=DecodeSpeed(fixed * step_s, (1 - fixed) * step_s / num_running, limit if bounded else 2**31),
+            decode=DecodeSpeed(fixed * step_s, (1 - fixed) * step_s / num_running, limit),
             train_token_s=profile.train_token_s,
             rolling=ran.weights.rolling,
             checkpoint_every_steps=ran.checkpoint.every_steps,
