@@ -46,10 +46,13 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"limit     {best.limit}"
     if best.trainer is not None:
         yield f"memory    {memory_line(best)}"
-    if best is plan.as_it_stands:
+    own = plan.as_it_stands
+    if best is own:
         yield "set by    the recipe as it stands"
     else:
         yield f"set by    {best.split.overrides(plan.recipe)}"
+    if plan.gpu and own:
+        yield f"as it is  {line(plan, own)}"
 
 
 def line(plan: Plan, row: Row) -> str:
@@ -57,6 +60,7 @@ def line(plan: Plan, row: Row) -> str:
     assert plan.gpu is not None
     found = row.figures
     return (
+        f"{row.split.num_gpus} x {plan.gpu.name}: "
         f"{trainer_gib(row):.0f} of {plan.gpu.memory_gib:.0f} GiB on a trainer rank, "
         f"{found.samples_per_s:.3g} samples/s, {found.step_s:.3g} s a step, {row.limit.partition(':')[0]}"
     )

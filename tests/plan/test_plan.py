@@ -287,4 +287,5 @@ def test_the_command_prints_a_table_and_the_keys(capsys: pytest.CaptureFixture[s
     assert "not checked against a run" in said
     row = next(line for line in said.splitlines() if line.startswith("2 x 1 GPU"))
     assert "<=1024" in row
+    assert "as it is" not in said  # it asks for two GPUs
     assert said.splitlines()[-1] == "set by    rollout.replicas=2 trainer.ranks=2"
