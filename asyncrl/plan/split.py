@@ -126,8 +126,8 @@ def _trainer_fault(recipe: Recipe, shape: Shape, gpu: Gpu, ranks: int) -> str:
             "say other --gpus"
         )
     most = max(held.parts, key=lambda name: held.parts[name])
-    cures = "lower trainer.tokens_per_microbatch, set trainer.gradient_checkpointing=true, or say more --gpus"
+    cure = "" if recipe.trainer.gradient_checkpointing else ", set trainer.gradient_checkpointing=true"
     return (
         f"trainer: each of {ranks} rank(s) needs {held.total / GIB:.0f} GiB ({most} {held.parts[most] / GIB:.0f}), and "
-        f"a {gpu.name} has {gpu.memory_gib:.0f}; {cures}"
+        f"a {gpu.name} has {gpu.memory_gib:.0f}; lower trainer.tokens_per_microbatch{cure}, or say more --gpus"
     )
