@@ -71,7 +71,7 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     sent = {"bfloat16": 2, "float32": 4}[recipe.weights.dtype]
     bf16 = recipe.trainer.precision == "bf16"
     head = recipe.trainer.tokens_per_microbatch * shape.hidden * 8 + min(shape.vocabulary, TILE) * TILE * _TILE_BYTES
-    parts = {
+    parts: dict[str, float] = {
         "weights": 4 * (frozen + trained / shard_ranks),
         "gradients": 4 * trained / shard_ranks,
         "optimizer": 8 * trained / shard_ranks,
@@ -83,7 +83,7 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     }
     if channel(recipe) == "nccl":
         parts["staging"] = 2 * sent * trained / shard_ranks + (2 * sent * shape.embedding if ranks > 1 else 0)
-    loading = 4 * whole + TRAINER_RESERVE
+    loading = float(4 * whole + TRAINER_RESERVE)
     if needs_reference(recipe) and not adapters:
         parts["reference"] = sent * whole / shard_ranks
         loading += 4 * whole / shard_ranks + sent * whole

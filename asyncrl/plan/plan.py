@@ -88,7 +88,7 @@ def plan(
     shape, origin = models.find(recipe.model, base_dir)
     work = profile.work(recipe) if profile else assumed(recipe, mean_tokens)
     found = splits(recipe, shape, gpu, num_gpus, work)
-    scene_of = _scenes(recipe, shape, gpu, work, profile)
+    scene_of = scenes(recipe, shape, gpu, work, profile)
     quickest = sorted(found, key=lambda split: _estimate(recipe, scene_of(split)))[:SIMULATED]
     own = Split.of(recipe)
     if own in found and own not in quickest:
@@ -114,7 +114,7 @@ def _best_first(rows: list[Row]) -> list[Row]:
     return [best, *(row for row in ordered if row is not best)]
 
 
-def _scenes(recipe: Recipe, shape: Shape, gpu: Gpu, work: Work, profile: Profile | None) -> Callable[[Split], Scene]:
+def scenes(recipe: Recipe, shape: Shape, gpu: Gpu, work: Work, profile: Profile | None) -> Callable[[Split], Scene]:
     """What each division comes to: by the formulas, and if there is a profile of GPUs, corrected by what it measured
     over what the formulas say of it."""
 

@@ -12,7 +12,7 @@ from asyncrl.plan.plan import Plan, Row, plan
 from asyncrl.plan.split import Split
 from asyncrl.recipe.schema import Recipe
 
-_HEADS = ("generators", "trainer", "samples/s", "s/step", "limit", "trainer GiB", "generator GiB", "running", "age")
+_HEADS = ("generators", "trainer", "samples/s", "s/step", "limit", "trainer GiB", "generator GiB", "sequences", "age")
 _SHOWN_PARTS = 4
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -43,7 +43,7 @@ class Group:
     attempt: int
     num_left: int
     """Rollouts that have not ended."""
-    tokens: Counter[int] = field(default_factory=Counter)
+    tokens: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     """By the version that sampled them."""
 
     @property

@@ -37,7 +37,8 @@ def figures(records: Records, num_samples: int, replicas: int) -> Figures:
     whole_s = sum(walls)
 
     def mean(name: str) -> float:
-        return sum((record.get(name) or 0.0) * wall for record, wall in zip(rest, walls, strict=True)) / whole_s
+        spent_s: float = sum((record.get(name) or 0.0) * wall for record, wall in zip(rest, walls, strict=True))
+        return spent_s / whole_s
 
     shares = {name: mean(name) for name in first if "_time/" in name}
     generated = rest[-1]["tokens/generated"] - first["tokens/generated"]

@@ -15,6 +15,7 @@ import heapq
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import assert_never
 
@@ -146,9 +147,15 @@ class Simulation:
         push_s, rolling = self.scene.push_s, self.scene.rolling
         for number, engine in enumerate(self._engines.values()):
             begin_s = number * push_s if rolling else 0.0
-            self._after(begin_s, lambda engine=engine: engine.pause(self._now))
-            self._after(begin_s + push_s, lambda engine=engine: engine.resume(self._now, version))
+            self._after(begin_s, partial(self._pause, engine))
+            self._after(begin_s + push_s, partial(self._resume, engine, version))
         self._after(push_s * (len(self._engines) if rolling else 1), lambda: self._tell(WeightsLive(version)))
+
+    def _pause(self, engine: Engine) -> None:
+        engine.pause(self._now)
+
+    def _resume(self, engine: Engine, version: int) -> None:
+        engine.resume(self._now, version)
 
     # -- the trainer
 
