@@ -44,6 +44,11 @@ def lines(plan: Plan) -> Iterator[str]:
     best = plan.rows[0]
     yield ""
     yield f"limit     {best.limit}"
+    if plan.gpu is None and plan.profile and _side_by_side(plan.recipe) != _side_by_side(plan.profile.recipe):
+        yield (
+            "caution   with max_staleness 0 each role has all cores, else half of them (unless rollout.cpu_cores and "
+            "trainer.cpu_threads say which), and the speeds are those of the profile"
+        )
     if best.trainer is not None:
         yield f"memory    {memory_line(best)}"
     own = plan.as_it_stands
@@ -82,6 +87,11 @@ def memory_line(row: Row) -> str:
         f"weights {row.generator.weights / GIB:.1f}, KV cache {row.generator.kv_cache / GIB:.1f} for "
         f"{row.generator.sequences} sequences of mean length"
     )
+
+
+def _side_by_side(recipe: Recipe) -> bool:
+    """Whether roles on CPUs run at the same time (`recipe/cores.py`)."""
+    return recipe.max_staleness > 0
 
 
 def _speeds(plan: Plan) -> str:

@@ -33,12 +33,11 @@ def figures(records: Records, num_samples: int, replicas: int) -> Figures:
     """`num_samples` trajectories are trained in a step, by a run of so many generators. The first record is what the
     second starts from: there must be two at least."""
     first, rest = records[0], records[1:]
-    walls = [num_samples / record["throughput/samples_per_s"] for record in rest]
-    whole_s = sum(walls)
+    walls: list[float] = [num_samples / record["throughput/samples_per_s"] for record in rest]
+    whole_s: float = sum(walls)
 
     def mean(name: str) -> float:
-        spent_s: float = sum((record.get(name) or 0.0) * wall for record, wall in zip(rest, walls, strict=True))
-        return spent_s / whole_s
+        return sum(float(record.get(name) or 0.0) * wall for record, wall in zip(rest, walls, strict=True)) / whole_s
 
     shares = {name: mean(name) for name in first if "_time/" in name}
     generated = rest[-1]["tokens/generated"] - first["tokens/generated"]

@@ -100,6 +100,8 @@ def test_a_profile_of_turns_says_what_staleness_would_give(turns: Path) -> None:
     assert row.figures.step_s == pytest.approx(TRAIN_S + DRIVER_S, rel=1e-3)
     assert row.limit.startswith("trainer-bound: ")
     assert row.figures.staleness_max == 1
+    assert any(said.startswith("caution ") for said in show.lines(on_cpus(turns, "max_staleness=1")))
+    assert not any(said.startswith("caution ") for said in show.lines(on_cpus(turns)))
 
 
 def test_longer_answers_take_longer(turns: Path) -> None:
