@@ -1,8 +1,8 @@
 """GPUs as their makers describe them: dense bf16 speed without sparsity, and the memory that `nvidia-smi` shows.
 
 Sources: NVIDIA's data sheets "A100 80GB" (2021), "H100 Tensor Core GPU" (2023, SXM), "H200 Tensor Core GPU" (2024),
-"DGX B200" (2024, a eighth of it), "L40S" (2023), "L4" (2023) and the "Ada GPU architecture" paper (2022, RTX 4090; bf16
-with fp32 sums). Links: one direction of NVLink, or PCIe 4.0 x16 where there is none.
+"DGX B200" (2024, an eighth of it), "L40S" (2023), "L4" (2023) and the "Ada GPU architecture" paper (2022, RTX 4090;
+bf16 with fp32 sums). Links: one direction of NVLink, or PCIe 4.0 x16 where there is none.
 """
 
 from __future__ import annotations

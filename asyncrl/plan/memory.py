@@ -28,6 +28,8 @@ GENERATOR_RESERVE = 4 * GIB
 """Of vLLM within gpu_memory_utilization: activations of its largest batch, logits, CUDA graphs. An assumption."""
 GPU_MEMORY_UTILIZATION = 0.92
 """vLLM 0.32's default."""
+WIDTH = {"bfloat16": 2, "float32": 4}
+"""Bytes of a number in `weights.dtype`."""
 TILE = 8192
 """Edge of a tile of logits on a GPU (`algorithms/logprobs.py`)."""
 _TILE_BYTES = 16
@@ -68,7 +70,7 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     """Of rank 0, which has the most."""
     whole, adapters = shape.parameters, adapter_parameters(recipe, shape)
     frozen, trained = (whole, adapters) if adapters else (0, whole)
-    sent = {"bfloat16": 2, "float32": 4}[recipe.weights.dtype]
+    sent = WIDTH[recipe.weights.dtype]
     bf16 = recipe.trainer.precision == "bf16"
     head = recipe.trainer.tokens_per_microbatch * shape.hidden * 8 + min(shape.vocabulary, TILE) * TILE * _TILE_BYTES
     parts: dict[str, float] = {
@@ -131,13 +133,13 @@ def generator(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work)
     """Of an engine over so many GPUs."""
     args, rollout = recipe.rollout.engine_args, recipe.rollout
     usable = float(args.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION)) * gpu.memory_bytes
-    weights = {"bfloat16": 2, "float32": 4}[recipe.weights.dtype] * shape.parameters / num_gpus
+    weights = WIDTH[recipe.weights.dtype] * shape.parameters / num_gpus
     kv_cache = usable - weights - GENERATOR_RESERVE
-    token = kv_bytes(shape, num_gpus)
+    token = kv_bytes(recipe, shape, num_gpus)
     sequences = int(kv_cache // (token * (work.prompt_tokens + work.lengths.mean)))
     return Generator(weights, kv_cache, sequences, token * (rollout.max_prompt_tokens + rollout.max_new_tokens))
 
 
-def kv_bytes(shape: Shape, num_gpus: int) -> int:
-    """Keys and values of one token on one GPU, in bf16. No GPU holds less than one head's."""
-    return 2 * 2 * shape.layers * shape.head_dim * max(1, -(-shape.kv_heads // num_gpus))
+def kv_bytes(recipe: Recipe, shape: Shape, num_gpus: int) -> int:
+    """Keys and values of one token on one GPU, in the weights' type. No GPU holds less than one head's."""
+    return 2 * WIDTH[recipe.weights.dtype] * shape.layers * shape.head_dim * max(1, -(-shape.kv_heads // num_gpus))

@@ -174,7 +174,9 @@ def _measured(profile: Profile, scene: Scene) -> Scene:
 
 def _on_cpus(recipe: Recipe, profile: Profile | None) -> Plan:
     if profile is None:
-        raise UserError("--gpus 0 has no figures to go by: say --profile RUN_DIR of a run on these CPUs")
+        raise UserError(
+            "a recipe on CPUs (--gpus 0) has no figures to go by: say --profile RUN_DIR of a run on them, or --gpus N"
+        )
     ran = profile.recipe
     if profile.on_gpus:
         raise UserError(f"--profile {profile.name} ran on GPUs, which says nothing of CPUs; say --gpus, or another run")

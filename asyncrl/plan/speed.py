@@ -31,6 +31,8 @@ MODEL_FLOPS_UTILIZATION = 0.33
 """Of a training pass. torchtitan's docs/performance.md: Llama 3.1 8B, FSDP2 on 8 H100, without compilation."""
 INFERENCE_FLOPS_UTILIZATION = 0.4
 """Of prefill and of the products of decoding. An assumption."""
+FP32_SPEED = 1 / 15
+"""Of products in fp32 over those in bf16: 67 against 989 TFLOP/s on an H100, 19.5 against 312 on an A100."""
 BANDWIDTH_UTILIZATION = 0.7
 """Of memory and of links. An assumption; a copy kernel reaches 0.9 of memory."""
 DECODE_STEP_S = 0.004
@@ -63,10 +65,11 @@ def decode(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) ->
     held = memory.generator(recipe, shape, gpu, num_gpus, work)
     large = gpu.memory_gib >= 70 and "A100" not in gpu.name
     limit = int(recipe.rollout.engine_args.get("max_num_seqs", MAX_SEQUENCES[large]))
-    products_s = 2 * _active(shape) / (num_gpus * gpu.flops_per_s * INFERENCE_FLOPS_UTILIZATION)
+    flops_per_s = gpu.flops_per_s * (1 if recipe.weights.dtype == "bfloat16" else FP32_SPEED)
+    products_s = 2 * _active(shape) / (num_gpus * flops_per_s * INFERENCE_FLOPS_UTILIZATION)
     # The prompt of a group is computed once (vLLM's prefix cache), in steps that the others wait for.
     prefill_s = products_s * work.prompt_tokens / (work.group_size * work.lengths.mean)
-    cache_s = memory.kv_bytes(shape, num_gpus) * work.context_tokens / bandwidth
+    cache_s = memory.kv_bytes(recipe, shape, num_gpus) * work.context_tokens / bandwidth
     sums_s = 2 * shape.layers * ALL_REDUCE_S if num_gpus > 1 else 0.0
     return DecodeSpeed(
         step_s=held.weights / bandwidth + sums_s + DECODE_STEP_S,
@@ -90,7 +93,8 @@ def train(recipe: Recipe, shape: Shape, gpu: Gpu, ranks: int, shard_ranks: int, 
     with_gradient = (1 + backward + recipe.trainer.gradient_checkpointing) * body + (2 + backward) * head
     number = num_gradients(recipe) * (1 + has_critic(recipe))
     flops = share * (number * with_gradient + passes_without_gradient(recipe) * (body + head))
-    token_s = flops / (ranks * gpu.flops_per_s * MODEL_FLOPS_UTILIZATION)
+    flops_per_s = gpu.flops_per_s * (1 if recipe.trainer.precision == "bf16" else FP32_SPEED)
+    token_s = flops / (ranks * flops_per_s * MODEL_FLOPS_UTILIZATION)
     trained = adapters or shape.parameters
     bandwidth = gpu.memory_bytes_per_s * BANDWIDTH_UTILIZATION
     updates = recipe.trainer.epochs * recipe.trainer.minibatches
@@ -123,7 +127,7 @@ def _link(gpu: Gpu, num_gpus: int) -> float:
 
 def push(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, ranks: int) -> float:
     """Seconds that generators stand still for new weights, with `num_gpus` in the run."""
-    width = {"bfloat16": 2, "float32": 4}[recipe.weights.dtype]
+    width = memory.WIDTH[recipe.weights.dtype]
     if recipe.trainer.lora.rank:
         return PUSH_S + width * shape.parameters / PAGE_CACHE_BYTES_PER_S
     if channel(recipe) != "nccl":

@@ -101,8 +101,9 @@ def test_what_the_weights_leave_is_the_kv_cache() -> None:
     shape, _ = models.find("Qwen/Qwen2.5-7B", Path())
     gpu = gpus.find("H100")
     one, two = (memory.generator(recipe(), shape, gpu, n, assumed(recipe())) for n in (1, 2))
-    assert memory.kv_bytes(shape, 1) == 57_344  # 2 x 28 layers x 4 heads x 128 x 2 bytes
-    assert memory.kv_bytes(shape, 8) == 57_344 / 4
+    assert memory.kv_bytes(recipe(), shape, 1) == 57_344  # 2 x 28 layers x 4 heads x 128 x 2 bytes
+    assert memory.kv_bytes(recipe(), shape, 8) == 57_344 / 4
+    assert memory.kv_bytes(recipe("weights.dtype=float32"), shape, 1) == 2 * 57_344
     usable = 0.85 * gpu.memory_bytes - memory.GENERATOR_RESERVE
     assert one.kv_cache == pytest.approx(usable - 2 * shape.parameters)
     assert two.kv_cache == pytest.approx(usable - shape.parameters)
