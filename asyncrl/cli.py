@@ -73,6 +73,22 @@ def _parser() -> _Parser:
     resume.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
     resume.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
 
+    plan = commands.add_parser(
+        "plan",
+        help="how much memory a recipe takes on GPUs, how fast it would be, and how best to divide them",
+        usage="asyncrl plan RECIPE [key=value ...] [--gpus N] [--gpu NAME] [--profile RUN_DIR] [--mean-tokens N]",
+    )
+    plan.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    plan.add_argument(
+        "--gpus", type=_whole, metavar="N", help="in all; 0: the recipe on CPUs (default: what the recipe asks for)"
+    )
+    plan.add_argument("--gpu", metavar="NAME", default="H100", help="which, such as A100-80GB (default: H100)")
+    plan.add_argument(
+        "--profile", metavar="RUN_DIR", help="a run whose speeds and lengths count instead of assumed ones"
+    )
+    plan.add_argument("--mean-tokens", type=_count, metavar="N", help="of a completion, without a profile")
+
     submit = commands.add_parser(
         "submit",
         help="run a recipe on a Ray cluster, or write the file that starts one",
@@ -139,6 +155,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
+    return int(text)
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"'{text}' is not a port, 0 to 65535")
@@ -177,6 +199,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return _train(arguments.recipe, arguments.overrides, arguments.dry_run, arguments.or_resume)
         case "resume":
             return _resume(arguments.run_dir, arguments.overrides)
+        case "plan":
+            return _plan(arguments)
         case "submit":
             return _submit(arguments)
         case "attach" | "stop":
@@ -242,6 +266,18 @@ def _check_same(recipe: Recipe, before: Recipe) -> None:
             f"run_dir {recipe.run_dir} holds a run of another recipe (other {', '.join(changed)}); choose another "
             f"run_dir, or say the change to it: asyncrl resume {recipe.run_dir} key=value"
         )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from asyncrl.plan.show import report
+    from asyncrl.recipe.check import check
+    from asyncrl.recipe.load import load
+
+    base_dir, recipe = Path.cwd(), load(arguments.recipe, arguments.overrides)
+    check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
+    profile = arguments.profile and _local(arguments.profile, whole=False)
+    print(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens), sep="\n")
+    return 0
 
 
 def _submit(arguments: argparse.Namespace) -> int:

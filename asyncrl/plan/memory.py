@@ -1,0 +1,145 @@
+"""Bytes on a GPU: of a trainer rank, part by part as `trainer/` holds them, and of a generator.
+
+P parameters, s ranks per copy of the model (FSDP2), d the width. On a rank:
+
+    weights      4 P/s    fp32 masters; with LoRA the frozen base is whole on every rank
+    gradients    4 P/s    fp32, of what is trained
+    optimizer    8 P/s    AdamW's two moments
+    bf16 copies  2 P of autocast on one rank; on several what FSDP2 gathers: the root and two layers
+    activations  what autograd saves of each layer, for tokens_per_microbatch tokens
+    head         the tiles of `algorithms/logprobs.py`
+    staging      two copies of P/s in weights.dtype, and on rank 0 the largest parameter twice (channel nccl)
+
+While it loads, each rank has the whole model in fp32 on its GPU (`trainer/model.py`) before FSDP2 divides it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asyncrl.plan.gpus import GIB, Gpu
+from asyncrl.plan.shape import Shape
+from asyncrl.plan.work import Work, adapter_parameters, channel, has_critic, needs_reference
+from asyncrl.recipe.schema import Recipe
+
+TRAINER_RESERVE = 2 * GIB
+"""CUDA's context, NCCL's buffers, and what lies unused between tensors. An assumption."""
+GENERATOR_RESERVE = 4 * GIB
+"""Of vLLM within gpu_memory_utilization: activations of its largest batch, logits, CUDA graphs. An assumption."""
+GPU_MEMORY_UTILIZATION = 0.92
+"""vLLM 0.32's default."""
+WIDTH = {"bfloat16": 2, "float32": 4}
+"""Bytes of a number in `weights.dtype`."""
+TILE = 8192
+"""Edge of a tile of logits on a GPU (`algorithms/logprobs.py`)."""
+_TILE_BYTES = 16
+"""Per logit of a tile: in bf16 as it is computed, in fp32, its exponential, the product in fp32 and in bf16."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Bytes of one rank, by what they are for."""
+
+    parts: dict[str, float]
+    loading: float
+    """At start-up, when nothing but weights is there."""
+
+    @property
+    def total(self) -> float:
+        return max(sum(self.parts.values()), self.loading)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Bytes of one GPU of an engine, and what they hold."""
+
+    weights: float
+    kv_cache: float
+    """What is left for it; less than 0 if the weights do not fit."""
+    sequences: int
+    """Of mean length that fit."""
+    longest: float
+    """KV cache of the longest request."""
+
+    @property
+    def fits(self) -> bool:
+        return self.kv_cache >= self.longest
+
+
+def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Trainer:
+    """Of rank 0, which has the most."""
+    whole, adapters = shape.parameters, adapter_parameters(recipe, shape)
+    frozen, trained = (whole, adapters) if adapters else (0, whole)
+    sent = WIDTH[recipe.weights.dtype]
+    bf16 = recipe.trainer.precision == "bf16"
+    head = recipe.trainer.tokens_per_microbatch * shape.hidden * 8 + min(shape.vocabulary, TILE) * TILE * _TILE_BYTES
+    parts: dict[str, float] = {
+        "weights": 4 * (frozen + trained / shard_ranks),
+        "gradients": 4 * trained / shard_ranks,
+        "optimizer": 8 * trained / shard_ranks,
+        "bf16 copies": _copies(recipe, shape, ranks, bf16),
+        "activations": _activations(recipe, shape, ranks),
+        "head": head + (0 if adapters or ranks > 1 else 4 * shape.embedding),
+        "staging": 0.0,
+        "reserve": TRAINER_RESERVE,
+    }
+    if channel(recipe) == "nccl":
+        parts["staging"] = 2 * sent * trained / shard_ranks + (2 * sent * shape.embedding if ranks > 1 else 0)
+    loading = float(4 * whole + TRAINER_RESERVE)
+    if needs_reference(recipe) and not adapters:
+        parts["reference"] = sent * whole / shard_ranks
+        loading += 4 * whole / shard_ranks + sent * whole
+    if has_critic(recipe):
+        parts["critic"] = 16 * whole / shard_ranks
+        loading += 4 * whole / shard_ranks
+    return Trainer(parts, loading)
+
+
+def _copies(recipe: Recipe, shape: Shape, ranks: int, bf16: bool) -> float:
+    """Of weights in the type of the products: autocast keeps all of them until the backward pass; FSDP2 gathers the
+    root's (embedding and head) and two layers' parameters, with the gradients of the root and a layer as they are
+    reduced."""
+    if recipe.trainer.lora.rank:
+        kept = shape.layer_parameters if recipe.trainer.gradient_checkpointing else shape.parameters
+        return 2 * kept if bf16 else 0
+    if ranks == 1:
+        return 2 * shape.parameters if bf16 else 0
+    root = (1 if shape.tied else 2) * shape.embedding
+    width = 2 if bf16 else 4
+    return (2 * width + 4) * root + (3 * width + 4) * shape.layer_parameters
+
+
+def activation_bytes(shape: Shape, sharded: bool) -> int:
+    """That autograd saves per token of a layer in bf16. `sharded`: FSDP2 hands out bf16 weights, so that what goes from
+    layer to layer is bf16 too. Counted with torch's hooks on saved tensors; a test counts again."""
+    residual = 16 if sharded else 26
+    attention = 4 * (shape.queries + shape.keys) + 4 * shape.heads
+    if shape.qk_norm:
+        attention += 6 * (shape.queries + shape.keys) + 4 * (shape.heads + shape.kv_heads)
+    return residual * shape.hidden + attention + 8 * shape.intermediate * max(1, shape.active_experts) + 8
+
+
+def _activations(recipe: Recipe, shape: Shape, ranks: int) -> float:
+    """With the gradients of one layer, which are about as large as what it saved."""
+    sharded = ranks > 1 and not recipe.trainer.lora.rank
+    layer = activation_bytes(shape, sharded) * (1 if recipe.trainer.precision == "bf16" else 2)
+    kept = shape.layers * layer
+    if recipe.trainer.gradient_checkpointing:
+        kept = shape.layers * shape.hidden * (2 if sharded else 4) + layer
+    return float((kept + layer) * recipe.trainer.tokens_per_microbatch)
+
+
+def generator(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) -> Generator:
+    """Of an engine over so many GPUs."""
+    args, rollout = recipe.rollout.engine_args, recipe.rollout
+    usable = float(args.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION)) * gpu.memory_bytes
+    weights = WIDTH[recipe.weights.dtype] * shape.parameters / num_gpus
+    kv_cache = usable - weights - GENERATOR_RESERVE
+    token = kv_bytes(recipe, shape, num_gpus)
+    sequences = int(kv_cache // (token * (work.prompt_tokens + work.lengths.mean)))
+    return Generator(weights, kv_cache, sequences, token * (rollout.max_prompt_tokens + rollout.max_new_tokens))
+
+
+def kv_bytes(recipe: Recipe, shape: Shape, num_gpus: int) -> int:
+    """Keys and values of one token on one GPU, in the weights' type. No GPU holds less than one head's."""
+    return 2 * WIDTH[recipe.weights.dtype] * shape.layers * shape.head_dim * max(1, -(-shape.kv_heads // num_gpus))

@@ -1,0 +1,127 @@
+"""What a run has measured, for the plan of another: lengths, tokens per second while busy, pushes, what is filtered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from asyncrl.control.settings import Settings
+from asyncrl.errors import UserError
+from asyncrl.observe.metrics import read_lines
+from asyncrl.plan.work import Work
+from asyncrl.recipe.load import load
+from asyncrl.recipe.schema import Recipe
+from asyncrl.simulate.engine import DecodeSpeed
+from asyncrl.simulate.figures import Figures, figures, steady
+from asyncrl.simulate.lengths import Lengths
+from asyncrl.simulate.simulation import Scene, simulate
+
+LEAST_STEPS = 4
+_LEAST_SAMPLES = 16
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A run's figures, without its first steps."""
+
+    name: str
+    recipe: Recipe
+    figures: Figures
+    sample: Sequence[float]
+    """Completions, in tokens: one trajectory each of two groups a step. Empty if there are too few."""
+    prompt_tokens: float
+    push_s: float
+    checkpoint_s: float
+    """Of one."""
+    filtered_share: float
+
+    @property
+    def on_gpus(self) -> bool:
+        return bool(self.recipe.rollout.gpus_per_replica and self.recipe.trainer.gpus_per_rank)
+
+    @property
+    def num_samples(self) -> int:
+        return self.recipe.groups_per_step * self.recipe.group_size
+
+    @property
+    def train_token_s(self) -> float:
+        """Seconds of the trainer per completion token of a batch."""
+        return self.figures.seconds("trainer_time/busy") / (self.num_samples * self.figures.completion_tokens)
+
+    @property
+    def driver_s(self) -> float:
+        """Of a step, that the trainer stands still for none of the measured reasons."""
+        names = ("trainer_time/unaccounted", "trainer_time/wait_publish")
+        return sum(self.figures.seconds(name) for name in names)
+
+    def work(self, recipe: Recipe) -> Work:
+        """Of another recipe for the same model, whose completions end at its own max_new_tokens."""
+        longest = recipe.rollout.max_new_tokens
+        mean = min(max(1.0, self.figures.completion_tokens), longest)
+        shape = Lengths.measured(self.sample, mean, longest) if self.sample else Lengths.log_normal(mean, longest)
+        origin = f"measured in {self.name}: prompts of {self.prompt_tokens:.0f} tokens and completions of {mean:.0f}"
+        return Work(recipe.groups_per_step, recipe.group_size, self.prompt_tokens, shape, origin)
+
+    def calibrated(self, settings: Settings, scene: Scene) -> DecodeSpeed:
+        """The scene's decoding, faster or slower, so that the run it was measured in, simulated, makes as many tokens
+        per second of busy time as it did. `settings` and `scene` are that run's."""
+        decode = scene.decode
+        steps = simulated_steps(settings, scene.group_size)
+        for _ in range(_ROUNDS):
+            records = simulate(replace(settings, max_steps=steps), replace(scene, decode=decode))
+            made = figures(steady(records), self.num_samples, scene.replicas).busy_tokens_per_s
+            decode = decode.scaled(made / self.figures.busy_tokens_per_s)
+        return decode
+
+
+def simulated_steps(settings: Settings, group_size: int) -> int:
+    """Enough to leave the start behind and to average over, and not so many that a plan takes long."""
+    return 2 * (int(settings.max_staleness) + 2) + max(8, min(32, 8000 // (settings.groups_per_step * group_size)))
+
+
+def read(run_dir: Path) -> Profile:
+    """Raises UserError if it is no run, or too short a one."""
+    if not (run_dir / "recipe.yaml").is_file():
+        raise UserError(f"--profile {run_dir} is not a run directory: it has no recipe.yaml")
+    recipe, records = load(run_dir / "recipe.yaml"), read_lines(run_dir / "metrics.jsonl")
+    if len(records) < LEAST_STEPS:
+        raise UserError(f"--profile {run_dir} has {len(records)} steps; a plan needs a run of at least {LEAST_STEPS}")
+    kept, num_samples = steady(records), recipe.groups_per_step * recipe.group_size
+    found = figures(kept, num_samples, recipe.rollout.replicas)
+    if not found.busy_tokens_per_s:
+        raise UserError(f"--profile {run_dir} has no generator that was ever busy; take a run that generates")
+    lengths = [len(line["tokens"]) for line in read_lines(run_dir / "samples.jsonl") if line.get("tokens")]
+    last = kept[-1]
+    ended = last["groups/filtered"] + last["groups/trained"]
+    return Profile(
+        name=str(run_dir),
+        recipe=recipe,
+        figures=found,
+        sample=lengths if len(lengths) >= _LEAST_SAMPLES else (),
+        prompt_tokens=_prompt_tokens(recipe, kept),
+        push_s=fmean(record["publish/pause_s"] or 0.0 for record in kept),
+        checkpoint_s=_checkpoint_s(recipe, kept),
+        filtered_share=last["groups/filtered"] / ended if ended else 0.0,
+    )
+
+
+def _prompt_tokens(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> float:
+    """What passed the model less what was trained, per group: shared beginnings, which are mostly prompts."""
+    epochs = recipe.trainer.epochs
+    spare = [
+        r["trainer/forward_tokens"] / epochs - r["tokens/trained"] for r in records if "trainer/forward_tokens" in r
+    ]
+    return max(0.0, fmean(spare) / recipe.groups_per_step) if spare else 0.0
+
+
+def _checkpoint_s(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> float:
+    every = recipe.checkpoint.every_steps
+    num_samples = recipe.groups_per_step * recipe.group_size
+    spent = sum(r["trainer_time/checkpoint"] * num_samples / r["throughput/samples_per_s"] for r in records)
+    # The copy stalls the step after the one that was saved.
+    saved = sum(r["step"] % every == 0 and r["step"] > 0 for r in records) if every else 0
+    return spent / saved if saved else 0.0

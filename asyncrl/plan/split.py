@@ -1,0 +1,133 @@
+"""Ways to divide N GPUs between generators and trainer ranks, and what keeps one from fitting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from asyncrl.errors import UserError
+from asyncrl.launch.shape import GPUS_PER_NODE, Piece, place
+from asyncrl.plan import memory
+from asyncrl.plan.gpus import GIB, Gpu
+from asyncrl.plan.shape import Shape
+from asyncrl.plan.work import Work
+from asyncrl.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Split:
+    """Generators of some GPUs each, and trainer ranks of one."""
+
+    replicas: int
+    gpus_per_replica: int
+    ranks: int
+    shard_ranks: int
+    """Ranks that hold one copy of the model together."""
+
+    @property
+    def num_gpus(self) -> int:
+        return self.replicas * self.gpus_per_replica + self.ranks
+
+    def overrides(self, recipe: Recipe) -> str:
+        """Keys that make the recipe this split."""
+        g = self.gpus_per_replica
+        wanted: dict[str, object] = {
+            "rollout.replicas": self.replicas,
+            "rollout.gpus_per_replica": g,
+            "rollout.engine_args.tensor_parallel_size": g,
+            "trainer.ranks": self.ranks,
+            "trainer.gpus_per_rank": 1,
+        }
+        there = {
+            "rollout.gpus_per_replica": recipe.rollout.gpus_per_replica,
+            "rollout.engine_args.tensor_parallel_size": g if _pipelined(recipe) else _tensor_parallel(recipe),
+            "trainer.gpus_per_rank": recipe.trainer.gpus_per_rank,
+        }
+        if self.shard_ranks != (recipe.trainer.shard_ranks or self.ranks):
+            wanted["trainer.shard_ranks"] = "null" if self.shard_ranks == self.ranks else self.shard_ranks
+        return " ".join(f"{key}={value}" for key, value in wanted.items() if there.get(key) != value)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Split:
+        """The one that the recipe has."""
+        rollout, trainer = recipe.rollout, recipe.trainer
+        return cls(rollout.replicas, rollout.gpus_per_replica, trainer.ranks, trainer.shard_ranks or trainer.ranks)
+
+
+def splits(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) -> list[Split]:
+    """All that fit. Raises UserError if none does: what is too large, and what to change."""
+    if num_gpus < 2:
+        raise UserError("--gpus 1 is too few: a generator and a trainer rank need one each; say --gpus 2 or more")
+    sizes = [size for size in _engine_sizes(recipe, shape) if size < num_gpus]
+    fitting = [size for size in sizes if memory.generator(recipe, shape, gpu, size, work).fits]
+    if not fitting:
+        raise UserError(_generator_fault(recipe, shape, gpu, sizes[-1] if sizes else 1, work))
+    found = list(_with(recipe, shape, gpu, num_gpus, fitting))
+    if not found:
+        raise UserError(_trainer_fault(recipe, shape, gpu, num_gpus - min(fitting)))
+    return found
+
+
+def _engine_sizes(recipe: Recipe, shape: Shape) -> list[int]:
+    """GPUs of one engine: powers of two by tensor parallelism on one node; with pipelines those of the recipe."""
+    if _pipelined(recipe):
+        return [max(1, recipe.rollout.gpus_per_replica)]
+    sizes = {1, 2, 4, 8, _tensor_parallel(recipe)}
+    return sorted(size for size in sizes if shape.heads % size == 0 and size <= GPUS_PER_NODE)
+
+
+def _tensor_parallel(recipe: Recipe) -> int:
+    return int(recipe.rollout.engine_args.get("tensor_parallel_size", 1))
+
+
+def _pipelined(recipe: Recipe) -> bool:
+    return int(recipe.rollout.engine_args.get("pipeline_parallel_size", 1)) > 1
+
+
+def _with(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, sizes: list[int]) -> Iterator[Split]:
+    for size in sizes:
+        for replicas in range(1, (num_gpus - 1) // size + 1):
+            split = Split(replicas, size, ranks := num_gpus - replicas * size, _shard_ranks(recipe, ranks))
+            pieces = [Piece("generator", size)] * replicas + [Piece("trainer rank", 1)] * ranks
+            nodes = [min(GPUS_PER_NODE, num_gpus - start) for start in range(0, num_gpus, GPUS_PER_NODE)]
+            held = memory.trainer(recipe, shape, ranks, split.shard_ranks)
+            usable = ranks <= recipe.groups_per_step * recipe.group_size
+            if usable and held.total <= gpu.memory_bytes and not place(pieces, nodes):
+                yield split
+
+
+def _shard_ranks(recipe: Recipe, ranks: int) -> int:
+    """The recipe's, if it divides the ranks."""
+    asked = recipe.trainer.shard_ranks
+    return asked if asked and ranks % asked == 0 else ranks
+
+
+def _generator_fault(recipe: Recipe, shape: Shape, gpu: Gpu, size: int, work: Work) -> str:
+    held = memory.generator(recipe, shape, gpu, size, work)
+    return (
+        f"rollout: {recipe.model} does not fit {size} x {gpu.name} ({gpu.memory_gib:.0f} GiB): its weights take "
+        f"{held.weights / GIB:.0f} GiB of each, the longest request {held.longest / GIB:.1f} GiB, and "
+        f"{max(0.0, held.kv_cache) / GIB:.1f} GiB are left for it; say a larger --gpu or --gpus, "
+        "or lower rollout.max_new_tokens"
+    )
+
+
+def _trainer_fault(recipe: Recipe, shape: Shape, gpu: Gpu, ranks: int) -> str:
+    shard_ranks = _shard_ranks(recipe, ranks)
+    held = memory.trainer(recipe, shape, ranks, shard_ranks)
+    if held.loading > gpu.memory_bytes:
+        return (
+            f"trainer: each rank loads the whole model in fp32 before it is divided, {held.loading / GIB:.0f} GiB, and "
+            f"a {gpu.name} has {gpu.memory_gib:.0f}; say a larger --gpu, or take a smaller model"
+        )
+    if held.total <= gpu.memory_bytes:
+        return (
+            f"trainer: no division of the GPUs over nodes of {GPUS_PER_NODE} has room for ranks and generators; "
+            "say other --gpus"
+        )
+    most = max(held.parts, key=lambda name: held.parts[name])
+    cure = "" if recipe.trainer.gradient_checkpointing else ", set trainer.gradient_checkpointing=true"
+    return (
+        f"trainer: each of {ranks} rank(s) needs {held.total / GIB:.0f} GiB ({most} {held.parts[most] / GIB:.0f}), and "
+        f"a {gpu.name} has {gpu.memory_gib:.0f}; lower trainer.tokens_per_microbatch{cure}, or say more --gpus"
+    )
