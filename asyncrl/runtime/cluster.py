@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import Config
 
 from asyncrl.errors import UserError
 from asyncrl.ray_token import has_token
@@ -56,6 +57,8 @@ def _reachable_from_here_only() -> Iterator[None]:
         os.environ["RAY_AUTH_MODE"] = "token"
         if not has_token():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Ray reads its settings when it is imported, which was long ago; this reads them again.
+        Config.initialize("")
     # ray.init puts the address of this machine in the place of 127.0.0.1, unless clusters are said to be unsupported.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
