@@ -119,8 +119,9 @@ class Recorder:
             logger.warning("step %d: %s", step, sentence)
         record["health/warnings"] = self._health.num_active
         self._writer.write(record)
-        self._trackers.log(step, record)
-        self._write_samples(step, batch)
+        samples = [group.sample for group in batch[:2] if group.sample]
+        self._trackers.log(step, record, samples)
+        self._write_samples(step, samples)
         self._shares.append({k: v for k, v in record.items() if "_time/" in k})
         self.last = record
         self._step_began = self._trainer_free = now
@@ -137,10 +138,10 @@ class Recorder:
         }
         return {f"trainer_time/{k}": v for k, v in shares(measured, wall_s).items()}
 
-    def _write_samples(self, step: int, batch: list[GroupSummary]) -> None:
+    def _write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
         path = self.run_dir / "samples.jsonl"
         with naming(path), path.open("a") as file:
-            file.writelines(json.dumps({"step": step, **g.sample}) + "\n" for g in batch[:2] if g.sample)
+            file.writelines(json.dumps({"step": step, **sample}) + "\n" for sample in samples)
 
     def finish(self, ledger: Ledger, worst_case: int) -> dict[str, Any]:
         """Write and return the summary."""

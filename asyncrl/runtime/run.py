@@ -25,7 +25,7 @@ from asyncrl.models import TINY_LLAMA, load_tokenizer, make_tiny_llama
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.report import write_report
-from asyncrl.observe.trackers import Trackers
+from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check
 from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
@@ -37,6 +37,7 @@ from asyncrl.runtime.driver import Driver, Stop
 from asyncrl.runtime.lock import RunLock
 from asyncrl.runtime.orphans import end_leftovers
 from asyncrl.runtime.places import Places, reserve
+from asyncrl.runtime.prometheus import Prometheus
 from asyncrl.runtime.pushes import Pushes
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
@@ -62,7 +63,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
             (run_dir / "recipe.yaml").write_text(dump(recipe))
             recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
             with Pushes(recipe, run_dir):
-                return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+                return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
 def resume(run_dir: Path, overrides: list[str]) -> int:
@@ -85,7 +86,7 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
             (run_dir / "recipe.yaml").write_text(dump(recipe))
             (run_dir / "summary.json").unlink(missing_ok=True)
             with Pushes(recipe, run_dir):
-                return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+                return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
 @contextmanager
@@ -126,7 +127,6 @@ def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
 
 async def _run(
     recipe: Recipe,
-    name: str,
     run_dir: Path,
     base_dir: Path,
     tasks: TaskSource,
@@ -140,7 +140,7 @@ async def _run(
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
-    trackers = Trackers(run_dir, recipe.track, recipe.model_dump(), name)
+    trackers = _trackers(recipe, run_dir, base_dir, controller.worst_case_staleness)
     recorder = Recorder(run_dir, writer, trackers)
     driver = Driver(recipe, run_dir, actors, recovered, tasks, recorder, view)
     # Until all is closed: a signal while the engines stop is no other than one before.
@@ -161,13 +161,20 @@ async def _run(
             raise RunFailed(f"{reason(error)}; `asyncrl resume {run_dir}` goes on") from error
         finally:
             await driver.close()
-            trackers.close()
+            view.phase("closing the trackers, writing the report")
+            await asyncio.to_thread(trackers.close)
             report = _report(run_dir)
     done = "done"
     if not controller.finished and driver.stopping:
         done = f"{driver.stopping.why} after step {controller.steps_done}; `asyncrl resume {run_dir}` goes on"
     view.phase(f"{done}; report: {report}")
     return 0
+
+
+def _trackers(recipe: Recipe, run_dir: Path, base_dir: Path, bound: int) -> Trackers:
+    run = TrackedRun.of(run_dir, recipe.track.project, recipe.model_dump())
+    more = {"Prometheus": lambda: Prometheus(run_dir, {"staleness/bound": bound, "max_steps": recipe.max_steps})}
+    return Trackers(run, recipe.track, recipe.max_steps, base_dir, more)
 
 
 def _report(run_dir: Path) -> str:
