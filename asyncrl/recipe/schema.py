@@ -178,8 +178,8 @@ class TrackRecipe(Part):
     """Project of wandb and trackio, experiment of MLflow."""
     tensorboard: bool = True
     """Write TensorBoard events under the run directory."""
-    also: list[str] = []
-    """More trackers: `mlflow`, `trackio`, or a class of your own by path (`./mine.py:Tracker`; docs/tracking.md)."""
+    also: Annotated[list[str], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)] = []
+    """One or more of `mlflow`, `trackio`, or a class of your own by path (`./mine.py:Tracker`; docs/tracking.md)."""
 
 
 class DeadlinesRecipe(Part):
