@@ -41,6 +41,7 @@ from asyncrl.control.messages import (
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import BudgetSpent, DeadlineExceeded, RunFailed
 from asyncrl.journal.records import ControlLog
+from asyncrl.observe import otel
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
@@ -93,7 +94,7 @@ class Driver:
         self.snapshots = (
             snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
         )
-        self.trace = TraceFile(run_dir / "trace.json")
+        self.trace = TraceFile(run_dir / "trace.json", otel.from_environment(run_dir.name))
         self.trainer = TrainerLink(
             recipe,
             lambda: actors.trainer(self.buffer),
@@ -339,7 +340,7 @@ class Driver:
         """Stop the engines and the reward processes."""
         await self.fleet.close()
         self.journal.close()
-        self.trace.close()
+        await asyncio.to_thread(self.trace.close)
         shutil.rmtree(shared_folder(self.run_dir), ignore_errors=True)
         stacks.tidy(self.run_dir / "stacks")
 
