@@ -10,8 +10,9 @@ from typing import Any
 from asyncrl.errors import UserError, naming
 from asyncrl.observe import page
 from asyncrl.observe.charts import Chart, Series, svg
-from asyncrl.observe.live import duration, number
+from asyncrl.observe.live import number
 from asyncrl.observe.metrics import read_lines
+from asyncrl.observe.progress import duration
 from asyncrl.observe.report import thin
 
 _MOST_COLUMNS = 300

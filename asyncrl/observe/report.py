@@ -18,8 +18,9 @@ import yaml
 from asyncrl.observe import page, samples
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.charts import Chart, Series, svg
-from asyncrl.observe.live import LEDGER_EVENTS, LEDGER_STATES, duration, number
+from asyncrl.observe.live import LEDGER_EVENTS, LEDGER_STATES, number
 from asyncrl.observe.metrics import read_lines
+from asyncrl.observe.progress import duration
 from asyncrl.observe.timeline import timeline
 
 _MOST_COLUMNS = 300

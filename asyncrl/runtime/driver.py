@@ -87,6 +87,7 @@ class Driver:
         self.processes = ProcessTable(run_dir / "processes.json")
         self.processes.put("ray", own_processes())
         self.waiting = WaitingFor(recipe.deadlines.warn_s, self._look_into)
+        view.watch(self.waiting.oldest)
         self.inbox: asyncio.Queue[Event | BaseException | Stop] = asyncio.Queue()
         self.journal = ControlLog(run_dir / "journal", self.controller.state())
         self.buffer = actors.buffer()
@@ -103,6 +104,7 @@ class Driver:
             self.processes,
             self.waiting,
             self.trace,
+            view,
         )
         self.fleet = Fleet(
             recipe,
@@ -138,7 +140,7 @@ class Driver:
             while not self._finished():
                 if not self.stopping:
                     self._decide()
-                self.view.state(vars(self.controller.ledger), self.waiting.oldest(3))
+                self.view.state(vars(self.controller.ledger))
                 if not self._calls and self.inbox.empty():
                     raise RunFailed(f"nothing is under way, and nothing can be started: {self.controller.ledger}")
                 event = await self.inbox.get()
@@ -183,12 +185,18 @@ class Driver:
         """Start all actors side by side, take up what was under way, connect the weight channel, make weights live."""
         fresh = self.controller.live < 0 and self.controller.steps_done == 0
         over = self.controller.steps_done >= self.recipe.max_steps
-        what = "the trainer" if over else f"{self.recipe.rollout.replicas} generator(s) and the trainer"
-        self.view.phase(f"starting {what}")
+        if not fresh:
+            self.view.phase("taking up the groups in the journal")
         await self._take_up()
-        self.trainer.start()
+        roles = "the trainer" if over else f"{self.recipe.rollout.replicas} generator(s) and the trainer"
+        starting = self.view.phase(f"starting {roles}", total=1 if over else self.recipe.rollout.replicas + 1)
+
+        def up(_: object) -> None:
+            starting.done += 1
+
+        self.trainer.start().add_done_callback(up)
         if not over:
-            await self.fleet.start()
+            await self.fleet.start(up)
         await self.trainer.ready()
         if not over:
             await self._go_live(fresh)
@@ -325,12 +333,13 @@ class Driver:
     # -- ends
 
     async def _checkpoint(self) -> None:
-        self.view.phase(f"saving checkpoint {self.controller.steps_done}")
-        with self.recorder.checkpointing():
+        saving = self.view.during(f"saving checkpoint {self.controller.steps_done}")
+        with saving, self.recorder.checkpointing():
             await self.checkpoints.begin(self.controller, self.recorder.last)
 
     async def _save_last(self) -> None:
         """A checkpoint of the last step done, however often the trainer is lost meanwhile."""
+        self.view.phase("completing the last checkpoint")
         await self.checkpoints.wait()
         while self.checkpoints.version < self.controller.steps_done:
             await self._checkpoint()

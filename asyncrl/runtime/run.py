@@ -21,6 +21,7 @@ from asyncrl.control.controller import Controller
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import RunFailed, UserError
+from asyncrl.journal.records import control_bytes
 from asyncrl.models import TINY_LLAMA, load_tokenizer, make_tiny_llama
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.metrics import MetricsWriter
@@ -55,15 +56,17 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
         run_dir = storage.local_copy(url)
         if storage.exists(url) or run_dir.exists():
             raise UserError(f"run_dir {url} exists; choose another run_dir, or `asyncrl resume` it")
-    tasks = _tasks(recipe, base_dir)
-    with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view) as places:
-        _make(run_dir)
-        with RunLock(run_dir):
-            (run_dir / "checkpoints").mkdir()
-            (run_dir / "recipe.yaml").write_text(dump(recipe))
-            recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
-            with Pushes(recipe, run_dir):
-                return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+    with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view:
+        view.phase("loading the data")
+        tasks = _tasks(recipe, base_dir)
+        with _ray(recipe, view) as places:
+            _make(run_dir)
+            with RunLock(run_dir):
+                (run_dir / "checkpoints").mkdir()
+                (run_dir / "recipe.yaml").write_text(dump(recipe))
+                recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
+                with Pushes(recipe, run_dir):
+                    return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
 def resume(run_dir: Path, overrides: list[str]) -> int:
@@ -71,22 +74,34 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
     recipe = load(run_dir / "recipe.yaml", overrides)
     base_dir = Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
-    with RunLock(run_dir):
+    with RunLock(run_dir), LiveView(recipe.max_steps, run_dir.name, worst_case_staleness(recipe)) as view:
+        view.phase("ending what the run before this left behind")
         for role in end_leftovers(run_dir / "processes.json", deadline_s=30.0):
             logger.warning("ended %s, left behind by the run that broke off", role)
-        recovered = recover(run_dir.resolve(), control_settings(recipe))
-        if recovered.version >= recipe.max_steps and (run_dir / "summary.json").exists():
-            raise UserError(
-                f"{run_dir} has done all its {recipe.max_steps} steps; "
-                f"add max_steps=N with N > {recovered.version} to go on"
-            )
+        recovered = _recovered(recipe, run_dir, view)
+        view.phase("loading the data")
         tasks = _tasks(recipe, base_dir)
-        name = run_dir.name
-        with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view) as places:
+        with _ray(recipe, view) as places:
             (run_dir / "recipe.yaml").write_text(dump(recipe))
             (run_dir / "summary.json").unlink(missing_ok=True)
             with Pushes(recipe, run_dir):
                 return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+
+
+def _recovered(recipe: Recipe, run_dir: Path, view: LiveView) -> Recovered:
+    """Raises UserError if there is nothing left to do."""
+    reading = view.phase("reading the journal, in KiB", total=control_bytes(run_dir / "journal") // 1024)
+
+    def read(num_bytes: int) -> None:
+        reading.done = num_bytes // 1024
+
+    recovered = recover(run_dir.resolve(), control_settings(recipe), read)
+    if recovered.version >= recipe.max_steps and (run_dir / "summary.json").exists():
+        raise UserError(
+            f"{run_dir} has done all its {recipe.max_steps} steps; "
+            f"add max_steps=N with N > {recovered.version} to go on"
+        )
+    return recovered
 
 
 @contextmanager

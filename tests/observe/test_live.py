@@ -18,7 +18,8 @@ def show(made_up: Any, terminal: bool) -> str:
         view.phase("starting Ray")
         for record in made_up.records():
             view.step(record)
-        view.state({"running": 3, "ready": 2, "trained": 320}, ["trainer: step 19, for 4 s of 60 s"])
+        view.state({"running": 3, "ready": 2, "trained": 320})
+        view.watch(lambda count: ["trainer: step 19, for 4 s of 60 s"][:count])
         if view._live:
             view._live.refresh()
     return out.getvalue()
@@ -37,6 +38,52 @@ def test_the_panel_shows_progress_tasks_and_waits(made_up: Any) -> None:
     panel = show(made_up, terminal=True)
     for text in ("arithmetic", "20/20", "running 3", "ready 2", "trainer: step 19, for 4 s of 60 s"):
         assert text in panel
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_what_lasts_is_said_again_at_each_doubling_with_the_amount_and_the_wait() -> None:
+    out, clock = io.StringIO(), Clock()
+    view = LiveView(20, "arithmetic", 2, console=Console(file=out, width=110), clock=clock)
+    view.watch(lambda count: ["generator-0: to load the model, for 20 s of 900 s"])
+    view.phase("starting the actors", total=3).done += 1
+    for clock.now_s in range(45):
+        view._beat()
+    view.phase("stopping")
+    lines = [line.partition("  ")[2] for line in out.getvalue().splitlines()]
+    waits = ": waiting for generator-0: to load the model, for 20 s of 900 s"
+    again = [f"starting the actors, 1 of 3, {seconds} s{waits}" for seconds in (5, 10, 20, 40)]
+    assert lines == ["starting the actors", *again, "stopping"]
+
+
+def test_a_log_is_told_when_a_step_takes_long(made_up: Any) -> None:
+    out, clock = io.StringIO(), Clock()
+    view = LiveView(20, "arithmetic", 2, console=Console(file=out, width=110), clock=clock)
+    for record in made_up.records()[:2]:
+        view.step(record)
+        clock.now_s += 29
+        view._beat()
+    clock.now_s += 2
+    view._beat()
+    lines = [line.partition("  ")[2] for line in out.getvalue().splitlines()]
+    assert len(lines) == 3
+    assert lines[-1] == "training, 31 s"
+
+
+def test_the_panel_has_a_bar_where_the_amount_is_known() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=110, height=40, _environ={"TERM": "xterm"})
+    with LiveView(20, "arithmetic", 2, console=console) as view:
+        view.phase("reading the journal", total=8).done = 4
+        view._live.refresh()
+    line = next(line for line in out.getvalue().splitlines() if "reading the journal, 4 of 8" in line)
+    assert "━" in line
 
 
 def test_handlers_without_a_stream_are_left_alone(made_up: Any) -> None:
