@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _FIRST_S = 5.0
+_FIRST_ALONE_S = 2.0
+"""Where no line has said what is begun."""
 _LOOK_S = 1.0
 
 
@@ -54,16 +56,17 @@ class Heart:
 
 
 @contextmanager
-def shown(text: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
-    """Show on stderr how far the block is; it calls what it gets with how much is done."""
+def shown(text: str, total: int = 0, console: Console | None = None) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far the block is; it calls what it gets with how much of `total` is done, if that is known."""
     console = console or Console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        amount = (MofNCompleteColumn(),) if total else ()
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(text, total=total)
+            task = bar.add_task(text, total=total or None)
             yield lambda done: bar.update(task, completed=done)
         return
-    phase = Phase(text, time.monotonic(), total)
+    phase = Phase(text, time.monotonic(), total, first_s=_FIRST_ALONE_S)
 
     def beat() -> None:
         if phase.due(now_s := time.monotonic()):

@@ -53,3 +53,13 @@ def test_a_terminal_has_a_bar() -> None:
     with shown("reading", total=3, console=console) as advance:
         advance(3)
     assert "3/3" in out.getvalue()
+
+
+def test_a_terminal_has_the_time_where_no_amount_is_known() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, _environ={"TERM": "xterm"})
+    with shown("importing", console=console):
+        pass
+    assert "importing" in out.getvalue()
+    assert "0:00:00" in out.getvalue()
+    assert "/" not in out.getvalue()
