@@ -17,8 +17,7 @@ from hypothesis import settings
 settings.register_profile("asyncrl", deadline=None)
 settings.load_profile("asyncrl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# As `asyncrl train` would: a process reads the mode once, and here tests start Ray of their own before.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Else Ray would write one into this user's home.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 

@@ -72,6 +72,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the shipped recipes and FILES."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    # Other tests' files, whose folders stay there once a file in them was named.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not Path(p).is_relative_to(tmp_path.parent)])
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in FILES.items():
         path = tmp_path / name

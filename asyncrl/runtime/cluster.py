@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import Config
 
 from asyncrl.errors import UserError
-from asyncrl.ray_token import has_token
+from asyncrl.ray_token import TOKEN_FILE
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.orphans import ProcessId, family
 
@@ -52,19 +50,23 @@ def start(recipe: Recipe) -> None:
 
 @contextmanager
 def _reachable_from_here_only() -> Iterator[None]:
-    """Ray's ports on loopback, and a token that other users of this machine do not know."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        if not has_token():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        # Ray reads its settings when it is imported, which was long ago; this reads them again.
-        Config.initialize("")
+    """Ray's ports on loopback. Ray itself asks who connects for a token, which it makes where there is none."""
+    _keep_token_private()
     # ray.init puts the address of this machine in the place of 127.0.0.1, unless clusters are said to be unsupported.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _keep_token_private() -> None:
+    """Ray writes its token so that all users of the machine may read it."""
+    folder = TOKEN_FILE.parent
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True)
+    elif TOKEN_FILE.exists() and TOKEN_FILE.stat().st_uid == os.geteuid():
+        TOKEN_FILE.chmod(0o600)
 
 
 def _check_answers(address: str) -> None:

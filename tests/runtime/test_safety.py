@@ -1,0 +1,86 @@
+"""A run in an environment as a user has it: who can reach its ports, and where its secrets go."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from test_run import asyncrl, kill_group, records, wait_for
+
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "HF_TOKEN": "hf_averysecrettokenthatnobodysees",
+    "AWS_SECRET_ACCESS_KEY": "secretkeyofthestoragethatnobodysees",
+}
+
+
+@pytest.mark.slow
+def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, run_dir = tmp_path / "home", tmp_path / "run"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    arguments = ["recipes/tiny.yaml", "max_steps=500", "track.wandb=offline", f"run_dir={run_dir}"]
+    process = asyncrl("train", *arguments, background=True)
+    try:
+        wait_for(lambda: records(run_dir), process, "the first step")
+        listening = addresses(process.pid)
+        assert listening
+        assert [where for where in listening if not is_loopback(where[0])] == []
+        answer = said_to_a_stranger(process.pid, tmp_path / "other")
+        assert "InvalidAuthToken" in answer
+        assert "NodeID" not in answer
+        process.terminate()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill_group(process)
+    assert process.returncode == 0, output
+    token = home / ".ray/auth_token"
+    assert token.stat().st_mode & 0o077 == 0 or token.parent.stat().st_mode & 0o077 == 0
+    written = b"".join(path.read_bytes() for path in run_dir.rglob("*") if path.is_file()) + output.encode()
+    for secret in (*SECRETS.values(), token.read_text().strip()):
+        assert secret.encode() not in written
+    assert b"reward/mean" in written
+
+
+def is_loopback(ip: str) -> bool:
+    address = ipaddress.ip_address(ip)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def addresses(pid: int) -> set[tuple[str, int]]:
+    """Where a process and all below it listen."""
+    found = set()
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((connection.laddr.ip, connection.laddr.port))
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def said_to_a_stranger(driver: int, home: Path) -> str:
+    """By Ray's head, to another user's client; the client would go on to ask for a minute."""
+    (head,) = [p for p in psutil.Process(driver).children(recursive=True) if p.name() == "gcs_server"]
+    script = (
+        "import sys; from ray._raylet import GcsClient\n"
+        "for port in sys.argv[1:]: print(GcsClient(address=f'127.0.0.1:{port}').get_all_node_info())"
+    )
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    ports = sorted(str(port) for _, port in addresses(head.pid))
+    command = ["timeout", "15", sys.executable, "-c", script, *ports]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    return done.stdout + done.stderr
