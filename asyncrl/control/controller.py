@@ -12,6 +12,7 @@ runs, is ready (and waits for those that run), is leased (to a step) or trained 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, assert_never, cast
@@ -104,6 +105,11 @@ class Controller:
     def running(self) -> list[tuple[int, int]]:
         """(task, attempt) of groups that some generator works on."""
         return [(task.number, task.attempt) for task in self._tasks.running.values()]
+
+    def loads(self) -> dict[str, int]:
+        """Number of groups that each generator that serves works on."""
+        groups = Counter(task.generator for task in self._tasks.running.values())
+        return {generator: groups[generator] for generator in self._router.alive}
 
     # -- events
 

@@ -10,10 +10,10 @@ from typing import Any
 from asyncrl.errors import UserError, naming
 from asyncrl.observe import page
 from asyncrl.observe.charts import Chart, Series, svg
+from asyncrl.observe.curves import thin
 from asyncrl.observe.live import number
 from asyncrl.observe.metrics import read_lines
 from asyncrl.observe.progress import duration
-from asyncrl.observe.report import thin
 
 _MOST_COLUMNS = 300
 _COLOURS = ("blue", "amber", "green", "violet", "red", "teal")
@@ -80,11 +80,9 @@ def _chart(key: str, title: str, unit: str, runs: Mapping[str, Records]) -> Char
 
 
 def _table(runs: Mapping[str, Records]) -> str:
-    heads = "".join(f"<th>{escape(head)}</th>" for head in ("run", "steps", "wall time", *_FIGURES.values()))
     rows = []
     for name, records in runs.items():
         last = records[-1]
-        cells = [str(last["step"] + 1), duration(last.get("time_s") or 0.0), *(number(last.get(k)) for k in _FIGURES)]
-        drawn = "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)
-        rows.append(f"<tr><td>{escape(name)}</td>{drawn}</tr>")
-    return f'<div class="card"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
+        figures = (number(last.get(key)) for key in _FIGURES)
+        rows.append((name, str(last["step"] + 1), duration(last.get("time_s") or 0.0), *figures))
+    return page.table(("run", "steps", "wall time", *_FIGURES.values()), rows, "the runs at their last steps")

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -37,23 +38,35 @@ def warnings(record: Record, history: Sequence[Record] = ()) -> list[str]:
     return list(_findings(record, history).values())
 
 
+@dataclass
+class Said:
+    """One warning over a run: how often it held, and how it read last."""
+
+    sentence: str
+    first_step: int
+    last_step: int
+    num_steps: int
+
+
 class Health:
     """Remembers what it has said and the last records."""
 
     def __init__(self) -> None:
         self._history: deque[Record] = deque(maxlen=WINDOW_STEPS)
-        self._active: set[str] = set()
-
-    @property
-    def num_active(self) -> int:
-        """Warnings that hold at the last record, whether new or said before."""
-        return len(self._active)
+        self.active: dict[str, str] = {}
+        """Warnings that hold at the last record, whether new or said before, by the name of the check."""
+        self.said: dict[str, Said] = {}
+        """All that ever held, likewise."""
 
     def check(self, record: Record) -> list[str]:
         """The warnings that hold now and did not hold at the record before."""
         found = _findings(record, self._history)
-        new = [sentence for name, sentence in found.items() if name not in self._active]
-        self._active = set(found)
+        new = [sentence for name, sentence in found.items() if name not in self.active]
+        for name, sentence in found.items():
+            step = record.get("step", 0)
+            said = self.said.setdefault(name, Said(sentence, step, step, 0))
+            said.sentence, said.last_step, said.num_steps = sentence, step, said.num_steps + 1
+        self.active = found
         self._history.append(dict(record))
         return new
 

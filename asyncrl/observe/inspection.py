@@ -24,7 +24,7 @@ from asyncrl.control.messages import Train
 from asyncrl.errors import UserError
 from asyncrl.journal.records import groups, read_control
 from asyncrl.models import TINY_LLAMA, load_tokenizer
-from asyncrl.rollout.trajectory import Trajectory, decode
+from asyncrl.rollout.trajectory import Trajectory, decode, header_of
 
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
 
@@ -99,12 +99,27 @@ def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
         for key in decision.groups
     }
     for record in groups(run_dir / "journal"):
+        if filters.task is not None and filters.task != header_of(record.payload)["task"]:
+            continue
         group = decode(record.payload)
         step = steps.get((group.task, group.attempt))
         for member, trajectory in enumerate(group.trajectories):
             found = Found(group.task, group.attempt, member, group.row, step, trajectory)
             if filters.pass_(found):
                 yield found
+
+
+def count(run_dir: Path, filters: Filters) -> int:
+    """How many pass. Their tokens are looked at only where their age is asked for."""
+    if filters.age is not None:
+        return sum(1 for _ in find(run_dir, filters))
+    headers = (header_of(record.payload) for record in groups(run_dir / "journal"))
+    return sum(
+        filters.reward is None or _within(trajectory["reward"], filters.reward)
+        for header in headers
+        if filters.task is None or filters.task == header["task"]
+        for trajectory in header["trajectories"]
+    )
 
 
 def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path | None) -> None:
@@ -123,7 +138,8 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
         journal = run_dir / "journal"
         return console.print(f"no such trajectory in {journal}", markup=False, highlight=False, soft_wrap=True)
     if not whole:
-        text = listing(shown, sum(1 for _ in found), tokenizer.decode, console.width)
+        left_out = max(0, count(run_dir, filters) - limit) if len(shown) == limit else 0
+        text = listing(shown, left_out, tokenizer.decode, console.width)
         return console.print(text, markup=False, highlight=False, soft_wrap=True)
     for one in shown:
         show(console, one, tokenizer.decode)
@@ -197,23 +213,39 @@ def _or_dash(value: int | None) -> str:
 
 # -- for programs
 
+_ROWS_AT_ONCE = 5000
+"""All of a long run would not fit in memory."""
+_COLUMNS = {
+    **dict.fromkeys(("task", "attempt", "member", "row", "step", "age"), "int64"),
+    **dict.fromkeys(("prompt", "completion"), "string"),
+    "reward": "float64",
+    **dict.fromkeys(("extras", "finish_reason", "error"), "string"),
+}
+_TOKEN_COLUMNS = {"tokens": "int32", "versions": "int32", "logprobs": "float32", "loss_mask": "bool_"}
+"""One entry for each token."""
+
 
 def export(path: Path, found: Iterator[Found], decode_tokens: Decode) -> int:
     """Write a parquet file, a row per trajectory, which `datasets.load_dataset("parquet", ...)` reads; returns the
     number of rows. The file is whole or not there. Raises UserError if it cannot be written."""
-    from datasets import Dataset, disable_progress_bars
+    import pyarrow
+    from pyarrow import parquet
 
-    disable_progress_bars()
-    rows = [_row(f, decode_tokens) for f in found]
-    part = path.with_name(f".{path.name}.part")
+    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in _COLUMNS.items()])
+    for name, kind in _TOKEN_COLUMNS.items():
+        schema = schema.append(pyarrow.field(name, pyarrow.list_(getattr(pyarrow, kind)())))
+    part, num_rows = path.with_name(f".{path.name}.part"), 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Dataset.from_list(rows).to_parquet(part)
+        with parquet.ParquetWriter(part, schema) as writer:
+            while rows := [_row(f, decode_tokens) for f in islice(found, _ROWS_AT_ONCE)]:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                num_rows += len(rows)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"--export: {path}: {error.strerror or error}") from error
-    return len(rows)
+    return num_rows
 
 
 def _row(found: Found, decode_tokens: Decode) -> dict[str, Any]:

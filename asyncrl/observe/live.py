@@ -1,7 +1,7 @@
 """What a person at the terminal sees of a run: a panel that is redrawn in place, or plain lines in a log.
 
     phase(text, total)   what is being done now, and how much of it     step(record)    the figures of a finished step
-    state(ledger)        where the tasks are                            watch(oldest)   who knows what is waited for
+    state(status)        tasks, waits, generators, between the steps
 
 On a terminal Python's logging goes through the same console, so that nothing tears the panel. Elsewhere there is
 one line per step and one per change of phase, and one now and then while either lasts. NO_COLOR is respected; no
@@ -33,9 +33,9 @@ LEDGER_EVENTS = ("stale", "requeued")
 _TRAINING = "training"
 _FIRST_OF_STEP_S = 30.0
 """A step that takes longer has a line of its own in a log."""
-_MOST_WAITS = 3
 _HISTORY = 40
 _ETA_STEPS = 10
+_MOST_GENERATORS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
 _TRAINER_STYLES = {
@@ -68,8 +68,7 @@ class LiveView:
         self._record: Mapping[str, Any] = {}
         self._history: dict[str, list[float]] = {"reward/mean": [], "accuracy/mean": []}
         self._times_s: list[float] = []
-        self._ledger: Mapping[str, Any] = {}
-        self._oldest: Callable[[int], Sequence[str]] = lambda count: ()
+        self._status: Mapping[str, Any] = {}
         self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
         self._live: Live | None = None
         self._heart: Heart | None = None
@@ -109,13 +108,14 @@ class LiveView:
         self._phase = Phase(_TRAINING, self._clock(), first_s=_FIRST_OF_STEP_S)
         self._line(step_line(record, self.total_steps, self.bound))
 
-    def state(self, ledger: Mapping[str, Any]) -> None:
-        """Counts of tasks per state."""
-        self._ledger = dict(ledger)
+    def state(self, status: Mapping[str, Any]) -> None:
+        """Where the run stands between its steps (`runtime/status.py`)."""
+        self._status = status
 
-    def watch(self, oldest: Callable[[int], Sequence[str]]) -> None:
-        """`oldest(count)`: the longest waits as sentences; asked from another thread whenever they are shown."""
-        self._oldest = oldest
+    @property
+    def doing(self) -> str:
+        """The phase, and how much of it is done."""
+        return self._phase.name
 
     # -- life
 
@@ -171,7 +171,7 @@ class LiveView:
     def _beat(self) -> None:
         """What lasts is said again."""
         if self._phase.due(now_s := self._clock()):
-            waits = "; ".join(self._oldest(_MOST_WAITS))
+            waits = "; ".join(self._status.get("waiting", ()))
             self._line(f"{self._phase.words(now_s)}{': waiting for ' if waits else ''}{waits}")
 
     # -- the panel
@@ -184,10 +184,15 @@ class LiveView:
         rows.add_row("phase", self._doing())
         if self._record:
             self._add_figures(rows)
-        if self._ledger:
-            rows.add_row("tasks", _counts(self._ledger))
-        waits = self._oldest(_MOST_WAITS)
-        rows.add_row("waiting for", Group(*map(Text, waits)) if waits else Text("nothing", "dim"))
+        status = self._status
+        for row in generator_lines(status.get("generators", ())):
+            rows.add_row(*row)
+        if "ledger" in status:
+            rows.add_row("tasks", _counts(status["ledger"]))
+        waiting = status.get("waiting")
+        rows.add_row("waiting for", Group(*map(Text, waiting)) if waiting else Text("nothing", "dim"))
+        if warnings := status.get("warnings"):
+            rows.add_row("warnings", Group(*(Text(sentence, "yellow") for sentence in warnings)))
         return Panel(rows, title=Text(f"asyncrl {self.recipe_name}"), title_align="left", border_style="blue")
 
     def _progress(self) -> Table:
@@ -272,6 +277,21 @@ def _counts(ledger: Mapping[str, Any]) -> Text:
     states = "   ".join(f"{name} {ledger[name]}" for name in LEDGER_STATES if name in ledger)
     events = "   ".join(f"{name} {ledger[name]}" for name in LEDGER_EVENTS if ledger.get(name))
     return Text(states).append(f"   ({events})" if events else "", "dim")
+
+
+def generator_lines(generators: Sequence[Mapping[str, Any]]) -> list[tuple[str, Text]]:
+    """Name and figures of each, but of many only the first."""
+    lines = []
+    for generator in generators[:_MOST_GENERATORS]:
+        line = (
+            Text(f"version {generator['version']}   {generator['groups']} groups") if "version" in generator else None
+        )
+        if line and "tokens_per_s" in generator:
+            line.append(f"   {generator['tokens_per_s']:.0f} tokens/s")
+        lines.append((generator["name"], line or Text(generator["state"], "yellow")))
+    if left := len(generators) - len(lines):
+        lines.append(("", Text(f"and {left} more", "dim")))
+    return lines
 
 
 def _share_line(record: Mapping[str, Any], role: str, styles: Mapping[str, str]) -> Text:

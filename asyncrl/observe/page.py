@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from html import escape
 
+_FIGURE = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?( ?%)?|(\d+ (h|min|s) ?)+")
 _STYLE = """
 :root { color-scheme: light dark; --paper:#fbfbfa; --card:#ffffff; --ink:#1d2127; --soft:#5c6470; --rule:#e3e5e8;
-  --blue:#1f6fd1; --green:#1a8a5a; --amber:#c77700; --violet:#7b4fc9; --teal:#0f8fa3; --red:#c93a3a; --grey:#9aa1ab;
-  --v0:#dbe9fb; --v1:#ffe8c2; --v2:#d6f1e1; --v3:#ecdff9; --v4:#fbdcdc; --v5:#d4eef2; }
+  --blue:#1f6fd1; --green:#1a8a5a; --amber:#c77700; --violet:#7b4fc9; --teal:#0f8fa3; --red:#c93a3a; --grey:#7f8794;
+  --v0:#dbe9fb; --v1:#ffe8c2; --v2:#d6f1e1; --v3:#ecdff9; --v4:#fbdcdc; --v5:#d4eef2;
+  --g0:#f1f2f4; --g1:#fdf0c4; --g2:#ffd98f; --g3:#ffb877; --g4:#ff9580; }
 @media (prefers-color-scheme: dark) { :root { --paper:#14171b; --card:#1c2026; --ink:#e6e8eb; --soft:#a0a8b3;
   --rule:#333942; --blue:#6aa9ff; --green:#4fc48d; --amber:#f0a83a; --violet:#b795f5; --teal:#4cc3d6; --red:#f07878;
-  --grey:#77808c; --v0:#1f3a5c; --v1:#574017; --v2:#1d4a35; --v3:#41305f; --v4:#5b2b2e; --v5:#1b4750; } }
+  --grey:#77808c; --v0:#1f3a5c; --v1:#574017; --v2:#1d4a35; --v3:#41305f; --v4:#5b2b2e; --v5:#1b4750;
+  --g0:#262b32; --g1:#40391f; --g2:#5c4517; --g3:#7a4413; --g4:#96382a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 28px 24px 60px; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 26px; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 34px 0 12px; }
+h1 + .card { margin-top: 16px; }
+h3 { display: inline; font-size: 15px; margin: 0 8px 0 0; }
 p { margin: 6px 0; }
+:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; border-radius: 4px; }
 .soft, .none { color: var(--soft); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 18px 0 12px; }
 .tile, figure, .card, .line { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
@@ -28,7 +36,8 @@ p { margin: 6px 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); gap: 14px; }
 figure { margin: 0; padding: 12px 12px 6px; display: flex; flex-direction: column; }
 figcaption { font-weight: 600; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px;
+  overflow-wrap: anywhere; }
 .legend i { display: inline-block; width: 14px; height: 10px; border-radius: 2px; background: var(--c);
   margin-right: 5px; }
 .legend i.dash { height: 0; border-radius: 0; border-top: 2px dashed var(--c); background: none;
@@ -46,7 +55,10 @@ svg .unit { font-size: 12px; fill: var(--ink); }
 .strip:hover { fill-opacity: .07; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-td.n { text-align: right; }
+th { font-weight: 600; }
+th, td:first-child { white-space: nowrap; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 tr:last-child td { border-bottom: 0; }
 .card { padding: 12px 16px; margin: 0 0 12px; }
 dl { margin: 8px 0 0; }
@@ -56,11 +68,27 @@ dd { margin: 0 0 6px; }
   monospace; max-height: 320px; overflow-y: auto; }
 .text span, .key { border-radius: 3px; padding: 1px 0; }
 .key { padding: 1px 6px; margin-right: 6px; font-size: 13px; }
+.key { display: inline-block; margin-bottom: 4px; }
+.switch { border: 1px solid var(--rule); border-radius: 10px; background: var(--card); padding: 6px 14px 8px;
+  margin: 0 0 12px; display: flex; flex-wrap: wrap; gap: 4px 20px; }
+.switch legend { font-size: 13px; color: var(--soft); padding: 0 4px; }
+.switch input { accent-color: var(--blue); }
+ul.card { padding-left: 34px; }
 .c0 { background: var(--v0); } .c1 { background: var(--v1); } .c2 { background: var(--v2); }
 .c3 { background: var(--v3); } .c4 { background: var(--v4); } .c5 { background: var(--v5); }
+.key.g0, .samples:has(#by-gap:checked) .text .g0 { background: var(--g0); }
+.key.g1, .samples:has(#by-gap:checked) .text .g1 { background: var(--g1); }
+.key.g2, .samples:has(#by-gap:checked) .text .g2 { background: var(--g2); }
+.key.g3, .samples:has(#by-gap:checked) .text .g3 { background: var(--g3); }
+.key.g4, .samples:has(#by-gap:checked) .text .g4 { background: var(--g4); text-decoration: underline; }
+.key.gx, .samples:has(#by-gap:checked) .text .gx { background: none; text-decoration: underline dotted var(--grey); }
+.gap-only, .samples:has(#by-gap:checked) .version-only { display: none; }
+.samples:has(#by-gap:checked) .gap-only { display: revert; }
 .wide { overflow-x: auto; }
-.wide svg { min-width: 720px; }
+.wide svg { min-width: 960px; }
+@media (max-width: 600px) { figure > svg text, figure > svg .unit { font-size: 14px; } }
 summary { cursor: pointer; font-weight: 600; }
+.charts + .card { margin-top: 14px; }
 pre { overflow-x: auto; font-size: 13px; }
 """
 
@@ -70,7 +98,7 @@ def page(title: str, parts: list[str]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "<main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
     )
 
 
@@ -89,13 +117,33 @@ def line(text: str, warn: bool = False) -> str:
 
 
 def section(title: str, body: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n{body}"
+    """Empty if it has no body."""
+    return f"<h2>{escape(title)}</h2>\n{body}" if body else ""
 
 
-def table(rows: list[tuple[str, str, str]]) -> str:
-    """Rows of (name, number, remark)."""
-    made = (
-        f'<tr><td>{escape(name)}</td><td class="n">{escape(figure)}</td><td class="soft">{escape(remark)}</td></tr>'
-        for name, figure, remark in rows
+def place(name: str, html: str) -> str:
+    """A part of the page that can be found by its name."""
+    return f'<section id="{name}">{html}</section>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """Cells are text; figures stand at the right. `caption` is for those who hear the page."""
+    figures = [all(_FIGURE.fullmatch(row[column]) for row in rows) for column in range(len(heads))]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        scope = ' scope="col"' if tag == "th" else ""
+        kinds = [' class="n"' if figure else "" for figure in figures]
+        made = (f"<{tag}{scope}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+        return f"<tr>{''.join(made)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    name = escape(caption)
+    return (
+        f'<div class="card wide" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
+        f"<thead>{line('th', heads)}</thead><tbody>{body}</tbody></table></div>"
     )
-    return f'<div class="card"><table>{"".join(made)}</table></div>'
+
+
+def folded(summary: str, body: str) -> str:
+    """HTML that is shown when asked for."""
+    return f'<details class="card"><summary>{escape(summary)}</summary>{body}</details>'

@@ -33,9 +33,12 @@ class Phase:
             self._next_s *= 2
         return True
 
+    @property
+    def name(self) -> str:
+        return f"{self.text}, {self.done} of {self.total}" if self.total else self.text
+
     def words(self, now_s: float) -> str:
-        amount = f"{self.done} of {self.total}, " if self.total else ""
-        return f"{self.text}, {amount}{duration(now_s - self.since_s)}"
+        return f"{self.name}, {duration(now_s - self.since_s)}"
 
 
 class Heart:

@@ -1,73 +1,129 @@
-"""Sample trajectories for the report: prompt, completion with its tokens coloured by policy version, reward."""
+"""Sample trajectories: prompt, completion with its tokens coloured by policy version or by log-prob gap, reward.
+
+Both colours are in the page, as classes `c0` ... and `g0` ... of each piece of text; two radio buttons and the style
+sheet choose which is shown (`page.py`), so no script is needed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
+GAP_BOUNDS_NATS = (0.01, 0.05, 0.2, 1.0)
+"""Where one colour ends and the next begins: below the first is rounding in bf16, above the last the trainer thinks the
+token e times more or less likely than the engine did."""
 _NUM_COLOURS = 6
 _MOST_SAMPLES = 5
 _MOST_CHARS = 6000
 
 
+def spread(steps: Sequence[int]) -> list[int]:
+    """A few of the steps, from first to last."""
+    last, count = len(steps) - 1, min(_MOST_SAMPLES, len(steps))
+    return [steps[place] for place in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]
+
+
 def choose(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One sample of each of a few steps from first to last: the one with the most versions in it."""
+    """One sample of each step: one that passed the trainer's model, and of these the one with the most versions."""
     by_step: dict[int, list[Mapping[str, Any]]] = {}
     for sample in samples:
-        if isinstance(sample.get("step"), int):
-            by_step.setdefault(sample["step"], []).append(sample)
-    steps = sorted(by_step)
-    last = len(steps) - 1
-    count = min(_MOST_SAMPLES, len(steps))
-    picked = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
-    return [max(by_step[steps[i]], key=lambda s: len(_spans(s))) for i in picked]
+        by_step.setdefault(sample["step"], []).append(sample)
+    return [max(by_step[step], key=lambda s: (_gaps(s) is not None, _num_versions(s))) for step in sorted(by_step)]
 
 
-def html(sample: Mapping[str, Any]) -> str:
-    """One card."""
-    spans = _spans(sample)
+def html(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The switch, the legend of the gaps, and a card for each."""
+    if not samples:
+        return ""
+    choices = "".join(
+        f'<label><input type="radio" name="colour" id="by-{key}"{checked}> {text}</label>'
+        for key, text, checked in (("version", "policy version", " checked"), ("gap", "log-prob gap", ""))
+    )
+    switch = f'<fieldset class="switch"><legend>Colour the tokens by</legend>{choices}</fieldset>'
+    return f'<div class="samples">{switch}{_gap_legend()}{"".join(map(_card, samples))}</div>'
+
+
+def _gap_legend() -> str:
+    ends = [f"below {GAP_BOUNDS_NATS[0]:g}", *(f"from {bound:g}" for bound in GAP_BOUNDS_NATS)]
+    keys = "".join(f'<span class="key g{place}">{text}</span>' for place, text in enumerate(ends))
+    words = "|trainer's log-prob - engine's log-prob| of the token in the step that trained it, in nats:"
+    return f'<p class="gap-only">{words}<br>{keys}<span class="key gx">not trained</span></p>'
+
+
+def _card(sample: Mapping[str, Any]) -> str:
     reward = sample.get("reward")
     shown = f"reward {reward:.3g}" if isinstance(reward, int | float) else "reward failed"
-    versions = sorted({version for version, _, _ in spans})
+    versions = sorted({v for v in _versions(sample) if v >= 0})
     colours = {version: f"c{index % _NUM_COLOURS}" for index, version in enumerate(versions)}
-    keys = "".join(f'<span class="key {colours[v]}">version {v}</span>' for v in versions)
+    keys = "".join(f'<span class="key version-only {colours[v]}">version {v}</span>' for v in versions)
+    title = f"step {sample['step']}, task {escape(str(sample.get('task', '?')))}, {shown}"
+    gaps = [gap for gap in _gaps(sample) or () if gap is not None]
+    said = (
+        f"mean gap {sum(gaps) / len(gaps):.3g}"
+        if gaps
+        else "no gaps: it was not trained, or the engine gives no log-probs"
+    )
     return (
-        f'<div class="card"><b>step {sample["step"]}, task {escape(str(sample.get("task", "?")))}, {shown}</b> {keys}'
-        f'<dl><dt>prompt</dt><dd class="text">{_cut(str(sample.get("prompt", "")))}</dd>'
-        f'<dt>completion</dt><dd class="text">{_completion(sample, spans, colours)}</dd></dl></div>'
+        f'<article class="card"><h3>{title}</h3> {keys}<span class="gap-only soft">{said}</span>'
+        f"<dl><dt>prompt</dt>{_text(_cut(str(sample.get('prompt', ''))), f'prompt of {title}')}"
+        f"<dt>completion</dt>{_text(_completion(sample, colours), f'completion of {title}')}</dl></article>"
     )
 
 
-def _completion(sample: Mapping[str, Any], spans: list[tuple[int, int, int]], colours: Mapping[int, str]) -> str:
-    tokens = sample.get("tokens")
-    if not tokens or not spans:
+def _text(html: str, name: str) -> str:
+    """It may be long, and scrolls: so the keyboard must get there."""
+    return f'<dd><div class="text" tabindex="0" role="region" aria-label="{name}">{html}</div></dd>'
+
+
+def _completion(sample: Mapping[str, Any], colours: Mapping[int, str]) -> str:
+    """Neighbours that look alike in both colours are one piece."""
+    tokens, versions = sample.get("tokens") or [], _versions(sample)
+    if not tokens or len(versions) != len(tokens):
         return _cut(str(sample.get("completion", "")))
+    gaps = _gaps(sample) or [None] * len(tokens)
+    looks = [(version, _gap_class(gap)) for version, gap in zip(versions, gaps, strict=True)]
     parts, chars = [], 0
-    for version, start, end in spans:
-        text = "".join(map(str, tokens[start:end]))
+    for (version, gap_class), piece in groupby(range(len(tokens)), key=looks.__getitem__):
+        places = list(piece)
+        text = "".join(str(tokens[place]) for place in places)
         kept = text[: _MOST_CHARS - chars]
         chars += len(kept)
-        tip = f"version {version}, tokens {start} to {end - 1}"
-        parts.append(f'<span class="{colours[version]}" title="{tip}">{escape(kept)}</span>')
+        tip = _tip(version, places, [gaps[place] for place in places])
+        classes = f"{colours.get(version, '')} {gap_class}".strip()
+        parts.append(f'<span class="{classes}" title="{tip}">{escape(kept)}</span>')
         if len(kept) < len(text):
             return "".join(parts) + " … (cut)"
     return "".join(parts)
+
+
+def _tip(version: int, places: list[int], gaps: list[float | None]) -> str:
+    where = f"tokens {places[0]} to {places[-1]}" if len(places) > 1 else f"token {places[0]}"
+    who = f"version {version}" if version >= 0 else "not sampled"
+    known = [f"{gap:.3g}" for gap in gaps if gap is not None]
+    return f"{who}, {where}" + (f", gap {' '.join(known)}" if known else "")
+
+
+def _gap_class(gap: float | None) -> str:
+    return "gx" if gap is None else f"g{sum(gap >= bound for bound in GAP_BOUNDS_NATS)}"
 
 
 def _cut(text: str) -> str:
     return escape(text) if len(text) <= _MOST_CHARS else escape(text[:_MOST_CHARS]) + " … (cut)"
 
 
-def _spans(sample: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """(version, first token, token after the last), from spans or from one version per token."""
-    versions = sample.get("versions") or []
-    if all(isinstance(entry, list | tuple) and len(entry) == 3 for entry in versions):
-        return [(int(v), int(start), int(end)) for v, start, end in versions]
-    spans: list[tuple[int, int, int]] = []
-    for index, version in enumerate(versions):
-        if spans and spans[-1][0] == version:
-            spans[-1] = (version, spans[-1][1], index + 1)
-        else:
-            spans.append((version, index, index + 1))
-    return spans
+def _versions(sample: Mapping[str, Any]) -> list[int]:
+    versions = sample.get("versions")
+    return versions if isinstance(versions, list) and all(isinstance(version, int) for version in versions) else []
+
+
+def _num_versions(sample: Mapping[str, Any]) -> int:
+    return len(set(_versions(sample)))
+
+
+def _gaps(sample: Mapping[str, Any]) -> list[float | None] | None:
+    """None if it has none, or not one for each token."""
+    gaps = sample.get("gaps")
+    known = isinstance(gaps, list) and len(gaps) == len(sample.get("tokens") or ())
+    return [gap if isinstance(gap, int | float) else None for gap in gaps] if known and gaps else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,8 @@ from typing import Any
 from asyncrl.observe.progress import duration
 
 WINDOW_S = 120.0
+_MOST_BARS = 100
+"""In a row, so that they can be told apart: a run of short steps shows less than `WINDOW_S`."""
 _TAIL_BYTES = 2**19
 _WIDTH, _ROW, _LEFT, _RIGHT, _TOP, _BOTTOM = 1120, 26, 170, 10, 6, 24
 _LEAST_PX = 1.0
@@ -47,22 +50,41 @@ class Bar:
     end_s: float
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn: from when to when, and of the bars those that reach into it."""
+
+    start_s: float
+    end_s: float
+    bars: Sequence[Bar]
+
+
 def timeline(path: Path) -> str:
     """An SVG with its legend; empty if there is nothing to draw."""
-    return _svg(read(path))
+    bars = read(path)
+    return _svg(window(bars)) if bars else ""
 
 
 def read(path: Path) -> list[Bar]:
-    """The bars of the last `WINDOW_S` seconds. Only the end of the file is read: it may have grown for days."""
+    """The last bars. Only the end of the file is read: it may have grown for days."""
     if not path.exists():
         return []
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
     names = _names()
-    bars = [bar for line in lines if (bar := _bar(line, names))]
-    end_s = max((bar.end_s for bar in bars), default=0.0)
-    return [bar for bar in bars if bar.end_s > end_s - WINDOW_S]
+    return [bar for line in lines if (bar := _bar(line, names))]
+
+
+def window(bars: Sequence[Bar]) -> Shown:
+    """The last `WINDOW_S` seconds, or as little as it takes for no row to have more than `_MOST_BARS`."""
+    end_s = max(bar.end_s for bar in bars)
+    starts: defaultdict[str, list[float]] = defaultdict(list)
+    for bar in bars:
+        starts[bar.row].append(bar.start_s)
+    crowded = (sorted(row)[-_MOST_BARS] for row in starts.values() if len(row) > _MOST_BARS)
+    start_s = max(end_s - WINDOW_S, min(bar.start_s for bar in bars), *crowded)
+    return Shown(start_s, end_s, [bar for bar in bars if bar.end_s > start_s])
 
 
 def _names() -> dict[int, str]:
@@ -82,11 +104,8 @@ def _bar(line: str, names: Mapping[int, str]) -> Bar | None:
         return None
 
 
-def _svg(bars: Sequence[Bar]) -> str:
-    if not bars:
-        return ""
-    end_s = max(bar.end_s for bar in bars)
-    start_s = max(min(bar.start_s for bar in bars), end_s - WINDOW_S)
+def _svg(shown: Shown) -> str:
+    start_s, end_s, bars = shown.start_s, shown.end_s, shown.bars
     rows = sorted({bar.row for bar in bars})
     scale = (_WIDTH - _LEFT - _RIGHT) / max(end_s - start_s, 1e-3)
     height = _TOP + _ROW * len(rows) + _BOTTOM
@@ -108,9 +127,11 @@ def _svg(bars: Sequence[Bar]) -> str:
         x = _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
         text = f"{duration((1 - share) * shown_s)} ago" if share < 1 else "last seen"
         parts.append(f'<text x="{x:.0f}" y="{height - 6}" text-anchor="{anchor}">{text}</text>')
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted({bar.name for bar in bars}):
+        names[_COLOURS.get(name, "grey")].append(name)
     legend = "".join(
-        f'<span><i style="--c:var(--{_COLOURS.get(name, "grey")})"></i>{escape(name)}</span>'
-        for name in sorted({bar.name for bar in bars})
+        f'<span><i style="--c:var(--{colour})"></i>{escape(", ".join(alike))}</span>' for colour, alike in names.items()
     )
     drawn = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="time of the actors">{"".join(parts)}</svg>'
     scrolled = f'<div class="wide" tabindex="0" role="region" aria-label="timeline">{drawn}</div>'

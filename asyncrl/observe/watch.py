@@ -1,43 +1,54 @@
 """`asyncrl watch`: the report of a run as a page that follows it; of a finished or crashed one too.
 
-    browser --GET /TOKEN/--> page    --GET /TOKEN/sections?seen=TAG, every two seconds--> what has changed since
+    browser --GET /TOKEN/--> page    --GET /TOKEN/sections?seen=NUMBER, every two seconds--> what has changed since
 Only files are read, so nothing in the run waits for it. Loopback unless told otherwise; without the token all is 404.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from asyncrl.errors import UserError
-from asyncrl.observe import page
-from asyncrl.observe.report import sections
+from asyncrl.observe import page, standing
+from asyncrl.observe.report import Sections
 
-_FILES = ("recipe.yaml", "metrics.jsonl", "summary.json", "samples.jsonl", "trace.json", "waiting.txt")
+_SILENT_S = 10.0
+"""The driver says where it stands every second."""
 _SCRIPT = """
-const parts = {};
 async function follow() {
   const state = document.getElementById("connection");
   try {
     const answer = await fetch("sections?seen=" + seen);
     if (!answer.ok) throw new Error(answer.status);
     const found = await answer.json();
-    seen = found.tag;
-    for (const [name, html] of Object.entries(found.sections)) {
-      if (parts[name] === html) continue;
-      const place = document.getElementById(name);
-      const open = place.querySelector("details")?.open;
-      place.innerHTML = parts[name] = html;
-      if (open) place.querySelector("details").open = true;
-    }
+    for (const [name, html] of Object.entries(found.sections)) replace(document.getElementById(name), html);
+    seen = found.seen;
     state.textContent = "";
   } catch { state.textContent = "asyncrl watch does not answer; the page shows what it last said"; }
   setTimeout(follow, 2000);
+}
+const KEPT = "details, input, [tabindex], summary";
+function replace(place, html) {  // what its reader opened, chose, scrolled to and has the focus on, stays
+  const before = [...place.querySelectorAll(KEPT)];
+  const focus = before.indexOf(document.activeElement);
+  const at = before.map((old) => [old.scrollLeft, old.scrollTop]);
+  place.innerHTML = html;
+  const after = [...place.querySelectorAll(KEPT)];
+  before.forEach((old, i) => {
+    if (after[i]?.tagName !== old.tagName) return;
+    if (old.open) after[i].open = true;
+    if (old.type === "radio") after[i].checked = old.checked;
+    after[i].scrollTo(...at[i]);
+  });
+  after[focus]?.focus({preventScroll: true});
 }
 follow();
 """
@@ -69,7 +80,7 @@ def app(run_dir: Path, token: str) -> Any:
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import HTMLResponse
 
-    served = FastAPI(openapi_url=None)
+    served, following = FastAPI(openapi_url=None), Following(run_dir)
 
     def check(given: str) -> None:
         if not secrets.compare_digest(given.encode(), token.encode()):
@@ -78,43 +89,68 @@ def app(run_dir: Path, token: str) -> Any:
     @served.get("/{given}/")
     def whole(given: str) -> Any:
         check(given)
-        tag = _tag(run_dir)
-        places = [f'<section id="{name}">{html}</section>' for name, html in _sections(run_dir).items()]
+        seen, html = following.changed(0)
+        places = [page.place(name, part) for name, part in html.items()]
         connection = '<p id="connection" class="soft" role="status"></p>'
-        script = f'<script>let seen = "{tag}";{_SCRIPT}</script>'
-        html = page.page(f"{run_dir.resolve().name} - asyncrl watch", [*places, connection, script])
-        return HTMLResponse(html, headers={"Referrer-Policy": "no-referrer"})
+        script = f"<script>let seen = {seen};{_SCRIPT}</script>"
+        text = page.page(f"{run_dir.resolve().name} - asyncrl watch", [*places, connection, script])
+        return HTMLResponse(text, headers={"Referrer-Policy": "no-referrer"})
 
     @served.get("/{given}/sections")
-    def changed(given: str, seen: str = "") -> Any:
+    def changed(given: str, seen: int = 0) -> Any:
         check(given)
-        tag = _tag(run_dir)
-        return {"tag": tag, "sections": {} if tag == seen else _sections(run_dir)}
+        newest, html = following.changed(seen)
+        return {"seen": newest, "sections": html}
 
     return served
 
 
-def _sections(run_dir: Path) -> dict[str, str]:
-    own = sections(run_dir)
-    return {"title": own.pop("title"), "state": _state(run_dir), **own}
+class Following:
+    """The parts of the page as they are now, numbered by the changes that made them so."""
+
+    def __init__(self, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._run_dir, self._sections = run_dir, Sections(run_dir)
+        self._clock = clock
+        self._said: tuple[float | None, float] = (None, clock())
+        """`time_s` of the newest status, and when it was found here: clocks of two machines are not compared."""
+        self._lock = threading.Lock()
+        self._html: dict[str, str] = {}
+        self._changed_at: dict[str, int] = {}
+        self._number = 0
+
+    def changed(self, seen: int) -> tuple[int, dict[str, str]]:
+        """The number of the newest change, and the parts that changed after `seen`."""
+        with self._lock:
+            for name, html in self._now().items():
+                if self._html.get(name) != html:
+                    self._number += 1
+                    self._html[name], self._changed_at[name] = html, self._number
+            return self._number, {name: html for name, html in self._html.items() if self._changed_at[name] > seen}
+
+    def _now(self) -> dict[str, str]:
+        own = self._sections.html()
+        running = _is_running(self._run_dir)
+        status = self._sections.files.status
+        if status.get("time_s") != self._said[0]:
+            self._said = status.get("time_s"), self._clock()
+        silent_s = self._clock() - self._said[1]
+        waits = page.section("What is waited for", standing.waits(status)) if running else ""
+        own["generators"] += waits
+        return {"title": own.pop("title"), "state": _state(self._run_dir, running, status, silent_s), **own}
 
 
-def _tag(run_dir: Path) -> str:
-    """Another one whenever a file has changed, or the run has begun or ended."""
-    stats = [path.stat() if (path := run_dir / name).exists() else None for name in _FILES]
-    known = [(s.st_mtime_ns, s.st_size) if s else None for s in stats]
-    return hashlib.sha256(repr((known, _is_running(run_dir))).encode()).hexdigest()[:16]
-
-
-def _state(run_dir: Path) -> str:
-    if _is_running(run_dir):
-        waits = run_dir / "waiting.txt"
-        overdue = waits.read_text(errors="replace") if waits.exists() else ""
-        shown = f" Waits that were overdue: {overdue}" if overdue else ""
-        return page.line(f"running; this page follows it.{shown}", warn=bool(overdue))
-    if (run_dir / "summary.json").exists():
-        return page.line("done")
-    return page.line(f"not running, and not done: `asyncrl resume {run_dir}` takes it up", warn=True)
+def _state(run_dir: Path, running: bool, status: Mapping[str, Any], silent_s: float) -> str:
+    if not running:
+        if (run_dir / "summary.json").exists():
+            return page.line("done")
+        return page.line(f"not running, and not done: `asyncrl resume {run_dir}` takes it up", warn=True)
+    waits = run_dir / "waiting.txt"
+    overdue = waits.read_text(errors="replace") if waits.exists() else ""
+    shown = f" Waits that were overdue: {overdue}" if overdue else ""
+    if silent := "time_s" in status and silent_s > _SILENT_S:
+        shown += f" The driver has said nothing for {silent_s:.0f} s: it hangs, or its disk does."
+    doing = f", {status['phase']}" if status.get("phase") else ""
+    return page.line(f"running{doing}; this page follows it.{shown}", warn=bool(overdue) or silent)
 
 
 def _is_running(run_dir: Path) -> bool:

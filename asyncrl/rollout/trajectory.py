@@ -98,8 +98,13 @@ def encode(group: Group) -> bytes:
 
 def key_of(frame: bytes) -> tuple[int, int]:
     """(task, attempt) of an encoded group."""
-    header = _header(memoryview(frame))
+    header = header_of(frame)
     return header["task"], header["attempt"]
+
+
+def header_of(frame: bytes) -> dict[str, Any]:
+    """All of an encoded group but the arrays."""
+    return _header(memoryview(frame))
 
 
 def _header(frame: memoryview) -> dict[str, Any]:

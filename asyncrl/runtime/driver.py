@@ -57,6 +57,7 @@ from asyncrl.runtime.fleet import Fleet, PushBroken
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered
+from asyncrl.runtime.status import Status
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.trainer.actor import Origin
@@ -87,7 +88,6 @@ class Driver:
         self.processes = ProcessTable(run_dir / "processes.json")
         self.processes.put("ray", own_processes())
         self.waiting = WaitingFor(recipe.deadlines.warn_s, self._look_into)
-        view.watch(self.waiting.oldest)
         self.inbox: asyncio.Queue[Event | BaseException | Stop] = asyncio.Queue()
         self.journal = ControlLog(run_dir / "journal", self.controller.state())
         self.buffer = actors.buffer()
@@ -140,7 +140,6 @@ class Driver:
             while not self._finished():
                 if not self.stopping:
                     self._decide()
-                self.view.state(vars(self.controller.ledger))
                 if not self._calls and self.inbox.empty():
                     raise RunFailed(f"nothing is under way, and nothing can be started: {self.controller.ledger}")
                 event = await self.inbox.get()
@@ -158,6 +157,18 @@ class Driver:
                 call.cancel()
         if self.stopping is not None and self.stopping.failed:
             raise BudgetSpent(f"{self.stopping.why}; step {self.controller.steps_done} is saved")
+
+    def status(self) -> Status:
+        """Where the run stands, for people."""
+        return {
+            "phase": self.view.doing,
+            "steps_done": self.controller.steps_done,
+            "live": self.controller.live,
+            "ledger": vars(self.controller.ledger),
+            "waiting": self.waiting.oldest(3),
+            "generators": self.fleet.status(self.controller.loads()),
+            "warnings": self.recorder.warnings,
+        }
 
     def _finished(self) -> bool:
         """Done; or told to stop, and no step is under way."""

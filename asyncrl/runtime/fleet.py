@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from asyncrl.errors import BudgetSpent, DeadlineExceeded
 from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
+from asyncrl.rollout.occupancy import STATES
 from asyncrl.runtime import orphans
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.ranks import Ranks
@@ -64,6 +65,10 @@ class Fleet:
         self.serving: dict[str, ActorHandle] = {}
         self._workers: dict[str, int] = {}
         """Engine workers of each generator, of one that was lost too: a push may still name it."""
+        self._versions: dict[str, int] = {}
+        """What the last push that ended gave each generator."""
+        self._stats: dict[str, dict[str, float]] = {}
+        """What each said of itself last."""
         self._in_a_row: Counter[str] = Counter()
         self._announced: set[str] = set()
         """Generators that the controller knows of, or will once it reads its inbox."""
@@ -111,6 +116,8 @@ class Fleet:
         if self.serving.get(name) is not handle:
             return
         del self.serving[name]
+        self._versions.pop(name, None)
+        self._stats.pop(name, None)
         self._announced.discard(name)
         self._post(GeneratorLost(name))
         try:
@@ -180,6 +187,7 @@ class Fleet:
                     version = 0
                     if fresh:
                         await self._attempt(dict(self.serving), self._connect)
+                        self._versions.update(dict.fromkeys(self.serving, version))
                     else:
                         version = (await self._push(dict(self.serving), version=None)).version
                     new = [GeneratorJoined(name) for name in self.serving if name not in self._announced]
@@ -197,6 +205,7 @@ class Fleet:
             copies = [copy for _, copy in staged]
             publishing = trainer.call("publish", staged[0][0], copies)
             reports: list[PublishReport] = await self._waiting(publishing, "generators", what, deadline_s)
+            self._versions.update(dict.fromkeys(handles, reports[0].version))
             return replace(reports[0], num_bytes=sum(report.num_bytes for report in reports))
 
         return await self._attempt(handles, push)
@@ -251,15 +260,31 @@ class Fleet:
 
     async def take_stats(self) -> list[dict[str, float]]:
         """Times and tokens of each generator since the last call; of those that answer."""
-        stats = await asyncio.gather(*(self._stats(n, h) for n, h in list(self.serving.items())))
+        stats = await asyncio.gather(*(self._ask_stats(n, h) for n, h in list(self.serving.items())))
         return [s for s in stats if s]
 
-    async def _stats(self, name: str, handle: ActorHandle) -> dict[str, float] | None:
+    def status(self, loads: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Of each generator, one that is being started too, what people want to know. `loads`: groups under way."""
+        names = [f"generator-{i}" for i in range(self._recipe.rollout.replicas)]
+        return [{"name": name, **self._status(name, loads)} for name in names]
+
+    def _status(self, name: str, loads: Mapping[str, int]) -> dict[str, Any]:
+        if name not in self.serving or name not in self._versions:
+            return {"state": "starting"}
+        stats = self._stats.get(name, {})
+        seconds = {state: stats[state] for state in STATES if state in stats}
+        total_s = sum(seconds.values())
+        shares = {state: s / total_s for state, s in seconds.items()} if total_s else {}
+        per_s = {"tokens_per_s": stats["tokens"] / total_s} if total_s else {}
+        return {"state": "serving", "version": self._versions[name], "groups": loads.get(name, 0), **per_s, **shares}
+
+    async def _ask_stats(self, name: str, handle: ActorHandle) -> dict[str, float] | None:
         try:
             deadline_s = self._recipe.deadlines.warn_s
             stats: dict[str, float]
             stats, spans = await self._waiting(handle.take_stats.remote(), name, "its statistics", deadline_s)
             self._trace.write(name, spans)
+            self._stats[name] = stats
             return stats
         except (RayActorError, DeadlineExceeded) as error:
             self.lost(name, handle, error)

@@ -6,7 +6,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from asyncrl.observe.trackers import Trackers
 from asyncrl.rollout.summary import GroupSummary
 from asyncrl.runtime.buffer import Key
 from asyncrl.trainer.actor import TrainResult
+from asyncrl.trainer.gaps import NUM_SAMPLED, TokenGaps
 from asyncrl.weights.channel import PublishReport
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ class Recorder:
     @property
     def wall_s(self) -> float:
         return self._wall_before_s + time.perf_counter() - self._began
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those that hold since the last step."""
+        return list(self._health.active.values())
 
     # -- from the driver
 
@@ -117,11 +123,10 @@ class Recorder:
         complete(record)
         for sentence in self._health.check(record):
             logger.warning("step %d: %s", step, sentence)
-        record["health/warnings"] = self._health.num_active
+        record["health/warnings"] = len(self._health.active)
         self._writer.write(record)
-        samples = [group.sample for group in batch[:2] if group.sample]
-        self._trackers.log(step, record, samples)
-        self._write_samples(step, samples)
+        self._trackers.log(step, record, [group.sample for group in batch[:2] if group.sample])
+        self._write_samples(step, batch, result.report.gaps)
         self._shares.append({k: v for k, v in record.items() if "_time/" in k})
         self.last = record
         self._step_began = self._trainer_free = now
@@ -138,10 +143,14 @@ class Recorder:
         }
         return {f"trainer_time/{k}": v for k, v in shares(measured, wall_s).items()}
 
-    def _write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+    def _write_samples(self, step: int, batch: list[GroupSummary], gaps: Mapping[int, TokenGaps]) -> None:
+        """The first groups' samples; `gaps` by number of the group, of those that have them."""
         path = self.run_dir / "samples.jsonl"
         with naming(path), path.open("a") as file:
-            file.writelines(json.dumps({"step": step, **sample}) + "\n" for sample in samples)
+            for number, group in enumerate(batch[:NUM_SAMPLED]):
+                if group.sample:
+                    known = {"gaps": gaps[number]} if number in gaps else {}
+                    file.write(json.dumps({"step": step, **group.sample, **known}) + "\n")
 
     def finish(self, ledger: Ledger, worst_case: int) -> dict[str, Any]:
         """Write and return the summary."""

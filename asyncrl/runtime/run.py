@@ -42,6 +42,7 @@ from asyncrl.runtime.prometheus import Prometheus
 from asyncrl.runtime.pushes import Pushes
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
+from asyncrl.runtime.status import told
 from asyncrl.runtime.stop import StopSignals
 from asyncrl.runtime.trainer_link import reason
 
@@ -161,9 +162,10 @@ async def _run(
     # Until all is closed: a signal while the engines stop is no other than one before.
     with stop_on_signals(driver):
         try:
-            await driver.start()
-            view.phase("training")
-            await driver.run()
+            async with told(run_dir / "status.json", driver.status, view.state):
+                await driver.start()
+                view.phase("training")
+                await driver.run()
             controller.ledger.check()
             recorder.finish(controller.ledger, controller.worst_case_staleness)
             view.phase("stopping the engines")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from ray.exceptions import RayActorError
 
@@ -129,8 +130,8 @@ class TrainerLink:
                 self._in_a_row = 0
                 for rank, result in enumerate(results):
                     self._trace.write(role(rank), result.spans)
-                first: TrainResult = results[0]
-                return first
+                gaps = {number: gaps for result in results for number, gaps in result.report.gaps.items()}
+                return replace(results[0], report=replace(results[0].report, gaps=gaps))
 
 
 def reason(error: Exception) -> str:

@@ -79,8 +79,8 @@ class WaitingFor:
             del self._waits[wait]
 
     def oldest(self, count: int) -> list[str]:
-        """The longest waits, as sentences. May be called from another thread."""
-        return [str(wait) for wait in islice(list(self._waits), count)]
+        """The longest waits, as sentences."""
+        return [str(wait) for wait in islice(self._waits, count)]
 
     def dump(self, path: Path) -> str:
         """Writes all waits to a file, replaced as a whole: oldest first, one a line; returns the text."""

@@ -31,6 +31,7 @@ from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer import lanes
 from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.gaps import Gaps, sampled
 from asyncrl.trainer.lanes import PASSES, Lanes, lane
 from asyncrl.trainer.lora import base_weights, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
@@ -74,6 +75,8 @@ class _Passed:
     loss: float
     entropy: float
     off_policy: OffPolicySums
+    logprobs: torch.Tensor
+    """float32 [N]."""
     gradients: list[torch.Tensor | None] | None
     """None: they are accumulated already."""
 
@@ -137,11 +140,11 @@ class Learner:
             updates = self._updates(samples)
         with span("passes without gradient"):
             self._prepare(updates)
-        sums, norms = Sums(), []
+        sums, norms, gaps = Sums(), [], Gaps(sampled(groups))
         epochs = self.recipe.trainer.epochs
         number = epochs * len(updates)
         for done in range(number):
-            norms.append(self._update(updates[done % len(updates)], step, done / number, sums))
+            norms.append(self._update(updates[done % len(updates)], step, done / number, sums, gaps))
         self._maybe_reset_reference(step)
         sums = sums.over(self.team)
         with_gradient = sums.tokens_with_gradient
@@ -160,7 +163,7 @@ class Learner:
         }
         if self.critic:
             metrics["trainer/value_loss"] = sums.value_loss / number
-        return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages))
+        return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages), gaps.found)
 
     def _samples(
         self, groups: list[Group], step: int, min_version: int
@@ -259,7 +262,7 @@ class Learner:
         whole = torch.cat(self.team.exchange(flat, update.sizes))
         return list(whole.split([len(batch.targets) for batch in update.everyone]))
 
-    def _update(self, update: _Update, step: int, progress: float, sums: Sums) -> float:
+    def _update(self, update: _Update, step: int, progress: float, sums: Sums, gaps: Gaps) -> float:
         """One optimizer step of the policy, and one of the critic; the gradient's norm before it was clipped."""
         self.policy.train()
         self.optimizer.zero_grad()
@@ -272,7 +275,7 @@ class Learner:
                 loss, off_policy = self.objective(batch, logprobs, update.counts, step, progress)
             with span("backward", lane()):
                 gradients = self.optimizer.gradients(loss) if shared else self.team.backward(loss)
-            return _Passed(float(loss.detach()), float(entropies.sum()), off_policy, gradients)
+            return _Passed(float(loss.detach()), float(entropies.sum()), off_policy, logprobs.detach(), gradients)
 
         for batch, done in zip(update.batches, self.lanes.each(pass_of, update.batches), strict=True):
             if done.gradients is not None:
@@ -280,6 +283,7 @@ class Learner:
             sums.loss += done.loss
             sums.entropy += done.entropy
             sums.off_policy += done.off_policy
+            gaps.look(batch, done.logprobs)
             sums.tokens_forward += batch.tokens.numel()
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:

@@ -54,6 +54,8 @@ class PackedBatch:
     """int64 [N]: policy version that sampled the token."""
     advantages: torch.Tensor
     """float32 [N]: each token that of its trajectory."""
+    samples: tuple[TrainSample, ...]
+    """The M trajectories."""
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     """Further values [N], which the learner and the objective work out: prox, ref_logprobs, values, keep, ..."""
 
@@ -62,10 +64,15 @@ class PackedBatch:
         return len(self.rewards)
 
 
+def trained_places(sample: TrainSample) -> np.ndarray:
+    """int64: places of the trained tokens in the trajectory. Its first token is never trained."""
+    return 1 + np.flatnonzero(sample.mask[1:])
+
+
 def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:
-    """Lay the samples out and move them to `device`. The first token of a trajectory is never trained."""
+    """Lay the samples out and move them to `device`."""
     tree = prefix_tree([sample.trajectory.tokens for sample in samples])
-    trained = [1 + np.flatnonzero(s.mask[1:]) for s in samples]
+    trained = [trained_places(sample) for sample in samples]
     segments = np.repeat(np.arange(len(samples)), [len(t) for t in trained])
 
     def tensor(array: np.ndarray, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -85,4 +92,5 @@ def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:
         behaviour_logprobs=tensor(of_trained(s.trajectory.logprobs for s in samples), torch.float32),
         versions=tensor(of_trained(s.trajectory.versions for s in samples)),
         advantages=tensor(np.array([s.advantage for s in samples])[segments], torch.float32),
+        samples=tuple(samples),
     )

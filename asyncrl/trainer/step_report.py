@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass, field
 
 from asyncrl.algorithms.offpolicy import OffPolicySums
+from asyncrl.trainer.gaps import TokenGaps
 from asyncrl.trainer.ranks import Team
 
 
@@ -19,6 +20,8 @@ class StepReport:
     """Tokens that went through the model with a gradient."""
     staleness: tuple[int, ...]
     """Age of every trained token at this step, as counts: staleness[a] tokens of age a."""
+    gaps: dict[int, TokenGaps] = field(default_factory=dict)
+    """Of the sampled trajectories that passed on this rank, by number of their group (`gaps.py`)."""
 
 
 @dataclass

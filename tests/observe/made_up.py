@@ -87,6 +87,7 @@ def samples() -> list[dict[str, Any]]:
     for step in range(NUM_STEPS):
         oldest = max(0, step - 2)
         versions = [oldest] * 5 + [min(step, oldest + 1)] * 4 + [step] * (len(words) - 9)
+        ages = [step - version for version in versions]
         made.append(
             {
                 "step": step,
@@ -95,10 +96,28 @@ def samples() -> list[dict[str, Any]]:
                 "completion": "".join(words),
                 "tokens": words,
                 "versions": versions,
+                "gaps": [round(0.004 * age + 0.001 * (5 * place % 7) ** 3, 4) for place, age in enumerate(ages)],
                 "reward": 1.0 if step > 3 else 0.0,
             }
         )
     return made
+
+
+def status() -> dict[str, Any]:
+    """The last second of a run that goes on, with one generator that is being started again."""
+    serving = {"state": "serving", "version": 6, "groups": 9, "tokens_per_s": 431.2}
+    return {
+        "phase": "training",
+        "steps_done": 7,
+        "live": 6,
+        "ledger": {"drawn": 144, "running": 16, "ready": 16, "leased": 0, "trained": 112, "filtered": 0, "failed": 0},
+        "waiting": ["trainer: step 7, for 4 s of 600 s"],
+        "generators": [
+            {"name": "generator-0", **serving, "busy": 0.61, "paused": 0.03, "idle": 0.36},
+            {"name": "generator-1", "state": "starting"},
+        ],
+        "warnings": [],
+    }
 
 
 def summary(last: dict[str, Any]) -> dict[str, Any]:

@@ -61,11 +61,11 @@ def test_a_warning_is_said_once_and_again_after_it_went_away(words: str) -> None
     (sentence,) = health.check(off)
     assert words in sentence
     assert health.check(off) == []
-    assert health.num_active == 1
+    assert len(health.active) == 1
     # Counts of groups only grow: many trained ones end the filtered one's warning.
     sound = {**SOUND, "groups/trained": 4000, "groups/filtered": off["groups/filtered"]}
     assert health.check(sound) == []
-    assert health.num_active == 0
+    assert health.active == {}
     again = {**sound, **OFF[words]}
     if "groups/filtered" in OFF[words]:
         again["groups/filtered"] = 400_000
@@ -77,7 +77,7 @@ def test_two_at_once_are_two_sentences_and_only_the_new_one_is_said() -> None:
     assert len(health.check({**SOUND, "offpolicy/ess": 0.1})) == 1
     (sentence,) = health.check({**SOUND, "offpolicy/ess": 0.1, "trainer/entropy": 0.0})
     assert "entropy" in sentence
-    assert health.num_active == 2
+    assert len(health.active) == 2
 
 
 @pytest.mark.parametrize(

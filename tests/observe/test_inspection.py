@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import long_run
 import numpy as np
 import pytest
 from datasets import load_dataset
@@ -13,7 +15,7 @@ from asyncrl.control.messages import Train
 from asyncrl.journal import log
 from asyncrl.journal.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.models import load_tokenizer
-from asyncrl.observe.inspection import Filters, find, parse_range
+from asyncrl.observe.inspection import Filters, count, find, parse_range
 from asyncrl.rollout.trajectory import Group, Trajectory, encode
 
 
@@ -59,6 +61,7 @@ def run_dir(tiny_model: Path, tmp_path: Path) -> Path:
 )
 def test_filters(run_dir: Path, filters: Filters, found: list[tuple[int, int]]) -> None:
     assert [(f.task, f.member) for f in find(run_dir, filters)] == found
+    assert count(run_dir, filters) == len(found)
 
 
 def test_ranges() -> None:
@@ -87,6 +90,22 @@ def test_in_full(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_found_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(run_dir), "--task", "7"]) == 0
     assert "no such trajectory" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_half_a_million_trajectories(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the journal's own writers; the list has its first lines and counts the rest, without all the tokens."""
+    (tmp_path / "recipe.yaml").write_text(f"model: {tiny_model}\n")
+    long_run.write_journal(tmp_path)
+    began = time.process_time()
+    assert main(["inspect", str(tmp_path), "--limit", "5"]) == 0
+    assert main(["inspect", str(tmp_path), "--task", "40000", "--reward", "1:", "--limit", "1"]) == 0
+    assert time.process_time() - began < 20
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[6].startswith("499995 more: raise --limit")
+    name, step, reward = lines[8].split()[:3]
+    assert (name.partition(".")[0], step, reward) == ("40000", "1600", "1")
+    assert count(tmp_path, Filters(task=40000)) == 10
 
 
 def test_export_is_read_by_datasets(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

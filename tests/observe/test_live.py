@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from typing import Any
 
 from rich.console import Console
@@ -18,8 +19,18 @@ def show(made_up: Any, terminal: bool) -> str:
         view.phase("starting Ray")
         for record in made_up.records():
             view.step(record)
-        view.state({"running": 3, "ready": 2, "trained": 320})
-        view.watch(lambda count: ["trainer: step 19, for 4 s of 60 s"][:count])
+        view.state(
+            {
+                "ledger": {"running": 3, "ready": 2, "trained": 320},
+                "waiting": ["trainer: step 19, for 4 s of 60 s"],
+                "generators": [
+                    {"name": "generator-0", "state": "serving", "version": 19, "groups": 7, "tokens_per_s": 431.2},
+                    {"name": "generator-1", "state": "starting"},
+                    *({"name": f"generator-{n}", "state": "serving", "version": 19, "groups": 0} for n in range(2, 20)),
+                ],
+                "warnings": ["offpolicy/ess is 0.10: a few tokens carry the weights"],
+            }
+        )
         if view._live:
             view._live.refresh()
     return out.getvalue()
@@ -51,7 +62,7 @@ class Clock:
 def test_what_lasts_is_said_again_at_each_doubling_with_the_amount_and_the_wait() -> None:
     out, clock = io.StringIO(), Clock()
     view = LiveView(20, "arithmetic", 2, console=Console(file=out, width=110), clock=clock)
-    view.watch(lambda count: ["generator-0: to load the model, for 20 s of 900 s"])
+    view.state({"waiting": ["generator-0: to load the model, for 20 s of 900 s"]})
     view.phase("starting the actors", total=3).done += 1
     for clock.now_s in range(45):
         view._beat()
@@ -71,6 +82,7 @@ def test_a_log_is_told_when_a_step_takes_long(made_up: Any) -> None:
         view._beat()
     clock.now_s += 2
     view._beat()
+    assert view.doing == "training"
     lines = [line.partition("  ")[2] for line in out.getvalue().splitlines()]
     assert len(lines) == 3
     assert lines[-1] == "training, 31 s"
@@ -81,9 +93,24 @@ def test_the_panel_has_a_bar_where_the_amount_is_known() -> None:
     console = Console(file=out, force_terminal=True, width=110, height=40, _environ={"TERM": "xterm"})
     with LiveView(20, "arithmetic", 2, console=console) as view:
         view.phase("reading the journal", total=8).done = 4
+        assert view.doing == "reading the journal, 4 of 8"
         view._live.refresh()
     line = next(line for line in out.getvalue().splitlines() if "reading the journal, 4 of 8" in line)
     assert "━" in line
+
+
+def test_the_panel_shows_generators_with_version_and_load_and_the_warnings_that_hold(made_up: Any) -> None:
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", show(made_up, terminal=True))
+    lines = [" ".join(line.split()) for line in plain.splitlines()]
+    for text in (
+        "generator-0 version 19 7 groups 431 tokens/s",
+        "generator-1 starting",
+        "generator-7 version 19 0 groups",
+        "and 12 more",
+        "warnings offpolicy/ess is 0.10: a few tokens",
+    ):
+        assert any(text in line for line in lines), text
+    assert not any("generator-8" in line for line in lines)
 
 
 def test_handlers_without_a_stream_are_left_alone(made_up: Any) -> None:

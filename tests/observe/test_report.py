@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.observe.metrics import MetricsWriter, write_summary
-from asyncrl.observe.report import thin, write_report
+from asyncrl.observe.report import write_report
 
 
 def run_dir(made_up: Any, folder: Path, num_steps: int) -> Path:
@@ -51,16 +51,6 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
 def test_a_crashed_run_has_what_there_is(made_up: Any, tmp_path: Path) -> None:
     page = Page(write_report(run_dir(made_up, tmp_path, 7)).read_text())
     assert page.tags.count("svg") >= 6
-
-
-def test_ages_are_summed_over_thinned_steps_and_the_oldest_drawn_together(made_up: Any, tmp_path: Path) -> None:
-    records = [{"step": step, "staleness/histogram": [4 - step] + [2] * (8 * step)} for step in range(4)]
-    assert [r["staleness/histogram"] for r in thin(records, 2)] == [[7] + [2] * 8, [3] + [4] * 16 + [2] * 8]
-    run = run_dir(made_up, tmp_path, 3)
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({**made_up.records(4)[3], "staleness/histogram": [6] + [1] * 9 + [0, 5]}) + "\n")
-    text = write_report(run).read_text()
-    assert "step 3\nage 0: 30 %\nage 1: 5 %\nage 2: 5 %\nage 3: 5 %\nage 4: 5 %\nage 5 to 11: 50 %" in text
 
 
 def test_a_run_without_a_step_says_so(made_up: Any, tmp_path: Path) -> None:

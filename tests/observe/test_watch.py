@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import long_run
+import psutil
 import pytest
+from browser import CHROMIUM, Browser
 
 from asyncrl.cli import main
 from asyncrl.observe.metrics import MetricsWriter, write_summary
 from asyncrl.observe.trace import Span, TraceFile
+from asyncrl.observe.watch import Following
 from asyncrl.runtime.lock import RunLock
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
 
 
 @pytest.fixture
@@ -56,10 +59,10 @@ class Watching:
                 if time.monotonic() > deadline:
                     raise
 
-    def dom(self) -> str:
-        """What a browser makes of the page, after five of its seconds."""
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--virtual-time-budget=5000", "--dump-dom", self.url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    def cpu_s(self) -> float:
+        """Seconds of a core that it has used so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
 
     def close(self) -> None:
         self.process.terminate()
@@ -79,15 +82,56 @@ def test_the_page_follows_the_run(watching: Watching, run_dir: Path, made_up: An
     assert "trainer steps" in page  # the timeline's row
     first = watching.get("sections")
     assert first["sections"]["charts"].count("<svg") >= 6
-    assert watching.get(f"sections?seen={first['tag']}") == {"tag": first["tag"], "sections": {}}
+    assert watching.get(f"sections?seen={first['seen']}") == {"seen": first["seen"], "sections": {}}
     with RunLock(run_dir):
-        running = watching.get(f"sections?seen={first['tag']}")
+        running = watching.get(f"sections?seen={first['seen']}")
     assert "running; this page follows it" in running["sections"]["state"]
     MetricsWriter(run_dir / "metrics.jsonl").write(made_up.records(8)[7])
     write_summary(run_dir / "summary.json", {"ledger": {"drawn": 1}, "bottleneck": "balanced"})
-    done = watching.get(f"sections?seen={running['tag']}")["sections"]
+    done = watching.get(f"sections?seen={running['seen']}")["sections"]
     assert ">done<" in done["state"]
     assert "step 7" in done["charts"]
+    assert "recipe" not in done
+
+
+def test_between_steps_it_shows_generators_tasks_and_waits(watching: Watching, run_dir: Path, made_up: Any) -> None:
+    status = made_up.status()
+    (run_dir / "status.json").write_text(json.dumps(status))
+    with RunLock(run_dir):
+        first = watching.get("sections")
+        cells = re.findall(r"<td[^>]*>([^<]*)</td>", first["sections"]["generators"])
+        assert cells[:5] == ["generator-0", "serving", "6", "9", "431"]
+        assert cells[8:13] == ["generator-1", "starting", "-", "-", "-"]
+        assert "trainer: step 7, for 4 s of 600 s" in first["sections"]["generators"]
+        assert "running, training; this page" in first["sections"]["state"]
+        status["generators"][0]["groups"] = 11
+        (run_dir / "status.json").write_text(json.dumps(status))
+        then = watching.get(f"sections?seen={first['seen']}")["sections"]
+        assert sorted(then) == ["generators"]
+    crashed = watching.get()
+    assert "not running, and not done" in crashed
+    assert "generator-0" in crashed
+    assert "trainer: step 7" not in crashed
+
+
+def test_a_driver_that_hangs_is_told_from_one_that_works(run_dir: Path, made_up: Any) -> None:
+    """By this machine's clock alone."""
+    now = 100.0
+    following = Following(run_dir, lambda: now)
+
+    def state(time_s: float) -> str:
+        (run_dir / "status.json").write_text(json.dumps(made_up.status() | {"time_s": time_s}))
+        return following.changed(0)[1]["state"]
+
+    with RunLock(run_dir):
+        assert "said nothing" not in state(7.0)
+        now += 9
+        assert "said nothing" not in state(7.0)
+        now += 9
+        assert "has said nothing for 18 s" in state(7.0)
+        assert "said nothing" not in state(8.0)
+    now += 100
+    assert "said nothing" not in state(8.0)  # it has ended
 
 
 def test_without_the_token_there_is_nothing(watching: Watching) -> None:
@@ -107,27 +151,77 @@ def test_an_address_that_is_taken_is_one_sentence(
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
-def test_a_browser_shows_it(watching: Watching, run_dir: Path, made_up: Any) -> None:
+@needs_browser
+def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching, run_dir: Path, made_up: Any) -> None:
+    """What is open, chosen and in focus stays when a part is made anew."""
+    (run_dir / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in made_up.samples()[:7]))
     watching.get()
-    assert "Reward" in watching.dom()
-
-
-def test_a_long_run_is_there_in_two_seconds(made_up: Any, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(made_up.RECIPE)
-    lines = [json.dumps(record) for record in made_up.records(2000)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    sample = {"task": 1, "prompt": "p" * 300, "completion": "c" * 600, "reward": 1.0, "tokens": ["ab"] * 300}
-    samples = [json.dumps({"step": i // 2, **sample, "versions": [i // 2] * 300}) for i in range(4000)]
-    (tmp_path / "samples.jsonl").write_text("\n".join(samples) + "\n")
-    spans = [Span("steps", "backward", i * 0.01, 0.01) for i in range(500_000)]
-    TraceFile(tmp_path / "trace.json").write("trainer", spans)
-    watching = Watching(tmp_path)
-    try:
-        watching.get()
-        began = time.monotonic()
-        page = watching.get()
-        assert time.monotonic() - began < 2
-        assert len(page) < 3_000_000
-    finally:
+    with Browser() as browser:
+        browser.look(1280)
+        browser.open(watching.url)
+        assert browser.value("document.querySelectorAll('#charts svg').length") >= 6
+        browser.value("document.querySelector('#charts details').open = true")
+        browser.value("document.getElementById('by-gap').click(); document.getElementById('by-gap').focus()")
+        MetricsWriter(run_dir / "metrics.jsonl").write(made_up.records(8)[7])
+        (run_dir / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in made_up.samples()[:8]))
+        browser.until("document.getElementById('charts').textContent.includes('The last 8 steps')")
+        browser.until("document.getElementById('samples').textContent.includes('step 7, task')")
+        assert browser.value("document.querySelector('#charts details').open")
+        assert browser.value("document.getElementById('by-gap').checked")
+        assert browser.value("document.activeElement.id") == "by-gap"
         watching.close()
+        browser.until("document.getElementById('connection').textContent.includes('does not answer')")
+
+
+@pytest.fixture(scope="module")
+def long_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import made_up
+
+    return long_run.write(tmp_path_factory.mktemp("long"), made_up)
+
+
+@pytest.fixture
+def watching_long(long_run_dir: Path) -> Iterator[Watching]:
+    watching = Watching(long_run_dir)
+    watching.get()
+    yield watching
+    watching.close()
+
+
+def test_a_long_run_is_small(watching_long: Watching) -> None:
+    assert len(watching_long.get()) < 3_000_000
+
+
+@needs_browser
+def test_a_browser_shows_a_long_run_in_two_seconds(long_run_dir: Path) -> None:
+    """From the navigation to the load event, the server's first page; the best of three: others use the machine too."""
+    times_s = []
+    for _ in range(3):
+        watching = Watching(long_run_dir)
+        try:
+            with Browser() as browser:
+                browser.look(1280)
+                times_s.append(browser.open(watching.url))
+                assert browser.value("document.querySelectorAll('#charts svg').length") >= 6
+        finally:
+            watching.close()
+        if times_s[-1] < 2:
+            return
+    pytest.fail(f"it took {times_s} s")
+
+
+def test_following_a_long_run_costs_next_to_nothing(watching_long: Watching, long_run_dir: Path, made_up: Any) -> None:
+    """Seconds of a core for a poll in which only the last second is news, and for one after a step."""
+    number = watching_long.get("sections")["seen"]
+    before = watching_long.cpu_s()
+    for poll in range(40):
+        (long_run_dir / "status.json").write_text(json.dumps(made_up.status() | {"steps_done": poll, "time_s": poll}))
+        number = watching_long.get(f"sections?seen={number}")["seen"]
+    assert (watching_long.cpu_s() - before) / 40 < 0.05
+    before = watching_long.cpu_s()
+    for step in range(2000, 2005):
+        MetricsWriter(long_run_dir / "metrics.jsonl").write({**made_up.records(1)[0], "step": step})
+        found = watching_long.get(f"sections?seen={number}")
+        assert f"at step {step}" in found["sections"]["warnings"]
+        number = found["seen"]
+    assert (watching_long.cpu_s() - before) / 5 < 1

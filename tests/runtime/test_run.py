@@ -100,6 +100,8 @@ def check(run_dir: Path, steps: int, *, stopped: bool = False) -> dict[str, Any]
     ledger = summary(run_dir)["ledger"]
     Ledger(**ledger).check()
     assert stopped or (ledger["running"], ledger["ready"], ledger["leased"]) == (0, 0, 0)
+    status = json.loads((run_dir / "status.json").read_text())
+    assert (status["steps_done"], status["ledger"]) == (steps, ledger)
     assert (run_dir / "report.html").stat().st_size > 1000
     assert all((p / "COMPLETE").exists() for p in (run_dir / "checkpoints").glob("step_*"))
     return ledger

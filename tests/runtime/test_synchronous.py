@@ -18,6 +18,7 @@ from asyncrl.cli import main
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource, tokenize
 from asyncrl.models import load_tokenizer
+from asyncrl.observe.metrics import read_lines
 from asyncrl.plugins import load_object
 from asyncrl.recipe.load import load
 from asyncrl.rollout.engine import SamplingParams
@@ -106,6 +107,12 @@ def test_staleness_zero_equals_a_serial_loop(
     assert main(["train", "recipes/tiny.yaml", *OVERRIDES, f"run_dir={run_dir}"]) == 0
     # A finished event loop leaves none behind, which vLLM's client in this process expects to find.
     asyncio.set_event_loop(asyncio.new_event_loop())
+    # Trainer and engine hold the same weights at every step: the gap of each sampled token is rounding.
+    samples = read_lines(run_dir / "samples.jsonl")
+    gaps = [sample["gaps"] for sample in samples if "gaps" in sample]
+    assert len(gaps) >= 3
+    assert all(len(sample["gaps"]) == len(sample["tokens"]) for sample in samples if "gaps" in sample)
+    assert max(gap for of_sample in gaps for gap in of_sample) < 1e-3
     trained = load_file(run_dir / "checkpoints/step_000003/trainer/rank_0.safetensors")
     recipe = load(ROOT / "recipes/tiny.yaml", OVERRIDES)
     expected = serial_loop(recipe, run_dir / "initial_model", one_replica)

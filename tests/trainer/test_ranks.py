@@ -18,6 +18,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
 from asyncrl.trainer.ranks import Meeting, Team, open_meeting
+from asyncrl.trainer.step_report import StepReport
 from asyncrl.weights.nccl import StagedSource
 from asyncrl.weights.pieces import assemble
 from asyncrl.weights.staging import StagedWeights
@@ -64,7 +65,11 @@ def learner(model: Path, r: Recipe, team: Team | None) -> Learner:
 
 
 def train(ours: Learner, batches: list[Any]) -> list[dict[str, float | None]]:
-    return [ours.step(batch, step, 0).metrics for step, batch in batches]
+    return [report.metrics for report in reports(ours, batches)]
+
+
+def reports(ours: Learner, batches: list[Any]) -> list[StepReport]:
+    return [ours.step(batch, step, 0) for step, batch in batches]
 
 
 def run_rank(rank: int, recipes: dict[str, Recipe], model: Path, folder: Path, meeting: Meeting) -> None:
@@ -79,12 +84,12 @@ def run_rank(rank: int, recipes: dict[str, Recipe], model: Path, folder: Path, m
 def run_case(r: Recipe, team: Team, model: Path, folder: Path) -> dict[str, Any]:
     """Two steps, the state on disk, and the third step by new learners that read it."""
     first = learner(model, r, team)
-    metrics = train(first, list(enumerate(BATCHES))[:2])
+    done = reports(first, list(enumerate(BATCHES))[:2])
     files.write(first.state(), folder, team.rank)
     torch.distributed.barrier()
     second = learner(model, r, team)
     second.restore(files.read(folder))
-    metrics += train(second, [(2, BATCHES[2])])
+    done += reports(second, [(2, BATCHES[2])])
     staged = StagedWeights(second.model, torch.float32, CPU)
     staged.copy()
     plans: list[Any] = [None] * team.size
@@ -93,7 +98,8 @@ def run_case(r: Recipe, team: Team, model: Path, folder: Path) -> dict[str, Any]
     source.staged = staged
     gathered = {name: tensor.clone() for name, tensor in source}
     return {
-        "metrics": metrics,
+        "metrics": [report.metrics for report in done],
+        "gaps": [report.gaps for report in done],
         "score": second.score(TOKENS),
         "pieces": staged.pieces,
         "views": [view.clone() for view in staged.views],
@@ -121,13 +127,20 @@ def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ..
     found = results(*team, tiny_model)
     alone = learner(tiny_model, recipe_of(case, 1), None)
     loose = 20 if case == "bf16" else 1
-    expected = train(alone, list(enumerate(BATCHES)))
+    whole = reports(alone, list(enumerate(BATCHES)))
+    expected = [report.metrics for report in whole]
     for result in found:
         for ours, theirs in zip(result[case]["metrics"], expected, strict=True):
             assert ours.keys() == theirs.keys()
             for name in ours.keys() - {"trainer/step_s", "trainer/forward_tokens"}:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3 * loose, abs=1e-5 * loose), name
         assert result[case]["score"] == pytest.approx(alone.score(TOKENS), abs=1e-4 * loose)
+    # Each sampled trajectory passed on one rank; the other rank has nothing to say of it.
+    for step, report in enumerate(whole):
+        parts = [result[case]["gaps"][step] for result in found]
+        assert sum(map(len, parts)) == len(report.gaps) > 0
+        for number, gaps in (entry for part in parts for entry in part.items()):
+            assert gaps == pytest.approx(report.gaps[number], rel=1e-2 * loose, abs=1e-3 * loose)
     # What the ranks would send makes up the weights, each element once.
     mine = [result[case] for result in found]
     weights = dict(assemble([part for r in mine for part in zip(r["pieces"], r["views"], strict=True)]))

@@ -1,0 +1,128 @@
+"""The curves of a run by step: which figures there are, in which charts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from asyncrl.observe.charts import Chart, Series
+
+_TRAINER = {
+    "busy": "green",
+    "wait_batch": "amber",
+    "wait_publish": "violet",
+    "checkpoint": "teal",
+    "unaccounted": "grey",
+}
+_GENERATORS = {"busy": "green", "paused": "violet", "idle": "amber"}
+_AGE_COLOURS = ("green", "teal", "blue", "violet", "amber", "red")
+
+
+def charts(records: Sequence[Mapping[str, Any]], bound: float | None) -> list[Chart]:
+    """Of a run. `bound`: on the staleness, in updates."""
+    steps = [r["step"] for r in records]
+
+    def line(name: str, key: str, colour: str, spread: str | None = None) -> Series:
+        return Series(name, column(records, key), colour, spread=column(records, spread) if spread else None)
+
+    limit = [Series("bound", [bound] * len(steps), "red", dashed=True)] if bound is not None else []
+    return [
+        Chart(
+            "Reward",
+            "reward",
+            steps,
+            [line("mean, band ± 1 std", "reward/mean", "blue", "reward/std")],
+            from_zero=False,
+        ),
+        Chart("Accuracy", "share of trajectories", steps, [line("accuracy", "accuracy/mean", "green")], percent=True),
+        Chart(
+            "Staleness of trained tokens",
+            "age (updates)",
+            steps,
+            [line("mean", "staleness/mean", "blue"), line("max", "staleness/max", "amber"), *limit],
+        ),
+        _ages(steps, records),
+        Chart(
+            "Where groups grow old",
+            "age (updates)",
+            steps,
+            [line("in flight", "staleness/in_flight", "blue"), line("in the queue", "staleness/in_queue", "amber")],
+        ),
+        Chart(
+            "Weight push",
+            "time (s)",
+            steps,
+            [line("generators paused", "publish/pause_s", "violet"), line("transfer", "publish/transfer_s", "blue")],
+        ),
+        _stack("The trainer's time", "trainer_time", _TRAINER, steps, records),
+        _stack("The generators' time", "generator_time", _GENERATORS, steps, records),
+        Chart("Samples trained", "samples/s", steps, [line("samples", "throughput/samples_per_s", "teal")]),
+        Chart("Tokens trained", "tokens/s", steps, [line("tokens", "throughput/tokens_per_s", "teal")]),
+        Chart(
+            "Gap between trainer's and engine's log-probs",
+            "nats per token",
+            steps,
+            [line("mean gap", "offpolicy/logprob_gap", "violet"), line("KL", "offpolicy/kl", "teal")],
+        ),
+        Chart(
+            "Importance weights",
+            "share of tokens",
+            steps,
+            [line("effective sample size", "offpolicy/ess", "blue"), line("clipped", "offpolicy/clip_fraction", "red")],
+            percent=True,
+        ),
+    ]
+
+
+def _stack(
+    title: str, role: str, colours: Mapping[str, str], steps: Sequence[int], records: Sequence[Mapping[str, Any]]
+) -> Chart:
+    layers = [Series(name, column(records, f"{role}/{name}"), colour) for name, colour in colours.items()]
+    return Chart(title, "share of time", steps, layers, percent=True, stacked=True)
+
+
+def _ages(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> Chart:
+    """A column per step: the shares of the trained tokens by age, the oldest of many ages together."""
+    histograms = [_histogram(record) for record in records]
+    num_ages = max((len(counts) for counts in histograms), default=0)
+    colours = _AGE_COLOURS[:num_ages]
+    layers = []
+    for age, colour in enumerate(colours):
+        to = num_ages if age == len(colours) - 1 else age + 1
+        name = f"age {age}" if to == age + 1 else f"age {age} to {to - 1}"
+        shares = [sum(counts[age:to]) / sum(counts) if sum(counts) else None for counts in histograms]
+        layers.append(Series(name, shares, colour))
+    return Chart("Age of trained tokens", "share of tokens", steps, layers, percent=True, stacked=True)
+
+
+def thin(records: Sequence[Mapping[str, Any]], most: int, of: int | None = None) -> list[dict[str, Any]]:
+    """At most `most` records: means over equal runs of steps, but the maximum of staleness/max; nothing if few.
+    `of`: as if there were so many, to be shown beside another run."""
+    stride = -(-(of or len(records)) // most)
+    if stride <= 1:
+        return [dict(record) for record in records]
+    return [_mean(records[start : start + stride]) for start in range(0, len(records), stride)]
+
+
+def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for key in records[0]:
+        values = [r[key] for r in records if isinstance(r.get(key), int | float)]
+        merged[key] = (max(values) if key == "staleness/max" else statistics.fmean(values)) if values else None
+    merged["step"] = records[0]["step"]
+    counts = zip_longest(*(_histogram(record) for record in records), fillvalue=0)
+    merged["staleness/histogram"] = [sum(tokens) for tokens in counts]
+    return merged
+
+
+def _histogram(record: Mapping[str, Any]) -> list[int]:
+    """Trained tokens by age; empty if the record has no such list."""
+    counts = record.get("staleness/histogram")
+    return counts if isinstance(counts, list) and all(isinstance(n, int) for n in counts) else []
+
+
+def column(records: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
+    values = (record.get(key) for record in records)
+    return [value if isinstance(value, int | float) else None for value in values]

@@ -1,0 +1,101 @@
+"""Where a run stands, in words and tables: generators, tasks, waits, warnings. Every function gives HTML."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from asyncrl.observe import page
+from asyncrl.observe.health import Health, Said
+from asyncrl.observe.live import LEDGER_EVENTS, LEDGER_STATES
+
+_LEDGER_WORDS = {
+    "running": "started, not finished",
+    "ready": "finished, waiting for the trainer",
+    "leased": "in the batch that is being trained",
+    "trained": "used in a step that is done",
+    "filtered": "left out for a named reason",
+    "failed": "given up",
+    "stale": "attempts given up because they were too old (events)",
+    "requeued": "attempts started again (events)",
+}
+_MOST_GENERATORS = 64
+
+
+def ledger(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Counts of tasks in each state: the final ones, else those of the last second, else of the last step."""
+    counts = summary.get("ledger") or status.get("ledger")
+    if not counts:
+        last = records[-1] if records else {}
+        names = ("trained", "filtered", "failed", "running", "ready", "stale", "requeued")
+        counts = {name: last[f"groups/{name}"] for name in names if f"groups/{name}" in last}
+        if not counts:
+            return '<p class="none">No counts were recorded.</p>'
+    rows = [("drawn", str(counts["drawn"]), "all tasks taken from the data")] if "drawn" in counts else []
+    for name in (*LEDGER_STATES, *LEDGER_EVENTS):
+        if name in counts:
+            reasons = counts.get(f"{name}_reasons") or {}
+            why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+            rows.append((name, str(counts[name]), why or _LEDGER_WORDS[name]))
+    return page.table(("state", "tasks", ""), rows, "tasks by state")
+
+
+def generators(status: Mapping[str, Any]) -> str:
+    """One row for each; empty if nothing is known of them."""
+    known = [g for g in status.get("generators") or () if isinstance(g, dict)]
+    if not known:
+        return ""
+    heads = ("generator", "state", "version", "groups", "tokens/s", "busy", "paused", "idle")
+    rows = []
+    for one in known[:_MOST_GENERATORS]:
+        speed = one.get("tokens_per_s")
+        shares = ("-" if one.get(name) is None else f"{100 * one[name]:.0f} %" for name in ("busy", "paused", "idle"))
+        figures = (str(one.get("version", "-")), str(one.get("groups", "-")), "-" if speed is None else f"{speed:.0f}")
+        rows.append((str(one.get("name")), str(one.get("state")), *figures, *shares))
+    left = len(known) - len(rows)
+    more = f'<p class="soft">and {left} more in status.json</p>' if left else ""
+    remark = "Version, groups under way: when the run was last seen. Speed, shares of time: between the last two steps."
+    return page.table(heads, rows, "generators") + more + f'<p class="soft">{remark}</p>'
+
+
+def waits(status: Mapping[str, Any]) -> str:
+    """The longest waits that are under way."""
+    waiting = status.get("waiting") or ()
+    items = "".join(f"<li>{escape(str(wait))}</li>" for wait in waiting)
+    return f'<ul class="card">{items}</ul>' if items else '<p class="none">Nothing is waited for.</p>'
+
+
+def logged(status: Mapping[str, Any]) -> str:
+    """What the driver warned of lately, the newest first; what it warns of once a step is not repeated."""
+    rows = [
+        (time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(when)), text)
+        for when, text in reversed(status.get("log") or ())
+        if not re.match(r"step \d+: ", text)
+    ]
+    return page.table(("UTC", "said by the driver"), rows, "warnings in the log") if rows else ""
+
+
+def warnings(health: Health, records: Sequence[Mapping[str, Any]]) -> str:
+    """Those that hold now stand out; of each that held before, when it did and how it read last."""
+    if not records:
+        return ""
+    current = "".join(
+        page.line(f"{_when(said)}: {said.sentence}", warn=True)
+        for name, said in health.said.items()
+        if name in health.active
+    )
+    past = [(_when(said), said.sentence) for name, said in health.said.items() if name not in health.active]
+    table = page.table(("held", "warning"), past, "warnings that no longer hold") if past else ""
+    if not current:
+        current = f'<p class="soft">No warning holds at step {records[-1]["step"]}.</p>'
+    return current + table
+
+
+def _when(said: Said) -> str:
+    if said.num_steps == 1:
+        return f"at step {said.last_step}"
+    share = "the" if said.num_steps == said.last_step - said.first_step + 1 else f"{said.num_steps} of the"
+    return f"at {share} steps {said.first_step} to {said.last_step}"

@@ -1,0 +1,129 @@
+"""A real browser for the tests: headless Chromium, told what to do over its DevTools pipe. No package is needed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DEADLINE_S = 60.0
+
+
+class Browser:
+    """One page. Every call has a deadline."""
+
+    def __init__(self) -> None:
+        assert CHROMIUM is not None
+        self._profile = tempfile.mkdtemp()
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        self._process = subprocess.Popen(
+            # Chromium reads from 3 and writes to 4.
+            ["bash", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', CHROMIUM, "--headless", "--no-sandbox",
+             "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={self._profile}",
+             "about:blank"],
+            pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._number, self._read, self.events = 0, b"", []
+        targets = self._send("Target.getTargets")["targetInfos"]
+        target = next(t["targetId"] for t in targets if t["type"] == "page")
+        self._session = self._send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.send("Page.enable")
+        self.send("Runtime.enable")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait(DEADLINE_S)
+        os.close(self._in)
+        os.close(self._out)
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    # -- what tests do
+
+    def look(self, width: int, height: int = 900, dark: bool = False, scale: float = 1) -> None:
+        """Size of the window, and which colours its user prefers."""
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def open(self, url: str) -> float:
+        """Seconds from the navigation to the load event."""
+        began = time.monotonic()
+        self.send("Page.navigate", url=url)
+        self._wait("Page.loadEventFired")
+        return time.monotonic() - began
+
+    def value(self, expression: str) -> Any:
+        """Of JavaScript; a promise is waited for."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        """Wait for JavaScript that becomes true."""
+        end = f"Date.now() + {1000 * DEADLINE_S / 2}"
+        poll = f"new Promise((yes, no) => {{ const end = {end}; const look = () => ({expression}) ? yes() : "
+        self.value(poll + "Date.now() > end ? no('it did not come') : setTimeout(look, 50); look(); })")
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        for kind in ("keyDown", "keyUp"):
+            what = {"text": text} if text and kind == "keyDown" else {}
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **what)
+
+    def picture(self, path: Path, whole: bool = True) -> None:
+        shot = self.send("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def _clip(self, whole: bool) -> dict[str, Any]:
+        if not whole:
+            return {}
+        size = self.send("Page.getLayoutMetrics")["cssContentSize"]
+        return {"clip": {**size, "scale": 1}}
+
+    # -- the pipe
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self._send(method, self._session, **parameters)
+
+    def _send(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        os.write(self._out, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
+        deadline = time.monotonic() + DEADLINE_S
+        while (answer := self._receive(deadline)).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _wait(self, event: str) -> None:
+        """For the next event of this name since the command before the last."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not any(e.get("method") == event for e in self.events):
+            self.events.append(self._receive(deadline))
+        self.events.clear()
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._read:
+            assert select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))[0], "the browser is silent"
+            data = os.read(self._in, 2**16)
+            assert data, "the browser has ended"
+            self._read += data
+        line, _, self._read = self._read.partition(b"\0")
+        return json.loads(line)

@@ -1,0 +1,189 @@
+"""The page's looks: contrast in light and dark, width, landmarks, and that the keyboard reaches what can be used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import CHROMIUM, Browser
+
+from asyncrl.observe import page
+from asyncrl.observe.compare import write_comparison
+from asyncrl.observe.report import write_report
+from asyncrl.observe.trace import Span, TraceFile
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
+TEXT, GRAPHIC = 4.5, 3.0
+"""Least contrast (WCAG 2.2, AA)."""
+
+
+# -- colours, from the style sheet alone
+
+
+def palettes() -> Iterator[dict[str, str]]:
+    """Of light, and of dark, which changes some of it."""
+    light, dark = (dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", block)) for block in
+                   page._STYLE.split("@media (prefers-color-scheme: dark)")[:2])  # fmt: skip
+    assert light.keys() == dark.keys()
+    return iter((light, dark))
+
+
+def luminance(colour: str) -> float:
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_told_from_their_ground(theme: int) -> None:
+    colours = list(palettes())[theme]
+    marks = [name for name in colours if re.fullmatch(r"[vg]\d", name)]
+    assert len(marks) == 11
+    for ground in ("paper", "card", *marks):
+        assert contrast(colours["ink"], colours[ground]) >= TEXT, ground
+    for ground in ("paper", "card"):
+        assert contrast(colours["soft"], colours[ground]) >= TEXT, ground
+    for name in ("blue", "green", "amber", "violet", "teal", "red", "grey"):
+        assert contrast(colours[name], colours["card"]) >= GRAPHIC, name
+
+
+# -- in a browser
+
+
+@pytest.fixture(scope="module")
+def run_dir(made_up: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With everything that a page can show."""
+    run_dir = made_up.write_run(tmp_path_factory.mktemp("page") / (2 * "a_run_with_a_name_so_long_that_it_must_break_"))
+    (run_dir / "status.json").write_text(json.dumps(made_up.status()))
+    spans = [Span("steps", name, 10.0 * i, 9.0) for i, name in enumerate(("fetch", "forward", "backward", "optimizer"))]
+    TraceFile(run_dir / "trace.json").write("trainer", spans)
+    records = made_up.records(23)
+    records[21]["offpolicy/ess"], records[22]["trainer/entropy"] = 0.1, 0.001
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records[20:])
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module", params=["report", "compare"])
+def url(request: pytest.FixtureRequest, run_dir: Path, made_up: Any) -> str:
+    if request.param == "report":
+        return write_report(run_dir).as_uri()
+    other = run_dir.parent / "other"
+    return write_comparison([run_dir, made_up.write_run(other)], run_dir.parent / "compare.html").as_uri()
+
+
+LOW_CONTRAST = """
+(() => {
+  const rgb = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
+  const light = (c) => { const f = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * f(c[0]) + 0.7152 * f(c[1]) + 0.0722 * f(c[2]); };
+  const ground = (node) => { for (; node; node = node.parentElement) {
+    const c = rgb(getComputedStyle(node).backgroundColor); if (c.length === 3 || c[3] === 1) return c; }
+    return [255, 255, 255]; };
+  const found = []; let seen = 0;
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || !node.checkVisibility() || node.closest("title, script, style")) continue;
+    const style = getComputedStyle(node), svg = node instanceof SVGElement;
+    const [a, b] = [light(rgb(svg ? style.fill : style.color)), light(ground(node))].sort((x, y) => y - x);
+    seen += 1;
+    if ((a + 0.05) / (b + 0.05) < 4.5) found.push(walk.currentNode.data.slice(0, 40));
+  }
+  return [seen, found];
+})()
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_all_text_can_be_read_and_nothing_is_wider_than_the_window(
+    browser: Browser, url: str, width: int, dark: bool
+) -> None:
+    browser.look(width, dark=dark)
+    browser.open(url)
+    if browser.value("!!document.getElementById('by-gap')"):
+        browser.value("document.getElementById('by-gap').click()")
+    browser.value("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    seen, low = browser.value(LOW_CONTRAST)
+    assert seen > 100
+    assert low == []
+    assert browser.value("document.documentElement.scrollWidth") <= width
+
+
+REACHABLE = "document.querySelectorAll('summary, input:checked, [tabindex=\"0\"]').length"
+FOCUS = """
+(() => { const node = document.activeElement, style = getComputedStyle(node);
+  if (node === document.body) return null;
+  return [node.id || node.getAttribute("aria-label") || node.textContent.slice(0, 40),
+    style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2]; })()
+"""
+
+
+@needs_browser
+def test_the_keyboard_reaches_all_that_scrolls_unfolds_or_switches(browser: Browser, url: str) -> None:
+    browser.look(1280)
+    browser.open(url)
+    browser.value("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    scrolling = """[...document.querySelectorAll("body *")].filter((node) =>
+        ["auto", "scroll"].includes(getComputedStyle(node).overflowX) && node.tabIndex < 0).map((n) => n.className)"""
+    assert browser.value(scrolling) == []
+    visited = []
+    for _ in range(browser.value(REACHABLE)):
+        browser.press("Tab", 9)
+        visited.append(browser.value(FOCUS))
+    assert all(visited), visited
+    names = [name for name, _ in visited]
+    assert len(set(names)) == len(names) > 0
+    assert [name for name, ringed in visited if not ringed] == []
+
+
+@needs_browser
+def test_the_switch_works_by_keyboard_and_without_script(browser: Browser, run_dir: Path) -> None:
+    browser.look(1280)
+    browser.open(write_report(run_dir).as_uri())
+    assert browser.value("document.scripts.length") == 0
+    colours = "[...document.querySelectorAll('.text span')].map((s) => getComputedStyle(s).backgroundColor)"
+    legend = "document.querySelector('p.gap-only').checkVisibility()"
+    by_version = browser.value(colours)
+    assert not browser.value(legend)
+    browser.value("document.getElementById('by-version').focus()")
+    browser.press("ArrowRight", 39)
+    assert browser.value("document.getElementById('by-gap').checked")
+    by_gap = browser.value(colours)
+    assert by_gap != by_version
+    assert len(set(by_gap)) >= 4
+    assert browser.value(legend)
+    browser.press("ArrowLeft", 37)
+    assert browser.value(colours) == by_version
+
+
+@needs_browser
+def test_landmarks_and_headings_are_in_order(browser: Browser, url: str) -> None:
+    browser.open(url)
+    assert browser.value("document.querySelectorAll('main').length") == 1
+    levels = browser.value("[...document.querySelectorAll('h1, h2, h3')].map((h) => Number(h.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    unnamed = "[...document.querySelectorAll('svg, table, [role=region]')].filter((n) => !(n.ariaLabel ?? n.caption))"
+    assert browser.value(f"{unnamed}.length") == 0
+    ids = browser.value("[...document.querySelectorAll('[id]')].map((n) => n.id)")
+    assert len(set(ids)) == len(ids)

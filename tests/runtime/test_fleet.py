@@ -1,0 +1,104 @@
+"""What the fleet says of its generators: without Ray, on handles and a trainer that only answer."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from asyncrl.control.messages import GeneratorLost
+from asyncrl.observe.trace import TraceFile
+from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.fleet import Fleet
+from asyncrl.runtime.orphans import ProcessTable
+from asyncrl.runtime.waiting import WaitingFor
+from asyncrl.weights.channel import PublishReport
+
+STARTING = {"state": "starting"}
+
+
+async def answer(value: Any) -> Any:
+    return value
+
+
+def handle(busy: float, paused: float, idle: float, tokens: int) -> SimpleNamespace:
+    stats = {"busy": busy, "paused": paused, "idle": idle, "tokens": tokens}
+    return SimpleNamespace(take_stats=SimpleNamespace(remote=lambda: answer((stats, []))))
+
+
+class Trainer:
+    """One rank that pushes whatever it is asked for; 7 if it is not told a version."""
+
+    async def ready(self) -> Trainer:
+        return self
+
+    async def call(self, method: str, *arguments: Any) -> list[Any]:
+        version = arguments[0] if arguments else None
+        if method == "stage":
+            return [(7 if version is None else version, None)]
+        return [PublishReport(version, 0.1, 0.2, 3)] if method == "publish" else [None]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    keys = {"model": "x", "data": {"path": "x"}, "reward": "x", "max_steps": 9, "rollout": {"replicas": 2}}
+    posted: list[Any] = []
+    made = Fleet(
+        Recipe.model_validate(keys),
+        lambda name: pytest.fail(f"{name} is made"),
+        Trainer(),
+        ProcessTable(tmp_path / "processes.json"),
+        WaitingFor(60.0),
+        posted.append,
+        lambda coroutine: coroutine.close(),
+        TraceFile(tmp_path / "trace.json"),
+    )
+    made.posted = posted
+    made.serving = {"generator-0": handle(6.0, 1.0, 3.0, 500), "generator-1": handle(0.0, 0.0, 0.0, 0)}
+    made._workers = dict.fromkeys(made.serving, 1)
+    return made
+
+
+def status(fleet: Fleet, **loads: int) -> list[dict[str, Any]]:
+    said = fleet.status({name.replace("_", "-"): groups for name, groups in loads.items()})
+    assert [s.pop("name") for s in said] == ["generator-0", "generator-1"]
+    return said
+
+
+def test_a_generator_has_the_version_of_the_last_push_its_load_and_its_speed(fleet: Fleet) -> None:
+    async def run() -> None:
+        assert status(fleet) == [STARTING, STARTING]  # they have loaded, but serve no one yet
+        await fleet.first_push(fresh=True)
+        assert status(fleet, generator_0=3) == [
+            {"state": "serving", "version": 0, "groups": 3},
+            {"state": "serving", "version": 0, "groups": 0},
+        ]
+        await fleet.publish(1)
+        await fleet.take_stats()
+        one, other = status(fleet, generator_0=2, generator_1=5)
+        shares = {"busy": 0.6, "paused": 0.1, "idle": 0.3}
+        assert one == {"state": "serving", "version": 1, "groups": 2, "tokens_per_s": 50.0, **shares}
+        assert other == {"state": "serving", "version": 1, "groups": 5}  # no time has passed for it
+
+    asyncio.run(run())
+
+
+def test_a_resumed_run_begins_with_the_version_that_the_trainer_holds(fleet: Fleet) -> None:
+    asyncio.run(fleet.first_push(fresh=False))
+    assert [s["version"] for s in status(fleet)] == [7, 7]
+
+
+def test_a_lost_generator_is_starting_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncrl.runtime.fleet.ray.kill", lambda _: None)
+
+    async def run() -> None:
+        await fleet.first_push(fresh=True)
+        await fleet.take_stats()
+        fleet.lost("generator-0", fleet.serving["generator-0"], RuntimeError("gone"))
+
+    asyncio.run(run())
+    assert fleet.posted == [GeneratorLost("generator-0")]
+    assert status(fleet, generator_1=1) == [STARTING, {"state": "serving", "version": 0, "groups": 1}]
