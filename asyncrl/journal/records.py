@@ -11,7 +11,7 @@ A group is in `groups` before its GroupFinished is in `control`, so what control
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -76,9 +76,21 @@ class ControlLog:
         self._writer.close()
 
 
-def read_control(folder: Path) -> Iterator[Entry]:
-    """Entries of the controller's history, oldest first. A segment whose snapshot was cut short is empty."""
+def control_bytes(folder: Path) -> int:
+    """How much there is for `read_control` to read."""
+    segments = log.segments(folder, CONTROL_STREAM)
+    return sum(log.segment_path(folder, CONTROL_STREAM, number).stat().st_size for number in segments)
+
+
+def read_control(folder: Path, read: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Entry]:
+    """Entries of the controller's history, oldest first. A segment whose snapshot was cut short is empty.
+
+    `read` is told how many bytes have been read.
+    """
+    num_bytes = 0
     for record in log.read(folder, CONTROL_STREAM):
+        num_bytes += record.position.num_bytes
+        read(num_bytes)
         if record.kind == ENTRY:
             kind, body = msgspec.msgpack.decode(record.payload)
             match kind:

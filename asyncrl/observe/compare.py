@@ -11,8 +11,9 @@ from asyncrl.errors import UserError, naming
 from asyncrl.observe import page
 from asyncrl.observe.charts import Chart, Series, svg
 from asyncrl.observe.curves import thin
-from asyncrl.observe.live import duration, number
+from asyncrl.observe.live import number
 from asyncrl.observe.metrics import read_lines
+from asyncrl.observe.progress import duration
 
 _MOST_COLUMNS = 300
 _COLOURS = ("blue", "amber", "green", "violet", "red", "teal")

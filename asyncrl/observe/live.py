@@ -1,10 +1,11 @@
 """What a person at the terminal sees of a run: a panel that is redrawn in place, or plain lines in a log.
 
-    phase(text)    what is being done now       step(record)   the figures of a finished step
-    state(ledger, waiting)   where the tasks are, and what is being waited for
+    phase(text, total)   what is being done now, and how much of it     step(record)    the figures of a finished step
+    state(status)        tasks, waits, generators, between the steps
 
 On a terminal Python's logging goes through the same console, so that nothing tears the panel. Elsewhere there is
-one line per step and one per change of phase. NO_COLOR is respected; no figure is told by colour alone.
+one line per step and one per change of phase, and one now and then while either lasts. NO_COLOR is respected; no
+figure is told by colour alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -24,9 +26,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from asyncrl.observe.progress import Heart, Phase, duration
+
 LEDGER_STATES = ("running", "ready", "leased", "trained", "filtered", "failed")
 LEDGER_EVENTS = ("stale", "requeued")
 _TRAINING = "training"
+_FIRST_OF_STEP_S = 30.0
+"""A step that takes longer has a line of its own in a log."""
 _HISTORY = 40
 _ETA_STEPS = 10
 _MOST_GENERATORS = 8
@@ -58,24 +64,36 @@ class LiveView:
         self.bound = bound
         self.console = console or Console()
         self._clock = clock
-        self._phase, self._phase_since = "", clock()
+        self._phase = Phase("starting", clock())
         self._record: Mapping[str, Any] = {}
         self._history: dict[str, list[float]] = {"reward/mean": [], "accuracy/mean": []}
         self._times_s: list[float] = []
         self._status: Mapping[str, Any] = {}
         self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
         self._live: Live | None = None
+        self._heart: Heart | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=4)
 
     # -- told by the run
 
-    def phase(self, text: str) -> None:
-        """What the run does now; stays until the next phase or the end of a step."""
-        if text == self._phase:
-            return
-        self._phase, self._phase_since = text, self._clock()
-        self._line(text)
+    def phase(self, text: str, total: int = 0) -> Phase:
+        """What the run does now; stays until the next phase or the end of a step. `total`: how much of it there is;
+        who does it counts `done` up."""
+        if text != self._phase.text:
+            self._phase = Phase(text, self._clock(), total)
+            self._line(text)
+        return self._phase
+
+    @contextmanager
+    def during(self, text: str, total: int = 0) -> Iterator[Phase]:
+        """A phase within another, to which it returns."""
+        before, phase = self._phase, self.phase(text, total)
+        try:
+            yield phase
+        finally:
+            if self._phase is phase:
+                self._phase = before
 
     def step(self, record: Mapping[str, Any]) -> None:
         """The figures of a step that is done (names of `metrics.STEP_KEYS`)."""
@@ -87,8 +105,7 @@ class LiveView:
         if not self._times_s and record["step"] == 0:
             self._times_s = [0.0]
         self._times_s = [*self._times_s, record["time_s"]][-_ETA_STEPS - 1 :]
-        if self._phase != _TRAINING:
-            self._phase, self._phase_since = _TRAINING, self._clock()
+        self._phase = Phase(_TRAINING, self._clock(), first_s=_FIRST_OF_STEP_S)
         self._line(step_line(record, self.total_steps, self.bound))
 
     def state(self, status: Mapping[str, Any]) -> None:
@@ -97,8 +114,8 @@ class LiveView:
 
     @property
     def doing(self) -> str:
-        """The phase."""
-        return self._phase
+        """The phase, and how much of it is done."""
+        return self._phase.name
 
     # -- life
 
@@ -106,6 +123,8 @@ class LiveView:
         if self._live:
             self._take_logging()
             self._live.start()
+        else:
+            self._heart = Heart(self._beat)
         return self
 
     def __exit__(
@@ -118,6 +137,9 @@ class LiveView:
             self._live.stop()
             self._give_logging_back()
             self._live = None
+        if self._heart:
+            self._heart.stop()
+            self._heart = None
 
     def _take_logging(self) -> None:
         """Replace the handlers, of any logger, that write to a terminal."""
@@ -146,6 +168,12 @@ class LiveView:
             stamped = f"{time.strftime('%H:%M:%S')}  {text}"
             self.console.print(stamped, markup=False, highlight=False, soft_wrap=True)
 
+    def _beat(self) -> None:
+        """What lasts is said again."""
+        if self._phase.due(now_s := self._clock()):
+            waits = "; ".join(self._status.get("waiting", ()))
+            self._line(f"{self._phase.words(now_s)}{': waiting for ' if waits else ''}{waits}")
+
     # -- the panel
 
     def _panel(self) -> Panel:
@@ -153,7 +181,7 @@ class LiveView:
         rows.add_column(style="bold", no_wrap=True)
         rows.add_column(ratio=1)
         rows.add_row("progress", self._progress())
-        rows.add_row("phase", Text(f"{self._phase}, {duration(self._clock() - self._phase_since)}"))
+        rows.add_row("phase", self._doing())
         if self._record:
             self._add_figures(rows)
         status = self._status
@@ -169,12 +197,12 @@ class LiveView:
 
     def _progress(self) -> Table:
         done = self._record["step"] + 1 if self._record else 0
-        grid = Table.grid(padding=(0, 2), expand=True)
-        grid.add_column(ratio=1)
-        grid.add_column(no_wrap=True)
         figures = f"{done}/{self.total_steps} steps   {self._eta(self.total_steps - done)}"
-        grid.add_row(ProgressBar(self.total_steps, done), Text(figures))
-        return grid
+        return _bar(self.total_steps, done, figures)
+
+    def _doing(self) -> Text | Table:
+        words = self._phase.words(self._clock())
+        return _bar(self._phase.total, self._phase.done, words) if self._phase.total else Text(words)
 
     def _eta(self, steps_left: int) -> str:
         if not steps_left:
@@ -194,6 +222,14 @@ class LiveView:
         rows.add_row("generators", _share_line(record, "generator_time", _GENERATOR_STYLES))
         samples, tokens = record.get("throughput/samples_per_s"), record.get("throughput/tokens_per_s")
         rows.add_row("throughput", Text(f"{number(samples, 1)} samples/s   {number(tokens, 0)} tokens/s"))
+
+
+def _bar(total: int, done: int, words: str) -> Table:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True)
+    grid.add_row(ProgressBar(total, done), Text(words))
+    return grid
 
 
 def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
@@ -226,16 +262,6 @@ def sparkline(values: Sequence[float], blocks: str = _BLOCKS) -> str:
     low, span = min(values), max(values) - min(values)
     top = len(blocks) - 1
     return "".join(blocks[round((v - low) / span * top) if span else 0] for v in values)
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 7 s, 3 min 05 s, 2 h 04 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def number(value: float | None, digits: int = 3) -> str:

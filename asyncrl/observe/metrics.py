@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ STEP_KEYS: tuple[str, ...] = (
     *(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl")),
 )
 """Names that every record has (design, part 6); a record may have more."""
+
+
+def gauge_name(key: str) -> str:
+    """Of a metric in Ray; Ray exports it with `ray_` before it."""
+    return "asyncrl_" + re.sub(r"\W", "_", key, flags=re.ASCII)
 
 
 def complete(record: Mapping[str, Any]) -> None:

@@ -15,7 +15,8 @@ from asyncrl.observe import page, samples, standing
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.charts import svg
 from asyncrl.observe.curves import charts, column, thin
-from asyncrl.observe.live import duration, number
+from asyncrl.observe.live import number
+from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
 from asyncrl.observe.timeline import timeline
 

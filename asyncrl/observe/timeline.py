@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asyncrl.observe.live import duration
+from asyncrl.observe.progress import duration
 
 WINDOW_S = 120.0
 _MOST_BARS = 100

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asyncrl.errors import naming
+from asyncrl.observe.otel import OpenTelemetry
 
 MAIN = "steps"
 _MOST = 20_000
@@ -81,10 +82,10 @@ def take() -> list[Span]:
 
 
 class TraceFile:
-    """Appends to the file; goes on with one that is there."""
+    """Appends to the file; goes on with one that is there. `also` gets the same spans."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, also: OpenTelemetry | None = None) -> None:
+        self._path, self._also = path, also
         self._named: set[tuple[str, str]] = set()
         with naming(path):
             text = path.read_text().rstrip() if path.exists() else "["
@@ -94,6 +95,8 @@ class TraceFile:
             path.write_text(text + "\n")
 
     def write(self, actor: str, spans: list[Span]) -> None:
+        if self._also:
+            self._also.write(actor, spans)
         events = []
         for span in spans:
             where = {"pid": _number(actor), "tid": _number(span.lane)}
@@ -108,6 +111,8 @@ class TraceFile:
 
     def close(self) -> None:
         """Make it whole JSON."""
+        if self._also:
+            self._also.close()
         with naming(self._path), self._path.open("rb+") as file:
             file.seek(-2, os.SEEK_END)
             if file.read() == b",\n":

@@ -1,6 +1,8 @@
-"""Copies of the metrics for other viewers: wandb and TensorBoard. metrics.jsonl stays the record.
+"""Copies of the metrics and of some trajectories for other viewers. metrics.jsonl stays the record.
 
-A tracker that fails is warned about once and left out; it never stops, delays or questions a run.
+    recorder --log--> queue of each tracker --> its thread: start, log, close
+A tracker has a thread of its own: what it waits for (a server, a disk) holds up neither the run nor the others. One
+that fails is warned about once and left out; it never stops, delays or questions a run.
 """
 
 from __future__ import annotations
@@ -8,140 +10,211 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
+import queue
 import secrets
+import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from asyncrl.observe import backends
+from asyncrl.plugins import load_object
 from asyncrl.recipe.schema import TrackRecipe
 
 logger = logging.getLogger(__name__)
 
-_WANDB_START_S = 60.0
-_WANDB_FINISH_S = 60.0
+_CLOSE_S = 75.0
+_MOST_WAITING = 1000
+_MOST_ROWS = 40
+_MOST_CHARS = 2000
+_TABLES_PER_RUN = 20
 
 
-class _Tracker(Protocol):
-    def log(self, step: int, scalars: dict[str, float]) -> None: ...
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of the run."""
 
-    def close(self) -> None: ...
+    dir: Path
+    name: str
+    """Of the run directory: the same after a resume."""
+    id: str
+    """8 hex digits, the same after a resume."""
+    project: str
+    config: Mapping[str, Any]
+    """The resolved recipe."""
+
+    @classmethod
+    def of(cls, run_dir: Path, project: str, config: Mapping[str, Any]) -> TrackedRun:
+        """The id is kept in the run directory."""
+        id_file = run_dir / "tracking_id"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4))
+        return cls(run_dir, run_dir.name, id_file.read_text().strip(), project, config)
+
+
+class Tracker(Protocol):
+    """Made with a TrackedRun. Its methods are called one after the other, in a thread of its own, and may raise."""
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        """The finite numbers of a step's record."""
+
+    def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Some of the newest trajectories: step, task, reward, versions, prompt, completion. May be left out."""
+
+    def close(self) -> None:
+        """Send what is left."""
 
 
 class Trackers:
-    """The trackers that a recipe asks for. `config` is the resolved recipe, `name` the run's name on a dashboard."""
+    """The trackers that a recipe asks for, and those of `more`, by name."""
 
-    def __init__(self, run_dir: Path, track: TrackRecipe, config: Mapping[str, Any], name: str) -> None:
-        self._trackers: dict[str, _Tracker] = {}
+    def __init__(
+        self,
+        run: TrackedRun,
+        track: TrackRecipe,
+        max_steps: int,
+        base_dir: Path,
+        more: Mapping[str, Callable[[], Tracker]] | None = None,
+    ) -> None:
+        made: dict[str, Callable[[], Tracker]] = {}
         if track.wandb != "off":
-            self._start("wandb", lambda: _Wandb(run_dir, track, config, name))
+            backends.quiet_wandb(track.wandb)
+            made["wandb"] = lambda: backends.make("wandb_run", "Wandb", run, track.wandb)
         if track.tensorboard:
-            self._start("TensorBoard", lambda: _TensorBoard(run_dir / "tensorboard"))
+            made["TensorBoard"] = lambda: backends.make("tensorboard", "TensorBoard", run)
+        for spec in track.also:
+            made[spec] = _maker(spec, run, base_dir)
+        self._lanes = [_Lane(name, make) for name, make in {**made, **(more or {})}.items()]
+        self._samples = _Samples(max_steps)
 
-    def log(self, step: int, record: Mapping[str, Any]) -> None:
-        """Send the finite numbers of a step's record."""
+    def log(self, step: int, record: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Hand over a step's record and some of its trajectories; returns at once."""
         scalars = {key: float(value) for key, value in record.items() if _is_number(value)}
-        for name, tracker in list(self._trackers.items()):
+        rows = self._samples.add(step, samples)
+        for lane in self._lanes:
+            lane.send(lambda tracker: tracker.log(step, scalars))
+            if rows:
+                lane.send(_log_samples(step, rows))
+
+    def close(self) -> None:
+        """Send what is left; all side by side, for a little more than a minute at most."""
+        until_s = time.monotonic() + _CLOSE_S
+        step, rows = self._samples.rest()
+        for lane in self._lanes:
+            if rows:
+                lane.send(_log_samples(step, rows))
+            lane.end()
+        for lane in self._lanes:
+            lane.join(until_s)
+        self._lanes = []
+
+
+class _Lane:
+    """One tracker and its thread. Waits for: calls. Unblocked by: the run's steps, and its end."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name = name
+        self._calls: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._behind = False
+        self._thread = threading.Thread(target=self._live, args=(make,), name=f"tracker {name}", daemon=True)
+        self._thread.start()
+
+    def send(self, call: Callable[[Tracker], None]) -> None:
+        if not self._thread.is_alive():
+            return
+        if self._calls.qsize() < _MOST_WAITING:
+            self._calls.put(call)
+        elif not self._behind:
+            self._behind = True
+            logger.warning("%s is %d records behind; it will lack some of those that follow", self._name, _MOST_WAITING)
+
+    def end(self) -> None:
+        self._calls.put(None)
+
+    def join(self, until_s: float) -> None:
+        self._thread.join(max(0.0, until_s - time.monotonic()))
+        if self._thread.is_alive():
+            logger.warning("%s did not close within %.0f s, and is left behind", self._name, _CLOSE_S)
+
+    def _live(self, make: Callable[[], Tracker]) -> None:
+        try:
+            tracker = make()
+        except (Exception, SystemExit) as error:
+            logger.warning("the run goes on without %s: %s", self._name, _sentence(error))
+            return
+        while (call := self._calls.get()) is not None:
             try:
-                tracker.log(step, scalars)
-            except Exception as error:
-                logger.warning("%s no longer takes metrics: %s", name, _sentence(error))
-                with contextlib.suppress(Exception):
+                call(tracker)
+            except (Exception, SystemExit) as error:
+                logger.warning("%s no longer takes metrics: %s", self._name, _sentence(error))
+                with contextlib.suppress(Exception, SystemExit):
                     tracker.close()
-                del self._trackers[name]
-
-    def close(self) -> None:
-        """Send what is left; at most a minute."""
-        for name, tracker in self._trackers.items():
-            try:
-                tracker.close()
-            except Exception as error:
-                logger.warning("%s did not close: %s", name, _sentence(error))
-        self._trackers = {}
-
-    def _start(self, name: str, make: Any) -> None:
+                return
         try:
-            self._trackers[name] = make()
-        except Exception as error:
-            logger.warning("the run goes on without %s: %s", name, _sentence(error))
+            tracker.close()
+        except (Exception, SystemExit) as error:
+            logger.warning("%s did not close: %s", self._name, _sentence(error))
 
 
-class _Wandb:
-    """One wandb run; its id is kept in run_dir/wandb_id, so a resumed run goes on in the same one."""
+class _Samples:
+    """The newest trajectories, handed out some twenty times in a run, and at its end."""
 
-    def __init__(self, run_dir: Path, track: TrackRecipe, config: Mapping[str, Any], name: str) -> None:
-        if track.wandb == "offline":
-            # In the environment, not only an argument: wandb's own service reads it, and must not ask for a key.
-            os.environ["WANDB_MODE"] = "offline"
-        os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
+    def __init__(self, max_steps: int) -> None:
+        self._every = max(1, max_steps // _TABLES_PER_RUN)
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_MOST_ROWS)
+        self._unsent = False
 
-        id_file = run_dir / "wandb_id"
-        if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4))
-        settings = wandb.Settings(
-            init_timeout=_WANDB_START_S,
-            login_timeout=_WANDB_START_S,
-            finish_timeout=_WANDB_FINISH_S,
-            # wandb's capture of the terminal would fight with the live view.
-            console="off",
-            silent=True,
-        )
-        self._teardown = wandb.teardown
-        self._run = wandb.init(
-            project=track.project,
-            name=name,
-            id=id_file.read_text().strip(),
-            resume="allow",
-            mode=track.wandb,
-            dir=str(run_dir),
-            config=dict(config),
-            settings=settings,
-        )
+    def add(self, step: int, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rows to send now, if any."""
+        self._rows.extend(_row(step, sample) for sample in samples)
+        self._unsent |= bool(samples)
+        return self.rest()[1] if step % self._every == 0 else []
 
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        self._run.log(scalars, step=step)
-
-    def close(self) -> None:
-        try:
-            self._run.finish()
-        finally:
-            # At exit it would print a traceback if its service is gone: who stops a job signals that too.
-            self._teardown()
+    def rest(self) -> tuple[int, list[dict[str, Any]]]:
+        """The step of the newest row, and all rows; none if the newest was sent."""
+        rows = list(self._rows) if self._unsent else []
+        self._unsent = False
+        return (rows[-1]["step"] if rows else 0), rows
 
 
-class _TensorBoard:
-    """TensorBoard's own event writer: torch's would load torch into the driver for nothing."""
+def _row(step: int, sample: Mapping[str, Any]) -> dict[str, Any]:
+    versions = [version for version in sample.get("versions", ()) if version >= 0]
+    low, high = min(versions, default=-1), max(versions, default=-1)
+    return {
+        "step": step,
+        "task": sample.get("task"),
+        "reward": sample.get("reward"),
+        "versions": str(low) if low == high else f"{low} to {high}",
+        "prompt": _cut(str(sample.get("prompt", ""))),
+        "completion": _cut(str(sample.get("completion", ""))),
+    }
 
-    def __init__(self, folder: Path) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._session = event_pb2.Event, event_pb2.SessionLog
-        self._summary = summary_pb2.Summary
-        self._writer = EventFileWriter(str(folder))
-        self._started = False
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS] + " … (cut)"
 
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        now = time.time()
-        if not self._started:
-            # Tells TensorBoard to forget the steps from here on of a run that was resumed.
-            start = self._session(status=self._session.START)
-            self._writer.add_event(self._event(wall_time=now, step=step, session_log=start))
-            self._started = True
-        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._writer.add_event(self._event(wall_time=now, step=step, summary=self._summary(value=values)))
-        self._writer.flush()
 
-    def close(self) -> None:
-        self._writer.close()
+def _log_samples(step: int, rows: list[dict[str, Any]]) -> Callable[[Tracker], None]:
+    def call(tracker: Tracker) -> None:
+        if take := getattr(tracker, "log_samples", None):
+            take(step, rows)
+
+    return call
+
+
+def _maker(spec: str, run: TrackedRun, base_dir: Path) -> Callable[[], Tracker]:
+    """`mlflow`, `trackio`, or a class of the user's by path."""
+    if ":" in spec:
+        return lambda: load_object(spec, base_dir, "track.also")(run)
+    return lambda: backends.make(spec, spec.capitalize(), run)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -6,6 +6,7 @@ loss or engine does. Every fault is a UserError that says what to change.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ from asyncrl.plugins import load_object
 from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import control_settings, nearest, nearest_file
-from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.schema import TRACKERS, Recipe
 
 _DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -65,6 +66,8 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
         _check_reward(recipe, base_dir)
         _check_loss(recipe, base_dir)
         engine = _engine_traits(recipe.rollout.engine, base_dir)
+        for tracker in recipe.track.also:
+            _check_tracker(tracker, base_dir, elsewhere)
     check_algorithm(recipe, engine.provides_logprobs)
     _check_weights(recipe, engine)
 
@@ -220,6 +223,18 @@ def _engine_traits(engine: str, base_dir: Path) -> _EngineTraits:
         )
     own = _callable(engine, base_dir, "rollout.engine")
     return _EngineTraits(getattr(own, "provides_logprobs", True), getattr(own, "holds_weights", True))
+
+
+def _check_tracker(tracker: str, base_dir: Path, elsewhere: bool) -> None:
+    if ":" in tracker:
+        _callable(tracker, base_dir, "track.also")
+    elif tracker not in TRACKERS:
+        raise UserError(
+            f"track.also '{tracker}' is neither {', '.join(TRACKERS)} nor package.module:name"
+            f"{nearest(tracker, TRACKERS)}"
+        )
+    elif not elsewhere and importlib.util.find_spec(tracker) is None:
+        raise UserError(f"track.also {tracker} needs a package that is not installed; pip install 'asyncrl[{tracker}]'")
 
 
 def _callable(spec: str, base_dir: Path, key: str) -> Any:

@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 from asyncrl.recipe.algorithm import AlgorithmRecipe
 from asyncrl.recipe.part import Part
 
+TRACKERS = ("mlflow", "trackio")
+"""For `track.also`: each is the name of a package, and of the extra that installs it."""
 ADAMW = {"betas": [0.9, 0.95], "weight_decay": 0.0}
 
 
@@ -173,9 +175,11 @@ class TrackRecipe(Part):
     ] = "offline"
     """offline writes under the run directory and needs no key; online needs one."""
     project: str = "asyncrl"
-    """wandb project."""
+    """Project of wandb and trackio, experiment of MLflow."""
     tensorboard: bool = True
     """Write TensorBoard events under the run directory."""
+    also: Annotated[list[str], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)] = []
+    """One or more of `mlflow`, `trackio`, or a class of your own by path (`./mine.py:Tracker`; docs/tracking.md)."""
 
 
 class DeadlinesRecipe(Part):

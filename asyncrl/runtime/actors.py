@@ -26,6 +26,7 @@ from asyncrl.trainer.actor import TrainerActor
 # Large tensors come and go in every step: without these glibc returns the pages each time and faults them in anew, in
 # pieces of 4 KiB.
 _KEEP_PAGES = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**28),

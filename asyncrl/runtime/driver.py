@@ -41,6 +41,7 @@ from asyncrl.control.messages import (
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import BudgetSpent, DeadlineExceeded, RunFailed
 from asyncrl.journal.records import ControlLog
+from asyncrl.observe import otel
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
@@ -94,7 +95,7 @@ class Driver:
         self.snapshots = (
             snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
         )
-        self.trace = TraceFile(run_dir / "trace.json")
+        self.trace = TraceFile(run_dir / "trace.json", otel.from_environment(run_dir.name))
         self.trainer = TrainerLink(
             recipe,
             lambda: actors.trainer(self.buffer),
@@ -103,6 +104,7 @@ class Driver:
             self.processes,
             self.waiting,
             self.trace,
+            view,
         )
         self.fleet = Fleet(
             recipe,
@@ -194,12 +196,18 @@ class Driver:
         """Start all actors side by side, take up what was under way, connect the weight channel, make weights live."""
         fresh = self.controller.live < 0 and self.controller.steps_done == 0
         over = self.controller.steps_done >= self.recipe.max_steps
-        what = "the trainer" if over else f"{self.recipe.rollout.replicas} generator(s) and the trainer"
-        self.view.phase(f"starting {what}")
+        if not fresh:
+            self.view.phase("taking up the groups in the journal")
         await self._take_up()
-        self.trainer.start()
+        roles = "the trainer" if over else f"{self.recipe.rollout.replicas} generator(s) and the trainer"
+        starting = self.view.phase(f"starting {roles}", total=1 if over else self.recipe.rollout.replicas + 1)
+
+        def up(_: object) -> None:
+            starting.done += 1
+
+        self.trainer.start().add_done_callback(up)
         if not over:
-            await self.fleet.start()
+            await self.fleet.start(up)
         await self.trainer.ready()
         if not over:
             await self._go_live(fresh)
@@ -336,12 +344,13 @@ class Driver:
     # -- ends
 
     async def _checkpoint(self) -> None:
-        self.view.phase(f"saving checkpoint {self.controller.steps_done}")
-        with self.recorder.checkpointing():
+        saving = self.view.during(f"saving checkpoint {self.controller.steps_done}")
+        with saving, self.recorder.checkpointing():
             await self.checkpoints.begin(self.controller, self.recorder.last)
 
     async def _save_last(self) -> None:
         """A checkpoint of the last step done, however often the trainer is lost meanwhile."""
+        self.view.phase("completing the last checkpoint")
         await self.checkpoints.wait()
         while self.checkpoints.version < self.controller.steps_done:
             await self._checkpoint()
@@ -351,7 +360,7 @@ class Driver:
         """Stop the engines and the reward processes."""
         await self.fleet.close()
         self.journal.close()
-        self.trace.close()
+        await asyncio.to_thread(self.trace.close)
         shutil.rmtree(shared_folder(self.run_dir), ignore_errors=True)
         stacks.tidy(self.run_dir / "stacks")
 

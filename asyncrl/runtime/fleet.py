@@ -75,10 +75,13 @@ class Fleet:
         self._channel = asyncio.Lock()
         self._connected: Any = None
 
-    async def start(self) -> None:
-        """Start all generators side by side."""
+    async def start(self, up: Callable[[object], None]) -> None:
+        """Start all generators side by side; each that is up is told."""
         names = [f"generator-{i}" for i in range(self._recipe.rollout.replicas)]
-        handles = await asyncio.gather(*(self._load(name) for name in names))
+        loading = [asyncio.ensure_future(self._load(name)) for name in names]
+        for one in loading:
+            one.add_done_callback(up)
+        handles = await asyncio.gather(*loading)
         self.serving = dict(zip(names, handles, strict=True))
 
     async def _load(self, name: str) -> ActorHandle:

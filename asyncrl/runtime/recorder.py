@@ -125,7 +125,7 @@ class Recorder:
             logger.warning("step %d: %s", step, sentence)
         record["health/warnings"] = len(self._health.active)
         self._writer.write(record)
-        self._trackers.log(step, record)
+        self._trackers.log(step, record, [group.sample for group in batch[:2] if group.sample])
         self._write_samples(step, batch, result.report.gaps)
         self._shares.append({k: v for k, v in record.items() if "_time/" in k})
         self.last = record

@@ -7,6 +7,7 @@ newest checkpoint c + the batches c, c+1, … of the journal -> where the traine
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +33,17 @@ class Recovered:
     """By step, from `version` on: those done, and the one that was under way."""
 
 
-def recover(run_dir: Path, settings: Settings) -> Recovered:
-    """Raises UserError if there is nothing to resume, or the settings cannot continue it; JournalCorrupt."""
+def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lambda num_bytes: None) -> Recovered:
+    """Raises UserError if there is nothing to resume, or the settings cannot continue it; JournalCorrupt.
+
+    `read` is told how much of the journal has been read, of `control_bytes`.
+    """
     complete = atomic.complete(run_dir / "checkpoints")
     checkpoint = complete[-1] if complete else None
     control = json.loads((checkpoint / "control.json").read_text()) if checkpoint else {}
     version = control.get("steps_done", 0)
     try:
-        entries = list(read_control(run_dir / "journal"))
+        entries = list(read_control(run_dir / "journal", read))
         if entries:
             controller = replay(entries)
         elif checkpoint:

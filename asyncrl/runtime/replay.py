@@ -22,6 +22,7 @@ from asyncrl.errors import RunFailed, UserError
 from asyncrl.journal import log
 from asyncrl.journal.records import GROUPS_STREAM, groups, read_control
 from asyncrl.models import TINY_LLAMA
+from asyncrl.observe.progress import shown
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
@@ -93,12 +94,14 @@ def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
             f"{run_dir} has no checkpoint after step {first} to compare with; journal.keep=all keeps every batch"
         )
     positions = {key_of(record.payload): record.position for record in groups(run_dir / "journal")}
-    for batch in batches:
-        frames = [log.read_at(run_dir / "journal", GROUPS_STREAM, positions[key]) for key in batch.groups]
-        learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
-        if (version := batch.step + 1) in checkpoints:
-            _compare(version, learner.state(), files.read(checkpoints[version] / "trainer"))
-            yield version
+    with shown("training the batches again", total=len(batches)) as advance:
+        for done, batch in enumerate(batches, 1):
+            frames = [log.read_at(run_dir / "journal", GROUPS_STREAM, positions[key]) for key in batch.groups]
+            learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
+            advance(done)
+            if (version := batch.step + 1) in checkpoints:
+                _compare(version, learner.state(), files.read(checkpoints[version] / "trainer"))
+                yield version
 
 
 def _learner(recipe: Recipe, run_dir: Path) -> Learner:

@@ -21,11 +21,12 @@ from asyncrl.control.controller import Controller
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import RunFailed, UserError
+from asyncrl.journal.records import control_bytes
 from asyncrl.models import TINY_LLAMA, load_tokenizer, make_tiny_llama
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.report import write_report
-from asyncrl.observe.trackers import Trackers
+from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check
 from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
@@ -37,6 +38,7 @@ from asyncrl.runtime.driver import Driver, Stop
 from asyncrl.runtime.lock import RunLock
 from asyncrl.runtime.orphans import end_leftovers
 from asyncrl.runtime.places import Places, reserve
+from asyncrl.runtime.prometheus import Prometheus
 from asyncrl.runtime.pushes import Pushes
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
@@ -55,15 +57,17 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
         run_dir = storage.local_copy(url)
         if storage.exists(url) or run_dir.exists():
             raise UserError(f"run_dir {url} exists; choose another run_dir, or `asyncrl resume` it")
-    tasks = _tasks(recipe, base_dir)
-    with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view) as places:
-        _make(run_dir)
-        with RunLock(run_dir):
-            (run_dir / "checkpoints").mkdir()
-            (run_dir / "recipe.yaml").write_text(dump(recipe))
-            recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
-            with Pushes(recipe, run_dir):
-                return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+    with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view:
+        view.phase("loading the data")
+        tasks = _tasks(recipe, base_dir)
+        with _ray(recipe, view) as places:
+            _make(run_dir)
+            with RunLock(run_dir):
+                (run_dir / "checkpoints").mkdir()
+                (run_dir / "recipe.yaml").write_text(dump(recipe))
+                recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
+                with Pushes(recipe, run_dir):
+                    return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
 def resume(run_dir: Path, overrides: list[str]) -> int:
@@ -71,22 +75,34 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
     recipe = load(run_dir / "recipe.yaml", overrides)
     base_dir = Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
-    with RunLock(run_dir):
+    with RunLock(run_dir), LiveView(recipe.max_steps, run_dir.name, worst_case_staleness(recipe)) as view:
+        view.phase("ending what the run before this left behind")
         for role in end_leftovers(run_dir / "processes.json", deadline_s=30.0):
             logger.warning("ended %s, left behind by the run that broke off", role)
-        recovered = recover(run_dir.resolve(), control_settings(recipe))
-        if recovered.version >= recipe.max_steps and (run_dir / "summary.json").exists():
-            raise UserError(
-                f"{run_dir} has done all its {recipe.max_steps} steps; "
-                f"add max_steps=N with N > {recovered.version} to go on"
-            )
+        recovered = _recovered(recipe, run_dir, view)
+        view.phase("loading the data")
         tasks = _tasks(recipe, base_dir)
-        name = run_dir.name
-        with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view, _ray(recipe, view) as places:
+        with _ray(recipe, view) as places:
             (run_dir / "recipe.yaml").write_text(dump(recipe))
             (run_dir / "summary.json").unlink(missing_ok=True)
             with Pushes(recipe, run_dir):
-                return asyncio.run(_run(recipe, name, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+                return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+
+
+def _recovered(recipe: Recipe, run_dir: Path, view: LiveView) -> Recovered:
+    """Raises UserError if there is nothing left to do."""
+    reading = view.phase("reading the journal, in KiB", total=control_bytes(run_dir / "journal") // 1024)
+
+    def read(num_bytes: int) -> None:
+        reading.done = num_bytes // 1024
+
+    recovered = recover(run_dir.resolve(), control_settings(recipe), read)
+    if recovered.version >= recipe.max_steps and (run_dir / "summary.json").exists():
+        raise UserError(
+            f"{run_dir} has done all its {recipe.max_steps} steps; "
+            f"add max_steps=N with N > {recovered.version} to go on"
+        )
+    return recovered
 
 
 @contextmanager
@@ -127,7 +143,6 @@ def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
 
 async def _run(
     recipe: Recipe,
-    name: str,
     run_dir: Path,
     base_dir: Path,
     tasks: TaskSource,
@@ -141,7 +156,7 @@ async def _run(
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
-    trackers = Trackers(run_dir, recipe.track, recipe.model_dump(), name)
+    trackers = _trackers(recipe, run_dir, base_dir, controller.worst_case_staleness)
     recorder = Recorder(run_dir, writer, trackers)
     driver = Driver(recipe, run_dir, actors, recovered, tasks, recorder, view)
     # Until all is closed: a signal while the engines stop is no other than one before.
@@ -163,13 +178,20 @@ async def _run(
             raise RunFailed(f"{reason(error)}; `asyncrl resume {run_dir}` goes on") from error
         finally:
             await driver.close()
-            trackers.close()
+            view.phase("closing the trackers, writing the report")
+            await asyncio.to_thread(trackers.close)
             report = _report(run_dir)
     done = "done"
     if not controller.finished and driver.stopping:
         done = f"{driver.stopping.why} after step {controller.steps_done}; `asyncrl resume {run_dir}` goes on"
     view.phase(f"{done}; report: {report}")
     return 0
+
+
+def _trackers(recipe: Recipe, run_dir: Path, base_dir: Path, bound: int) -> Trackers:
+    run = TrackedRun.of(run_dir, recipe.track.project, recipe.model_dump())
+    more = {"Prometheus": lambda: Prometheus(run_dir, {"staleness/bound": bound, "max_steps": recipe.max_steps})}
+    return Trackers(run, recipe.track, recipe.max_steps, base_dir, more)
 
 
 def _report(run_dir: Path) -> str:

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 
 from asyncrl.control.messages import Train
 from asyncrl.errors import BudgetSpent
+from asyncrl.observe.live import LiveView
 from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.orphans import ProcessTable
@@ -39,25 +40,24 @@ class TrainerLink:
         processes: ProcessTable,
         waiting: WaitingFor,
         trace: TraceFile,
+        view: LiveView,
     ) -> None:
         self._recipe, self._create, self._origin = recipe, create, origin
         self._snapshots, self._processes, self._waiting = snapshots, processes, waiting
-        self._trace = trace
+        self._trace, self._view = trace, view
         self._handle: Ranks | None = None
         self._starting: asyncio.Task[Ranks] | None = None
         self._in_a_row = 0
 
-    def start(self) -> None:
+    def start(self) -> asyncio.Task[Ranks]:
         """Begin to start the trainer; `ready` waits for it."""
         self._starting = asyncio.create_task(self._start())
+        return self._starting
 
     async def _start(self) -> Ranks:
         while True:
             origin = await self._origin()
             deadlines = self._recipe.deadlines
-            what = f"to load version {origin.version}"
-            if origin.batches:
-                what += f" and train {len(origin.batches)} batch(es) again"
             handle = self._create()
             try:
                 meeting = None
@@ -65,15 +65,28 @@ class TrainerLink:
                     opening = handle.first("meeting")
                     meeting = await self._waiting(opening, "trainer", "its first rank", deadlines.start_s)
                 starting = handle.call("start", origin, self._snapshots, meeting)
-                deadline_s = deadlines.start_s + deadlines.step_s * len(origin.batches)
-                for rank, process in enumerate(await self._waiting(starting, "trainer", what, deadline_s)):
+                what = f"to load version {origin.version}"
+                for rank, process in enumerate(await self._waiting(starting, "trainer", what, deadlines.start_s)):
                     self._processes.put(role(rank), process)
+                await self._train_again(handle, origin)
             except RayActorError as error:
                 handle.kill()
                 self._count(error)
                 continue
             self._handle = handle
             return handle
+
+    async def _train_again(self, handle: Ranks, origin: Origin) -> None:
+        """The batches that were trained since the state it has loaded."""
+        num = len(origin.batches)
+        if not num:
+            return
+        with self._view.during(f"training {num} batch(es) again", total=num) as phase:
+            for batch in origin.batches:
+                training = handle.call("train_again", batch, origin.live)
+                what = f"step {batch.step} again"
+                await self._waiting(training, "trainer", what, self._recipe.deadlines.step_s)
+                phase.done += 1
 
     @property
     def serves(self) -> bool:

@@ -99,7 +99,8 @@ class TrainerActor:
         return meeting
 
     def start(self, origin: Origin, snapshots: Snapshots | None, meeting: Meeting | None) -> dict[str, Any]:
-        """Load the model and the state, train the batches of `origin` again. `snapshots`: where to send new ones."""
+        """Load the model and the state; `train_again` is for the batches of `origin`. `snapshots`: where to send new
+        ones."""
         recipe, trainer = self.recipe, self.recipe.trainer
         stacks.record(self.run_dir / "stacks", role(self.rank))
         torch.set_num_threads(trainer_threads(recipe))
@@ -122,13 +123,15 @@ class TrainerActor:
         self.staging = self._staging(origin.version, device)
         self.probe = Probe.of_tokenizer(load_tokenizer(self.model_path)) if recipe.weights.verify else None
         self._at(origin.version)
-        live = max(origin.live, origin.version)
-        self._hold(live, origin.version)
-        for batch in origin.batches:
-            self._learn(batch, publishing=-1)
-            self._hold(live, batch.step + 1)
+        self._hold(max(origin.live, origin.version), origin.version)
         self.idle_since = trace.now()
         return orphans.here()
+
+    def train_again(self, batch: Train, live: int) -> None:
+        """Train a batch that was trained before this process; `live` is the version that the generators hold."""
+        self._learn(batch, publishing=-1)
+        self._hold(live, batch.step + 1)
+        self.idle_since = trace.now()
 
     def _staging(self, version: int, device: torch.device) -> Staging:
         dtype, shared = getattr(torch, self.recipe.weights.dtype), None

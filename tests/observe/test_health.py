@@ -15,7 +15,7 @@ from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
 from asyncrl.observe.health import LEAST_STEPS, Health, warnings
 from asyncrl.observe.metrics import MetricsWriter
-from asyncrl.observe.trackers import Trackers
+from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.recipe.schema import TrackRecipe
 from asyncrl.rollout.summary import GroupSummary
 from asyncrl.runtime.recorder import Recorder
@@ -126,7 +126,8 @@ def _step(recorder: Recorder, step: int, metrics: dict[str, float | None]) -> di
 def test_the_recorder_logs_a_new_warning_and_counts_those_that_hold(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trackers = Trackers(tmp_path, TrackRecipe(wandb="off", tensorboard=False), {}, "run")
+    track = TrackRecipe(wandb="off", tensorboard=False)
+    trackers = Trackers(TrackedRun.of(tmp_path, track.project, {}), track, 1, tmp_path)
     recorder = Recorder(tmp_path, MetricsWriter(tmp_path / "metrics.jsonl"), trackers)
     recorder.begin()
     with caplog.at_level(logging.WARNING, "asyncrl"):

@@ -51,6 +51,54 @@ def test_the_panel_shows_progress_tasks_and_waits(made_up: Any) -> None:
         assert text in panel
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_what_lasts_is_said_again_at_each_doubling_with_the_amount_and_the_wait() -> None:
+    out, clock = io.StringIO(), Clock()
+    view = LiveView(20, "arithmetic", 2, console=Console(file=out, width=110), clock=clock)
+    view.state({"waiting": ["generator-0: to load the model, for 20 s of 900 s"]})
+    view.phase("starting the actors", total=3).done += 1
+    for clock.now_s in range(45):
+        view._beat()
+    view.phase("stopping")
+    lines = [line.partition("  ")[2] for line in out.getvalue().splitlines()]
+    waits = ": waiting for generator-0: to load the model, for 20 s of 900 s"
+    again = [f"starting the actors, 1 of 3, {seconds} s{waits}" for seconds in (5, 10, 20, 40)]
+    assert lines == ["starting the actors", *again, "stopping"]
+
+
+def test_a_log_is_told_when_a_step_takes_long(made_up: Any) -> None:
+    out, clock = io.StringIO(), Clock()
+    view = LiveView(20, "arithmetic", 2, console=Console(file=out, width=110), clock=clock)
+    for record in made_up.records()[:2]:
+        view.step(record)
+        clock.now_s += 29
+        view._beat()
+    clock.now_s += 2
+    view._beat()
+    assert view.doing == "training"
+    lines = [line.partition("  ")[2] for line in out.getvalue().splitlines()]
+    assert len(lines) == 3
+    assert lines[-1] == "training, 31 s"
+
+
+def test_the_panel_has_a_bar_where_the_amount_is_known() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=110, height=40, _environ={"TERM": "xterm"})
+    with LiveView(20, "arithmetic", 2, console=console) as view:
+        view.phase("reading the journal", total=8).done = 4
+        assert view.doing == "reading the journal, 4 of 8"
+        view._live.refresh()
+    line = next(line for line in out.getvalue().splitlines() if "reading the journal, 4 of 8" in line)
+    assert "━" in line
+
+
 def test_the_panel_shows_generators_with_version_and_load_and_the_warnings_that_hold(made_up: Any) -> None:
     plain = re.sub(r"\x1b\[[\d;?]*\w", "", show(made_up, terminal=True))
     lines = [" ".join(line.split()) for line in plain.splitlines()]
