@@ -36,7 +36,7 @@ _COLOURS = {
     "push": "violet",
     "write": "grey",
 }
-_LANES = ("steps", "second lane", "push", "checkpoint", "engine")
+_LANES = ("steps", "push", "checkpoint", "engine")
 _MOST_ACTORS = 64
 
 

@@ -1,8 +1,7 @@
 """Which CPU cores each role works on where the recipe does not say.
 
 Two roles that work side by side, each with a thread on every core, wait for one another at the end of every parallel
-loop: then each gets half of the cores, and the trainer makes some of its passes on those of an engine that is ahead.
-Roles that take turns, or of which one is on GPUs, get all.
+loop: then each gets half of the cores. Roles that take turns, or of which one is on GPUs, get all.
 """
 
 from __future__ import annotations
@@ -22,13 +21,6 @@ def trainer_threads(recipe: Recipe) -> int:
     """torch threads of a trainer rank."""
     share = _num_cores() - _num_cores() // 2 if _side_by_side(recipe) else _num_cores()
     return recipe.trainer.cpu_threads or max(1, share // recipe.trainer.ranks)
-
-
-def second_lane(recipe: Recipe) -> bool:
-    """Whether the trainer may use the engines' cores while they idle (`trainer/lanes.py`): not if the recipe says who
-    works where."""
-    chosen = recipe.rollout.cpu_cores or recipe.trainer.cpu_threads
-    return _side_by_side(recipe) and recipe.trainer.ranks == 1 and not chosen
 
 
 def _side_by_side(recipe: Recipe) -> bool:

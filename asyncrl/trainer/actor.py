@@ -47,9 +47,6 @@ from asyncrl.weights.verify import Probe
 
 logger = logging.getLogger(__name__)
 
-_AHEAD_S = 0.1
-"""A batch that comes within this time was there before the trainer: it takes the driver a few milliseconds to send."""
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -173,10 +170,7 @@ class TrainerActor:
     def train(self, batch: Train, publishing: int) -> TrainResult:
         """Train a batch. `publishing`: version whose push was asked for and has not ended (-1: none)."""
         began = time.perf_counter()
-        waited_s = trace.now() - self.idle_since
         trace.add("wait for a batch", self.idle_since, trace.now())
-        # An engine that is ahead may be held up.
-        self.learner.lanes.open = waited_s < _AHEAD_S
         report = self._learn(batch, publishing)
         version = batch.step + 1
         every = self.recipe.checkpoint.snapshot_every_steps

@@ -30,11 +30,8 @@ class Part:
     cost: float
 
 
-def split(
-    samples: list[TrainSample], budget: int, width: int, ranks: int = 1, least: int = 1
-) -> list[list[list[TrainSample]]]:
-    """The micro-batches of each rank, as many for each and at least `least` if there are so many groups; some may be
-    empty.
+def split(samples: list[TrainSample], budget: int, width: int, ranks: int = 1) -> list[list[list[TrainSample]]]:
+    """The micro-batches of each rank, as many for each; some may be empty.
 
     budget: tokens of a micro-batch; width: of the model. Raises ValueError if one trajectory is over the budget.
     """
@@ -42,7 +39,7 @@ def split(
     if not parts:
         return [[] for _ in range(ranks)]
     while True:
-        rows = _place(parts, budget, ranks, min(least, len(parts)))
+        rows = _place(parts, budget, ranks)
         if ranks == 1 or uneven(rows) <= EVEN:
             break
         costliest = max((part for part in parts if len(part.members) > 1), key=lambda p: p.cost, default=None)
@@ -60,9 +57,9 @@ def uneven(rows: list[list[list[Part]]]) -> float:
     return float(costs.max(axis=1).sum() / costs.mean(axis=1).sum())
 
 
-def _place(parts: list[Part], budget: int, ranks: int, least: int) -> list[list[list[Part]]]:
+def _place(parts: list[Part], budget: int, ranks: int) -> list[list[list[Part]]]:
     """[micro-batch][rank]: the costliest part first, each to the cell that has the least, if it has room."""
-    number = max(least, -(-sum(part.tokens for part in parts) // (budget * ranks)))
+    number = -(-sum(part.tokens for part in parts) // (budget * ranks))
     ordered = sorted(parts, key=lambda part: -part.cost)
     while True:
         cells: list[list[Part]] = [[] for _ in range(number * ranks)]

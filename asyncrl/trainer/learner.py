@@ -23,16 +23,12 @@ import numpy as np
 import torch
 
 from asyncrl.algorithms.losses import Loss
-from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.observe.trace import span
-from asyncrl.recipe.cores import second_lane
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
-from asyncrl.trainer import lanes
 from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.gaps import Gaps, sampled
-from asyncrl.trainer.lanes import PASSES, Lanes, lane
 from asyncrl.trainer.lora import base_weights, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
@@ -66,19 +62,6 @@ class _Update:
     @property
     def num_passes(self) -> int:
         return len(self.batches) + len(self.idle)
-
-
-@dataclass(frozen=True)
-class _Passed:
-    """A micro-batch after its backward pass."""
-
-    loss: float
-    entropy: float
-    off_policy: OffPolicySums
-    logprobs: torch.Tensor
-    """float32 [N]."""
-    gradients: list[torch.Tensor | None] | None
-    """None: they are accumulated already."""
 
 
 class Learner:
@@ -116,8 +99,6 @@ class Learner:
         if algorithm.advantage == "gae":
             values = self._called(Values, load())
             self.critic = Critic(values, recipe, self.team)
-        gradient_bytes = sum(p.numel() * p.element_size() for p in self.optimizer.named.values())
-        self.lanes = Lanes(second_lane(recipe) and lanes.fit(gradient_bytes), recipe.deadlines.step_s)
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
 
@@ -227,8 +208,7 @@ class Learner:
         size = self.team.size
         if self.packs:
             width = self.model.config.get_text_config().hidden_size
-            least = PASSES if second_lane(self.recipe) else 1
-            return split(samples, self.recipe.trainer.tokens_per_microbatch, width, size, least)
+            return split(samples, self.recipe.trainer.tokens_per_microbatch, width, size)
         longest_first = sorted(samples, key=lambda s: -len(s.trajectory.tokens))
         number = -(-len(samples) // size)
         rows = [longest_first[i * size : (i + 1) * size] for i in range(number)]
@@ -267,23 +247,16 @@ class Learner:
         self.policy.train()
         self.optimizer.zero_grad()
         kept = self._plan(update)
-        shared = self.lanes.shares(len(update.batches))
-
-        def pass_of(batch: PackedBatch) -> _Passed:
-            with span("forward", lane()):
+        for batch in update.batches:
+            with span("forward"):
                 logprobs, entropies = kept or self._score(batch)
                 loss, off_policy = self.objective(batch, logprobs, update.counts, step, progress)
-            with span("backward", lane()):
-                gradients = self.optimizer.gradients(loss) if shared else self.team.backward(loss)
-            return _Passed(float(loss.detach()), float(entropies.sum()), off_policy, logprobs.detach(), gradients)
-
-        for batch, done in zip(update.batches, self.lanes.each(pass_of, update.batches), strict=True):
-            if done.gradients is not None:
-                self.optimizer.add(done.gradients)
-            sums.loss += done.loss
-            sums.entropy += done.entropy
-            sums.off_policy += done.off_policy
-            gaps.look(batch, done.logprobs)
+            with span("backward"):
+                self.team.backward(loss)
+            sums.loss += float(loss.detach())
+            sums.entropy += float(entropies.sum())
+            sums.off_policy += off_policy
+            gaps.look(batch, logprobs)
             sums.tokens_forward += batch.tokens.numel()
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:

@@ -29,17 +29,6 @@ class Optimizer:
             else:
                 parameter.grad.zero_()
 
-    def gradients(self, loss: torch.Tensor) -> list[torch.Tensor | None]:
-        """Of `loss` by the parameters, for `add`; nothing is accumulated."""
-        return list(torch.autograd.grad(loss, list(self.named.values()), allow_unused=True))
-
-    def add(self, gradients: list[torch.Tensor | None]) -> None:
-        """Accumulate, as `backward` does."""
-        for parameter, gradient in zip(self.named.values(), gradients, strict=True):
-            if gradient is not None:
-                assert parameter.grad is not None
-                parameter.grad += gradient
-
     def clip(self, max_norm: float) -> float:
         """The gradient's global L2 norm before it is scaled down to `max_norm`."""
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm)

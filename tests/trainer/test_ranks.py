@@ -45,14 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
     keys = CASES[case]
-    # One thread, so that one rank cuts its micro-batches by the same rule as several.
-    trainer = {
-        "precision": "fp32",
-        "learning_rate": 1e-3,
-        "tokens_per_microbatch": 80,
-        "ranks": ranks,
-        "cpu_threads": 1,
-    }
+    trainer = {"precision": "fp32", "learning_rate": 1e-3, "tokens_per_microbatch": 80, "ranks": ranks}
     trainer |= keys.get("trainer", {})
     if copies > 1:
         trainer["shard_ranks"] = ranks // copies
