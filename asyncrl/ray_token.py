@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
-_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def has_token() -> bool:
-    return any(os.environ.get(name) for name in _VARIABLES) or TOKEN_FILE.exists()
+    return any(os.environ.get(name) for name in TOKEN_VARIABLES) or TOKEN_FILE.exists()

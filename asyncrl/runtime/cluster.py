@@ -15,7 +15,7 @@ import ray
 from ray._private import ray_constants
 
 from asyncrl.errors import UserError
-from asyncrl.ray_token import TOKEN_FILE
+from asyncrl.ray_token import TOKEN_FILE, TOKEN_VARIABLES
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.orphans import ProcessId, family
 
@@ -61,12 +61,18 @@ def _reachable_from_here_only() -> Iterator[None]:
 
 
 def _keep_token_private() -> None:
-    """Ray writes its token so that all users of the machine may read it."""
-    folder = TOKEN_FILE.parent
-    if not folder.exists():
-        folder.mkdir(mode=0o700, parents=True)
-    elif TOKEN_FILE.exists() and TOKEN_FILE.stat().st_uid == os.geteuid():
-        TOKEN_FILE.chmod(0o600)
+    """Ray writes its token so that all users of the machine may read it. UserError where it could not be written."""
+    if any(os.environ.get(name) for name in TOKEN_VARIABLES):
+        return
+    try:
+        TOKEN_FILE.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if TOKEN_FILE.exists() and TOKEN_FILE.stat().st_uid == os.geteuid():
+            TOKEN_FILE.chmod(0o600)
+    except OSError as error:
+        raise UserError(
+            f"ray_address: Ray's token has no place in {TOKEN_FILE.parent}: {error.strerror}; set RAY_AUTH_TOKEN, or "
+            "HOME to a folder of yours"
+        ) from error
 
 
 def _check_answers(address: str) -> None:

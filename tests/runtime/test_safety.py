@@ -12,6 +12,9 @@ import psutil
 import pytest
 from test_run import asyncrl, kill_group, records, wait_for
 
+from asyncrl.errors import UserError
+from asyncrl.runtime import cluster
+
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
     "HF_TOKEN": "hf_averysecrettokenthatnobodysees",
@@ -51,6 +54,26 @@ def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
     for secret in (*SECRETS.values(), token.read_text().strip()):
         assert secret.encode() not in written
     assert b"reward/mean" in written
+
+
+def test_a_token_that_ray_left_readable_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    token = tmp_path / ".ray/auth_token"
+    monkeypatch.setattr(cluster, "TOKEN_FILE", token)
+    cluster._keep_token_private()
+    assert token.parent.stat().st_mode & 0o077 == 0
+    token.write_text("0" * 64)
+    token.chmod(0o644)
+    cluster._keep_token_private()
+    assert token.stat().st_mode & 0o077 == 0
+
+
+def test_a_home_that_takes_no_token_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    (tmp_path / "home").touch()
+    monkeypatch.setattr(cluster, "TOKEN_FILE", tmp_path / "home/.ray/auth_token")
+    with pytest.raises(UserError, match="set RAY_AUTH_TOKEN, or HOME to a folder of yours"):
+        cluster._keep_token_private()
 
 
 def is_loopback(ip: str) -> bool:
