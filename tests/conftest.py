@@ -17,6 +17,8 @@ from hypothesis import settings
 settings.register_profile("asyncrl", deadline=None)
 settings.load_profile("asyncrl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As the command line has it; the package reads it once, when it is imported.
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # Else Ray would write one into this user's home.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 

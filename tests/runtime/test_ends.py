@@ -283,9 +283,13 @@ WALL_CLOCK = {
 }
 ALLOWED = {
     ("launch/jobs.py", "time.strftime"),  # the name of a job
+    ("observe/backends/mlflow.py", "time.time"),  # MLflow wants it beside each value
+    ("observe/backends/tensorboard.py", "time.time"),  # TensorBoard too
     ("observe/live.py", "time.strftime"),  # in front of a line
+    ("observe/standing.py", "time.gmtime"),  # in front of what was logged
+    ("observe/standing.py", "time.strftime"),
     ("observe/trace.py", "time.time"),  # where a process's own clock stands, once
-    ("observe/trackers.py", "time.time"),  # TensorBoard wants it beside each value
+    ("runtime/status.py", "time.time"),  # when the file was written, for a reader on any machine
     ("runtime/run.py", "time.strftime"),  # the name of a run directory
 }
 
