@@ -1,0 +1,157 @@
+"""The words of the command line: commands, options and what they may be. `cli.py` says what is done with them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import asyncrl
+from asyncrl.errors import UserError
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Raises UserError for what it does not know. Prints the version or the help if that is all that is asked."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes positionals in one go, so it leaves over the overrides that follow an option.
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
+    if rest:
+        arguments.overrides += rest
+    if arguments.version:
+        print(f"asyncrl {asyncrl.__version__}")
+    elif arguments.command is None:
+        parser.print_help()
+    return arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="asyncrl", description="Asynchronous RL post-training of language models on Ray.")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run_dir_help = "a directory that `asyncrl train` made, or its URL"
+    override_help = "recipe keys to change, such as trainer.learning_rate=1e-5"
+
+    train = commands.add_parser("train", help="run a recipe", usage="asyncrl train RECIPE [key=value ...] [options]")
+    train.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
+    train.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    train.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, run nothing")
+
+    train.add_argument("--or-resume", action="store_true", help="if run_dir has this run already, take it up")
+
+    resume = commands.add_parser(
+        "resume", help="go on from a run's newest checkpoint", usage="asyncrl resume RUN_DIR [key=value ...]"
+    )
+    resume.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    resume.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+
+    plan = commands.add_parser(
+        "plan",
+        help="how much memory a recipe takes on GPUs, how fast it would be, and how best to divide them",
+        usage="asyncrl plan RECIPE [key=value ...] [--gpus N] [--gpu NAME] [--profile RUN_DIR] [--mean-tokens N]",
+    )
+    plan.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    plan.add_argument(
+        "--gpus", type=_whole, metavar="N", help="in all; 0: the recipe on CPUs (default: what the recipe asks for)"
+    )
+    plan.add_argument("--gpu", metavar="NAME", default="H100", help="which, such as A100-80GB (default: H100)")
+    plan.add_argument(
+        "--profile", metavar="RUN_DIR", help="a run whose speeds and lengths count instead of assumed ones"
+    )
+    plan.add_argument("--mean-tokens", type=_count, metavar="N", help="of a completion, without a profile")
+
+    submit = commands.add_parser(
+        "submit",
+        help="run a recipe on a Ray cluster, or write the file that starts one",
+        usage="asyncrl submit RECIPE [key=value ...] [--address URL | --slurm | --kuberay] [options]",
+    )
+    submit.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
+    submit.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    where = submit.add_mutually_exclusive_group()
+    _add_address(where)
+    where.add_argument("--slurm", action="store_true", help="print a script for sbatch")
+    where.add_argument("--kuberay", action="store_true", help="print a manifest for kubectl apply")
+    submit.add_argument("--detach", action="store_true", help="do not follow the job's log")
+    submit.add_argument("--nodes", type=_count, metavar="N", help="nodes to start (default: what the GPUs take)")
+    submit.add_argument("--gpus-per-node", type=_count, default=8, metavar="N", help="of the cluster (default: 8)")
+    submit.add_argument("--image", help="container image with asyncrl in it (default: asyncrl:latest)")
+    submit.add_argument("--claim", help="PersistentVolumeClaim of storage that all pods mount at /shared")
+
+    for command, text in (
+        ("attach", "follow the log of a submitted job"),
+        ("stop", "end a submitted job after its step"),
+    ):
+        parser_of_job = commands.add_parser(command, help=text)
+        parser_of_job.add_argument("job", metavar="JOB", help="its name, as `asyncrl submit` said it")
+        _add_address(parser_of_job)
+
+    report = commands.add_parser("report", help="write a run's report.html", usage="asyncrl report RUN_DIR")
+    report.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+
+    watch = commands.add_parser("watch", help="serve the report as a page that follows the run")
+    watch.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
+    watch.add_argument("--port", type=_port, default=8642, help="port to listen at (default: 8642; 0: any free one)")
+
+    compare = commands.add_parser(
+        "compare", help="one page with the curves of several runs", usage="asyncrl compare RUN_DIR RUN_DIR ..."
+    )
+    compare.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help=run_dir_help)
+    compare.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
+
+    inspect = commands.add_parser("inspect", help="list, show or export a run's trajectories")
+    inspect.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    inspect.add_argument("--task", type=int, metavar="N", help="only those of this task")
+    inspect.add_argument("--reward", metavar="LOW:HIGH", help="only rewards in this range; either end may be left out")
+    inspect.add_argument("--age", metavar="LOW:HIGH", help="only trained ones of this age, in updates")
+    inspect.add_argument("--limit", type=_count, default=20, metavar="N", help="at most so many (default: 20)")
+    inspect.add_argument("--show", action="store_true", help="whole texts, coloured by version")
+    inspect.add_argument("--export", type=Path, metavar="FILE", help="write all of them to a parquet file")
+
+    replay = commands.add_parser(
+        "replay", help="check a run against its journal", usage="asyncrl replay RUN_DIR [--verify]"
+    )
+    replay.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    replay.add_argument(
+        "--verify", action="store_true", help="train the journalled batches again and compare with every checkpoint"
+    )
+
+    commands.add_parser("doctor", help="print versions, CPUs and GPUs, and what would stop a run")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number greater than 0")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port, 0 to 65535")
+    return int(text)
+
+
+def _add_address(parser: argparse._ActionsContainer) -> None:
+    default = "http://127.0.0.1:8265"
+    parser.add_argument(
+        "--address", metavar="URL", default=default, help=f"dashboard of the cluster (default: {default})"
+    )
