@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
+from asyncrl import ray_token
 from asyncrl.errors import UserError
-from asyncrl.ray_token import TOKEN_FILE, TOKEN_VARIABLES
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.orphans import ProcessId, family
 
@@ -51,28 +51,14 @@ def start(recipe: Recipe) -> None:
 @contextmanager
 def _reachable_from_here_only() -> Iterator[None]:
     """Ray's ports on loopback. Ray itself asks who connects for a token, which it makes where there is none."""
-    _keep_token_private()
+    ray_token.keep_private()
     # ray.init puts the address of this machine in the place of 127.0.0.1, unless clusters are said to be unsupported.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _keep_token_private() -> None:
-    """Ray writes its token so that all users of the machine may read it. UserError where it could not be written."""
-    if any(os.environ.get(name) for name in TOKEN_VARIABLES):
-        return
-    try:
-        TOKEN_FILE.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if TOKEN_FILE.exists() and TOKEN_FILE.stat().st_uid == os.geteuid():
-            TOKEN_FILE.chmod(0o600)
-    except OSError as error:
-        raise UserError(
-            f"ray_address: Ray's token has no place in {TOKEN_FILE.parent}: {error.strerror}; set RAY_AUTH_TOKEN, or "
-            "HOME to a folder of yours"
-        ) from error
+        ray_token.keep_private()
 
 
 def _check_answers(address: str) -> None:

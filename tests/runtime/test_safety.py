@@ -12,8 +12,8 @@ import psutil
 import pytest
 from test_run import asyncrl, kill_group, records, wait_for
 
+from asyncrl import ray_token
 from asyncrl.errors import UserError
-from asyncrl.runtime import cluster
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -27,7 +27,7 @@ def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, run_dir = tmp_path / "home", tmp_path / "run"
-    home.mkdir()
+    (home / ".ray").mkdir(parents=True, mode=0o755)  # as Ray makes it
     monkeypatch.setenv("HOME", str(home))
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
@@ -49,7 +49,7 @@ def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
         kill_group(process)
     assert process.returncode == 0, output
     token = home / ".ray/auth_token"
-    assert token.stat().st_mode & 0o077 == 0 or token.parent.stat().st_mode & 0o077 == 0
+    assert token.stat().st_mode & 0o077 == 0
     written = b"".join(path.read_bytes() for path in run_dir.rglob("*") if path.is_file()) + output.encode()
     for secret in (*SECRETS.values(), token.read_text().strip()):
         assert secret.encode() not in written
@@ -59,21 +59,21 @@ def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
 def test_a_token_that_ray_left_readable_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     token = tmp_path / ".ray/auth_token"
-    monkeypatch.setattr(cluster, "TOKEN_FILE", token)
-    cluster._keep_token_private()
+    monkeypatch.setattr(ray_token, "TOKEN_FILE", token)
+    ray_token.keep_private()
     assert token.parent.stat().st_mode & 0o077 == 0
     token.write_text("0" * 64)
     token.chmod(0o644)
-    cluster._keep_token_private()
+    ray_token.keep_private()
     assert token.stat().st_mode & 0o077 == 0
 
 
 def test_a_home_that_takes_no_token_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     (tmp_path / "home").touch()
-    monkeypatch.setattr(cluster, "TOKEN_FILE", tmp_path / "home/.ray/auth_token")
+    monkeypatch.setattr(ray_token, "TOKEN_FILE", tmp_path / "home/.ray/auth_token")
     with pytest.raises(UserError, match="set RAY_AUTH_TOKEN, or HOME to a folder of yours"):
-        cluster._keep_token_private()
+        ray_token.keep_private()
 
 
 def is_loopback(ip: str) -> bool:
