@@ -41,28 +41,24 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     run_dir_help = "a directory that `asyncrl train` made, or its URL"
-    override_help = "recipe keys to change, such as trainer.learning_rate=1e-5"
 
     train = commands.add_parser("train", help="run a recipe", usage="asyncrl train RECIPE [key=value ...] [options]")
-    train.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
-    train.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    _add_recipe(train)
     train.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, run nothing")
-
     train.add_argument("--or-resume", action="store_true", help="if run_dir has this run already, take it up")
 
     resume = commands.add_parser(
         "resume", help="go on from a run's newest checkpoint", usage="asyncrl resume RUN_DIR [key=value ...]"
     )
     resume.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
-    resume.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    _add_overrides(resume)
 
     plan = commands.add_parser(
         "plan",
         help="how much memory a recipe takes on GPUs, how fast it would be, and how best to divide them",
         usage="asyncrl plan RECIPE [key=value ...] [--gpus N] [--gpu NAME] [--profile RUN_DIR] [--mean-tokens N]",
     )
-    plan.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
-    plan.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    _add_recipe(plan)
     plan.add_argument(
         "--gpus", type=_whole, metavar="N", help="in all; 0: the recipe on CPUs (default: what the recipe asks for)"
     )
@@ -77,8 +73,7 @@ def _parser() -> _Parser:
         help="run a recipe on a Ray cluster, or write the file that starts one",
         usage="asyncrl submit RECIPE [key=value ...] [--address URL | --slurm | --kuberay] [options]",
     )
-    submit.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
-    submit.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=override_help)
+    _add_recipe(submit)
     where = submit.add_mutually_exclusive_group()
     _add_address(where)
     where.add_argument("--slurm", action="store_true", help="print a script for sbatch")
@@ -148,6 +143,16 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"'{text}' is not a port, 0 to 65535")
     return int(text)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    text = "recipe keys to change, such as trainer.learning_rate=1e-5"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
 
 
 def _add_address(parser: argparse._ActionsContainer) -> None:

@@ -62,6 +62,7 @@ class Fleet:
         self._recipe, self._create, self._trainer = recipe, create, trainer
         self._processes, self._waiting, self._post, self._spawn = processes, waiting, post, spawn
         self._trace = trace
+        self._names = [f"generator-{i}" for i in range(recipe.rollout.replicas)]
         self.serving: dict[str, ActorHandle] = {}
         self._workers: dict[str, int] = {}
         """Engine workers of each generator, of one that was lost too: a push may still name it."""
@@ -77,12 +78,11 @@ class Fleet:
 
     async def start(self, up: Callable[[object], None]) -> None:
         """Start all generators side by side; each that is up is told."""
-        names = [f"generator-{i}" for i in range(self._recipe.rollout.replicas)]
-        loading = [asyncio.ensure_future(self._load(name)) for name in names]
+        loading = [asyncio.ensure_future(self._load(name)) for name in self._names]
         for one in loading:
             one.add_done_callback(up)
         handles = await asyncio.gather(*loading)
-        self.serving = dict(zip(names, handles, strict=True))
+        self.serving = dict(zip(self._names, handles, strict=True))
 
     async def _load(self, name: str) -> ActorHandle:
         """A generator that has loaded its model, after as many tries as the budget allows. Raises BudgetSpent."""
@@ -265,8 +265,7 @@ class Fleet:
 
     def status(self, loads: Mapping[str, int]) -> list[dict[str, Any]]:
         """Of each generator, one that is being started too, what people want to know. `loads`: groups under way."""
-        names = [f"generator-{i}" for i in range(self._recipe.rollout.replicas)]
-        return [{"name": name, **self._status(name, loads)} for name in names]
+        return [{"name": name, **self._status(name, loads)} for name in self._names]
 
     def _status(self, name: str, loads: Mapping[str, int]) -> dict[str, Any]:
         if name not in self.serving or name not in self._versions:

@@ -125,8 +125,9 @@ class Recorder:
             logger.warning("step %d: %s", step, sentence)
         record["health/warnings"] = len(self._health.active)
         self._writer.write(record)
-        self._trackers.log(step, record, [group.sample for group in batch[:2] if group.sample])
-        self._write_samples(step, batch, result.report.gaps)
+        samples = {number: group.sample for number, group in enumerate(batch[:NUM_SAMPLED]) if group.sample}
+        self._trackers.log(step, record, list(samples.values()))
+        self._write_samples(step, samples, result.report.gaps)
         self._shares.append({k: v for k, v in record.items() if "_time/" in k})
         self.last = record
         self._step_began = self._trainer_free = now
@@ -143,14 +144,13 @@ class Recorder:
         }
         return {f"trainer_time/{k}": v for k, v in shares(measured, wall_s).items()}
 
-    def _write_samples(self, step: int, batch: list[GroupSummary], gaps: Mapping[int, TokenGaps]) -> None:
-        """The first groups' samples; `gaps` by number of the group, of those that have them."""
+    def _write_samples(self, step: int, samples: Mapping[int, Any], gaps: Mapping[int, TokenGaps]) -> None:
+        """The first groups' samples by number of the group; `gaps` likewise, of those that have them."""
         path = self.run_dir / "samples.jsonl"
         with naming(path), path.open("a") as file:
-            for number, group in enumerate(batch[:NUM_SAMPLED]):
-                if group.sample:
-                    known = {"gaps": gaps[number]} if number in gaps else {}
-                    file.write(json.dumps({"step": step, **group.sample, **known}) + "\n")
+            for number, sample in samples.items():
+                known = {"gaps": gaps[number]} if number in gaps else {}
+                file.write(json.dumps({"step": step, **sample, **known}) + "\n")
 
     def finish(self, ledger: Ledger, worst_case: int) -> dict[str, Any]:
         """Write and return the summary."""
