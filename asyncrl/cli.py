@@ -1,14 +1,17 @@
 """The command line: `asyncrl COMMAND ...`; `asyncrl --help` lists the commands.
 
 What a command needs is imported when it runs: `--help` and `--dry-run` load neither torch nor ray nor vllm.
-Exit codes: 0 done, 1 the run failed, 2 bad input (one sentence on stderr, nothing written), 130 interrupted.
+Exit codes: 0 done, 1 the run failed, 2 bad input (one sentence on stderr, nothing written), 130 interrupted, 141 whoever
+read the output has gone (`| head`).
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Sequence
@@ -35,7 +38,22 @@ _SILENCE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        return _run(parse(argv))
+        try:
+            return _run(parse(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout.fileno()):
+            raise
+        # What is still in the buffer would be written, and fail, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = max(Path(error.filename).parts, key=len)
+        print(f"asyncrl: the name {name[:40]}… is too long for a file system; choose a shorter one", file=sys.stderr)
+        return 2
     except (UserError, RunFailed) as error:
         # An error raised in an actor arrives inside Ray's, whose text is a traceback.
         cause = getattr(error, "cause", error)
@@ -44,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("asyncrl: interrupted", file=sys.stderr)
         return 130
+
+
+def _is_unread(file: int) -> bool:
+    """Whether it is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(file, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -188,12 +213,11 @@ def _device(num_gpus: int) -> str:
 
 def _importing() -> AbstractContextManager[Any]:
     """ray, torch and transformers: some seconds, more on a machine that has not read them yet."""
-    from rich.console import Console
-
+    from asyncrl.observe.console import RunConsole
     from asyncrl.observe.progress import shown
 
     # stderr is for the one sentence of what is wrong.
-    return shown("importing ray, torch and transformers", console=Console())
+    return shown("importing ray, torch and transformers", console=RunConsole())
 
 
 def _resume(run_dir: Path, overrides: list[str]) -> int:

@@ -37,7 +37,7 @@ def local_copy(url: str) -> Path:
     """Where the run directory of a URL lies on this machine: under $ASYNCRL_CACHE, by default ~/.cache/asyncrl."""
     root = Path(os.environ.get("ASYNCRL_CACHE") or Path.home() / ".cache" / "asyncrl")
     url = url.rstrip("/")
-    return root / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    return root / f"{url.rpartition('/')[2][:200]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
 def exists(url: str) -> bool:

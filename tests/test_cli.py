@@ -90,6 +90,17 @@ def test_the_installed_command_has_no_traceback(folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "asyncrl: none.yaml does not exist\n")
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "recipes/tiny.yaml", "--dry-run"]])
+def test_output_that_nobody_reads_any_more_is_no_fault(folder: Path, arguments: list[str]) -> None:
+    """`asyncrl … | head`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "asyncrl", *arguments]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """Stand-ins for what the commands hand over to; `outcome` is returned, or raised if it is an error."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import tempfile
 import time
@@ -45,7 +46,8 @@ def submit(recipe: Recipe, name: str, base_dir: Path, address: str, detach: bool
     shipped = bundle.shippable(base_dir)
     bundle.check_reachable(recipe, shipped)
     client = _client(address)
-    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Two may be submitted in one second.
+    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="asyncrl-submit-") as folder:
         bundle.stage(recipe, base_dir, shipped, Path(folder))
         _send(client, job, folder, recipe)

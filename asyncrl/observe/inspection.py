@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from rich.console import Console
 from rich.markup import escape
 
 from asyncrl.control.history import Decisions
@@ -24,6 +23,7 @@ from asyncrl.control.messages import Train
 from asyncrl.errors import UserError
 from asyncrl.journal.records import groups, read_control
 from asyncrl.models import TINY_LLAMA, load_tokenizer
+from asyncrl.observe.console import Console
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
 
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")

@@ -26,6 +26,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from asyncrl.observe.console import RunConsole
 from asyncrl.observe.progress import Heart, Phase, duration
 
 LEDGER_STATES = ("running", "ready", "leased", "trained", "filtered", "failed")
@@ -62,7 +63,7 @@ class LiveView:
         self.total_steps = total_steps
         self.recipe_name = recipe_name
         self.bound = bound
-        self.console = console or Console()
+        self.console = console or RunConsole()
         self._clock = clock
         self._phase = Phase("starting", clock())
         self._record: Mapping[str, Any] = {}

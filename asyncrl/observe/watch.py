@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from asyncrl.errors import UserError
 from asyncrl.observe import page, standing
+from asyncrl.observe.console import Console
 from asyncrl.observe.report import Sections
 
 _SILENT_S = 10.0

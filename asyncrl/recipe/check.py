@@ -25,6 +25,8 @@ from asyncrl.recipe.load import control_settings, nearest, nearest_file
 from asyncrl.recipe.schema import TRACKERS, Recipe
 
 _DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+MOST_NAME_BYTES = 255
+"""Of one name in a path: Linux's NAME_MAX."""
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_DATA = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _QUICKSTART_MODEL = "models/smollm2-135m-instruct"
@@ -80,6 +82,11 @@ def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
     if recipe.run_dir is None or "://" in recipe.run_dir:
         return
     run_dir = base_dir / recipe.run_dir
+    if too_long := [name for name in run_dir.parts if len(os.fsencode(name)) > MOST_NAME_BYTES]:
+        raise UserError(
+            f"run_dir: the name {too_long[0][:40]}… has {len(os.fsencode(too_long[0]))} bytes, and a file system takes "
+            f"{MOST_NAME_BYTES}; choose a shorter run_dir"
+        )
     if run_dir.exists():
         raise UserError(f"run_dir {recipe.run_dir} exists; choose another run_dir, or `asyncrl resume` it")
     above = next(folder for folder in run_dir.parents if folder.exists())

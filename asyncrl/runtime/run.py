@@ -52,7 +52,8 @@ logger = logging.getLogger(__name__)
 def train(recipe: Recipe, name: str, base_dir: Path) -> int:
     """Run a checked recipe from the start; returns the exit code."""
     url = recipe.run_dir if recipe.run_dir and storage.is_url(recipe.run_dir) else None
-    run_dir = Path(recipe.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    # A recipe's name may be as long as a file system takes; so may not what is made of it.
+    run_dir = Path(recipe.run_dir or f"runs/{name[:200]}-{time.strftime('%Y%m%d-%H%M%S')}")
     if url:
         run_dir = storage.local_copy(url)
         if storage.exists(url) or run_dir.exists():
@@ -61,7 +62,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
         view.phase("loading the data")
         tasks = _tasks(recipe, base_dir)
         with _ray(recipe, view) as places:
-            _make(run_dir)
+            run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
             with RunLock(run_dir):
                 (run_dir / "checkpoints").mkdir()
                 (run_dir / "recipe.yaml").write_text(dump(recipe))
@@ -124,11 +125,18 @@ def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
         cluster.stop()
 
 
-def _make(run_dir: Path) -> None:
-    try:
-        run_dir.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"run_dir: {run_dir} cannot be made: {error.strerror}; choose another run_dir") from error
+def make_run_dir(run_dir: Path, may_rename: bool) -> Path:
+    """Make the folder; `may_rename`: under the next free name if another run has begun in the same second."""
+    free, number = run_dir, 1
+    while True:
+        try:
+            free.mkdir(parents=True)
+            return free
+        except OSError as error:
+            if not may_rename or not free.is_dir():
+                raise UserError(f"run_dir: {free} cannot be made: {error.strerror}; choose another run_dir") from error
+            number += 1
+            free = run_dir.with_name(f"{run_dir.name}-{number}")
 
 
 def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
