@@ -1,7 +1,7 @@
 """The command line: `asyncrl COMMAND ...`; `asyncrl --help` lists the commands.
 
 What a command needs is imported when it runs: `--help` and `--dry-run` load neither torch nor ray nor vllm.
-Exit codes: 0 done, 1 the run failed, 2 bad input (one sentence on stderr, nothing written), 130 interrupted, 141 whoever
+Exit codes: 0 done, 1 the run failed, 2 bad input (one sentence on stderr, nothing written), 130 interrupted, 141 who
 read the output has gone (`| head`).
 """
 
