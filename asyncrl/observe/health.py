@@ -79,6 +79,7 @@ def _findings(record: Record, history: Sequence[Record]) -> dict[str, str]:
         "clipped": _clipped(record),
         "masked": _masked(record),
         "no_gradient": _no_gradient(record),
+        "alone": _alone(record),
         "filtered": _filtered(record, history),
         "entropy": _entropy(record),
         "spike": _spike(record, history),
@@ -140,6 +141,15 @@ def _no_gradient(record: Record) -> str | None:
         f"no trajectory of the step has a gradient (trainer/skipped_zero_advantage {skipped:.0f}): in every group all "
         "rewards are equal; look at the reward on samples.jsonl, take easier or harder tasks, or raise group_size or "
         "rollout.temperature"
+    )
+
+
+def _alone(record: Record) -> str | None:
+    if _figure(record, "trainer/prefix_trees") != 0:
+        return None
+    return (
+        "every trajectory passes the model alone (trainer/prefix_trees 0), so that a step takes several times as "
+        "long: what the trajectories of a group share is computed for each; the log says why this model needs it"
     )
 
 

@@ -16,7 +16,7 @@ from asyncrl.control.messages import Train
 from asyncrl.errors import naming
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.health import Health
-from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
+from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, read_lines, shares, write_summary
 from asyncrl.observe.trackers import Trackers
 from asyncrl.rollout.summary import GroupSummary
 from asyncrl.runtime.buffer import Key
@@ -157,6 +157,9 @@ class Recorder:
         means = {}
         if self._shares:
             means = {k: statistics.fmean(s[k] for s in self._shares) for k in self._shares[0]}
+        health = Health()
+        for record in read_lines(self.run_dir / "metrics.jsonl"):
+            health.check(record)
         summary = {
             "ledger": vars(ledger),
             "wall_s": self.wall_s,
@@ -165,6 +168,7 @@ class Recorder:
             "reward_failures": self._reward_failures,
             "final": self.last,
             "bottleneck": bottleneck(means) if means else "",
+            "warnings": [vars(said) for said in health.said.values()],
         }
         write_summary(self.run_dir / "summary.json", summary)
         return summary

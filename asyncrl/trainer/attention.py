@@ -144,16 +144,21 @@ def tree_attention(
     dropout: float = 0.0,
     tree: RowTree | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """query [1, H, T, D], key and value [1, H_kv, T, D] -> ([1, T, H, D], None). Without a tree the row is one
-    sequence."""
+    sequence. ValueError for capped scores and for sinks."""
+    if softcap is not None or s_aux is not None:
+        raise ValueError("its attention caps its scores" if softcap is not None else "its attention has sinks")
     length = query.shape[2]
     tree = tree or RowTree.of_one(length, query.device)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)
     window = sliding_window if sliding_window is not None and sliding_window < length else None
-    if window is not None or value.shape[-1] != query.shape[-1]:
+    dense = query.device.type == "cuda" and query.dtype == torch.float64
+    if dense or window is not None or value.shape[-1] != query.shape[-1]:
         mask = tree.mask(window)
         out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     elif query.device.type == "cuda":

@@ -139,6 +139,8 @@ class Learner:
             "trainer/learning_rate": self._learning_rate(step),
             "trainer/step_s": time.perf_counter() - began,
             "trainer/forward_tokens": sums.tokens_forward,
+            "trainer/trajectory_tokens": sums.tokens_of_trajectories,
+            "trainer/prefix_trees": float(self.packs),
             "trainer/skipped_zero_advantage": float(len(samples) - sum(u.num_trained for u in updates)),
             "trainer/skipped_steps": float(sum(not np.isfinite(norm) for norm in norms)),
         }
@@ -258,6 +260,7 @@ class Learner:
             sums.off_policy += off_policy
             gaps.look(batch, logprobs)
             sums.tokens_forward += batch.tokens.numel()
+            sums.tokens_of_trajectories += sum(len(s.trajectory.tokens) for s in batch.samples)
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:
             self.team.backward(0.0 * (kept or self._score(batch))[0].sum())

@@ -3,23 +3,15 @@ what is called: tokens in, log-probs or values of the trained ones out."""
 
 from __future__ import annotations
 
-import logging
-
-import numpy as np
 import torch
 
 from asyncrl.algorithms.logprobs import Head, head_logprobs
 from asyncrl.errors import UserError
 from asyncrl.models import is_local
 from asyncrl.recipe.schema import Recipe
+from asyncrl.trainer.fit import choose_attention
 from asyncrl.trainer.lora import inject
 from asyncrl.trainer.packing import PackedBatch
-from asyncrl.trainer.tree import prefix_tree
-
-logger = logging.getLogger(__name__)
-
-_TOLERANCE = 1e-3
-"""Of log-probs in fp32, which two ways to compute them differ in by about 1e-5."""
 
 
 def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Module:
@@ -34,7 +26,7 @@ def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Modu
     except (OSError, ValueError) as error:
         raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     model = model.to(device)
-    _choose_attention(model, path)
+    choose_attention(model, head(model), path)
     if recipe.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if recipe.trainer.lora.rank:
@@ -100,40 +92,3 @@ def head(model: torch.nn.Module) -> Head:
         scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
         cap=getattr(config, "final_logit_softcapping", None),
     )
-
-
-@torch.no_grad()
-def _choose_attention(model: torch.nn.Module, path: str) -> None:
-    """Try a small tree against its sequences one by one, and keep the model's own attention if they differ (layers
-    that are no attention, soft-capped scores, ...)."""
-    from asyncrl.trainer.attention import NAME, RowTree
-
-    device = model.device
-    tokens = np.arange(3, 27) % model.config.get_text_config().vocab_size
-    sequences = [tokens[:20], np.concatenate([tokens[:12], tokens[20:]])]
-    alone = [model(input_ids=torch.tensor(s, device=device)[None], use_cache=False).logits[0] for s in sequences]
-    tree = prefix_tree(sequences)
-    row = RowTree(torch.tensor(tree.depths, device=device), torch.tensor(tree.ends, device=device), tree.nodes)
-    inputs = {"input_ids": torch.tensor(sequences[0], device=device)[None], "use_cache": False}
-    if not _close(head(model).logits(model.get_decoder()(**inputs).last_hidden_state[0]), alone[0]):
-        raise UserError(
-            f"model: {path} ({model.config.model_type}) changes its logits in a way that is not known here; "
-            "open an issue with the model's name"
-        )
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    inputs["input_ids"] = torch.tensor(tree.tokens, device=device)[None]
-    try:
-        together = model(**inputs, position_ids=row.depths[None], tree=row).logits[0]
-        reason = "its outputs on a prefix tree are not those of the sequences one by one"
-        fits = all(_close(together[p], a) for p, a in zip(tree.paths, alone, strict=True))
-    except (TypeError, ValueError, RuntimeError) as error:
-        fits, reason = False, str(error).splitlines()[0]
-    if not fits:
-        model.set_attn_implementation(usual)
-        logger.warning("%s is trained one trajectory at a time: %s", path, reason)
-
-
-def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    difference = ours.float().log_softmax(-1) - theirs.float().log_softmax(-1)
-    return bool(difference.abs().max() < _TOLERANCE)

@@ -32,6 +32,8 @@ class Sums:
     value_loss: float = 0.0
     entropy: float = 0.0
     tokens_forward: float = 0.0
+    tokens_of_trajectories: float = 0.0
+    """Those that passed, each trajectory's: what they share is in `tokens_forward` once."""
     tokens_with_gradient: float = 0.0
     off_policy: OffPolicySums = field(default_factory=OffPolicySums)
 
