@@ -127,7 +127,8 @@ class WeightsRecipe(Part):
     push_lag: PositiveInt = 1
     """Push only versions that are so many updates ahead of the live one; at most max_staleness + 1."""
     verify: bool = False
-    """After each push compare the engine's log-probs of a fixed prompt with the trainer's, and stop if they differ."""
+    """After each push compare the engines' log-probs of a fixed text with the trainer's, and stop if they differ. The
+    first push to each engine is always compared."""
 
 
 class JournalRecipe(Part):

@@ -91,8 +91,8 @@ class Engine(Protocol):
         After a failure the engine stays paused: it must not serve half-loaded weights. Calling again mends it.
         """
 
-    async def score(self, tokens: list[int]) -> list[float]:
-        """Log-probs of tokens[1:] given what is before them, at temperature 1, under the weights held now."""
+    async def score(self, tokens: list[int]) -> tuple[int, list[float]]:
+        """Log-probs of tokens[1:] given what is before them, at temperature 1, and the version that computed them."""
 
     async def check(self) -> None:
         """Raises EngineDead if the engine has ended."""

@@ -28,6 +28,7 @@ from asyncrl.rollout.summary import GroupSummary, summarise
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.runtime import orphans, stacks
 from asyncrl.weights.channel import WeightUpdate
+from asyncrl.weights.verify import probe_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +78,22 @@ class Generator:
         self.runner = GroupRunner(
             self.engine, load_tokenizer(config.engine_config.model), self.rewards, config.settings
         )
+        probe = await self._first_probe()
         self.occupancy.take()
         args = config.engine_config.engine_args
         workers = args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1)
-        return {**orphans.here(), "num_workers": workers}
+        return {**orphans.here(), "num_workers": workers, "probe": probe}
+
+    async def _first_probe(self) -> list[float] | str | None:
+        """Log-probs before any push; in words why there are none; None from an engine that holds no weights."""
+        if not self.engine.holds_weights:
+            return None
+        try:
+            return (await self.score_probe())[1]
+        except EngineDead:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
 
     async def run_group(self, task: Task, attempt: int) -> GroupSummary:
         """Run one group to its end. An error becomes outcome `failed`; one that is not the group's is raised:
@@ -131,7 +144,9 @@ class Generator:
         self.occupancy.set_paused(False)
         return pause_s
 
-    async def score(self, tokens: list[int]) -> list[float]:
+    async def score_probe(self) -> tuple[int, list[float]]:
+        """Log-probs of the text that weights are verified with, and the version that computed them."""
+        tokens = probe_tokens(self.runner.tokenizer, self.config.engine_config.max_tokens)
         return await self.engine.score(tokens)
 
     async def ping(self) -> None:

@@ -63,7 +63,7 @@ class SimulatedEngine:
         self._running.set()
         return self.token_s
 
-    async def score(self, tokens: list[int]) -> list[float]:
+    async def score(self, tokens: list[int]) -> tuple[int, list[float]]:
         raise RuntimeError("the simulated engine has no model to score with")
 
     async def check(self) -> None:

@@ -165,14 +165,16 @@ class VllmEngine:
                 return
         raise RuntimeError("vLLM stays paused after resume_generation()")
 
-    async def score(self, tokens: list[int]) -> list[float]:
+    async def score(self, tokens: list[int]) -> tuple[int, list[float]]:
         from vllm import SamplingParams as VllmSamplingParams
 
         sampling = VllmSamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         # A salt of its own: cached prefixes would skip the prompt log-probs.
         prompt = {"prompt_token_ids": tokens, "cache_salt": f"score-{time.monotonic_ns()}"}
         final = await self._final(prompt, sampling, f"score-{time.monotonic_ns()}")
-        return [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]
+        logprobs = [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]
+        # Stamped by the engine when it sampled the one token, in the step that computed the prompt.
+        return int(final.outputs[0].weight_versions[0].version), logprobs
 
     async def check(self) -> None:
         with _naming_death():

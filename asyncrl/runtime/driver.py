@@ -62,6 +62,7 @@ from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.trainer.actor import Origin
 from asyncrl.weights.files import shared_folder
+from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Driver:
             snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
         )
         self.trace = TraceFile(run_dir / "trace.json", otel.from_environment(run_dir.name))
+        verification = Verification(recipe)
         self.trainer = TrainerLink(
             recipe,
             lambda: actors.trainer(self.buffer),
@@ -105,6 +107,7 @@ class Driver:
             self.waiting,
             self.trace,
             view,
+            verification,
         )
         self.fleet = Fleet(
             recipe,
@@ -115,6 +118,7 @@ class Driver:
             self.inbox.put_nowait,
             self._spawn,
             self.trace,
+            verification,
         )
         self.checkpoints = Checkpoints(
             recipe,
@@ -152,6 +156,8 @@ class Driver:
                 else:
                     await self._handle(event)
             await self._save_last()
+            if self.stopping is None:
+                await self.fleet.verify_pending()
         finally:
             for call in self._calls:
                 call.cancel()

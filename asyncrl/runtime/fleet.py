@@ -32,6 +32,7 @@ from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.trainer_link import TrainerLink, reason
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.weights.channel import PublishReport
+from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,10 +59,13 @@ class Fleet:
         post: Callable[[Event | BaseException], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         trace: TraceFile,
+        verification: Verification,
     ) -> None:
         self._recipe, self._create, self._trainer = recipe, create, trainer
         self._processes, self._waiting, self._post, self._spawn = processes, waiting, post, spawn
         self._trace = trace
+        self._verification = verification
+        self._comparing: set[str] = set()
         self._names = [f"generator-{i}" for i in range(recipe.rollout.replicas)]
         self.serving: dict[str, ActorHandle] = {}
         self._workers: dict[str, int] = {}
@@ -98,6 +102,11 @@ class Fleet:
             else:
                 self._processes.put(name, started)
                 self._workers[name] = started["num_workers"]
+                probe = started["probe"]
+                if isinstance(probe, str):
+                    logger.warning("the weights that %s is sent are not verified: it scores no text (%s)", name, probe)
+                    probe = None
+                self._verification.engine_loaded(name, probe)
                 return handle
 
     async def _end_orphans(self, name: str) -> None:
@@ -206,9 +215,46 @@ class Fleet:
             publishing = trainer.call("publish", staged[0][0], copies)
             reports: list[PublishReport] = await self._waiting(publishing, "generators", what, deadline_s)
             self._versions.update(dict.fromkeys(handles, reports[0].version))
+            await self._verify(handles, at_once=version is None or self._recipe.weights.verify)
             return replace(reports[0], num_bytes=sum(report.num_bytes for report in reports))
 
         return await self._attempt(handles, push)
+
+    async def _verify(self, handles: dict[str, ActorHandle], at_once: bool) -> None:
+        """Compare the generators that are to be compared with the trainer: at once, which those that serve nobody yet
+        answer at once, or beside all else, for a busy one takes up the text when it comes to it."""
+        names = self._verification.of(list(handles))
+        if at_once:
+            await asyncio.gather(*(self._compare(name, handles[name]) for name in names))
+            return
+        for name in set(names) - self._comparing:
+            self._spawn(self._compare_beside(name, handles[name]))
+
+    async def _compare(self, name: str, handle: ActorHandle) -> None:
+        """Raises WeightMismatch."""
+        scoring, deadline_s = handle.score_probe.remote(), self._recipe.deadlines.rollout_s
+        version, logprobs = await self._waiting(scoring, name, "log-probs to verify its weights", deadline_s)
+        gap = self._verification.compare(name, version, logprobs)
+        if gap is not None:
+            logger.info("%s has version %d: %.2g nats a token from the trainer", name, version, gap)
+
+    async def _compare_beside(self, name: str, handle: ActorHandle) -> None:
+        self._comparing.add(name)
+        try:
+            await self._compare(name, handle)
+        except (RayActorError, EngineDead, DeadlineExceeded) as error:
+            self.lost(name, handle, error)
+        finally:
+            self._comparing.discard(name)
+
+    async def verify_pending(self) -> None:
+        """Compare those that could not be compared so far; for the end of a run, when they have nothing else to do."""
+        handles = dict(self.serving)
+        for name in self._verification.pending & handles.keys():
+            try:
+                await self._compare(name, handles[name])
+            except (RayActorError, EngineDead) as error:
+                logger.warning("the weights of %s are not verified: it is lost (%s)", name, reason(error))
 
     async def _attempt(
         self, handles: dict[str, ActorHandle], use: Callable[[Ranks, dict[str, ActorHandle]], Awaitable[T]]

@@ -44,10 +44,6 @@ class RayReplicas:
             pauses |= self._gather(what, {name: handle.update_weights.remote(update)})
         return pauses
 
-    def score(self, tokens: list[int]) -> dict[str, list[float]]:
-        """Log-probs of `tokens` on each replica."""
-        return self._gather("to score the probe", {n: h.score.remote(tokens) for n, h in self.handles.items()})
-
     def _gather(self, purpose: str, references: dict[str, Any]) -> dict[str, Any]:
         pending = {reference: name for name, reference in references.items()}
         results = {}

@@ -23,7 +23,8 @@ from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.runtime.waiting import WaitingFor
-from asyncrl.trainer.actor import Origin, TrainResult, role
+from asyncrl.trainer.actor import Loaded, Origin, TrainResult, role
+from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,11 @@ class TrainerLink:
         waiting: WaitingFor,
         trace: TraceFile,
         view: LiveView,
+        verification: Verification,
     ) -> None:
         self._recipe, self._create, self._origin = recipe, create, origin
         self._snapshots, self._processes, self._waiting = snapshots, processes, waiting
-        self._trace, self._view = trace, view
+        self._trace, self._view, self._verification = trace, view, verification
         self._handle: Ranks | None = None
         self._starting: asyncio.Task[Ranks] | None = None
         self._in_a_row = 0
@@ -66,8 +68,12 @@ class TrainerLink:
                     meeting = await self._waiting(opening, "trainer", "its first rank", deadlines.start_s)
                 starting = handle.call("start", origin, self._snapshots, meeting)
                 what = f"to load version {origin.version}"
-                for rank, process in enumerate(await self._waiting(starting, "trainer", what, deadlines.start_s)):
-                    self._processes.put(role(rank), process)
+                loaded: list[Loaded] = await self._waiting(starting, "trainer", what, deadlines.start_s)
+                for rank, one in enumerate(loaded):
+                    self._processes.put(role(rank), one.process)
+                initial, now = loaded[0].probes
+                self._verification.trainer_loaded(initial)
+                self._verification.expect(origin.version, now)
                 await self._train_again(handle, origin)
             except RayActorError as error:
                 handle.kill()
@@ -85,7 +91,8 @@ class TrainerLink:
             for batch in origin.batches:
                 training = handle.call("train_again", batch, origin.live)
                 what = f"step {batch.step} again"
-                await self._waiting(training, "trainer", what, self._recipe.deadlines.step_s)
+                probes = await self._waiting(training, "trainer", what, self._recipe.deadlines.step_s)
+                self._verification.expect(batch.step + 1, probes[0])
                 phase.done += 1
 
     @property
@@ -120,7 +127,7 @@ class TrainerLink:
         """Train a batch, on as many trainers as it takes."""
         while True:
             handle = await self.ready()
-            training = handle.call("train", batch, publishing())
+            training = handle.call("train", batch, publishing(), self._verification.wanted)
             try:
                 deadline_s = self._recipe.deadlines.step_s
                 results = await self._waiting(training, "trainer", f"step {batch.step}", deadline_s)
@@ -128,6 +135,7 @@ class TrainerLink:
                 self.lost(handle, error)
             else:
                 self._in_a_row = 0
+                self._verification.expect(batch.step + 1, results[0].probe)
                 for rank, result in enumerate(results):
                     self._trace.write(role(rank), result.spans)
                 gaps = {number: gaps for result in results for number, gaps in result.report.gaps.items()}

@@ -43,7 +43,7 @@ from asyncrl.trainer.step_report import StepReport
 from asyncrl.weights.channel import Channel, ChannelConfig, PublishReport, open_channel
 from asyncrl.weights.files import shared_folder
 from asyncrl.weights.staging import Staging, require_finite
-from asyncrl.weights.verify import Probe
+from asyncrl.weights.verify import probe_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,17 @@ class TrainResult:
     """The step stood still until a checkpoint or snapshot had its copy of the weights."""
     spans: list[trace.Span]
     """Of this rank, since the result before."""
+    probe: list[float] | None = None
+    """Log-probs of the text that weights are verified with, by the new weights; None if it was not asked for."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a rank has to say once it can train."""
+
+    process: dict[str, Any]
+    probes: tuple[list[float], list[float]]
+    """Log-probs of the text that weights are verified with: by the initial model, and by where it starts from."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class TrainerActor:
         meeting, self.store = open_meeting(ray.util.get_node_ip_address(), self.recipe.deadlines.start_s)
         return meeting
 
-    def start(self, origin: Origin, snapshots: Snapshots | None, meeting: Meeting | None) -> dict[str, Any]:
+    def start(self, origin: Origin, snapshots: Snapshots | None, meeting: Meeting | None) -> Loaded:
         """Load the model and the state; `train_again` is for the batches of `origin`. `snapshots`: where to send new
         ones."""
         recipe, trainer = self.recipe, self.recipe.trainer
@@ -113,22 +124,25 @@ class TrainerActor:
         self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
         self.learner.before_update = self._before_update
         self.snapshots = snapshots
+        rollout, tokenizer = recipe.rollout, load_tokenizer(self.model_path)
+        self.probe = probe_tokens(tokenizer, rollout.max_prompt_tokens + rollout.max_new_tokens)
+        initial = self._score_probe()
         if origin.snapshots is not None:
             self.learner.restore(origin.snapshots.load(origin.version))
         elif origin.folder is not None:
             self.learner.restore(files.read(origin.folder / "trainer"))
         self.staging = self._staging(origin.version, device)
-        self.probe = Probe.of_tokenizer(load_tokenizer(self.model_path)) if recipe.weights.verify else None
-        self._at(origin.version)
         self._hold(max(origin.live, origin.version), origin.version)
         self.idle_since = trace.now()
-        return orphans.here()
+        return Loaded(orphans.here(), (initial, self._score_probe() if origin.version else initial))
 
-    def train_again(self, batch: Train, live: int) -> None:
-        """Train a batch that was trained before this process; `live` is the version that the generators hold."""
+    def train_again(self, batch: Train, live: int) -> list[float] | None:
+        """Train a batch that was trained before this process; `live` is the version that the generators hold, whose
+        log-probs of the probe are returned."""
         self._learn(batch, publishing=-1)
         self._hold(live, batch.step + 1)
         self.idle_since = trace.now()
+        return self._score_probe() if live == batch.step + 1 else None
 
     def _staging(self, version: int, device: torch.device) -> Staging:
         dtype, shared = getattr(torch, self.recipe.weights.dtype), None
@@ -145,11 +159,9 @@ class TrainerActor:
         if live == version:
             self.staging.send(version)
 
-    def _at(self, version: int) -> None:
-        """The model has the weights of this version."""
-        if self.probe:
-            self.probe.expect(version, self.learner.score(self.probe.tokens))
-        self.staging.changed(version)
+    def _score_probe(self) -> list[float]:
+        """Log-probs of the text that weights are verified with; every rank takes part."""
+        return [] if self.backend == "none" else self.learner.score(self.probe)
 
     def _learn(self, batch: Train, publishing: int) -> StepReport:
         self.publishing, self.wait_copy_s, self.wait_publish_s = publishing, 0.0, 0.0
@@ -157,7 +169,7 @@ class TrainerActor:
             frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
             groups = [decode(frame) for frame in frames]
         report = self.learner.step(groups, batch.step, batch.min_version)
-        self._at(batch.step + 1)
+        self.staging.changed(batch.step + 1)
         return report
 
     def _before_update(self) -> None:
@@ -167,18 +179,20 @@ class TrainerActor:
             self.staging.before_change(self.publishing, self.recipe.deadlines.step_s)
             self.wait_publish_s += time.perf_counter() - began
 
-    def train(self, batch: Train, publishing: int) -> TrainResult:
-        """Train a batch. `publishing`: version whose push was asked for and has not ended (-1: none)."""
+    def train(self, batch: Train, publishing: int, verifying: bool) -> TrainResult:
+        """Train a batch. `publishing`: version whose push was asked for and has not ended (-1: none). `verifying`:
+        score the probe with the new weights."""
         began = time.perf_counter()
         trace.add("wait for a batch", self.idle_since, trace.now())
         report = self._learn(batch, publishing)
         version = batch.step + 1
+        probe = self._score_probe() if verifying else None
         every = self.recipe.checkpoint.snapshot_every_steps
         if self.snapshots and every and version % every == 0 and not self.saver.busy:
             self.saver.start(self.learner.state(), lambda state: self._store(version, state))
         busy_s = time.perf_counter() - began - self.wait_publish_s - self.wait_copy_s
         self.idle_since = trace.now()
-        return TrainResult(report, busy_s, self.wait_publish_s, self.wait_copy_s, trace.take())
+        return TrainResult(report, busy_s, self.wait_publish_s, self.wait_copy_s, trace.take(), probe)
 
     def _store(self, version: int, state: Mapping[str, torch.Tensor]) -> None:
         assert self.snapshots is not None
@@ -213,7 +227,6 @@ class TrainerActor:
     def connect(self, replicas: RayReplicas, ends: list[Any]) -> None:
         """Connect all ranks' ends with these replicas."""
         assert self.channel is not None
-        self.replicas = replicas
         self.channel.connect(replicas if self.rank == 0 else None, replicas.num_workers, ends)
 
     @ray.method(concurrency_group="push")
@@ -233,10 +246,7 @@ class TrainerActor:
         """
         assert self.channel is not None
         with trace.span("push", lane="push"):
-            report = self.channel.publish(version, self.staged, copies)
-        if self.probe and self.rank == 0:
-            self.probe.check(version, self.replicas.score(self.probe.tokens), self.recipe.weights.dtype)
-        return report
+            return self.channel.publish(version, self.staged, copies)
 
     def save(self, folder: Path) -> None:
         """Begin to write this rank's part of trainer/ into the checkpoint folder; returns before it is done.

@@ -354,5 +354,8 @@ class Learner:
         mask = np.arange(len(tokens)) > 0
         text = Trajectory(np.array(tokens, np.int32), none.astype(np.int32), none, mask, 0.0, "stop")
         batch = pack([TrainSample(text, 0, 0.0, 0.0, mask)], self.device)
+        was_training = self.policy.training
+        self.policy.eval()  # dropout would be neither the model's answer nor leave the random state alone
         logprobs: torch.Tensor = self.policy(batch, temperature=1.0)[0]
+        self.policy.train(was_training)
         return logprobs.tolist()

@@ -16,6 +16,7 @@ from asyncrl.runtime.fleet import Fleet
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.weights.channel import PublishReport
+from asyncrl.weights.verify import Verification, WeightMismatch
 
 STARTING = {"state": "starting"}
 
@@ -46,8 +47,9 @@ class Trainer:
 def fleet(tmp_path: Path) -> Fleet:
     keys = {"model": "x", "data": {"path": "x"}, "reward": "x", "max_steps": 9, "rollout": {"replicas": 2}}
     posted: list[Any] = []
+    recipe = Recipe.model_validate(keys)
     made = Fleet(
-        Recipe.model_validate(keys),
+        recipe,
         lambda name: pytest.fail(f"{name} is made"),
         Trainer(),
         ProcessTable(tmp_path / "processes.json"),
@@ -55,6 +57,7 @@ def fleet(tmp_path: Path) -> Fleet:
         posted.append,
         lambda coroutine: coroutine.close(),
         TraceFile(tmp_path / "trace.json"),
+        Verification(recipe),
     )
     made.posted = posted
     made.serving = {"generator-0": handle(6.0, 1.0, 3.0, 500), "generator-1": handle(0.0, 0.0, 0.0, 0)}
@@ -102,3 +105,35 @@ def test_a_lost_generator_is_starting_again(fleet: Fleet, monkeypatch: pytest.Mo
     asyncio.run(run())
     assert fleet.posted == [GeneratorLost("generator-0")]
     assert status(fleet, generator_1=1) == [STARTING, {"state": "serving", "version": 0, "groups": 1}]
+
+
+@pytest.mark.parametrize(("version", "found"), [(None, -2.0), (None, -5.0), (1, -2.0), (1, -5.0)])
+def test_the_first_push_is_verified(fleet: Fleet, version: int | None, found: float) -> None:
+    """A resumed run's before anyone serves; a fresh run's beside the run, for the engine may be busy."""
+    beside: list[Any] = []
+    fleet._spawn = beside.append
+    pushed = 7 if version is None else version
+    fleet._verification.trainer_loaded([-1.0])
+    fleet._verification.expect(pushed, [-2.0])
+    for name, one in fleet.serving.items():
+        fleet._verification.engine_loaded(name, [-1.0])
+        one.ping = SimpleNamespace(remote=lambda: answer(None))
+        one.score_probe = SimpleNamespace(remote=lambda: answer((pushed, [found])))
+
+    async def run() -> None:
+        if version is None:
+            await fleet.first_push(fresh=False)
+        else:
+            await fleet.publish(version)
+            assert len(beside) == 2
+            for one in beside:
+                await one
+
+    if found == -2.0:
+        asyncio.run(run())
+        assert not fleet._verification.pending
+    else:
+        with pytest.raises(WeightMismatch, match=f"version {pushed}"):
+            asyncio.run(run())
+        for one in beside:
+            one.close()

@@ -248,6 +248,30 @@ def test_reward_that_always_fails_stops_the_run(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+_LOSES_WEIGHTS = """
+import math
+from asyncrl.rollout.simulated import SimulatedEngine
+
+class LosesWeights(SimulatedEngine):
+    holds_weights = True
+
+    async def score(self, tokens):
+        return self._version, [-math.log(259) - 3.0 * (self._version > 0)] * (len(tokens) - 1)
+"""
+
+
+def test_the_first_push_is_verified_whatever_the_recipe_says(tmp_path: Path) -> None:
+    """Once, in the last step of a run, too: an engine that computes something else after it ends the run."""
+    (tmp_path / "mine.py").write_text(_LOSES_WEIGHTS)
+    run_dir = tmp_path / "run"
+    keys = [f"rollout.engine={tmp_path}/mine.py:LosesWeights", "weights.verify=false", "max_steps=1"]
+    code, output = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *keys, f"run_dir={run_dir}")
+    assert code == 1, output
+    assert re.search(r"generator-0 does not compute with the weights of version 1 as the trainer does: .* 3", output)
+    assert "Traceback" not in output
+    assert len(records(run_dir)) == 1
+
+
 POLICIES = {
     "lag": ["policy=stale_k", "max_staleness=2"],
     "drop": ["over_age=drop", "max_staleness=2", "backup_groups=2"],

@@ -19,7 +19,6 @@ from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
 from asyncrl.weights.channel import ChannelConfig, PublishReport, open_channel
 from asyncrl.weights.staging import StagedWeights
-from asyncrl.weights.verify import Probe, WeightMismatch
 
 RECIPE = Recipe.model_validate(
     {
@@ -77,41 +76,41 @@ def perturb(learner: Learner, seed: int) -> None:
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 
-PROBE = Probe(list(range(5, 45)))
+TOKENS = list(range(5, 45))
+
+
+def gap(learner: Learner, engine: Any, loop_thread: Any, version: int) -> float:
+    """Nats per token between the engine, which must say that it has this version, and the trainer."""
+    found, logprobs = loop_thread.run(engine.score(TOKENS))
+    assert found == version
+    ours = learner.score(TOKENS)
+    return sum(abs(a - b) for a, b in zip(ours, logprobs, strict=True)) / len(ours)
 
 
 def test_engine_and_trainer_agree_on_the_initial_weights(
     vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push
 ) -> None:
     push.publish(0)
-    PROBE.expect(0, learner.score(PROBE.tokens))
-    gaps = PROBE.check(0, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
-    assert gaps["replica"] < 1e-4
+    assert gap(learner, vllm_engine, loop_thread, 0) < 1e-4
 
 
 def test_push_replaces_every_weight(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
     perturb(learner, 1)
-    PROBE.expect(1, learner.score(PROBE.tokens))
-    before = {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}
-    with pytest.raises(WeightMismatch, match="replica does not hold version 1"):
-        PROBE.check(1, before, "float32")
+    assert gap(learner, vllm_engine, loop_thread, 0) > 1e-2
     report = push.publish(1)
     # What the trainer does with its copy afterwards is not the engine's.
     push.staged.flat.zero_()
-    gaps = PROBE.check(1, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
-    assert gaps["replica"] < 1e-4
+    assert gap(learner, vllm_engine, loop_thread, 1) < 1e-4
     assert report.num_bytes == 4 * sum(p.numel() for p in learner.model.parameters())
     assert 0 < report.pause_s <= report.transfer_s
 
 
 def test_one_wrong_parameter_is_noticed(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
-    PROBE.expect(1, learner.score(PROBE.tokens))
     push.staged.copy()
     wrong = [piece.name for piece in push.staged.pieces].index("model.layers.1.mlp.down_proj.weight")
     push.staged.views[wrong].zero_()
     push.send(1)
-    with pytest.raises(WeightMismatch):
-        PROBE.check(1, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
+    assert gap(learner, vllm_engine, loop_thread, 1) > 1e-2
     push.publish(1)
 
 
@@ -142,9 +141,8 @@ def test_channel_can_be_rebuilt(
 ) -> None:
     again = Push(backend, one_replica, learner.model, tmp_path)
     perturb(learner, 3)
-    PROBE.expect(3, learner.score(PROBE.tokens))
     again.publish(3)
-    PROBE.check(3, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
+    assert gap(learner, vllm_engine, loop_thread, 3) < 1e-4
     again.channel.close()
 
 
@@ -163,10 +161,8 @@ def test_adapters_alone_are_sent_and_merged_into_the_base(
             with torch.no_grad():
                 for parameter in adapted.optimizer.named.values():
                     parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-            PROBE.expect(version, adapted.score(PROBE.tokens))
             report = push.publish(version)
-            gaps = PROBE.check(version, {"replica": loop_thread.run(vllm_engine.score(PROBE.tokens))}, "float32")
-            assert gaps["replica"] < 1e-4
+            assert gap(adapted, vllm_engine, loop_thread, version) < 1e-4
         assert report.num_bytes == 4 * sum(p.numel() for p in adapted.optimizer.named.values())
     finally:
         push.channel.close()
