@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from asyncrl.data.files import FileRows
 from asyncrl.errors import UserError
-from asyncrl.recipe.schema import DataRecipe
+from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, DataRecipe
 
 _REASONING_GYM = "reasoning_gym:"
 _REASONING_GYM_SIZE = 10_000
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _MAX_CAUSE_CHARS = 300
 
 
@@ -31,21 +31,30 @@ class Rows(Protocol):
 def load_rows(recipe: DataRecipe, seed: int) -> Rows:
     """The rows that `recipe.path` names; `seed` seeds reasoning_gym unless its options do.
 
-    Nothing is written outside the Hugging Face cache. Raises UserError if there is no such data, an option is
+    Values are those of the data: of text files as Python reads them, of tables and hub data sets as their Arrow types
+    say. Nothing is written outside the Hugging Face cache. Raises UserError if there is no such data, an option is
     wrong, or there are no rows.
     """
-    suffix = Path(recipe.path).suffix
-    is_reasoning_gym = recipe.path.startswith(_REASONING_GYM)
-    if recipe.split != "train" and (is_reasoning_gym or suffix in _BUILDERS):
-        raise UserError(f"data.split is '{recipe.split}', but {recipe.path} has only 'train'; leave data.split out")
+    paths, shown = recipe.paths, recipe.name
+    is_reasoning_gym = shown.startswith(_REASONING_GYM)
+    is_local = is_reasoning_gym or all(path.endswith((*TEXT_FILES, *TABLE_FILES)) for path in paths)
+    if recipe.split != "train" and is_local:
+        raise UserError(f"data.split is '{recipe.split}', but {shown} has only 'train'; leave data.split out")
+    rows: Rows
     if is_reasoning_gym:
-        return _reasoning_gym(recipe.path.removeprefix(_REASONING_GYM), recipe.options, seed)
-    if suffix in _BUILDERS:
-        rows = _local_file(Path(recipe.path), _BUILDERS[suffix], recipe.options)
+        rows = _reasoning_gym(shown.removeprefix(_REASONING_GYM), recipe.options, seed)
+    elif all(path.endswith(TEXT_FILES) for path in paths):
+        rows = FileRows([Path(path) for path in paths], recipe.options)
+    elif all(path.endswith(TABLE_FILES) for path in paths):
+        rows = _table_files([Path(path) for path in paths], recipe.options)
+    elif len(paths) == 1:
+        rows = _load_dataset(shown, shown, {"split": recipe.split, **recipe.options})
     else:
-        rows = _load_dataset(recipe.path, recipe.path, {"split": recipe.split, **recipe.options})
+        raise UserError(
+            f"data.path: a list names files that are all {', '.join(TEXT_FILES)}, or all {', '.join(TABLE_FILES)}"
+        )
     if len(rows) == 0:
-        raise UserError(f"data.path: {recipe.path} has no rows")
+        raise UserError(f"data.path: {shown} has no rows")
     return rows
 
 
@@ -78,12 +87,14 @@ def _reasoning_gym(name: str, options: dict[str, Any], seed: int) -> Rows:
         raise UserError(f"data.options do not fit reasoning_gym:{name}: {_cause(error)}") from error
 
 
-def _local_file(path: Path, builder: str, options: dict[str, Any]) -> Rows:
-    if not path.is_file():
-        raise UserError(f"data.path: there is no file {path}")
-    if not path.stat().st_size:
-        raise UserError(f"data.path: {path} is empty; write a task a line")
-    return _load_dataset(str(path), builder, {"split": "train", "data_files": str(path), **options})
+def _table_files(paths: list[Path], options: dict[str, Any]) -> Rows:
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"data.path: there is no file {path}")
+    if len({path.suffix for path in paths}) > 1:
+        raise UserError("data.path: parquet and arrow files cannot be mixed in one list; convert some")
+    files = [str(path) for path in paths]
+    return _load_dataset(", ".join(files), paths[0].suffix[1:], {"split": "train", "data_files": files, **options})
 
 
 def _load_dataset(shown: str, builder: str, arguments: dict[str, Any]) -> Rows:

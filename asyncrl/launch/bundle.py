@@ -82,11 +82,12 @@ def check_run_dir(recipe: Recipe) -> None:
 
 def named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Key and path of every local file or folder that the recipe names."""
-    model, data = recipe.model, recipe.data.path
+    model = recipe.model
     if model != TINY_LLAMA and (model.startswith((".", "/", "models/")) or Path(model).exists()):
         yield "model", model
-    if not data.startswith("reasoning_gym:") and Path(data).exists():
-        yield "data.path", data
+    for path in recipe.data.paths:
+        if not path.startswith("reasoning_gym:") and Path(path).exists():
+            yield "data.path", path
     plugins = {
         "reward": recipe.reward,
         "algorithm.loss": recipe.algorithm.loss,

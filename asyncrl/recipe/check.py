@@ -22,9 +22,9 @@ from asyncrl.plugins import load_object
 from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import control_settings, nearest, nearest_file
-from asyncrl.recipe.schema import TRACKERS, Recipe
+from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, TRACKERS, Recipe
 
-_DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+_DATA_FILES = (*TEXT_FILES, *TABLE_FILES)
 MOST_NAME_BYTES = 255
 """Of one name in a path: Linux's NAME_MAX."""
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -62,8 +62,9 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     _check_trainer(recipe)
     if not (elsewhere and _is_away(recipe.model)):
         _check_model(recipe, base_dir)
-    if not (elsewhere and _is_away(recipe.data.path)):
-        _check_data(recipe, base_dir)
+    for path in recipe.data.paths:
+        if not (elsewhere and _is_away(path)):
+            _check_data(path, base_dir)
     with _no_bytecode():
         _check_reward(recipe, base_dir)
         _check_loss(recipe, base_dir)
@@ -189,8 +190,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
             )
 
 
-def _check_data(recipe: Recipe, base_dir: Path) -> None:
-    path = recipe.data.path
+def _check_data(path: str, base_dir: Path) -> None:
     if path.startswith("reasoning_gym:"):
         return
     if path.endswith(_DATA_FILES):
@@ -206,7 +206,7 @@ def _check_data(recipe: Recipe, base_dir: Path) -> None:
 def _check_reward(recipe: Recipe, base_dir: Path) -> None:
     from asyncrl.rewards.load import load
 
-    load(recipe.reward, base_dir, recipe.data.path)
+    load(recipe.reward, base_dir, recipe.data.name)
 
 
 def _check_loss(recipe: Recipe, base_dir: Path) -> None:

@@ -29,6 +29,8 @@ from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.schema import Recipe
 
 _MAX_SHOWN_CHARS = 60
+_NO_KEYS = ("[key]", "str", "list[str]")
+"""What pydantic puts into the place of a fault beside keys."""
 _UNKNOWN = ("extra_forbidden", "invalid_key")
 _EXPECTED = {
     "int": "a whole number",
@@ -65,7 +67,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         faults = error.errors(include_url=False)
         # A misspelt key is missing under its right name too: name the misspelling.
         fault = next((f for f in faults if f["type"] in _UNKNOWN), faults[0])
-        place = tuple(part for part in fault["loc"] if part != "[key]")
+        place = tuple(part for part in fault["loc"] if part not in _NO_KEYS)
         raise UserError(f"{_origin(layers, place) or path}: {_sentence(fault, '.'.join(map(str, place)))}") from error
 
 
@@ -106,7 +108,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def nearest_file(path: Path, suffixes: Sequence[str], base_dir: Path = Path()) -> str:
     """The same for the files with one of `suffixes` beside one that does not exist under `base_dir`."""
     folder = base_dir / path.parent
-    files = [f for f in folder.iterdir() if f.is_file() and f.suffix in suffixes] if folder.is_dir() else []
+    files = [f for f in folder.iterdir() if f.is_file() and f.name.endswith(tuple(suffixes))] if folder.is_dir() else []
     # Of two files with one stem, the one with the same suffix wins.
     by_stem = {f.stem: f.name for f in sorted(files, key=lambda f: (f.suffix == path.suffix, f.name))}
     near = difflib.get_close_matches(path.stem, by_stem, n=1)

@@ -15,14 +15,19 @@ from asyncrl.recipe.part import Part
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
+TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
+TABLE_FILES = (".parquet", ".arrow")
+"""Local data files, by the end of their name."""
 ADAMW = {"betas": [0.9, 0.95], "weight_decay": 0.0}
 
 
 class DataRecipe(Part):
-    path: str
-    """`reasoning_gym:NAME`, a hub data set name, or a local .jsonl, .json, .csv, .parquet or .arrow file."""
+    path: str | Annotated[list[str], Field(min_length=1)]
+    """`reasoning_gym:NAME`, a hub data set name, or one or more local files: .jsonl, .json or .csv (also .gz), whose
+    values reach the reward as the file has them, or .parquet or .arrow."""
     options: dict[str, Any] = {}
-    """Passed to `reasoning_gym.create_dataset` (size and seed among them) or to `datasets.load_dataset`."""
+    """Passed to `reasoning_gym.create_dataset` (size and seed among them) or to `datasets.load_dataset`. For a .json
+    file: `field`, the key that holds the rows; for a .csv file: `sep`, `quotechar`, `escapechar`, `encoding`."""
     split: str = "train"
     """Split of a hub data set; local files and reasoning_gym have only `train`."""
     prompt_column: str | None = None
@@ -33,6 +38,15 @@ class DataRecipe(Part):
     """System message put before every chat prompt; needs `chat: true` or message prompts."""
     shuffle: bool = True
     """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path
+
+    @property
+    def name(self) -> str:
+        """The data set in words; what verl's rewards get as data_source if the row has none."""
+        return ", ".join(self.paths)
 
 
 class RolloutRecipe(Part):

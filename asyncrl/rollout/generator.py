@@ -45,7 +45,7 @@ class GeneratorConfig:
     base_dir: Path
     reward_workers: int
     reward_timeout_s: float
-    data_path: str
+    dataset: str
     run_dir: Path
 
 
@@ -71,7 +71,7 @@ class Generator:
             config.base_dir,
             config.reward_workers,
             config.reward_timeout_s,
-            dataset=config.data_path,
+            dataset=config.dataset,
         )
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
         await self.engine.start()

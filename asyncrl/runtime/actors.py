@@ -105,7 +105,7 @@ class Actors:
             base_dir=self.base_dir,
             reward_workers=recipe.rewards.workers,
             reward_timeout_s=recipe.rewards.timeout_s,
-            data_path=recipe.data.path,
+            dataset=recipe.data.name,
             run_dir=self.run_dir,
         )
 

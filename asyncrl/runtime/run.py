@@ -142,7 +142,7 @@ def make_run_dir(run_dir: Path, may_rename: bool) -> Path:
 def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
     """Load the data and see that prompt, chat template and reward columns are there."""
     rows = load_rows(recipe.data, recipe.seed)
-    load_reward(recipe.reward, base_dir, recipe.data.path).check_columns(rows.column_names)
+    load_reward(recipe.reward, base_dir, recipe.data.name).check_columns(rows.column_names)
     tasks = TaskSource(rows, recipe.data, recipe.seed)
     if recipe.model != TINY_LLAMA:
         tasks.check_template(load_tokenizer(recipe.model))

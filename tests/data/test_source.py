@@ -86,10 +86,9 @@ def test_an_empty_split_is_refused(monkeypatch):
     ("name", "text", "keys", "message"),
     [
         ("missing.jsonl", None, {}, r"there is no file .*missing\.jsonl$"),
-        ("empty.csv", "question,answer\n", {}, r"empty\.csv could not be loaded: .*no data"),
-        ("bad.jsonl", '{"a": 1}\n{"a": \n', {}, r"bad\.jsonl could not be loaded: \w+: "),
+        ("empty.csv", "question,answer\n", {}, r"empty\.csv has no rows$"),
         ("rows.csv", "a\n1\n", {"split": "test"}, r"^data.split is 'test', but .* has only 'train'"),
-        ("rows.csv", "a\n1\n", {"options": {"no_such": 1}}, r"rows\.csv could not be loaded: .*no_such"),
+        ("bad.parquet", "no table", {}, r"bad\.parquet could not be loaded: \w+: "),
     ],
 )
 def test_what_a_user_may_get_wrong_with_files(tmp_path, name, text, keys, message):
@@ -98,6 +97,31 @@ def test_what_a_user_may_get_wrong_with_files(tmp_path, name, text, keys, messag
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path / name, **keys)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_files_is_read_in_its_order(tmp_path):
+    (tmp_path / "b.csv").write_text("question,answer\n1+1?,2\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[1]))
+    rows = load_rows(DataRecipe(path=[str(tmp_path / "b.csv"), str(tmp_path / "a.jsonl")]), seed=3)
+    assert [rows[i] for i in range(len(rows))] == ROWS
+    for name, row in zip("ab", ROWS, strict=True):
+        datasets.Dataset.from_list([row]).to_parquet(tmp_path / f"{name}.parquet")
+    tables = load_rows(DataRecipe(path=[str(tmp_path / f"{name}.parquet") for name in "ab"]), seed=3)
+    assert [tables[i] for i in range(len(tables))] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["a.parquet", "b.jsonl"], r"a list names files that are all \.jsonl, .*, or all \.parquet, \.arrow$"),
+        (["org/name", "org/other"], r"a list names files"),
+        (["none.jsonl", "other.jsonl"], r"there is no file none\.jsonl$"),
+        (["none.parquet", "other.parquet"], r"there is no file none\.parquet$"),
+    ],
+)
+def test_what_a_user_may_get_wrong_with_a_list(paths, message):
+    with pytest.raises(UserError, match=f"^data.path: {message}"):
+        load_rows(DataRecipe(path=paths), seed=3)
 
 
 def test_reasoning_gym_is_seeded_sized_and_configured():
