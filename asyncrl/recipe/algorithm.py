@@ -5,6 +5,7 @@ Imports neither torch nor ray nor vllm.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -41,9 +42,11 @@ class AlgorithmRecipe(Part):
     """Temperature of `trajectory_balance`, `dpo` and `ipo`."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all trained tokens of the batch, over trajectories, or a sum over a fixed length (Dr. GRPO)."""
-    proximal: Literal["recompute", "behaviour", "loglinear"] = "recompute"
-    """The "old" policy of the ratio: the weights at the start of the step, those that sampled the token, or an
-    interpolation of the two by their versions that costs no forward pass."""
+    proximal: Literal["auto", "recompute", "behaviour", "loglinear"] = "auto"
+    """The "old" policy of the ratio: `behaviour`: the weights that sampled the token, so that clipping bounds what
+    stale tokens do; `recompute`: those at the start of the step; `loglinear`: an interpolation of the two by their
+    versions that costs no forward pass. `auto`: behaviour, or recompute where a correction, or the loss
+    decoupled_ppo, does what it does."""
     correction: Literal["none", "tis", "mis"] = "none"
     """Weight by w = pi_proximal/pi_behaviour: `tis`: min(w, tis_cap); `mis`: 0 outside [mis_low, mis_high]."""
     correction_level: Literal["token", "sequence", "geometric"] = "token"
@@ -83,6 +86,13 @@ class AlgorithmRecipe(Part):
     """DAPO's soft punishment: the reward falls by up to 1 over the last so many tokens before max_new_tokens."""
 
 
+def proximal_of(algorithm: Mapping[str, Any], engine: Any) -> str:
+    """What `proximal: auto` means beside the other keys of the part, as they are written."""
+    corrects = algorithm.get("correction", "none") != "none" or algorithm.get("loss") == "decoupled_ppo"
+    # The simulated engine has no log-probs that anything could be compared with.
+    return "recompute" if corrects or engine == "simulated" else "behaviour"
+
+
 LOSSES = (
     "ppo",
     "decoupled_ppo",
@@ -103,6 +113,7 @@ PAIR_LOSSES = ("dpo", "ipo")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {"aggregation": "sequence"},
+    "grpo_tis": {"proximal": "recompute", "correction": "tis"},
     "dr_grpo": {"advantage": "dr_grpo", "aggregation": "constant"},
     "dapo": {"clip_high": 0.28, "filter_equal_rewards": True},
     "rloo": {"advantage": "rloo", "loss": "reinforce", "aggregation": "constant"},

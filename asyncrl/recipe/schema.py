@@ -6,11 +6,12 @@ Checks that need only the recipe are here; those that look at files are in `chec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from asyncrl.recipe.algorithm import AlgorithmRecipe
+from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.part import Part
 
 TRACKERS = ("mlflow", "trackio")
@@ -267,3 +268,14 @@ class Recipe(Part):
     """Every wait has one."""
     ray_address: str | None = None
     """Address of a running Ray cluster; default: the one in RAY_ADDRESS, else one started on this machine."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_what_auto_means(cls, values: Any) -> Any:
+        """The resolved recipe names the proximal policy."""
+        algorithm = values.get("algorithm", {}) if isinstance(values, Mapping) else None
+        if not isinstance(algorithm, Mapping) or algorithm.get("proximal", "auto") != "auto":
+            return values
+        rollout = values.get("rollout")
+        engine = rollout.get("engine") if isinstance(rollout, Mapping) else None
+        return {**values, "algorithm": {**algorithm, "proximal": proximal_of(algorithm, engine)}}

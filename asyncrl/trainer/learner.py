@@ -249,21 +249,28 @@ class Learner:
         self.policy.train()
         self.optimizer.zero_grad()
         kept = self._plan(update)
+        loss, left_out = 0.0, [0.0, 0.0]
         for batch in update.batches:
             with span("forward"):
                 logprobs, entropies = kept or self._score(batch)
-                loss, off_policy = self.objective(batch, logprobs, update.counts, step, progress)
+                terms = self.objective(batch, logprobs, update.counts, step, progress)
             with span("backward"):
-                self.team.backward(loss)
-            sums.loss += float(loss.detach())
+                self.team.backward(terms.loss)
+            loss += float(terms.loss.detach())
+            left_out = [left_out[0] + terms.tokens_left_out, left_out[1] + terms.sequences_left_out]
             sums.entropy += float(entropies.sum())
-            sums.off_policy += off_policy
+            sums.off_policy += terms.off_policy
             gaps.look(batch, logprobs)
             sums.tokens_forward += batch.tokens.numel()
             sums.tokens_of_trajectories += sum(len(s.trajectory.tokens) for s in batch.samples)
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:
             self.team.backward(0.0 * (kept or self._score(batch))[0].sum())
+        if self.objective.leaves_out:
+            share = self.objective.share_counted(update.counts, *self.team.sum(left_out))
+            loss /= share
+            self.optimizer.divide_gradients(share)
+        sums.loss += loss
         with span("optimizer"):
             norm = self.optimizer.clip(self.recipe.trainer.max_grad_norm)
         self.before_update()

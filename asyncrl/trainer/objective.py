@@ -35,6 +35,18 @@ class Counts:
     num_sequences: int
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a micro-batch adds to its update."""
+
+    loss: torch.Tensor
+    """Its part of the loss, in which tokens that were left out still count below the line (`share_counted`)."""
+    off_policy: OffPolicySums
+    tokens_left_out: float
+    sequences_left_out: float
+    """Trajectories of which no token counts."""
+
+
 class Objective:
     """`constant_length`: tokens by which the aggregation `constant` divides."""
 
@@ -56,8 +68,15 @@ class Objective:
     def skips_zero_advantage(self) -> bool:
         """Whether a trajectory of advantage 0 has no gradient, so that it need not pass the model."""
         r = self.recipe
-        changed_later = r.normalise_advantages or r.advantage == "gae" or r.kl_coef > 0 or r.entropy_quantile > 0
-        return r.loss in _LINEAR_IN_ADVANTAGE and not changed_later
+        changed_later = r.normalise_advantages or r.advantage == "gae" or r.kl_coef > 0
+        # What is left out is not counted below the line either, so it must be known of every trajectory.
+        return r.loss in _LINEAR_IN_ADVANTAGE and not changed_later and not self.leaves_out
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether tokens may be left out of the batch, above and below the line, because of what the policy makes of
+        them. M2PO's mask is no such: like a clip it takes a token's gradient, and the token still counts."""
+        return self.recipe.entropy_quantile > 0 or self.recipe.reject_kl is not None
 
     @property
     def needs_prox(self) -> bool:
@@ -126,13 +145,16 @@ class Objective:
         now = torch.cat(list(logprobs))
         groups = torch.cat([b.groups[b.segments] for b in batches])
         keep = torch.ones_like(now, dtype=torch.bool)
+        counted = keep
         if r.second_moment_limit is not None:
             behaviour = torch.cat([b.behaviour_logprobs for b in batches])
             advantage = torch.cat([b.columns["advantages"] for b in batches])
-            keep &= masks.m2po_mask(now, behaviour, advantage, r.second_moment_limit)
+            keep = masks.m2po_mask(now, behaviour, advantage, r.second_moment_limit)
         if r.entropy_quantile:
-            keep &= masks.entropy_mask(torch.cat(list(entropies)), groups, int(groups.max()) + 1, r.entropy_quantile)
-        _spread(batches, "keep", keep)
+            entropy = torch.cat(list(entropies))
+            counted = masks.entropy_mask(entropy, groups, int(groups.max()) + 1, r.entropy_quantile)
+        _spread(batches, "keep", keep & counted)
+        _spread(batches, "counted", counted)
         if self.needs_sums:
             self._plan_sequences(batches, logprobs)
 
@@ -158,18 +180,18 @@ class Objective:
             for batch, part in zip(batches, values.split([b.num_trajectories for b in batches]), strict=True):
                 batch.columns[name] = part[batch.segments]
 
-    def __call__(
-        self, batch: PackedBatch, logprobs: torch.Tensor, counts: Counts, step: int, progress: float
-    ) -> tuple[torch.Tensor, OffPolicySums]:
-        """The micro-batch's part of the loss, and its diagnostics. progress: share of the step's updates done."""
+    def __call__(self, batch: PackedBatch, logprobs: torch.Tensor, counts: Counts, step: int, progress: float) -> Terms:
+        """What the micro-batch adds. progress: share of the step's updates done."""
         r, behaviour, columns = self.recipe, batch.behaviour_logprobs, batch.columns
         current = logprobs.detach()
         prox = self._prox(batch, current, step, progress)
-        keep = columns.get("keep", torch.ones_like(batch.targets, dtype=torch.bool))
+        every = torch.ones_like(batch.targets, dtype=torch.bool)
+        keep, counted = columns.get("keep", every), columns.get("counted", every)
         if r.reject_kl is not None:
-            keep = keep & corrections.reject_by_kl(
-                current, behaviour, batch.segments, batch.num_trajectories, torch.ones_like(keep), r.reject_kl
+            near = corrections.reject_by_kl(
+                current, behaviour, batch.segments, batch.num_trajectories, every, r.reject_kl
             )
+            keep, counted = keep & near, counted & near
         out = self.loss(
             logprobs,
             behaviour,
@@ -192,15 +214,29 @@ class Objective:
         if r.kl_coef and r.kl_in == "loss":
             estimate = kl.kl_estimate(logprobs, columns["ref_logprobs"], r.kl_estimator)
             per_token = per_token + r.kl_coef * torch.where(keep, estimate, 0.0)
+        lengths = segment_sum(counted, batch.segments, batch.num_trajectories)
         weights = token_weights(
             batch.segments,
-            torch.bincount(batch.segments, minlength=batch.num_trajectories),
+            lengths.clamp(min=1.0),
             mode=r.aggregation,
             num_tokens=counts.num_tokens,
             num_sequences=counts.num_sequences,
             constant_length=self.constant_length,
         )
-        return (per_token * weights).sum(), off_policy_sums(current, behaviour, affected, masked=~keep)
+        return Terms(
+            (per_token * weights).sum(),
+            off_policy_sums(current, behaviour, affected, masked=~keep),
+            tokens_left_out=float((~counted).sum()),
+            sequences_left_out=float((lengths == 0).sum()),
+        )
+
+    def share_counted(self, counts: Counts, tokens_left_out: float, sequences_left_out: float) -> float:
+        """What the sum of all micro-batches' losses is to be divided by, so that the same rows are above and below
+        the line; 1 if none is left. Both numbers are of the global mini-batch."""
+        total, left_out = counts.num_sequences, sequences_left_out
+        if self.recipe.aggregation == "token":
+            total, left_out = counts.num_tokens, tokens_left_out
+        return (total - left_out) / total if total > left_out else 1.0
 
     def _prox(self, batch: PackedBatch, current: torch.Tensor, step: int, progress: float) -> torch.Tensor:
         if self.recipe.proximal == "behaviour":

@@ -14,11 +14,16 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW over the parameters of `module` that need a gradient; `prefix` starts their names in a checkpoint."""
+    """AdamW over the parameters of `module` that need a gradient; `prefix` starts their names in a checkpoint.
+
+    Weight decay is for matrices: scales of norms, biases and all else of one dimension are not pulled to zero.
+    """
 
     def __init__(self, module: torch.nn.Module, learning_rate: float, settings: Mapping[str, Any], prefix: str) -> None:
         self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.adamw = torch.optim.AdamW(self.named.values(), lr=learning_rate, fused=True, **settings)
+        matrices = [p for p in self.named.values() if p.ndim > 1]
+        vectors = {"params": [p for p in self.named.values() if p.ndim <= 1], "weight_decay": 0.0}
+        self.adamw = torch.optim.AdamW([{"params": matrices}, vectors], lr=learning_rate, fused=True, **settings)
         self.prefix = prefix
 
     def zero_grad(self) -> None:
@@ -28,6 +33,11 @@ class Optimizer:
                 parameter.grad = torch.zeros_like(parameter)
             else:
                 parameter.grad.zero_()
+
+    def divide_gradients(self, divisor: float) -> None:
+        if divisor != 1.0:
+            for parameter in self.named.values():
+                parameter.grad.div_(divisor)
 
     def clip(self, max_norm: float) -> float:
         """The gradient's global L2 norm before it is scaled down to `max_norm`."""

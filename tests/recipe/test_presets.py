@@ -30,8 +30,31 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_valid_recipe_that_passes_the_checks(write, name: str) -> None:
     recipe = load(write(f"{{preset: {name}}}"))
-    assert recipe.algorithm.model_dump() == {**AlgorithmRecipe().model_dump(), **PRESETS[name], "preset": name}
+    resolved = {"proximal": "recompute" if name in ("decoupled_ppo", "icepop") else "behaviour"} | PRESETS[name]
+    assert recipe.algorithm.model_dump() == {**AlgorithmRecipe().model_dump(), **resolved, "preset": name}
     check_algorithm(recipe, provides_logprobs=True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "proximal"),
+    [
+        ("{}", "behaviour"),
+        ("{correction: tis}", "recompute"),
+        ("{preset: dapo, correction: tis}", "recompute"),
+        ("{preset: dapo}", "behaviour"),
+        ("{proximal: recompute}", "recompute"),
+        ("{preset: grpo_tis}", "recompute"),
+    ],
+)
+def test_the_ratio_is_to_the_policy_that_sampled_unless_a_correction_does_that(
+    write, algorithm: str, proximal: str
+) -> None:
+    """What stands staleness best is the default; the resolved recipe says which it is."""
+    assert load(write(algorithm)).algorithm.proximal == proximal
+
+
+def test_the_simulated_engine_has_no_policy_to_compare_with(write) -> None:
+    assert load(write("{}"), ["rollout.engine=simulated"]).algorithm.proximal == "recompute"
 
 
 def test_what_the_recipe_says_of_a_loss_is_what_its_signature_asks_for() -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from test_learner import groups, learner, recipe
+from transformers import AutoModelForCausalLM
 
+from asyncrl.algorithms.masks import m2po_mask
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
-from asyncrl.rollout.trajectory import Group
+from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
 
 REWARDS = [[1.0, 0.0, 0.5, None], [1.0, 1.0, 1.0, 1.0], [0.0, 0.25, 1.0, 0.75], [0.0, 0.0, 1.0, 0.0]]
@@ -116,3 +118,78 @@ def test_overlong_completions_lose_reward(tiny_model: Path) -> None:
     with_buffer = make(tiny_model, {"overlong_buffer": 15}).step(equal, 0, 0)
     assert without.metrics["trainer/grad_norm"] == 0
     assert with_buffer.metrics["trainer/grad_norm"] > 0
+
+
+FAR = [[1.0, 0.0, 0.25, 0.5], [1.0, 1.0], [0.5, 0.0, 0.0]]
+MASKS = {
+    "reject_kl": {"reject_kl": 0.5},
+    "entropy_quantile": {"entropy_quantile": 0.6},
+    "second_moment_limit": {"second_moment_limit": 0.01},
+}
+
+
+def far_off() -> list[Group]:
+    """Half of the trajectories are close to the policy, the others far from it, one of them with advantage 0."""
+    made = groups(3, FAR)
+    for number, group in enumerate(made):
+        for i, t in enumerate(group.trajectories):
+            t.logprobs[t.versions >= 0] = -60.0 if (number + i) % 2 else -5.3
+    return made
+
+
+@pytest.mark.parametrize("tokens", [4096, 80], ids=["whole", "cut"])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_rows_above_the_line_are_those_below_it(tiny_model: Path, mask: str, aggregation: str, tokens: int) -> None:
+    """Rows left out are not divided by. M2PO's mask leaves none out: like a clip it takes a token's gradient, and the
+    paper divides by the tokens of all answers (arXiv:2510.01161)."""
+    algorithm = {"aggregation": aggregation, "proximal": "recompute", **MASKS[mask]}
+    model = make(tiny_model, algorithm, tokens_per_microbatch=tokens, max_grad_norm=1e9)
+    model.step(far_off(), 0, 0)
+    expected = plain_gradient(tiny_model, far_off(), mask, aggregation)
+    for name, parameter in model.optimizer.named.items():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def plain_gradient(path: Path, batch: list[Group], mask: str, aggregation: str) -> dict[str, torch.Tensor]:
+    """The mean of -A log pi over what counts, one trajectory at a time."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    everyone = [t for group in batch for t in group.trajectories]
+    rewards = [np.array([t.reward for t in group.trajectories]) for group in batch]
+    advantages = np.concatenate([(r - r.mean()) / (r.std() + 1e-6) for r in rewards])
+    scores = [scored(model, t) for t in everyone]
+    gaps = [
+        logp.detach() - torch.tensor(t.logprobs[t.loss_mask]) for (logp, _), t in zip(scores, everyone, strict=True)
+    ]
+    sizes = [len(gap) for gap in gaps]
+    keep = counted = [torch.ones(size, dtype=torch.bool) for size in sizes]
+    if mask == "reject_kl":
+        keep = counted = [torch.full((len(d),), bool((d.exp() - 1 - d).mean() <= 0.5)) for d in gaps]
+    elif mask == "entropy_quantile":
+        ends = np.cumsum([len(r) for r in rewards])
+        bounds = [
+            torch.cat([e for _, e in scores[end - len(r) : end]]).quantile(0.6)
+            for end, r in zip(ends, rewards, strict=True)
+        ]
+        keep = counted = [e >= bounds[int(np.searchsorted(ends, i, "right"))] - 1e-5 for i, (_, e) in enumerate(scores)]
+    else:
+        per_token = torch.tensor(np.repeat(advantages, sizes))
+        keep = list(m2po_mask(torch.cat(gaps), torch.zeros(sum(sizes)), per_token, 0.01).split(sizes))
+    assert 0 < sum(int(k.sum()) for k in keep) < sum(sizes)
+    lengths = [int(c.sum()) for c in counted]
+    rows = sum(length > 0 for length in lengths)
+    below = {"token": [sum(lengths)] * len(lengths), "sequence": [rows * n for n in lengths]}.get(
+        aggregation, [rows * 20] * len(lengths)
+    )
+    sums = [(-a * logp[k]).sum() for a, (logp, _), k in zip(advantages, scores, keep, strict=True)]
+    sum(s / n for s, n in zip(sums, below, strict=True) if n).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def scored(model: torch.nn.Module, t: Trajectory) -> tuple[torch.Tensor, torch.Tensor]:
+    """log pi of the trained tokens at the sampling temperature, and the entropies there."""
+    ids = torch.tensor(t.tokens, dtype=torch.int64)
+    every = torch.log_softmax(model(input_ids=ids[None]).logits[0, :-1] / 0.8, -1)
+    mask = torch.tensor(t.loss_mask[1:])
+    entropy = -(every.exp() * every).sum(-1).detach()
+    return every.gather(-1, ids[1:, None])[:, 0][mask], entropy[mask]

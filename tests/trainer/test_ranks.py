@@ -39,8 +39,11 @@ CASES: dict[str, dict[str, Any]] = {
     "sums of groups": {"algorithm": {"loss": "trajectory_balance", "correction": "none"}},
     "adapters": {"trainer": {"lora": {"rank": 4}}},
     "checkpointing": {"trainer": {"gradient_checkpointing": True}},
+    "left out": {"algorithm": {"reject_kl": 1.0}},
     "bf16": {"trainer": {"precision": "bf16"}},
 }
+BF16 = 2.0**-8
+"""Spacing of bf16 numbers around 1: what one product's result may be off by, relatively."""
 
 
 def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
@@ -119,7 +122,10 @@ def results(ranks: int, copies: int, cases: tuple[str, ...], model: Path) -> lis
 def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ...]], case: str) -> None:
     found = results(*team, tiny_model)
     alone = learner(tiny_model, recipe_of(case, 1), None)
-    loose = 20 if case == "bf16" else 1
+    # In bf16 another order of a sum rounds otherwise, and how depends on the processor. A log-prob is rounded in each
+    # of two layers and in the head; other figures are means of log-probs and of their ratios.
+    bf16 = case == "bf16"
+    loose = 4 * BF16 / 1e-3 if bf16 else 1
     whole = reports(alone, list(enumerate(BATCHES)))
     expected = [report.metrics for report in whole]
     for result in found:
@@ -127,7 +133,8 @@ def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ..
             assert ours.keys() == theirs.keys()
             for name in ours.keys() - {"trainer/step_s", "trainer/forward_tokens"}:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3 * loose, abs=1e-5 * loose), name
-        assert result[case]["score"] == pytest.approx(alone.score(TOKENS), abs=1e-4 * loose)
+        score = alone.score(TOKENS)
+        assert result[case]["score"] == pytest.approx(score, abs=3 * BF16 * max(map(abs, score)) if bf16 else 1e-4)
     # Each sampled trajectory passed on one rank; the other rank has nothing to say of it.
     for step, report in enumerate(whole):
         parts = [result[case]["gaps"][step] for result in found]
@@ -139,7 +146,14 @@ def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ..
     weights = dict(assemble([part for r in mine for part in zip(r["pieces"], r["views"], strict=True)]))
     trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
     assert weights.keys() == trained.keys()
+    if bf16:
+        # AdamW steps by the sign of a gradient whose size is rounding, so single weights say nothing, all together do.
+        start = dict(learner(tiny_model, recipe_of(case, 1), None).model.named_parameters())
+        off = sum(float((weights[name] - p).square().sum()) for name, p in trained.items()) ** 0.5
+        moved = sum(float((start[name].detach() - p).square().sum()) for name, p in trained.items()) ** 0.5
+        assert off < 32 * BF16 * moved
     for name, tensor in weights.items():
-        torch.testing.assert_close(tensor, trained[name], rtol=1e-3, atol=1e-4 * loose)
+        if not bf16:
+            torch.testing.assert_close(tensor, trained[name], rtol=1e-3, atol=1e-4)
         # As rank 0 hands them to vLLM's nccl engine.
         assert torch.equal(mine[0]["gathered"][name], tensor)
