@@ -119,9 +119,10 @@ def _legend(stalenesses: Sequence[int]) -> str:
         "scaled down to norm 1.\n\n"
         "`grpo`, `dr_grpo` and `gspo` here clip around the behaviour policy, as their presets do by default. Around "
         "the weights at the start of the step nothing is ever clipped with one update per batch: with a truncated "
-        "weight that is `grpo_tis`, with a full one `decoupled_ppo`. No objective was tuned, each has the constants of its "
-        "preset. AdamW makes one learning rate fit losses of any scale, but where the gradient's norm is clipped in "
-        "nearly every step the clip decides how the steps compare, and the learning rate was not chosen for that."
+        "weight that is `grpo_tis`, with a full one `decoupled_ppo`. No objective was tuned, each has the constants "
+        "of its preset. AdamW makes one learning rate fit losses of any scale, but where the gradient's norm is "
+        "clipped in nearly every step the clip decides how the steps compare, and the learning rate was not chosen "
+        "for that."
     )
 
 
