@@ -7,8 +7,9 @@ import os
 import secrets
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -31,6 +32,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny"), seed=0)
 
 
+T = TypeVar("T")
+
+
 class LoopThread:
     """An event loop in a thread of its own, as in a Ray actor; `run` blocks on it with a deadline."""
 
@@ -41,6 +45,9 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, Any], timeout_s: float = 120.0) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout_s)
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -85,7 +92,7 @@ def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
             cpu_cores="0",
             kv_cache_gib=0.25,
             seed=0,
-            engine_args={"enforce_eager": True, "enable_prefix_caching": False},
+            engine_args={"enforce_eager": True, "max_num_seqs": 4},
         )
         engine = VllmEngine(config)
         await engine.start()

@@ -36,6 +36,7 @@ _SET_BY_ASYNCRL = {
     "dtype": "use weights.dtype",
     "seed": "use the key seed",
     "weight_transfer_config": "use weights.channel",
+    "scheduler_cls": "a request may only read cached prefixes of its own weights",
     "logprobs_mode": "the objective needs log-probs of the sampled distribution",
 }
 

@@ -66,7 +66,8 @@ class RolloutRecipe(Part):
     top_k: int = Field(default=0, ge=0)
     """Must be 0 (off), for the same reason."""
     kv_after_update: Literal["keep", "recompute"] = "keep"
-    """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights."""
+    """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights. One
+    that waits is computed with the new weights from its first token on, either way."""
     gpus_per_replica: int = Field(default=0, ge=0)
     """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU."""
     cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None

@@ -35,6 +35,8 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from asyncrl.rollout.vllm_scheduler import one_version
+
         config = self.config
         args: dict[str, Any] = {
             "model": config.model,
@@ -57,8 +59,12 @@ class VllmEngine:
                 # vLLM's own choice is a worker process that the engine process waits for with sched_yield(): it
                 # takes a core from the products.
                 args["distributed_executor_backend"] = _one_process()
+        engine_args = AsyncEngineArgs(**{**args, **config.engine_args})
         try:
-            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **config.engine_args}))
+            vllm_config = engine_args.create_engine_config()
+            scheduler_config = vllm_config.scheduler_config
+            scheduler_config.scheduler_cls = one_version(scheduler_config.get_scheduler_cls())
+            self.llm = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=engine_args.disable_log_stats)
         except RuntimeError as error:
             # Exit code 1 is an error of its own, which another try would repeat; anything else, somebody killed it.
             if "Engine core initialization failed" in str(error) and ": 1}" not in str(error):
@@ -94,9 +100,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        # The salt keeps requests of one version from reading prefix-cache blocks that another version wrote.
-        prompt = {"prompt_token_ids": tokens, "cache_salt": f"v{self._version}"}
-        final = await self._final(prompt, sampling, request_id)
+        final = await self._final({"prompt_token_ids": tokens}, sampling, request_id)
         if final is None:
             return Completion([], [], [], "abort")
         output = final.outputs[0]
@@ -169,9 +173,7 @@ class VllmEngine:
         from vllm import SamplingParams as VllmSamplingParams
 
         sampling = VllmSamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        # A salt of its own: cached prefixes would skip the prompt log-probs.
-        prompt = {"prompt_token_ids": tokens, "cache_salt": f"score-{time.monotonic_ns()}"}
-        final = await self._final(prompt, sampling, f"score-{time.monotonic_ns()}")
+        final = await self._final({"prompt_token_ids": tokens}, sampling, f"score-{time.monotonic_ns()}")
         logprobs = [entry[token].logprob for token, entry in zip(tokens[1:], final.prompt_logprobs[1:], strict=True)]
         # Stamped by the engine when it sampled the one token, in the step that computed the prompt.
         return int(final.outputs[0].weight_versions[0].version), logprobs

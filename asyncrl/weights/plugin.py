@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 
 
@@ -15,3 +16,9 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine("asyncrl", "asyncrl.weights.host", "HostEngine")
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
         die_with_parent(parent.pid)
+    logging.getLogger("vllm.config.scheduler").addFilter(_is_not_of_our_scheduler)
+
+
+def _is_not_of_our_scheduler(record: logging.LogRecord) -> bool:
+    # That the scheduler is not vLLM's own is our doing (`rollout/vllm_scheduler.py`): no user need act on it.
+    return "custom scheduler" not in str(record.msg)

@@ -63,7 +63,8 @@ def test_generate_is_an_async_generator_of_prompt_params_and_id() -> None:
 
 
 def test_async_llm_is_made_from_engine_args_and_shut_down_with_a_timeout() -> None:
-    inspect.signature(AsyncLLM.from_engine_args).bind("engine_args")
+    inspect.signature(AsyncEngineArgs.create_engine_config).bind("engine_args")
+    inspect.signature(AsyncLLM.from_vllm_config).bind("vllm_config", disable_log_stats=True)
     assert not inspect.iscoroutinefunction(AsyncLLM.shutdown)
     inspect.signature(AsyncLLM.shutdown).bind(None, timeout=10)
 

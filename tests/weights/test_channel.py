@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from asyncrl.algorithms.losses import LOSSES
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rollout.engine import SamplingParams
+from asyncrl.rollout.engine import Completion, SamplingParams, VersionSpan
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
 from asyncrl.weights.channel import ChannelConfig, PublishReport, open_channel
@@ -133,6 +134,37 @@ def test_tokens_in_flight_keep_their_version(vllm_engine: Any, loop_thread: Any,
         assert [s.start for s in completion.spans] == [0, *(s.end for s in completion.spans[:-1])]
         assert completion.spans[-1].end == len(completion.tokens) == len(completion.logprobs)
         assert [s.version for s in completion.spans] == sorted(s.version for s in completion.spans)
+
+
+def test_a_request_that_had_not_begun_is_all_of_its_stamp(
+    vllm_engine: Any, loop_thread: Any, learner: Learner, one_replica: Any, tmp_path: Path
+) -> None:
+    """I3: the prefix cache has the prompt by the version before; one waits for a seat at the push, one comes in it."""
+    push = Push("shared_memory", one_replica, learner.model, tmp_path)
+    tokens = list(range(5, 105))
+
+    def start(name: str, num_tokens: int) -> Future[Completion]:
+        params = SamplingParams(num_tokens, 1.0, 0)
+        return loop_thread.start(vllm_engine.generate(tokens, params, request_id=name))
+
+    perturb(learner, 2)
+    push.publish(2)
+    running = [start(f"seat-{i}", 120) for i in range(4)]
+    waiting = start("waiting", 20)
+    while vllm_engine.llm.get_num_unfinished_requests() < 5:
+        assert not any(request.done() for request in running)
+    perturb(learner, 3)
+    push.staged.copy()
+    loop_thread.run(vllm_engine.llm.pause_generation(mode="keep", clear_cache=False))
+    coming = start("coming", 20)
+    push.send(3)
+    for request in (waiting, coming):
+        completion = request.result(60)
+        assert completion.spans == [VersionSpan(3, 0, 20)]
+        expected = learner.score(tokens + completion.tokens)[len(tokens) - 1 :]
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+    assert {s.version for request in running for s in request.result(60).spans} == {2, 3}
+    push.channel.close()
 
 
 @pytest.mark.parametrize("backend", ["gloo", "shared_memory"])
