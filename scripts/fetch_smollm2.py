@@ -48,15 +48,15 @@ def main(folder: Path) -> None:
 def convert(source: Path, target: Path) -> None:
     """Dequantise the GGUF to bfloat16 and save it as an ordinary Hugging Face model."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer, GgufConfig
     from transformers.utils import logging
+
+    from asyncrl.trainer.loading import from_folder
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     quantization = GgufConfig(gguf_file=GGUF, dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF, dtype=torch.float32, quantization_config=quantization
-    )
+    model = from_folder(str(source), gguf_file=GGUF, quantization_config=quantization)
     # The weights are plain by now; a quantizer left on the model would make saving refuse them.
     model.hf_quantizer = None
     model.to(torch.bfloat16).save_pretrained(target)

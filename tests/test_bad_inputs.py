@@ -62,6 +62,7 @@ MEANWHILE = {
     "ending what the run before this left behind",
     "reading the journal, in KiB",
     "loading the data",
+    "checking the model",
     "starting Ray",
 }
 """What may be said on stdout while it is found out: signs of life, no results."""

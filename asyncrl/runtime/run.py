@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from asyncrl.runtime.recovery import Recovered, recover
 from asyncrl.runtime.status import told
 from asyncrl.runtime.stop import StopSignals
 from asyncrl.runtime.trainer_link import reason
+from asyncrl.trainer.model import trained_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
     with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view:
         view.phase("loading the data")
         tasks = _tasks(recipe, base_dir)
+        _check_model(recipe, view)
         with _ray(recipe, view) as places:
             run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
             with RunLock(run_dir):
@@ -88,6 +91,16 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
             (run_dir / "summary.json").unlink(missing_ok=True)
             with Pushes(recipe, run_dir):
                 return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+
+
+def _check_model(recipe: Recipe, view: LiveView) -> dict[str, tuple[int, ...]]:
+    """See that the model's tensors are all there and that its adapters fit, before anything is started; shapes of what
+    is trained."""
+    view.phase("checking the model")
+    if recipe.model != TINY_LLAMA:
+        return trained_shapes(recipe.model, recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        return trained_shapes(str(make_tiny_llama(Path(scratch), recipe.seed)), recipe)
 
 
 def _recovered(recipe: Recipe, run_dir: Path, view: LiveView) -> Recovered:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import torch
 
 from asyncrl.algorithms.logprobs import Head, head_logprobs
-from asyncrl.errors import UserError
-from asyncrl.models import is_local
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.fit import choose_attention
+from asyncrl.trainer.loading import from_folder, outline
 from asyncrl.trainer.lora import inject
 from asyncrl.trainer.packing import PackedBatch
 
@@ -17,14 +16,10 @@ from asyncrl.trainer.packing import PackedBatch
 def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Module:
     """A transformers causal language model with fp32 master weights.
 
-    Raises UserError if it is neither a local model nor one the hub can give, or if its logits are not understood.
+    Raises UserError if it is neither a local model nor one the hub can give, if its tensors are not the model's, or if
+    its logits are not understood.
     """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=is_local(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
+    model = from_folder(path)
     model = model.to(device)
     choose_attention(model, head(model), path)
     if recipe.trainer.gradient_checkpointing:
@@ -32,6 +27,15 @@ def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Modu
     if recipe.trainer.lora.rank:
         model = inject(model, recipe.trainer.lora)
     return model.to(device)
+
+
+def trained_shapes(path: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """What would be trained of a model, adapters included, by name: known without loading it. Raises UserError for all
+    that `load_model` does but for the logits."""
+    model = outline(path)
+    if recipe.trainer.lora.rank:
+        model = inject(model, recipe.trainer.lora)
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def takes_trees(model: torch.nn.Module) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from asyncrl.cli import main
 
@@ -48,6 +50,20 @@ def test_model_without_chat_template(folder: Path, tiny_model: Path, capfd: pyte
             (plain / file.name).write_bytes(file.read_bytes())
     overrides = [f"model={plain}", "data.path=chats.jsonl", "data.options={}"]
     assert "chat template" in refused(capfd, folder, *overrides)
+
+
+def test_model_that_lacks_a_tensor(folder: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(tiny_model, folder / "holed")
+    weights = load_file(tiny_model / "model.safetensors")
+    lost = weights.popitem()[0]
+    save_file(weights, folder / "holed" / "model.safetensors", metadata={"format": "pt"})
+    overrides = [f"model={folder}/holed", "data.path=words.jsonl", "data.options={}"]
+    assert f"it lacks {lost}. Name a whole folder" in refused(capfd, folder, *overrides)
+
+
+def test_adapters_on_no_layer(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    overrides = ["data.path=words.jsonl", "data.options={}", "trainer.lora={rank: 4, targets: [nope]}"]
+    assert "trainer.lora.targets ['nope']: " in refused(capfd, folder, *overrides)
 
 
 @pytest.mark.slow

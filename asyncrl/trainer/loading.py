@@ -1,0 +1,78 @@
+"""Loading a model whole: what the folder holds is what the model has, name for name and shape for shape.
+
+transformers fills what a folder lacks with random numbers and leaves out what it does not know, and says so in a report
+that is easily missed. Here both are errors. Tied heads, and names that the model's class itself ignores, are no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from asyncrl.errors import UserError
+from asyncrl.models import is_local
+
+
+def from_folder(path: str, **options: Any) -> torch.nn.Module:
+    """A transformers causal language model with fp32 weights; `options` go to `from_pretrained`.
+
+    Raises UserError if it is neither a local model nor one the hub can give, or if its tensors are not the model's.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    # Of the loader, and of saving later: the phases of a run are said in one place.
+    disable_progress_bar()
+    options = {"dtype": torch.float32, "local_files_only": is_local(path), **options}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
+    if faults := _faults(info):
+        raise UserError(
+            f"model: the tensors of {path} are not those of {type(model).__name__}: {'; '.join(faults)}. "
+            "Name a whole folder, as save_pretrained writes it"
+        )
+    whole: torch.nn.Module = model
+    return whole
+
+
+def outline(path: str) -> torch.nn.Module:
+    """The same on the meta device: names, shapes and types without a tensor, in a fraction of a second.
+
+    Of a hub name only the configuration is fetched: its tensors are compared when they are loaded.
+    """
+    if is_local(path):
+        return from_folder(path, device_map="meta")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def _faults(info: dict[str, Any]) -> list[str]:
+    shapes = [f"{name} {list(ours)} for {list(own)}" for name, ours, own in info["mismatched_keys"]]
+    found = {
+        "it lacks": info["missing_keys"],
+        "nothing takes": info["unexpected_keys"],
+        "of another shape are": shapes,
+        "not read were": info["error_msgs"],
+    }
+    return [f"{fault} {some(names)}" for fault, names in found.items() if names]
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of many, for people: `a, b, c and 18 more`."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 4 else ""
+    return ", ".join(listed[:3] if more else listed) + more

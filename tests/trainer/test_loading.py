@@ -1,0 +1,93 @@
+"""A folder is loaded whole or refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from asyncrl.errors import UserError
+from asyncrl.trainer.loading import from_folder, outline, some
+
+Weights = dict[str, torch.Tensor]
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def changed(model: Path, folder: Path, change: Callable[[Weights], Weights]) -> str:
+    shutil.copytree(model, folder)
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: {n: t for n, t in w.items() if n != DOWN}, f"it lacks {DOWN}. "),
+        (
+            lambda w: {f"base_model.{n}": t for n, t in w.items()},
+            r"it lacks lm_head.weight, model.embed_tokens.weight, \S+ and 18 more; nothing takes base_model.model.emb",
+        ),
+        (lambda w: {**w, "extra.weight": torch.zeros(2)}, "nothing takes extra.weight. "),
+        (lambda w: {**w, DOWN: torch.zeros(3, 4)}, rf"of another shape are {DOWN} \[3, 4\] for \[64, 128\]. "),
+    ],
+    ids=["missing", "prefixed", "unused", "shape"],
+)
+@pytest.mark.parametrize("load", [from_folder, outline])
+def test_what_does_not_fit_is_named(
+    tiny_model: Path, tmp_path: Path, load: Callable[[str], object], change: Callable[[Weights], Weights], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        load(changed(tiny_model, tmp_path / "m", change))
+
+
+def test_a_file_cut_short_is_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "m", lambda w: w)
+    file = Path(folder, "model.safetensors")
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match="could not be loaded"):
+        from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w,
+        lambda w: {**w, "lm_head.weight": w["model.embed_tokens.weight"].clone()},
+        lambda w: {**w, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(16)},
+        lambda w: {n.removeprefix("model."): t for n, t in w.items()},
+    ],
+    ids=["as saved", "tied head beside", "old buffer", "base model"],
+)
+def test_what_means_the_same_is_loaded(tiny_model: Path, tmp_path: Path, change: Callable[[Weights], Weights]) -> None:
+    loaded = dict(from_folder(changed(tiny_model, tmp_path / "m", change)).named_parameters())
+    saved = load_file(tiny_model / "model.safetensors")
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+
+
+def test_the_hub_form_of_gpt2_is_loaded(tmp_path: Path) -> None:
+    """Without the prefix of its base model, with masks that its class ignores."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2))
+    model.save_pretrained(tmp_path)
+    weights = {n.removeprefix("transformer."): t for n, t in load_file(tmp_path / "model.safetensors").items()}
+    weights["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = from_folder(str(tmp_path)).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_outline_has_no_numbers(tiny_model: Path) -> None:
+    shapes = {name: p.shape for name, p in outline(str(tiny_model)).named_parameters()}
+    assert shapes == {name: p.shape for name, p in from_folder(str(tiny_model)).named_parameters()}
+    assert all(p.is_meta for p in outline(str(tiny_model)).parameters())
+
+
+def test_many_names_are_counted() -> None:
+    assert some(["b", "a"]) == "a, b"
+    assert some("fedcba") == "a, b, c and 3 more"
