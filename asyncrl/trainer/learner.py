@@ -12,7 +12,6 @@ With several ranks each does all this for all groups, but for the passes, of whi
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.export import write_model
 from asyncrl.trainer.gaps import Gaps, sampled
 from asyncrl.trainer.lora import base_weights, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
@@ -345,14 +345,10 @@ class Learner:
 
     def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
         """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
-        # named_parameters gives tied weights once, as the file should hold them.
         trained = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
-        whole = merge(base_weights(self.model), trained, self.recipe.trainer.lora.scale) if self.adapted else trained
-        weights = {name: tensor.to(dtype) for name, tensor in dict(whole).items()}
-        self.model.save_pretrained(folder, state_dict=weights)
-        config = json.loads((folder / "config.json").read_text())
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        frozen = base_weights(self.model)
+        whole = merge(frozen, trained, self.recipe.trainer.lora.scale) if self.adapted else trained.items()
+        write_model(self.model, dict(whole), folder, dtype)
 
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:

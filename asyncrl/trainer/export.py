@@ -1,0 +1,85 @@
+"""The model folder of a checkpoint: what the model's own `save_pretrained` would write of it, in one type.
+
+Buffers that belong to the model's state (a router's bias, say) are written as they are, and so is what its class keeps
+in fp32; `generation_config.json` is the initial model's, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asyncrl.errors import RunFailed, UserError
+from asyncrl.models import is_local
+from asyncrl.trainer.loading import from_folder, some
+
+_GENERATION = "generation_config.json"
+
+
+def write_model(model: Any, weights: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """Write a transformers model with these weights, all of them and no others, whole and by name, in `dtype`.
+
+    Raises RunFailed, with the names, if they are not the model's, or if what was written would not load.
+    """
+    _require_same(weights, names(model))
+    in_fp32 = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    tensors = {n: t.to(torch.float32 if any(part in n for part in in_fp32) else dtype) for n, t in weights.items()}
+    with _generation_config(model, folder):
+        model.save_pretrained(folder, state_dict={**tensors, **dict(buffers(model))})
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    try:
+        from_folder(str(folder), device_map="meta")
+    except UserError as error:
+        raise RunFailed(f"the exported model would not load: {error}") from error
+
+
+def names(model: torch.nn.Module) -> list[str]:
+    """Of a model's parameters, tied ones once, as they are without adapters."""
+    return [without_adapters(name) for name, _ in model.named_parameters() if ".lora_" not in name]
+
+
+def without_adapters(name: str) -> str:
+    """The name that a parameter or buffer has in the model's folder: peft puts what it wraps into another module."""
+    return name.replace(".base_layer.", ".")
+
+
+def buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those that are part of the model's state, contiguous, under the names that they have without adapters."""
+    computed = {name for name, _ in model.named_non_persistent_buffers()}
+    for name, buffer in model.named_buffers():
+        if name not in computed:
+            yield without_adapters(name), buffer.detach().contiguous()
+
+
+def _require_same(weights: Mapping[str, torch.Tensor], expected: list[str]) -> None:
+    lacking, unknown = set(expected) - weights.keys(), weights.keys() - set(expected)
+    if lacking or unknown:
+        faults = [f"{fault} {some(found)}" for fault, found in (("lack", lacking), ("hold", unknown)) if found]
+        raise RunFailed(f"the weights to export are not the model's: they {' and '.join(faults)}")
+
+
+@contextmanager
+def _generation_config(model: Any, folder: Path) -> Iterator[None]:
+    """The initial model's own file, which transformers may read but not write (a temperature without sampling)."""
+    from transformers import GenerationConfig
+    from transformers.utils import cached_file
+
+    path = model.name_or_path
+    found = cached_file(path, _GENERATION, local_files_only=is_local(path), _raise_exceptions_for_missing_entries=False)
+    before = model.generation_config
+    if found:
+        model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+    if found:
+        shutil.copyfile(found, folder / _GENERATION)
