@@ -67,6 +67,9 @@ class Optimizer:
             saved = {key: f"{self.prefix}optimizer.{key}.{name}" for key in _MOMENTS}
             if all(key in tensors for key in saved.values()):
                 self.adamw.state[parameter] = {
-                    key: tensors[where].clone() if key == "step" else fill(torch.empty_like(parameter), tensors[where])
+                    # Fused kernels want the step beside the moments.
+                    key: tensors[where].to(parameter.device, copy=True)
+                    if key == "step"
+                    else fill(torch.empty_like(parameter), tensors[where])
                     for key, where in saved.items()
                 }
