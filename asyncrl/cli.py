@@ -116,7 +116,10 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
         return _resume(there, [])
     check(recipe, base_dir)
     if dry_run:
-        print(dump(recipe), *_sizes(recipe), "ok", sep="\n")
+        from asyncrl.recipe.check_data import preview
+
+        first = preview(recipe, base_dir)
+        print(dump(recipe), *_sizes(recipe), *first, "ok", sep="\n")
         return 0
     with _importing():
         from asyncrl.runtime.run import train

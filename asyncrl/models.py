@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+from asyncrl.data.template import FolderTokenizer
 from asyncrl.errors import UserError
 
 TINY_LLAMA = "random:tiny-llama"
+TINY_CONTEXT = 512
+"""Positions of that model."""
 _TINY_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -24,6 +29,33 @@ def load_tokenizer(path: str):
         raise UserError(f"model: the tokenizer of {path} could not be loaded: {str(error).splitlines()[0]}") from error
 
 
+def tiny_tokenizer() -> FolderTokenizer:
+    """Of the tiny random model: its tokens are bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special.values(), *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special.values()))
+    return FolderTokenizer(_TINY_TEMPLATE, special, tokenizer, adds_bos=None)
+
+
+def hub_config(name: str) -> dict[str, Any]:
+    """The config.json of a model of the hub; {} if it has none. UserError if it cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
+    except EntryNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: the config of {name} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
 def is_local(path: str) -> bool:
     return os.path.isdir(path)
 
@@ -31,26 +63,20 @@ def is_local(path: str) -> bool:
 def make_tiny_llama(folder: Path, seed: int) -> Path:
     """Write a random two-layer Llama (about 60 k parameters) with a byte-level tokenizer and a chat template."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<pad>", "<s>", "</s>"]
-    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer = tiny_tokenizer()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.tokenizer, **tokenizer.special_tokens)
     fast.chat_template = _TINY_TEMPLATE
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=tokenizer.tokenizer.get_vocab_size(),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
-        max_position_embeddings=512,
+        max_position_embeddings=TINY_CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,

@@ -4,6 +4,7 @@ nothing started that stays, nothing written. The table is bad_inputs.txt."""
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -38,6 +39,11 @@ FILES = {
     "no_answer.jsonl": '{"prompt": "a"}\n',
     "numbers.jsonl": '{"prompt": 3, "answer": "b"}\n',
     "answered.jsonl": '{"prompt": [{"role": "assistant", "content": "a"}], "answer": "b"}',
+    "null.jsonl": '{"prompt": "a"}\n{"prompt": null}\n',
+    "images.jsonl": '{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "b"}\n',
+    "alternating/config.json": "{}",
+    "alternating/chat_template.jinja": "{{ raise_exception('System role not supported') }}",
+    "alternating/tokenizer.json": json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}),
     "broken.jsonl": '{"prompt": "a", "answer"\n',
     "rows.txt": "a\n",
     "problems.jsonl": '{"prompt": "a"}\n',

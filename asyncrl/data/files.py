@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import sys
@@ -44,6 +45,7 @@ class FileRows:
         self._ends = array("q")
         self._lines = array("q")
         self._paths, self._first_rows = list(paths), []
+        self._hash = hashlib.sha256()
         columns: dict[str, None] = {}
         for path in paths:
             self._first_rows.append(len(self))
@@ -60,6 +62,7 @@ class FileRows:
             raise UserError(
                 f"data.path: no copy fits in {where}: {error.strerror}; set TMPDIR to a larger disk"
             ) from error
+        self._hash.update(text.strip() + b"\n")
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._lines.append(line)
 
@@ -71,6 +74,10 @@ class FileRows:
         self._text.seek(start)
         row = json.loads(self._text.read(end - start))
         return {name: row.get(name) for name in self.column_names}
+
+    def digest(self) -> str:
+        """Of all rows, however the files are named, divided or compressed."""
+        return self._hash.hexdigest()
 
     def where(self, index: int) -> str:
         """File and line of a row, for people."""

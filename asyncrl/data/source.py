@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from asyncrl.data.files import FileRows
 from asyncrl.errors import UserError
-from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, DataRecipe
+from asyncrl.recipe.schema import REASONING_GYM, TABLE_FILES, TEXT_FILES, DataRecipe
 
-_REASONING_GYM = "reasoning_gym:"
 _REASONING_GYM_SIZE = 10_000
+_NUM_SAMPLES = 256
 _MAX_CAUSE_CHARS = 300
 
 
@@ -36,13 +39,12 @@ def load_rows(recipe: DataRecipe, seed: int) -> Rows:
     wrong, or there are no rows.
     """
     paths, shown = recipe.paths, recipe.name
-    is_reasoning_gym = shown.startswith(_REASONING_GYM)
-    is_local = is_reasoning_gym or all(path.endswith((*TEXT_FILES, *TABLE_FILES)) for path in paths)
-    if recipe.split != "train" and is_local:
+    is_reasoning_gym = shown.startswith(REASONING_GYM)
+    if recipe.split != "train" and recipe.is_here:
         raise UserError(f"data.split is '{recipe.split}', but {shown} has only 'train'; leave data.split out")
     rows: Rows
     if is_reasoning_gym:
-        rows = _reasoning_gym(shown.removeprefix(_REASONING_GYM), recipe.options, seed)
+        rows = _reasoning_gym(shown.removeprefix(REASONING_GYM), recipe.options, seed)
     elif all(path.endswith(TEXT_FILES) for path in paths):
         rows = FileRows([Path(path) for path in paths], recipe.options)
     elif all(path.endswith(TABLE_FILES) for path in paths):
@@ -56,6 +58,36 @@ def load_rows(recipe: DataRecipe, seed: int) -> Rows:
     if len(rows) == 0:
         raise UserError(f"data.path: {shown} has no rows")
     return rows
+
+
+def columns_of(rows: Rows, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and these columns of every row; of rows that a program makes on demand, of the first alone."""
+    if isinstance(rows, _ReasoningGymRows):
+        yield 0, rows[0]
+        return
+    select = getattr(rows, "select_columns", None)
+    selected = select([name for name in columns if name in rows.column_names]) if select else rows
+    for index in range(len(rows)):
+        yield index, selected[index]
+
+
+def digest(rows: Rows, recipe: DataRecipe) -> str:
+    """A hash that tells these rows from others: of the contents of files, of samples of a hub data set, of what
+    makes reasoning_gym's."""
+    if isinstance(rows, FileRows):
+        return rows.digest()
+    found = hashlib.sha256()
+    if isinstance(rows, _ReasoningGymRows):
+        found.update(json.dumps([recipe.name, recipe.options, version("reasoning-gym")], sort_keys=True).encode())
+    elif recipe.is_here:
+        for path in recipe.paths:
+            with Path(path).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    else:
+        for index in range(0, len(rows), max(1, len(rows) // _NUM_SAMPLES)):
+            text = json.dumps(rows[index], sort_keys=True, skipkeys=True, default=lambda value: type(value).__name__)
+            found.update(text.encode())
+    return found.hexdigest()
 
 
 class _ReasoningGymRows:

@@ -6,20 +6,26 @@ The order is a pure function of (seed, draw number), so a resumed run draws what
 from __future__ import annotations
 
 import functools
-import json
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from asyncrl.data.source import Rows
+from asyncrl.control.controller import Controller
+from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, Message, PromptReader
+from asyncrl.data.source import Rows, columns_of, digest
+from asyncrl.data.template import variables
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import DataRecipe
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
+_NUM_SHOWN = 3
+_NUM_TRIED = 16
+"""Prompts that a template may refuse, where bad rows are skipped, before it is the template that is wrong."""
 
-Message = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,77 +39,182 @@ class Task:
     """Text, or chat messages for the model's chat template."""
     row: dict[str, Any]
     """All columns."""
+    tools: list[dict[str, Any]] | None = None
+    """For the chat template."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template."""
+    where: str = "the prompt"
+    """Where the prompt is from, for people: file and line, or number of the row; and column."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where a table begins in the draws of a run: at 0, or later if it took the place of another."""
+
+    first: int = 0
+    """Draws before this one were of the other table..."""
+    again: list[int] = field(default_factory=list)
+    """...but these, which were to be started again, and take the first places."""
+    first_row: int = 0
+    """Number of its first row; those below were rows of the other table."""
+
+    @classmethod
+    def begun_anew(cls, controller: Controller, first_row: int) -> Draws:
+        """From the next draw on, and for what is running now."""
+        done = {task for task, _ in controller.ready()}
+        if controller.training is not None:
+            done |= {task for task, _ in controller.training.groups}
+        return cls(controller.ledger.drawn, sorted(set(controller.attempts()) - done), first_row)
+
+    def place(self, draw: int) -> int:
+        """Of the task among those of this table."""
+        if draw >= self.first:
+            return draw - self.first + len(self.again)
+        return self.again.index(draw) if draw in self.again else draw
 
 
 class TaskSource:
     """Draws tasks: every epoch visits each row once, in an order of its own."""
 
     def __init__(self, rows: Rows, recipe: DataRecipe, seed: int) -> None:
-        """Raises UserError if there is no prompt column, or the first row's prompt does not fit the recipe."""
+        """Raises UserError if there is no prompt column."""
         self._rows = rows
         self._recipe = recipe
         self._seed = seed % 2**64
-        self._column = _prompt_column(rows.column_names, recipe.prompt_column)
+        self.draws = Draws()
+        self.column = _prompt_column(rows.column_names, recipe.prompt_column)
+        columns = frozenset(rows.column_names)
+        self._reader = PromptReader(recipe, self.column, columns, from_arrow=hasattr(rows, "features"))
         # Draws near the end of an epoch and the beginning of the next come interleaved.
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
-        first = self.task(0).prompt
-        if recipe.system is not None and isinstance(first, str):
-            raise UserError("data.system needs chat prompts: set data.chat=true, or leave data.system out")
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def digest(self) -> str:
+        """A hash that tells these rows from others."""
+        return digest(self._rows, self._recipe)
 
     def row_of(self, draw: int) -> int:
         """Index of the row of draw number `draw`."""
-        epoch, place = divmod(draw, len(self._rows))
+        epoch, place = divmod(self.draws.place(draw), len(self._rows))
         return int(self._order(epoch)[place]) if self._recipe.shuffle else place
 
     def task(self, draw: int) -> Task:
-        """The task of draw number `draw`. Raises UserError if its row has no usable prompt."""
+        """The task of draw number `draw`. Raises BadPrompt if its row has no usable prompt."""
         index = self.row_of(draw)
         row = self._rows[index]
-        return Task(draw, index, self._prompt(row[self._column], index), row)
+        where = self._where(index)
+        try:
+            prompt = self._reader.read(row)
+        except BadPrompt as fault:
+            raise BadPrompt(fault.reason, f"{where} {fault}") from fault
+        return Task(draw, self.draws.first_row + index, prompt.value, row, prompt.tools, prompt.template_kwargs, where)
 
-    def check_template(self, tokenizer: Any) -> None:
-        """Raises UserError if the prompts are chats and the tokenizer has no template for them."""
-        if not isinstance(self.task(0).prompt, str) and not tokenizer.chat_template:
+    def _where(self, index: int) -> str:
+        where = getattr(self._rows, "where", None)
+        return f"{where(index) if where else f'row {index}'}, column '{self.column}',"
+
+    def check_prompts(self) -> None:
+        """Reads the prompt of every row. Bad ones are refused with a UserError, or logged if the recipe skips them."""
+        faults: list[str] = []
+        reasons: Counter[str] = Counter()
+        num_rows = 0
+        for index, row in columns_of(self._rows, (self.column, TOOLS_COLUMN, KWARGS_COLUMN)):
+            num_rows += 1
+            try:
+                prompt = self._reader.read(row)
+            except BadPrompt as fault:
+                reasons[fault.reason] += 1
+                if len(faults) < _NUM_SHOWN:
+                    faults.append(f"{self._where(index)} {fault}")
+            else:
+                self._check_chat(prompt.value)
+        if not reasons:
+            return
+        bad = f"{reasons.total()} of {num_rows} rows have no usable prompt"
+        shown = "; ".join(faults) + ("; and others" if reasons.total() > len(faults) else "")
+        if self._recipe.on_bad_row == "error" or reasons.total() == num_rows:
+            raise UserError(f"data.path: {bad}: {shown}. Mend them, or set data.on_bad_row=skip to leave them out")
+        logger.warning("%s, and these are skipped (data.on_bad_row): %s", bad, shown)
+
+    def _check_chat(self, prompt: str | list[Message]) -> None:
+        """Raises UserError if the recipe has something for chats, and the prompt is none."""
+        for key in ("system", "chat_template_kwargs"):
+            if getattr(self._recipe, key) and isinstance(prompt, str):
+                raise UserError(f"data.{key} needs chat prompts: set data.chat=true, or leave data.{key} out")
+
+    def first_prompt(self, tokenizer: Any) -> tuple[Task, list[int]]:
+        """The first task that is one, and its tokens, as the model will see them.
+
+        Raises UserError if prompts are chats and there is no chat template, or it refuses them.
+        """
+        last = min(_NUM_TRIED, len(self._rows)) - 1
+        for draw in range(last + 1):
+            try:
+                task = self.task(draw)
+                self._check_template(task, tokenizer)
+                return task, tokenize(task, tokenizer)
+            except BadPrompt as fault:
+                if self._recipe.on_bad_row == "error" or draw == last:
+                    raise UserError(f"data.path: the first prompt, {fault}; take prompts that fit the model") from fault
+        raise AssertionError("a table has at least one row")
+
+    def _check_template(self, task: Task, tokenizer: Any) -> None:
+        if isinstance(task.prompt, str):
+            if TOOLS_COLUMN in self._rows.column_names:
+                logger.warning("the prompts are text, so the model does not see the tools in column '%s'", TOOLS_COLUMN)
+            return
+        if not tokenizer.chat_template:
             raise UserError(
-                f"the prompts are chats (data.chat, or messages in column '{self._column}'), but the model's "
+                f"the prompts are chats (data.chat, or messages in column '{self.column}'), but the model's "
                 "tokenizer has no chat template; use an instruct model, or text prompts with data.chat=false"
             )
+        known = variables(tokenizer.get_chat_template(tools=task.tools))
+        for name in self._recipe.chat_template_kwargs:
+            if name not in known:
+                raise UserError(
+                    f"data.chat_template_kwargs: the model's chat template has no variable '{name}', only "
+                    f"{', '.join(sorted(known)) or 'the messages'}; leave it out"
+                )
+        if task.tools and TOOLS_COLUMN not in known:
+            logger.warning("the model's chat template shows no tools: the model does not see column '%s'", TOOLS_COLUMN)
 
     def _make_order(self, epoch: int) -> np.ndarray:
         return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._rows))
 
-    def _prompt(self, value: Any, index: int) -> str | list[Message]:
-        where = f"data.prompt_column: row {index} of column '{self._column}'"
-        if isinstance(value, str):
-            if not self._recipe.chat:
-                return value
-            messages = [{"role": "user", "content": value}]
-        elif isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
-            # Arrow fills keys that only other messages have with None.
-            messages = [{key: item for key, item in m.items() if item is not None} for m in value]
-        else:
-            raise UserError(f"{where} must be text or a list of chat messages, not {str(value)[:80]!r}")
-        if messages[-1]["role"] == "assistant":
-            raise UserError(f"{where} ends with the assistant's answer; a prompt must end before it")
-        if self._recipe.system is None:
-            return messages
-        # In the place of a system message of the row's own: templates allow one.
-        return [{"role": "system", "content": self._recipe.system}, *(m for m in messages if m["role"] != "system")]
-
 
 def tokenize(task: Task, tokenizer: Any) -> list[int]:
-    """Token ids of the prompt: text with the tokenizer's special tokens, chats up to where the assistant begins."""
-    if isinstance(task.prompt, str):
-        return tokenizer(task.prompt).input_ids
-    return tokenizer.apply_chat_template(task.prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    """Token ids of the prompt: text with the tokenizer's special tokens, chats up to where the assistant begins.
 
-
-def has_chat_template(model_dir: Path) -> bool:
-    """Whether a local model's tokenizer has a chat template, found out without transformers."""
-    if (model_dir / "chat_template.jinja").is_file():
-        return True
-    config = model_dir / "tokenizer_config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))
+    Raises BadPrompt if the template or the tokenizer does.
+    """
+    is_text = isinstance(task.prompt, str)
+    try:
+        if is_text:
+            tokens = tokenizer(task.prompt).input_ids
+        else:
+            tokens = tokenizer.apply_chat_template(
+                task.prompt,
+                tools=task.tools,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **task.template_kwargs,
+            )
+    # A template is a program of the model's authors: whatever it raises is said of the row.
+    except Exception as error:
+        by = "tokenizer" if is_text else "chat template"
+        text = " ".join(str(error).split())
+        why = f"{task.where} is refused by the model's {by}: {type(error).__name__}: {text}"
+        raise BadPrompt("template_refused", why) from error
+    # A text or a message may begin with the token that tokenizer or template puts before it.
+    while len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
+        tokens = tokens[1:]
+    if not tokens:
+        raise BadPrompt("prompt_empty", f"{task.where} has no tokens")
+    return tokens
 
 
 def _prompt_column(columns: list[str], named: str | None) -> str:

@@ -7,6 +7,7 @@ loss or engine does. Every fault is a UserError that says what to change.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import UserError
-from asyncrl.models import TINY_LLAMA
+from asyncrl.models import TINY_CONTEXT, TINY_LLAMA
 from asyncrl.plugins import load_object
 from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
@@ -30,6 +31,18 @@ MOST_NAME_BYTES = 255
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_DATA = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _QUICKSTART_MODEL = "models/smollm2-135m-instruct"
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+_STRETCHING = ("linear", "dynamic")
+"""Kinds of RoPE scaling whose factor is not in the positions that the config says."""
 _SET_BY_ASYNCRL = {
     "model": "use the key model",
     "tokenizer": "use the key model",
@@ -171,6 +184,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
     if model.startswith("random:"):
         if model != TINY_LLAMA:
             raise UserError(f"model {model} is not known; the only random model is {TINY_LLAMA}")
+        check_context(recipe, TINY_CONTEXT)
         return
     folder = base_dir / model
     if not model.startswith((".", "/", "models/")) and not folder.exists():
@@ -181,14 +195,45 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
         fault = "does not exist" if not folder.exists() else "is not a model directory: it has no config.json"
         cure = "; ./scripts/quickstart makes it" if Path(model) == Path(_QUICKSTART_MODEL) else ""
         raise UserError(f"model {model} {fault}{cure or '; name a directory as save_pretrained writes it'}")
+    check_context(recipe, context_of(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     if recipe.data.chat:
-        from asyncrl.data.tasks import has_chat_template
+        from asyncrl.data.template import chat_template
 
-        if not has_chat_template(folder):
+        if not chat_template(folder):
             raise UserError(
                 f"data.chat is true, but model {model} has no chat template; "
                 "use an instruct model, or set data.chat=false"
             )
+
+
+def check_context(recipe: Recipe, context: int | None) -> None:
+    """Raises UserError if the longest trajectory has more tokens than the model has positions (None: not known)."""
+    rollout = recipe.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    # Overrides of the model's config may give it more.
+    if context is not None and longest > context and "hf_overrides" not in rollout.engine_args:
+        raise UserError(
+            f"rollout.max_prompt_tokens + rollout.max_new_tokens = {longest}, but model {recipe.model} has "
+            f"{context} positions (config.json); lower one of those, or take a model with a longer context"
+        )
+
+
+def context_of(config: dict[str, Any]) -> int | None:
+    """Positions of a model by its config.json, as vLLM derives them (0.32, config/model.py `_get_and_verify_max_len`);
+    None if it does not say."""
+    text = {**config, **(config.get("text_config") or {})}
+    known = [text[key] for key in _POSITIONS if isinstance(text.get(key), int)]
+    if not known:
+        return None
+    positions = text["model_max_length"] if isinstance(text.get("model_max_length"), int) else min(known)
+    if "gemma3" in str(text.get("model_type")):
+        return positions
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    # One for all layers, or one for each kind of layers.
+    for one in (rope, *(other for other in rope.values() if isinstance(other, dict))):
+        if (one.get("rope_type") or one.get("type")) in _STRETCHING and one.get("factor"):
+            return int(positions * one["factor"])
+    return positions
 
 
 def _check_data(path: str, base_dir: Path) -> None:

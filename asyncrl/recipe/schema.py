@@ -16,6 +16,7 @@ from asyncrl.recipe.part import Part
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
+REASONING_GYM = "reasoning_gym:"
 TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 TABLE_FILES = (".parquet", ".arrow")
 """Local data files, by the end of their name."""
@@ -37,12 +38,23 @@ class DataRecipe(Part):
     """Wrap a text prompt as one user message and apply the model's chat template."""
     system: str | None = None
     """System message put before every chat prompt; needs `chat: true` or message prompts."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the model's chat template, such as `enable_thinking: false`; a row's column of this name wins."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Rows without a usable prompt (null, empty, images, ending with an answer): refuse the data before anything
+    starts, or filter them when they are drawn (counted by reason)."""
     shuffle: bool = True
     """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
 
     @property
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path
+
+    @property
+    def is_here(self) -> bool:
+        """Whether nothing must be fetched: local text or table files, or reasoning_gym."""
+        local = (*TEXT_FILES, *TABLE_FILES)
+        return all(path.startswith(REASONING_GYM) or path.endswith(local) for path in self.paths)
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task, tokenize
 from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
@@ -31,10 +32,6 @@ class RolloutSettings:
     filter_equal_rewards: bool = False
 
 
-class PromptTooLong(Exception):
-    """The task is filtered: its prompt is longer than rollout.max_prompt_tokens."""
-
-
 class GroupAborted(Exception):
     """The group was cancelled; whatever it had is thrown away."""
 
@@ -49,14 +46,14 @@ class GroupRunner:
         self.settings = settings
 
     async def run(self, task: Task, attempt: int) -> tuple[Group, list[str]]:
-        """The finished group and the text of its completions. Raises PromptTooLong or GroupAborted."""
+        """The finished group and the text of its completions. Raises BadPrompt or GroupAborted."""
         with trace.free_lane("group") as lane:
             return await self._run(task, attempt, lane)
 
     async def _run(self, task: Task, attempt: int, lane: str) -> tuple[Group, list[str]]:
         prompt_tokens = tokenize(task, self.tokenizer)
         if len(prompt_tokens) > self.settings.max_prompt_tokens:
-            raise PromptTooLong
+            raise BadPrompt("prompt_too_long", f"{task.where} has {len(prompt_tokens)} tokens")
         requests = request_ids(task.number, attempt, self.settings.group_size)
         with trace.span("generate", lane):
             completions = await asyncio.gather(

@@ -16,15 +16,16 @@ from typing import Any
 
 import ray
 
+from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task
 from asyncrl.errors import RunFailed
 from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
-from asyncrl.rollout.episode import GroupAborted, GroupRunner, PromptTooLong, RolloutSettings, request_ids
+from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.outbox import Outbox
-from asyncrl.rollout.summary import GroupSummary, summarise
+from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.runtime import orphans, stacks
 from asyncrl.weights.channel import WeightUpdate
@@ -106,8 +107,8 @@ class Generator:
             if summary.outcome == "finished":
                 await self.outbox.put(task.number, attempt, encode(group))
             return replace(summary, sample=self._sample(group, task, texts[0]))
-        except PromptTooLong:
-            return GroupSummary(task.number, attempt, "filtered", "prompt_too_long")
+        except BadPrompt as fault:
+            return filtered(task.number, attempt, fault)
         except GroupAborted:
             return GroupSummary(task.number, attempt, "aborted")
         except (EngineDead, RunFailed):

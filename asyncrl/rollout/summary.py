@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncrl.data.prompts import BadPrompt
 from asyncrl.rollout.trajectory import Group
 
 
@@ -17,6 +18,8 @@ class GroupSummary:
     outcome: str
     """`finished`, `filtered`, `failed` or `aborted`."""
     reason: str = ""
+    detail: str = ""
+    """More about the reason, for people."""
     oldest_version: int = -1
     newest_version: int = -1
     num_tokens: int = 0
@@ -30,6 +33,11 @@ class GroupSummary:
     errors: list[str] = field(default_factory=list)
     sample: dict[str, Any] = field(default_factory=dict)
     """One trajectory in words, for people: prompt, token strings, their versions, reward."""
+
+
+def filtered(task: int, attempt: int, fault: BadPrompt) -> GroupSummary:
+    """The summary of a group that was not begun, as its row has no usable prompt."""
+    return GroupSummary(task, attempt, "filtered", fault.reason, str(fault))
 
 
 def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:

@@ -38,6 +38,7 @@ from asyncrl.control.messages import (
     Train,
     WeightsLive,
 )
+from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import BudgetSpent, DeadlineExceeded, RunFailed
 from asyncrl.journal.records import ControlLog
@@ -46,7 +47,7 @@ from asyncrl.observe.live import LiveView
 from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
-from asyncrl.rollout.summary import GroupSummary, summarise
+from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import decode
 from asyncrl.runtime import snapshots, stacks
 from asyncrl.runtime.actors import Actors
@@ -305,6 +306,8 @@ class Driver:
             deadline_s = self.recipe.deadlines.rollout_s
             running = handle.run_group.remote(task, start.attempt)
             summary: GroupSummary = await self.waiting(running, name, f"task {start.task}", deadline_s)
+        except BadPrompt as fault:
+            summary = filtered(start.task, start.attempt, fault)
         except (RayActorError, EngineDead, DeadlineExceeded) as error:
             self.fleet.lost(name, handle, error)
             return

@@ -44,6 +44,7 @@ class Recorder:
         self._publish = PublishReport(0, 0.0, 0.0, 0)
         self._shares: list[dict[str, float]] = []
         self._health = Health()
+        self._said: set[str] = set()
         self._checkpoint_s = 0.0
 
     def begin(self) -> None:
@@ -65,6 +66,10 @@ class Recorder:
     def group(self, summary: GroupSummary) -> None:
         self._reward_failures += len(summary.errors)
         self._tokens_generated += summary.num_tokens
+        if summary.detail and summary.reason not in self._said:
+            self._said.add(summary.reason)
+            number, reason, why = summary.task, summary.reason, summary.detail
+            logger.warning("task %d is filtered (%s, said of the first only): %s", number, reason, why)
         if summary.outcome == "finished":
             self.known(summary)
 

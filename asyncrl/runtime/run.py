@@ -19,20 +19,19 @@ from ray.exceptions import RayError, RayTaskError
 
 from asyncrl import storage
 from asyncrl.control.controller import Controller
-from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.journal.records import control_bytes
-from asyncrl.models import TINY_LLAMA, load_tokenizer, make_tiny_llama
+from asyncrl.models import TINY_LLAMA, hub_config, is_local, load_tokenizer, make_tiny_llama, tiny_tokenizer
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.report import write_report
 from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.plugins import one_line
-from asyncrl.recipe.check import check
+from asyncrl.recipe.check import check, check_context, context_of
+from asyncrl.recipe.check_data import described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rewards.load import load as load_reward
 from asyncrl.runtime import cluster
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.driver import Driver, Stop
@@ -153,12 +152,13 @@ def make_run_dir(run_dir: Path, may_rename: bool) -> Path:
 
 
 def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
-    """Load the data and see that prompt, chat template and reward columns are there."""
-    rows = load_rows(recipe.data, recipe.seed)
-    load_reward(recipe.reward, base_dir, recipe.data.name).check_columns(rows.column_names)
-    tasks = TaskSource(rows, recipe.data, recipe.seed)
-    if recipe.model != TINY_LLAMA:
-        tasks.check_template(load_tokenizer(recipe.model))
+    """Load the data and see that prompts, chat template and reward columns are there."""
+    tasks = load_tasks(recipe, base_dir)
+    tokenizer = tiny_tokenizer() if recipe.model == TINY_LLAMA else load_tokenizer(recipe.model)
+    if recipe.model != TINY_LLAMA and not is_local(recipe.model):
+        check_context(recipe, context_of(hub_config(recipe.model)))
+    task, tokens = tasks.first_prompt(tokenizer)
+    logger.info("first prompt: %s", described(task, tokens, tokenizer))
     return tasks
 
 

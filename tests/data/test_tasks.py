@@ -1,12 +1,13 @@
-import json
-
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from asyncrl.data.tasks import Task, TaskSource, has_chat_template, tokenize
+from asyncrl.data.prompts import BadPrompt
+from asyncrl.data.source import load_rows
+from asyncrl.data.tasks import Task, TaskSource, tokenize
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import DataRecipe
 
@@ -65,7 +66,8 @@ def test_epochs_and_seeds_differ():
 
 def test_a_task_holds_its_draw_its_row_and_all_columns():
     rows = [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}]
-    assert source(rows, shuffle=False).task(3) == Task(3, 1, "b", {"question": "b", "answer": "2"})
+    where = "row 1, column 'question',"
+    assert source(rows, shuffle=False).task(3) == Task(3, 1, "b", {"question": "b", "answer": "2"}, where=where)
 
 
 def test_prompt_columns_are_tried_in_order():
@@ -88,27 +90,112 @@ def test_chat_and_system():
     [
         ({"text": "a", "gold": "b"}, {}, "none of the columns prompt, question, problem, messages, only text, gold"),
         ({"text": "a"}, {"prompt_column": "txt"}, "no column 'txt', only text"),
-        ({"prompt": None}, {}, "row 0 of column 'prompt' must be text or a list of chat messages, not 'None'"),
-        ({"prompt": []}, {}, "must be text or a list"),
-        ({"prompt": ["a"]}, {}, "must be text or a list"),
-        ({"prompt": "a"}, {"system": "terse"}, "data.system needs chat prompts"),
-        ({"messages": [USER, {"role": "assistant", "content": "4"}]}, {}, "ends with the assistant's answer"),
     ],
 )
-def test_what_a_user_may_get_wrong(row, keys, message):
+def test_there_must_be_a_prompt_column(row, keys, message):
     with pytest.raises(UserError, match=message):
         source([row], **keys)
 
 
+BAD = [{"prompt": "a"}, {"prompt": None}, {"prompt": "b"}, {"prompt": []}, {"prompt": ""}, {"prompt": 3}]
+
+
+def test_bad_rows_are_named_before_anything_starts():
+    with pytest.raises(UserError) as caught:
+        source(BAD).check_prompts()
+    assert str(caught.value) == (
+        "data.path: 4 of 6 rows have no usable prompt: row 1, column 'prompt', is null; row 3, column 'prompt', must "
+        "be text or a list of chat messages, not []; row 4, column 'prompt', is empty; and others. Mend them, or set "
+        "data.on_bad_row=skip to leave them out"
+    )
+    source([{"prompt": "a"}, {"prompt": [USER]}]).check_prompts()
+
+
+def test_a_row_of_a_file_is_named_by_its_line(tmp_path):
+    path = tmp_path / "null.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": null}\n')
+    recipe = DataRecipe(path=str(path))
+    with pytest.raises(UserError, match=r"1 of 2 rows .*: .*null\.jsonl line 3, column 'prompt', is null\. Mend"):
+        TaskSource(load_rows(recipe, 0), recipe, 0).check_prompts()
+
+
+def test_bad_rows_are_skipped_if_the_recipe_says_so(caplog):
+    tasks = source(BAD, on_bad_row="skip", shuffle=False)
+    tasks.check_prompts()
+    assert "4 of 6 rows have no usable prompt, and these are skipped (data.on_bad_row): row 1" in caplog.text
+    assert tasks.task(2).prompt == "b"
+    with pytest.raises(BadPrompt) as caught:
+        tasks.task(1)
+    assert (caught.value.reason, str(caught.value)) == ("prompt_empty", "row 1, column 'prompt', is null")
+    with pytest.raises(UserError, match="2 of 2 rows have no usable prompt"):
+        source(BAD[3:5], on_bad_row="skip").check_prompts()
+
+
+def test_rows_of_a_table_are_all_read(tmp_path):
+    datasets.Dataset.from_list([{"prompt": "a", "x": 1}, {"prompt": None, "x": 2}]).to_parquet(tmp_path / "a.parquet")
+    recipe = DataRecipe(path=str(tmp_path / "a.parquet"))
+    with pytest.raises(UserError, match="1 of 2 rows have no usable prompt: row 1, column 'prompt', is null"):
+        TaskSource(load_rows(recipe, 0), recipe, 0).check_prompts()
+
+
+@pytest.mark.parametrize("keys", [{"system": "terse"}, {"chat_template_kwargs": {"a": 1}}])
+def test_what_is_for_chats_needs_them(keys):
+    with pytest.raises(UserError, match=f"data.{next(iter(keys))} needs chat prompts: set data.chat=true"):
+        source(**keys).check_prompts()
+    source(chat=True, **keys).check_prompts()
+
+
 def test_chats_need_a_template(tokenizer):
-    source().check_template(tokenizer)
+    source().first_prompt(tokenizer)
     chats = [source(chat=True), source([{"prompt": [USER]}])]
     for tasks in chats:
         with pytest.raises(UserError, match="no chat template"):
-            tasks.check_template(tokenizer)
+            tasks.first_prompt(tokenizer)
     tokenizer.chat_template = TEMPLATE
     for tasks in chats:
-        tasks.check_template(tokenizer)
+        task, tokens = tasks.first_prompt(tokenizer)
+        assert task.number == 0
+        assert tokens == tokenize(task, tokenizer)
+
+
+def test_a_template_that_refuses_the_first_prompt_is_one_sentence(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('System role not\nsupported') if messages[0].role == 'system' }}a"
+    rows = [{"prompt": [SYSTEM, USER]}, {"prompt": [USER]}]
+    with pytest.raises(UserError) as caught:
+        source(rows, shuffle=False).first_prompt(tokenizer)
+    assert str(caught.value) == (
+        "data.path: the first prompt, row 0, column 'prompt', is refused by the model's chat template: TemplateError: "
+        "System role not supported; take prompts that fit the model"
+    )
+    tasks = source(rows, shuffle=False, on_bad_row="skip")
+    assert tasks.first_prompt(tokenizer)[0].number == 1
+    with pytest.raises(UserError, match="the first prompt, row 0"):
+        source(rows[:1], on_bad_row="skip").first_prompt(tokenizer)
+    with pytest.raises(BadPrompt) as refused:
+        tokenize(tasks.task(0), tokenizer)
+    assert refused.value.reason == "template_refused"
+    assert str(refused.value).startswith("row 0, column 'prompt', is refused by the model's chat template: ")
+
+
+def test_a_variable_that_the_template_does_not_know_is_refused(tokenizer):
+    tokenizer.chat_template = "{% if enable_thinking %}two {% endif %}plus"
+    on = source(chat=True, chat_template_kwargs={"enable_thinking": True})
+    assert [WORDS[t] for t in on.first_prompt(tokenizer)[1]] == ["two", "plus"]
+    with pytest.raises(UserError, match="has no variable 'thinking', only enable_thinking; leave it out"):
+        source(chat=True, chat_template_kwargs={"thinking": True}).first_prompt(tokenizer)
+
+
+def test_tools_that_the_model_does_not_see_are_said(tokenizer, caplog):
+    tools = [{"type": "function", "function": {"name": "two"}}]
+    tokenizer.chat_template = "{% for t in tools %}{{ t.function.name }} {% endfor %}plus"
+    _, tokens = source([{"prompt": [USER], "tools": tools}]).first_prompt(tokenizer)
+    assert [WORDS[t] for t in tokens] == ["two", "plus"]
+    assert caplog.text == ""
+    source([{"prompt": "two", "tools": tools}]).first_prompt(tokenizer)
+    assert "the prompts are text, so the model does not see the tools in column 'tools'" in caplog.text
+    tokenizer.chat_template = TEMPLATE
+    source([{"prompt": [USER], "tools": tools}]).first_prompt(tokenizer)
+    assert "the model's chat template shows no tools: the model does not see column 'tools'" in caplog.text
 
 
 def test_tokenize(tokenizer):
@@ -116,15 +203,3 @@ def test_tokenize(tokenizer):
     assert tokenize(source().task(0), tokenizer) == [1, 5, 6, 5]
     tokens = tokenize(source(chat=True, system="terse").task(0), tokenizer)
     assert [WORDS[t] for t in tokens] == ["system", "terse", "user", "two", "plus", "two", "assistant"]
-
-
-def test_has_chat_template(tmp_path, tokenizer):
-    assert not has_chat_template(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    assert not has_chat_template(tmp_path)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(tmp_path)
-    assert has_chat_template(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    assert has_chat_template(tmp_path)

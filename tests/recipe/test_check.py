@@ -1,16 +1,17 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncrl.algorithms.losses import LOSSES as LOSS_FUNCTIONS
 from asyncrl.errors import UserError
-from asyncrl.recipe.check import LOSSES, check
+from asyncrl.recipe.check import LOSSES, check, context_of
 from asyncrl.recipe.load import load
 
 RECIPE = """
-model: random:tiny-llama
+model: models/chat
 data: {path: "reasoning_gym:chain_sum"}
 reward: asyncrl.rewards.math:last_number
 max_steps: 3
@@ -41,10 +42,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "plugins.py").write_text(PLUGINS)
     (tmp_path / "rows.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     (tmp_path / "rows.txt").write_text("1+1\n")
-    for name in ("models/plain", "models/chat", "models/empty", "runs/old"):
+    for name in ("models/plain", "models/chat", "models/short", "models/empty", "runs/old"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "models/plain/config.json").write_text("{}")
-    (tmp_path / "models/chat/config.json").write_text("{}")
+    (tmp_path / "models/chat/config.json").write_text('{"max_position_embeddings": 1280}')
+    (tmp_path / "models/short/config.json").write_text('{"text_config": {"max_position_embeddings": 1279}}')
     (tmp_path / "models/chat/tokenizer_config.json").write_text('{"chat_template": "x"}')
     return tmp_path
 
@@ -95,6 +97,11 @@ BAD = {
     # model
     "model=random:llama": r"model random:llama is not known; the only random model is random:tiny-llama",
     "model=llama": r"model 'llama' is neither a directory, random:tiny-llama nor a hub name organisation/name",
+    "model=models/short": (
+        r"rollout\.max_prompt_tokens \+ rollout\.max_new_tokens = 1280, but model models/short has 1279 positions "
+        r"\(config\.json\); lower one of those, or take a model with a longer context"
+    ),
+    "model=random:tiny-llama": r"rollout\.max_prompt_tokens .* = 1280, but model .*tiny-llama has 512 positions .*",
     "model=a/b/c": r"model 'a/b/c' is neither a directory, .*",
     "model=./models/none": r"model \./models/none does not exist; name .*",
     "model=/nowhere": r"model /nowhere does not exist; name .*",
@@ -178,6 +185,9 @@ def test_what_cannot_run_is_refused_in_one_sentence(folder: Path, overrides: str
         "rollout.gpus_per_replica=1 trainer.gpus_per_rank=1 weights.channel=nccl",
         "model=Qwen/Qwen2.5-1.5B-Instruct data.chat=true",
         "model=models/plain",
+        "model=models/short rollout.max_new_tokens=255",
+        "model=models/short rollout.engine_args.hf_overrides.rope_scaling=x",
+        "model=random:tiny-llama rollout.max_prompt_tokens=256",
         "model=models/chat data.chat=true",
         "data.chat=true",
         "data.path=rows.jsonl",
@@ -195,6 +205,25 @@ def test_what_cannot_run_is_refused_in_one_sentence(folder: Path, overrides: str
 )
 def test_what_can_run_is_accepted(folder: Path, overrides: str) -> None:
     run(overrides)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({}, None),
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": 4096, "seq_length": 2048}, 2048),
+        ({"max_position_embeddings": 8192, "model_max_length": 131072}, 131072),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": 4.0}}, 8192),
+        ({"max_position_embeddings": 2048, "rope_parameters": {"a": {"rope_type": "dynamic", "factor": 2}}}, 4096),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 32768),
+        ({"model_type": "gemma3_text", "max_position_embeddings": 9, "rope_scaling": {"rope_type": "linear"}}, 9),
+        ({"text_config": {"max_position_embeddings": 9}, "vision_config": {"max_position_embeddings": 7}}, 9),
+    ],
+)
+def test_the_context_of_a_model(config: dict[str, Any], positions: int | None) -> None:
+    assert context_of(config) == positions
 
 
 def test_a_check_leaves_nothing_beside_the_plugins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

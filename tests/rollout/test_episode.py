@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task, tokenize
 from asyncrl.models import load_tokenizer
 from asyncrl.rewards.score import RewardRequest, Score, failed
 from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
-from asyncrl.rollout.episode import GroupAborted, GroupRunner, PromptTooLong, RolloutSettings, request_ids, trajectory
+from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids, trajectory
 from asyncrl.rollout.simulated import SimulatedEngine
 from asyncrl.rollout.trajectory import Group
 from asyncrl.weights.channel import WeightUpdate
@@ -147,8 +148,9 @@ def test_a_long_prompt_is_refused_before_it_is_sampled(tokenizer: Any) -> None:
     fits = RolloutSettings(2, 3, length, 1.0, 0)
     run_group(make_runner(tokenizer, settings=fits))
     runner = make_runner(tokenizer, settings=RolloutSettings(2, 3, length - 1, 1.0, 0))
-    with pytest.raises(PromptTooLong):
+    with pytest.raises(BadPrompt) as caught:
         run_group(runner)
+    assert (caught.value.reason, str(caught.value)) == ("prompt_too_long", f"the prompt has {length} tokens")
     assert runner.engine.asked == {}
 
 

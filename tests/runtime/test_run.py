@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -276,7 +277,10 @@ POLICIES = {
     "lag": ["policy=stale_k", "max_staleness=2"],
     "drop": ["over_age=drop", "max_staleness=2", "backup_groups=2"],
     "mask": ["over_age=mask", "algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
-    "window": ["max_staleness=1.5", "selection_window=3", "weights.push_lag=2", "reward={folder}/trl.py:reward"],
+    "window": [
+        *("max_staleness=1.5", "selection_window=3", "weights.push_lag=2", "reward={folder}/trl.py:reward"),
+        *("data.path={folder}/rows.jsonl.gz", "data.options={}", "data.on_bad_row=skip"),
+    ],
 }
 
 
@@ -286,7 +290,11 @@ def test_policies(tmp_path: Path) -> None:
     # In TRL's signature, unchanged.
     trl = "def reward(prompts, completions, answer, **columns):\n    return [float(len(c)) for c in completions]\n"
     (tmp_path / "trl.py").write_text(trl)
-    runs = {}
+    # One prompt in four is null, one too long: such tasks are filtered, and the run goes on.
+    prompts = ["1+1=", "2+1=", None, "3+1=" * 99] * 3
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as rows:
+        rows.writelines(json.dumps({"prompt": prompt, "answer": "4"}) + "\n" for prompt in prompts)
+    runs, outputs = {}, {}
     for name, keys in POLICIES.items():
         keys = [key.replace("{folder}", str(tmp_path)) for key in keys]
         arguments = ["train", "recipes/tiny.yaml", *SIMULATED, *keys, f"run_dir={tmp_path / name}"]
@@ -296,10 +304,27 @@ def test_policies(tmp_path: Path) -> None:
             output, _ = process.communicate(timeout=240)
             assert process.returncode == 0, output
             assert check(tmp_path / name, steps=6)["trained"] == 24
+            outputs[name] = output
     finally:
         for process in runs.values():
             kill_group(process)
     assert records(tmp_path / "window")[-1]["reward/mean"] > 1
+    reasons = summary(tmp_path / "window")["ledger"]["filtered_reasons"]
+    assert set(reasons) == {"prompt_empty", "prompt_too_long"}
+    assert min(reasons.values()) >= 5
+    assert re.search(
+        r"3 of 12 rows have no usable prompt, and .* rows\.jsonl\.gz line 3, .* is null", outputs["window"]
+    )
+    for reason, why in (("empty", "is null"), ("too_long", "has 396 tokens")):
+        assert (
+            len(
+                re.findall(
+                    f"is filtered .prompt_{reason}, said of the first only.: .*, column 'prompt', {why}",
+                    " ".join(outputs["window"].split()),
+                )
+            )
+            == 1
+        )
     # One group in eight has equal rewards; others took their place.
     assert summary(tmp_path / "mask")["ledger"]["filtered"] > 0
     assert all(r["reward/std"] > 0 for r in records(tmp_path / "mask"))

@@ -1,0 +1,172 @@
+"""From a row to a prompt: text, or chat messages with the tools and settings that go to the model's chat template.
+
+What cannot be a prompt, or would not be the one that was meant, is a BadPrompt, and never guessed at.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncrl.recipe.schema import DataRecipe
+
+TOOLS_COLUMN = "tools"
+KWARGS_COLUMN = "chat_template_kwargs"
+"""Columns of TRL's data sets that go to the chat template; the first is OpenAI's too."""
+_MEDIA = ("image", "video", "audio")
+_MAX_SHOWN_CHARS = 60
+
+Message = dict[str, Any]
+
+
+class BadPrompt(Exception):
+    """A row is no prompt. `reason`: the name under which it is counted; the text: what is wrong, as said of the row."""
+
+    def __init__(self, reason: str, fault: str) -> None:
+        super().__init__(fault)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Prompt:
+    value: str | list[Message]
+    """Text, or chat messages for the model's chat template; every content is text."""
+    tools: list[dict[str, Any]] | None = None
+    """For the template: functions in OpenAI's form."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the template."""
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """What a recipe makes of the rows of one table."""
+
+    recipe: DataRecipe
+    column: str
+    columns: frozenset[str]
+    from_arrow: bool
+    """Arrow gives every object the keys of all others, and None where they were not."""
+
+    def read(self, row: dict[str, Any]) -> Prompt:
+        """Raises BadPrompt."""
+        value = self._plain(row[self.column])
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise BadPrompt("prompt_empty", "is null" if value is None else "is empty")
+        messages = _as_messages(value)
+        if messages is None and not isinstance(value, str):
+            raise BadPrompt("prompt_malformed", f"must be text or a list of chat messages, not {_shown(value)}")
+        if messages is None and not self.recipe.chat:
+            self._check_text(value)
+            return Prompt(value)
+        messages = [_message(m, i) for i, m in enumerate(messages or [{"role": "user", "content": value}])]
+        for message in messages:
+            self._check_text(message.get("content") or "")
+        if not any((m.get("content") or "").strip() or m.get("tool_calls") for m in messages):
+            raise BadPrompt("prompt_empty", "has only empty messages")
+        if messages[-1]["role"] == "assistant":
+            raise BadPrompt(
+                "prompt_ends_with_assistant", "ends with the assistant's answer; a prompt must end before it"
+            )
+        if self.recipe.system is not None:
+            # In the place of a system message of the row's own: templates allow one.
+            others = [m for m in messages if m["role"] != "system"]
+            messages = [{"role": "system", "content": self.recipe.system}, *others]
+        own = _parsed(self._plain(row.get(KWARGS_COLUMN)), KWARGS_COLUMN) or {}
+        if not isinstance(own, dict):
+            raise BadPrompt("prompt_malformed", f"has {KWARGS_COLUMN} that are no mapping: {_shown(own)}")
+        return Prompt(messages, self._tools(row), {**self.recipe.chat_template_kwargs, **own})
+
+    def _tools(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
+        tools = _parsed(self._plain(row.get(TOOLS_COLUMN)), TOOLS_COLUMN)
+        if not tools:
+            return None
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise BadPrompt(
+                "prompt_malformed", f"has tools that are no list of functions in OpenAI's form: {_shown(tools)}"
+            )
+        return tools
+
+    def _check_text(self, text: str) -> None:
+        for kind in _MEDIA:
+            if f"<{kind}>" in text and {kind, f"{kind}s"} & self.columns:
+                raise BadPrompt(
+                    "prompt_not_text", f"has a place for one of its {kind}s; asyncrl trains models on text only"
+                )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadPrompt("prompt_malformed", f"has half a character ({_shown(text[error.start])})") from error
+
+    def _plain(self, value: Any) -> Any:
+        return _without_none(value) if self.from_arrow else value
+
+
+def _as_messages(value: Any) -> list[Message] | None:
+    """The chat messages that `value` is, or is the JSON of."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    is_chat = isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value)
+    return value if is_chat else None
+
+
+def _message(message: Message, number: int) -> Message:
+    """The message with its content as text; keys that are None are those that only other messages have."""
+    calls = message.get("tool_calls") or []
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, number) for part in content)
+    if not isinstance(content, str) and not (content is None and calls):
+        fault = "has no content" if content is None else f"has no text as content: {_shown(content)}"
+        raise BadPrompt("prompt_malformed", f"{fault} (message {number}, {message['role']})")
+    rest = {key: item for key, item in message.items() if item is not None and key != "content"}
+    if calls:
+        rest["tool_calls"] = [_call(call) for call in calls]
+    return {**rest, "content": content} if "content" in message else rest
+
+
+def _part(part: Any, number: int) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise BadPrompt(
+        "prompt_not_text", f"has a part of type '{kind}' in message {number}; asyncrl trains models on text only"
+    )
+
+
+def _call(call: Any) -> Any:
+    """Arguments as an object: OpenAI's form has them as JSON, which templates would put into quotes once more."""
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if "function" in call else function
+
+
+def _parsed(value: Any, column: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError as error:
+        raise BadPrompt("prompt_malformed", f"has {column} that are no JSON: {_shown(value)}") from error
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."
