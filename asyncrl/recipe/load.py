@@ -1,6 +1,7 @@
 """From recipe files and `key=value` arguments to a validated recipe, and back to YAML.
 
-    base recipe  <-  recipe  <-  key=value ...        merged by OmegaConf, later layers win
+    base recipe  <-  recipe  <-  key=value ...        merged by OmegaConf, later layers win; one that names other
+                        |                             data begins without what described the data below it
                         |
                     pydantic                          the first fault becomes one sentence
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,18 @@ _EXPECTED = {
 
 _RECIPE_FILES = (".yaml", ".yml")
 
-Layer = tuple[str, DictConfig]
-"""Where some keys come from (shown in messages), and the keys."""
+_OF_ONE_DATA_SET = ("options", "split", "prompt_column")
+"""Keys of `data` that say nothing about any other path."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some keys, and where they come from (shown in messages)."""
+
+    where: str
+    keys: DictConfig
+    replaced: tuple[str, ...] = ()
+    """Those whose mapping takes the place of the one below, where others are merged into it."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -58,9 +70,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError: one sentence for the first fault, naming the file or argument it stands in.
     """
     path = Path(os.path.normpath(path))
-    layers = [*_file_layers(path, []), *map(_override_layer, overrides)]
-    layers = [(where, _expand_preset(layer, where)) for where, layer in layers]
-    merged = _merge(layers, [*map(_replaced_key, overrides)])
+    files, arguments = _file_layers(path, []), [*map(_override_layer, overrides)]
+    files, arguments = ([*map(_expand_preset, layers)] for layers in (files, arguments))
+    layers = [*files, *arguments]
+    # All arguments are one level: what describes the data may stand before data.path.
+    merged = _merge([*([layer] for layer in files), arguments], layers)
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -133,28 +147,32 @@ def _file_layers(path: Path, above: list[Path]) -> list[Layer]:
         raise UserError(f"{said_by}{path} cannot be read as a recipe: {reason}") from error
     config = _parse(text, str(path))
     base = config.pop("base", None)
+    layer = Layer(str(path), config, tuple(_emptied(OmegaConf.to_container(config))))
     if base is None:
-        return [(str(path), config)]
+        return [layer]
     if not isinstance(base, str):
         raise UserError(f"{path}: base must be the path of another recipe, got {_shown(base)}")
     below = Path(os.path.normpath(path.parent / base))
-    return [*_file_layers(below, chain), (str(path), config)]
+    return [*_file_layers(below, chain), layer]
 
 
 def _override_layer(override: str) -> Layer:
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(f"'{override}' is not of the form key=value, such as max_steps=20 or trainer.ranks=1")
     try:
-        return "command line", OmegaConf.from_dotlist([override])
+        config = OmegaConf.from_dotlist([override])
+        # `data.options={size: 9}` means just that.
+        return Layer("command line", config, (key,) if isinstance(yaml.safe_load(value), dict) else ())
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{override}: the value is not valid YAML: {_cause(error)}") from error
 
 
-def _replaced_key(override: str) -> str:
-    """The key of an override whose value is a mapping: `data.options={}` means just that. Else nothing."""
-    key, _, value = override.partition("=")
-    return key if isinstance(yaml.safe_load(value), dict) else ""
+def _emptied(keys: Any, prefix: str = "") -> Iterator[str]:
+    """The keys that a file gives as `{}`: to merge that would change nothing, so it means that nothing is left."""
+    for name, value in keys.items():
+        if isinstance(value, dict):
+            yield from _emptied(value, f"{prefix}{name}.") if value else [f"{prefix}{name}"]
 
 
 def _parse(text: str, where: str) -> DictConfig:
@@ -173,46 +191,58 @@ def _parse(text: str, where: str) -> DictConfig:
     return config
 
 
-def _expand_preset(layer: DictConfig, where: str) -> DictConfig:
+def _expand_preset(layer: Layer) -> Layer:
     """The layer with its `algorithm.preset`, if it has one, spelt out: then no key of the part is left to the layers
     below, and the keys beside the preset win."""
-    name = OmegaConf.select(layer, "algorithm.preset", throw_on_resolution_failure=False)
+    name = _value(layer.keys, "algorithm.preset")
     if name is None:
         return layer
     if name not in PRESETS:
-        raise UserError(f"{where}: algorithm.preset {name} is not one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+        known = ", ".join(PRESETS)
+        raise UserError(f"{layer.where}: algorithm.preset {name} is not one of {known}{nearest(name, PRESETS)}")
     whole = {**AlgorithmRecipe().model_dump(), **PRESETS[name]}
-    return OmegaConf.merge({"algorithm": whole}, layer)
+    return replace(layer, keys=OmegaConf.merge({"algorithm": whole}, layer.keys))
 
 
-def _merge(layers: list[Layer], replaced: list[str]) -> dict[str, Any]:
-    """`replaced`: the keys that the last layers, one each, replace instead of merging into."""
+def _merge(levels: list[list[Layer]], layers: list[Layer]) -> dict[str, Any]:
+    """The layers, lowest first, by level: a level that names other data says all there is to say about it."""
     merged = OmegaConf.create({})
-    keys = [""] * (len(layers) - len(replaced)) + replaced
-    for (where, layer), key in zip(layers, keys, strict=True):
-        try:
-            if key and OmegaConf.is_dict(OmegaConf.select(merged, key, throw_on_resolution_failure=False)):
-                OmegaConf.update(merged, key, {}, merge=False)
-            merged = OmegaConf.merge(merged, layer)
-        except TypeError as error:
-            raise UserError(f"{where}: puts a list where keys are needed, or keys where a list is") from error
+    for level in levels:
+        path = _value(merged, "data.path")
+        named = [_value(layer.keys, "data.path") for layer in level]
+        if path is not None and any(other not in (None, path) for other in named):
+            for key in _OF_ONE_DATA_SET:
+                merged.data.pop(key, None)
+        for layer in level:
+            for key in layer.replaced:
+                if OmegaConf.is_dict(_value(merged, key)):
+                    OmegaConf.update(merged, key, {}, merge=False)
+            try:
+                merged = OmegaConf.merge(merged, layer.keys)
+            except TypeError as error:
+                raise UserError(f"{layer.where}: puts a list where keys are needed, or keys where a list is") from error
     try:
         return OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         where = _origin(layers, tuple(str(error.full_key).split(".")))
-        raise UserError(f"{where or layers[0][0]}: {error.full_key}: {_cause(error)}") from error
+        raise UserError(f"{where or layers[0].where}: {error.full_key}: {_cause(error)}") from error
+
+
+def _value(keys: DictConfig, key: str) -> Any:
+    """None for what is not there, or cannot be worked out yet."""
+    return OmegaConf.select(keys, key, throw_on_resolution_failure=False)
 
 
 def _origin(layers: list[Layer], place: tuple[Any, ...]) -> str | None:
     """The last layer that sets the key at `place`."""
-    for where, layer in reversed(layers):
-        node: Any = OmegaConf.to_container(layer)
+    for layer in reversed(layers):
+        node: Any = OmegaConf.to_container(layer.keys)
         for part in place:
             if not isinstance(node, dict) or part not in node:
                 break
             node = node[part]
         else:
-            return where
+            return layer.where
     return None
 
 

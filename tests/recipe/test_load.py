@@ -34,6 +34,38 @@ def test_a_mapping_on_the_command_line_replaces(tmp_path: Path) -> None:
     assert load(recipe, ["data.options.b=3"]).data.options == {"a": 1, "b": 3}
 
 
+GYM = "model: a/b\ndata: {path: reasoning_gym:x, options: {a: 1}, split: s, chat: true}\nreward: m:f\nmax_steps: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "overrides", "options", "split"),
+    [
+        ("data: {path: tasks.jsonl}", [], {}, "train"),
+        ("data: {path: tasks.jsonl, options: {}}", [], {}, "train"),
+        ("data: {path: tasks.csv, options: {sep: ;}}", [], {"sep": ";"}, "train"),
+        ("seed: 1", ["data.path=tasks.jsonl"], {}, "train"),
+        ("seed: 1", ["data.options.sep=;", "data.path=tasks.csv", "data.split=t"], {"sep": ";"}, "t"),
+        ("data: {path: 'reasoning_gym:x', options: {b: 2}}", [], {"a": 1, "b": 2}, "s"),
+        ("data: {options: {}}", [], {}, "s"),
+        ("data: {options: {b: 2}}", [], {"a": 1, "b": 2}, "s"),
+    ],
+)
+def test_other_data_has_nothing_of_what_described_the_data_below(
+    tmp_path: Path, own: str, overrides: list[str], options: dict[str, object], split: str
+) -> None:
+    (tmp_path / "base.yaml").write_text(GYM)
+    (tmp_path / "r.yaml").write_text(f"base: base.yaml\n{own}\n")
+    data = load(tmp_path / "r.yaml", overrides).data
+    assert (data.options, data.split, data.chat) == (options, split, True)
+
+
+def test_an_empty_mapping_in_a_file_clears_what_is_below(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(GYM + "rollout: {max_new_tokens: 5, engine_args: {a: 1}}\n")
+    (tmp_path / "r.yaml").write_text("base: base.yaml\nrollout: {engine_args: {}}\n")
+    rollout = load(tmp_path / "r.yaml").rollout
+    assert (rollout.engine_args, rollout.max_new_tokens) == ({}, 5)
+
+
 def test_overrides_have_yaml_types_and_may_add_keys_below_mappings(folder: Path) -> None:
     recipe = load(
         Path("r.yaml"),
