@@ -104,7 +104,8 @@ class LoraRecipe(Part):
     alpha: PositiveFloat = 32.0
     """The adapters' product counts alpha/rank times."""
     targets: str | list[str] = "all-linear"
-    """peft's `target_modules`: names of modules such as [q_proj, v_proj], or all linear layers but the output."""
+    """peft's `target_modules`: names of linear layers or embeddings such as [q_proj, v_proj], a regular expression of
+    them, or all linear layers but the output (fused experts and their routers are none)."""
 
     @property
     def scale(self) -> float:

@@ -36,6 +36,7 @@ from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.lora import transposed
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
 from asyncrl.trainer.ranks import Meeting, Team, open_meeting
@@ -218,6 +219,7 @@ class TrainerActor:
             folder=self.run_dir / "weights",
             rolling=self.recipe.weights.rolling,
             lora_scale=lora.scale if lora.rank else None,
+            lora_transposed=transposed(self.learner.model) if lora.rank else (),
             group=self.team.push_group,
         )
         self.channel = open_channel(config, self.staging.layout)

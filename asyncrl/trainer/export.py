@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.models import is_local
 from asyncrl.trainer.loading import from_folder, some
+from asyncrl.trainer.lora import base_weights, without_adapters
 
 _GENERATION = "generation_config.json"
 
@@ -27,7 +28,7 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], folder: Path, d
 
     Raises RunFailed, with the names, if they are not the model's, or if what was written would not load.
     """
-    _require_same(weights, names(model))
+    _require_same(weights.keys(), {name for name, _ in base_weights(model)})
     in_fp32 = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     tensors = {n: t.to(torch.float32 if any(part in n for part in in_fp32) else dtype) for n, t in weights.items()}
     with _generation_config(model, folder):
@@ -41,16 +42,6 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], folder: Path, d
         raise RunFailed(f"the exported model would not load: {error}") from error
 
 
-def names(model: torch.nn.Module) -> list[str]:
-    """Of a model's parameters, tied ones once, as they are without adapters."""
-    return [without_adapters(name) for name, _ in model.named_parameters() if ".lora_" not in name]
-
-
-def without_adapters(name: str) -> str:
-    """The name that a parameter or buffer has in the model's folder: peft puts what it wraps into another module."""
-    return name.replace(".base_layer.", ".")
-
-
 def buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Those that are part of the model's state, contiguous, under the names that they have without adapters."""
     computed = {name for name, _ in model.named_non_persistent_buffers()}
@@ -59,10 +50,10 @@ def buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield without_adapters(name), buffer.detach().contiguous()
 
 
-def _require_same(weights: Mapping[str, torch.Tensor], expected: list[str]) -> None:
-    lacking, unknown = set(expected) - weights.keys(), weights.keys() - set(expected)
+def _require_same(found: Set[str], expected: Set[str]) -> None:
+    lacking, unknown = expected - found, found - expected
     if lacking or unknown:
-        faults = [f"{fault} {some(found)}" for fault, found in (("lack", lacking), ("hold", unknown)) if found]
+        faults = [f"{fault} {some(n)}" for fault, n in (("lack", lacking), ("hold", unknown)) if n]
         raise RunFailed(f"the weights to export are not the model's: they {' and '.join(faults)}")
 
 

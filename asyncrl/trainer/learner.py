@@ -29,7 +29,7 @@ from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.export import write_model
 from asyncrl.trainer.gaps import Gaps, sampled
-from asyncrl.trainer.lora import base_weights, switched_off
+from asyncrl.trainer.lora import base_weights, switched_off, transposed
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
@@ -346,9 +346,14 @@ class Learner:
     def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
         """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
         trained = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
-        frozen = base_weights(self.model)
-        whole = merge(frozen, trained, self.recipe.trainer.lora.scale) if self.adapted else trained.items()
-        write_model(self.model, dict(whole), folder, dtype)
+        write_model(self.model, self._whole(trained), folder, dtype)
+
+    def _whole(self, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All weights, adapters merged."""
+        if not self.adapted:
+            return trained
+        scale = self.recipe.trainer.lora.scale
+        return dict(merge(base_weights(self.model), trained, scale, transposed(self.model)))
 
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:

@@ -2,31 +2,97 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from asyncrl.errors import UserError
+from asyncrl.headers import read_headers
 from asyncrl.recipe.schema import LoraRecipe
+from asyncrl.trainer.loading import some
+from asyncrl.weights.lora import adapted_modules, weights_of
 
 
-def inject(model: torch.nn.Module, recipe: LoraRecipe) -> torch.nn.Module:
+def inject(model: Any, recipe: LoraRecipe) -> Any:
     """The model with adapters, which alone need a gradient; it computes what it did before, since B is zero.
 
-    Raises UserError if no module has a name in `targets`, or the output head has.
+    Raises UserError if `targets` name nothing, or what takes no adapter that can be merged.
     """
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.targets, lora_dropout=0.0)
-    try:
-        adapted: torch.nn.Module = inject_adapter_in_model(config, model)
-    except ValueError as error:
-        raise UserError(f"trainer.lora.targets {recipe.targets}: {str(error).splitlines()[0]}") from error
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise UserError(f"trainer.lora.targets {recipe.targets}: the output head takes no adapter; leave it out")
-    return adapted
+    targets = _targets(model, recipe.targets)
+    stored_in_out = any(map(_is_transposed, targets.values()))
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=[f"model.{name}" for name in targets],
+        lora_dropout=0.0,
+        fan_in_fan_out=stored_in_out,
+    )
+    # In a model that it knows peft would take some names for those of fused experts.
+    inject_adapter_in_model(config, torch.nn.ModuleDict({"model": model}))
+    return model
+
+
+def _targets(model: Any, targets: str | list[str]) -> dict[str, torch.nn.Module]:
+    """The modules to adapt, by name. peft's rules: names or their last parts, or a regular expression; `all-linear`
+    leaves out the output head."""
+    modules, head = dict(model.named_modules()), model.get_output_embeddings()
+    key = f"trainer.lora.targets {targets}"
+    if targets == "all-linear":
+        return {n: m for n, m in modules.items() if _takes_adapter(m, embedding=False) and m is not head}
+    chosen: dict[str, torch.nn.Module] = {}
+    for target in [targets] if isinstance(targets, str) else targets:
+        pattern = target if isinstance(targets, str) else rf"(.*\.)?{re.escape(target)}"
+        found = {name: module for name, module in modules.items() if re.fullmatch(pattern, name)}
+        if not found:
+            raise UserError(f"{key}: {type(model).__name__} has no module {target}; its last is {list(modules)[-1]}")
+        chosen |= found
+    if head in chosen.values():
+        raise UserError(f"{key}: the output head takes no adapter; leave it out")
+    if refused := [name for name, module in chosen.items() if not _takes_adapter(module)]:
+        raise UserError(f"{key}: adapters are for linear layers and embeddings, not for {some(refused)}; leave it out")
+    return chosen
+
+
+def _takes_adapter(module: torch.nn.Module, embedding: bool = True) -> bool:
+    """Whether an adapter of it can be merged: it multiplies by one matrix."""
+    kinds = (torch.nn.Linear, torch.nn.Embedding) if embedding else torch.nn.Linear
+    return isinstance(module, kinds) or _is_transposed(module)
+
+
+def _is_transposed(module: torch.nn.Module) -> bool:
+    """A linear layer whose weight is stored [in, out], as GPT-2's are."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def transposed(model: torch.nn.Module) -> tuple[str, ...]:
+    """The adapted modules whose weight is stored [in, out]."""
+    return tuple(n for n, m in model.named_modules() if hasattr(m, "lora_A") and _is_transposed(m.base_layer))
+
+
+def left_out(model: torch.nn.Module) -> list[str]:
+    """Matrices that no adapter could be given: those of fused experts and of routers."""
+    owned = {id(m.weight) for m in model.modules() if _takes_adapter(m)}
+    return [name for name, p in model.named_parameters() if ".lora_" not in name and p.dim() > 1 and id(p) not in owned]
+
+
+def require_in_folder(model: torch.nn.Module, path: str) -> None:
+    """Raises UserError if an engine that merges the adapters into a folder's tensors would not find some of these."""
+    saved = read_headers(Path(path).glob("*.safetensors"))
+    modules = adapted_modules(name for name, _ in model.named_parameters() if ".lora_" in name)
+    found = {module for name, module in weights_of(modules).items() if name in saved}
+    if saved and found != modules:
+        raise UserError(
+            f"trainer.lora.targets: {path} names its tensors so that the adapters on {some(modules - found)} could not "
+            "be merged by the engine; leave them out"
+        )
 
 
 @contextmanager
@@ -44,8 +110,22 @@ def switched_off(model: torch.nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def head_weight(model: Any) -> torch.Tensor:
+    """The output head's weight [V, d]. Where it is the embedding's, an adapter on that counts in both places."""
+    embedding, weight = model.get_input_embeddings(), model.get_output_embeddings().weight
+    tied = getattr(getattr(embedding, "base_layer", None), "weight", None) is weight
+    if not tied or embedding.disable_adapters:
+        return weight
+    return weight + embedding.get_delta_weight("default")
+
+
 def base_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The frozen weights under the names they have without adapters."""
+    """All weights but the adapters', tied ones once, under the names they have without adapters."""
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            yield name.replace(".base_layer.", "."), parameter.detach()
+        if ".lora_" not in name:
+            yield without_adapters(name), parameter.detach()
+
+
+def without_adapters(name: str) -> str:
+    """The name that a parameter or buffer has in the model's folder: peft puts what it wraps into another module."""
+    return name.replace(".base_layer.", ".")

@@ -3,14 +3,18 @@ what is called: tokens in, log-probs or values of the trained ones out."""
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from asyncrl.algorithms.logprobs import Head, head_logprobs
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.fit import choose_attention
-from asyncrl.trainer.loading import from_folder, outline
-from asyncrl.trainer.lora import inject
+from asyncrl.trainer.loading import from_folder, outline, some
+from asyncrl.trainer.lora import head_weight, inject, left_out, require_in_folder
 from asyncrl.trainer.packing import PackedBatch
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Module:
@@ -32,9 +36,12 @@ def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Modu
 def trained_shapes(path: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """What would be trained of a model, adapters included, by name: known without loading it. Raises UserError for all
     that `load_model` does but for the logits."""
-    model = outline(path)
-    if recipe.trainer.lora.rank:
-        model = inject(model, recipe.trainer.lora)
+    model, lora = outline(path), recipe.trainer.lora
+    if lora.rank:
+        model = inject(model, lora)
+        require_in_folder(model, path)
+        if unadapted := left_out(model):
+            logger.warning("trainer.lora: no linear layers, so without adapters, are %s", some(unadapted))
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -91,7 +98,7 @@ def head(model: torch.nn.Module) -> Head:
     """The output head, and what the model's family does to its logits."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     return Head(
-        layer.weight,
+        head_weight(model),
         layer.bias,
         scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
         cap=getattr(config, "final_logit_softcapping", None),

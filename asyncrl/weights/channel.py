@@ -87,6 +87,7 @@ class ChannelConfig:
     """Where `disk` writes."""
     rolling: bool = False
     lora_scale: float | None = None
+    lora_transposed: tuple[str, ...] = ()
     group: Any = None
     """For nccl: a process group of the trainer's ranks that only pushes use."""
 
@@ -120,6 +121,7 @@ class HostChannel:
             "ends": ends,
             "dtype": self._config.dtype,
             "lora_scale": self._config.lora_scale,
+            "lora_transposed": self._config.lora_transposed,
             "rank_offset": 1,
             "world_size": 1 + num_workers,
             "timeout_s": self._config.timeout_s,

@@ -53,6 +53,8 @@ class HostInitInfo(WeightTransferInitInfo):
     dtype: str
     lora_scale: float | None
     """The parameters are adapters, to be merged into the base at this scale."""
+    lora_transposed: list[str]
+    """Adapted modules whose weight in the base is stored [in, out]."""
     rank_offset: int
     """Differs per replica, so that independent replicas do not collide."""
     world_size: int
@@ -117,7 +119,9 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         if self.plan.lora_scale is None:
             self.model.load_weights(weights)
         else:
-            self.model.load_weights(merge(self._base_weights(), dict(weights), self.plan.lora_scale))
+            plan = self.plan
+            merged = merge(self._base_weights(), dict(weights), plan.lora_scale, plan.lora_transposed)
+            self.model.load_weights(merged)
 
     def _parts(self, receiver: Receiver, copies: list[Any]) -> Iterator[tuple[Piece, torch.Tensor]]:
         sizes = [[piece.stop - piece.start for piece in pieces] for pieces in self.pieces]
