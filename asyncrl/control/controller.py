@@ -139,9 +139,11 @@ class Controller:
             case WeightsLive():
                 self._weights_live(event.version)
             case PublishFailed():
-                if event.version != self._publishing:
+                # One that a generator which joined has made live meanwhile is not in flight any more.
+                if event.version != self._publishing and event.version > self._live:
                     raise ValueError(f"publish of version {event.version} is reported failed, but not in flight")
-                self._publishing = None
+                if event.version == self._publishing:
+                    self._publishing = None
             case _:
                 assert_never(event)
 

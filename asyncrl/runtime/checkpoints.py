@@ -1,8 +1,9 @@
 """The driver's part of a checkpoint: begun between two steps, completed beside the steps after it.
 
     begin     new journal segment with a snapshot of the controller; the trainer starts to copy and write
-    complete  trainer's files written, control.json, journal durable, folder renamed, COMPLETE; old ones deleted,
-              and what the journal then no longer needs
+    complete  trainer's files written, control.json, journal durable, folder renamed, COMPLETE
+    release   old ones deleted, and what the journal then no longer needs: not before every trainer that has begun to
+              start from one of them is there
 Waits for: the checkpoint before (one at a time), the trainer's files. Unblocked by: them; the deadline.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ from asyncrl.plugins import one_line
 from asyncrl.recipe.load import nearest
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.ranks import Ranks
+from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
+from asyncrl.trainer.actor import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,25 @@ class Checkpoints:
         self.version, self.folder, self.batches = version, folder, batches
         self._post = post
         self._completing: asyncio.Task[None] | None = None
+        self._num_held = 0
+        self._outdated: Callable[[], None] | None = None
+        """Releases what the newest complete checkpoint made needless, if that is still to be done."""
+
+    @asynccontextmanager
+    async def origin(self, done: int, live: int, snapshots: Snapshots | None) -> AsyncIterator[Origin]:
+        """Where a trainer starts from to come to version `done`: the newest of the snapshots and checkpoints, and the
+        batches since. All of it stays where it is while the block runs, whatever is completed meanwhile."""
+        self._num_held += 1
+        try:
+            kept = await asyncio.to_thread(snapshots.latest, done) if snapshots else None
+            # Nothing is awaited from here on: version, folder and batches belong together.
+            use_snapshot = kept is not None and kept > self.version
+            version = kept if use_snapshot and kept is not None else self.version
+            batches = tuple(self.batches[step] for step in range(version, done))
+            yield Origin(version, self.folder, snapshots if use_snapshot else None, batches, live)
+        finally:
+            self._num_held -= 1
+        self._release()
 
     def due(self, steps_done: int) -> bool:
         every = self._recipe.checkpoint.every_steps
@@ -63,6 +86,8 @@ class Checkpoints:
     async def begin(self, controller: Controller, metrics: Mapping[str, Any]) -> None:
         """Start to save the state after the last step; returns as soon as the next step may run."""
         await self.wait()
+        # First the trainer: a start of one that was lost may take long, and releases what is in the way of the folder.
+        trainer = await self._trainer.ready()
         version = controller.steps_done
         best = self._recipe.checkpoint.keep_best
         if best is not None and best not in metrics:
@@ -71,7 +96,6 @@ class Checkpoints:
         state = controller.state()
         segment = self._journal.begin_segment(state)
         control = json.dumps({"steps_done": version, "controller": state, "metrics": dict(metrics)})
-        trainer = await self._trainer.ready()
         try:
             deadline_s = self._recipe.deadlines.checkpoint_s
             await self._waiting(trainer.call("save", part), "trainer", f"to begin checkpoint {version}", deadline_s)
@@ -109,9 +133,18 @@ class Checkpoints:
         self._completed(version, segment, controller)
 
     def _completed(self, version: int, segment: int, controller: Controller) -> None:
-        """What is older than the checkpoint has done its duty."""
         self.version = version
         self._journal.checkpoint(version)
+        self._outdated = lambda: self._prune(version, segment, controller)
+        self._release()
+
+    def _release(self) -> None:
+        if self._outdated is not None and not self._num_held:
+            prune, self._outdated = self._outdated, None
+            prune()
+
+    def _prune(self, version: int, segment: int, controller: Controller) -> None:
+        """What is older than the checkpoint has done its duty."""
         recipe = self._recipe.checkpoint
         atomic.prune(self._root, recipe.keep_last, recipe.keep_every, recipe.keep_best)
         for step in [step for step in self.batches if step < version]:

@@ -61,7 +61,6 @@ from asyncrl.runtime.recovery import Recovered
 from asyncrl.runtime.status import Status
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
-from asyncrl.trainer.actor import Origin
 from asyncrl.weights.files import shared_folder
 from asyncrl.weights.verify import Verification
 
@@ -102,13 +101,15 @@ class Driver:
         self.trainer = TrainerLink(
             recipe,
             lambda: actors.trainer(self.buffer),
-            self._origin,
+            lambda done, live, snapshots: self.checkpoints.origin(done, live, snapshots),
             self.snapshots,
             self.processes,
             self.waiting,
             self.trace,
             view,
             verification,
+            trained=self.controller.steps_done,
+            live=self.controller.live,
         )
         self.fleet = Fleet(
             recipe,
@@ -256,15 +257,6 @@ class Driver:
         for event in await self.fleet.first_push(fresh):
             await self._handle(event)
 
-    async def _origin(self) -> Origin:
-        """Where a trainer starts from now: the newest snapshot or checkpoint, and the batches trained since."""
-        done, live, saved = self.controller.steps_done, self.controller.live, self.checkpoints
-        kept = await asyncio.to_thread(self.snapshots.latest) if self.snapshots else None
-        use_snapshot = kept is not None and saved.version < kept <= done
-        version = kept if use_snapshot and kept is not None else saved.version
-        batches = tuple(saved.batches[step] for step in range(version, done))
-        return Origin(version, saved.folder, self.snapshots if use_snapshot else None, batches, live)
-
     # -- decisions
 
     def _execute(self, decision: Decision) -> None:
@@ -335,7 +327,9 @@ class Driver:
             self.recorder.published(report)
             self.inbox.put_nowait(WeightsLive(version))
         finally:
-            self.publishing = -1
+            # A generator that joined may have made it live already, and then the next push is under way.
+            if self.publishing == version:
+                self.publishing = -1
 
     async def _look_into(self, role: str) -> None:
         """A wait for this role is overdue: write down who waits for what, and where the role stands."""

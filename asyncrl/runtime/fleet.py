@@ -206,6 +206,8 @@ class Fleet:
 
     async def _push(self, handles: dict[str, ActorHandle], version: int | None) -> PublishReport:
         async def push(trainer: Ranks, handles: dict[str, ActorHandle]) -> PublishReport:
+            if version is not None and version < self._trainer.first:
+                raise PushBroken(f"the trainer has gone on from version {self._trainer.first}")
             await self._connect(trainer, handles)
             # The replicas' own deadline speaks first, and names them.
             deadline_s = 2 * self._recipe.deadlines.publish_s
@@ -214,6 +216,9 @@ class Fleet:
             copies = [copy for _, copy in staged]
             publishing = trainer.call("publish", staged[0][0], copies)
             reports: list[PublishReport] = await self._waiting(publishing, "generators", what, deadline_s)
+            if not self._trainer.sent(trainer, reports[0].version):
+                # The next one does not know of it, and may send the version before to a generator that joins.
+                raise PushBroken("the trainer was lost as it ended")
             self._versions.update(dict.fromkeys(handles, reports[0].version))
             await self._verify(handles, at_once=version is None or self._recipe.weights.verify)
             return replace(reports[0], num_bytes=sum(report.num_bytes for report in reports))

@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,17 +27,24 @@ class Ranks:
         """Every rank's answer to the same call. Raises the first error, or RayActorError if a rank is lost."""
         calls = [asyncio.ensure_future(getattr(handle, method).remote(*arguments)) for handle in self.handles]
         try:
-            done, others = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
-            if others and not any(isinstance(call.exception(), RayActorError) for call in done):
-                # One that waits for a dead one may notice it before Ray does: then that is the error.
-                done |= (await asyncio.wait(others, timeout=_PATIENCE_S, return_when=asyncio.FIRST_EXCEPTION))[0]
-            errors = [error for call in done if (error := call.exception())]
+            errors = await self._errors(calls, None)
+            if errors and len(calls) > 1 and not any(isinstance(error, RayActorError) for error in errors):
+                # One that talks to a dead one may notice it before Ray does, or after that one has answered.
+                signs = [asyncio.ensure_future(handle.ping.remote()) for handle in self.handles]
+                calls += signs
+                errors += await self._errors(signs, _PATIENCE_S)
             if errors:
                 raise next((e for e in errors if isinstance(e, RayActorError)), errors[0])
             return [call.result() for call in calls]
         finally:
             for call in calls:
                 call.cancel()
+
+    @staticmethod
+    async def _errors(calls: list[asyncio.Future[Any]], deadline_s: float | None) -> list[BaseException]:
+        """Of those that have ended when the first has failed, or all have ended."""
+        done, _ = await asyncio.wait(calls, timeout=deadline_s, return_when=asyncio.FIRST_EXCEPTION)
+        return [error for call in done if (error := call.exception())]
 
     def kill(self) -> None:
         for handle in self.handles:

@@ -76,12 +76,13 @@ class Snapshots:
         if lost:
             logger.warning("snapshot %d: holder %d did not take its shard; parity makes up for it", version, lost[0])
 
-    def latest(self) -> int | None:
-        """The newest version of which at most one shard is missing; None if there is none."""
+    def latest(self, most: int) -> int | None:
+        """The newest version up to `most` of which at most one shard is missing; None if there is none."""
         held: Counter[tuple[int, str]] = Counter()
         for _, versions in self._ask("versions"):
             held.update((versions or {}).items())
-        return max((version for (version, _), count in held.items() if count >= self.num_shards), default=None)
+        whole = [version for (version, _), count in held.items() if count >= self.num_shards]
+        return max((version for version in whole if version <= most), default=None)
 
     def load(self, version: int) -> dict[str, Tensor]:
         """The tensors as they were stored, views of one buffer. Raises SnapshotLost if two shards are missing."""

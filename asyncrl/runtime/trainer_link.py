@@ -1,6 +1,8 @@
 """The trainer, whichever process it is now: a lost one is made again, and what it had done since is done again.
 
     lost --> [new actor: newest snapshot or checkpoint, then the batches since] --> ready
+What a trainer has done counts only while it is the one: an answer of one that was lost meanwhile is no answer. So what
+is known of it (`trained`, `live`) is what the next one starts from.
 Waits for: the trainer's calls, each with a deadline; `ready` for the actor that is being made. The generators go on
 meanwhile, as far as the staleness bound lets them.
 """
@@ -9,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from ray.exceptions import RayActorError
 
+from asyncrl.checkpoint.parity import SnapshotLost
 from asyncrl.control.messages import Train
 from asyncrl.errors import BudgetSpent
 from asyncrl.observe.live import LiveView
@@ -30,57 +34,70 @@ logger = logging.getLogger(__name__)
 
 
 class TrainerLink:
-    """`create` makes the actors of all ranks, `origin` says where they start from."""
+    """`create` makes the actors of all ranks; `origin(trained, live, snapshots)` says where they start from, and keeps
+    that for them. `trained`: version that the trainer has come to, `live`: the one that generators have from it."""
 
     def __init__(
         self,
         recipe: Recipe,
         create: Callable[[], Ranks],
-        origin: Callable[[], Awaitable[Origin]],
+        origin: Callable[[int, int, Snapshots | None], AbstractAsyncContextManager[Origin]],
         snapshots: Snapshots | None,
         processes: ProcessTable,
         waiting: WaitingFor,
         trace: TraceFile,
         view: LiveView,
         verification: Verification,
+        *,
+        trained: int,
+        live: int,
     ) -> None:
         self._recipe, self._create, self._origin = recipe, create, origin
         self._snapshots, self._processes, self._waiting = snapshots, processes, waiting
         self._trace, self._view, self._verification = trace, view, verification
+        self._trained, self._live = trained, live
+        self.first = 0
+        """Version that this trainer has started from: it has no older one."""
         self._handle: Ranks | None = None
-        self._starting: asyncio.Task[Ranks] | None = None
+        self._starting: asyncio.Future[Ranks] | None = None
         self._in_a_row = 0
 
-    def start(self) -> asyncio.Task[Ranks]:
+    def start(self) -> asyncio.Future[Ranks]:
         """Begin to start the trainer; `ready` waits for it."""
         self._starting = asyncio.create_task(self._start())
         return self._starting
 
     async def _start(self) -> Ranks:
+        snapshots = self._snapshots
         while True:
-            origin = await self._origin()
-            deadlines = self._recipe.deadlines
             handle = self._create()
             try:
-                meeting = None
-                if self._recipe.trainer.ranks > 1:
-                    opening = handle.first("meeting")
-                    meeting = await self._waiting(opening, "trainer", "its first rank", deadlines.start_s)
-                starting = handle.call("start", origin, self._snapshots, meeting)
-                what = f"to load version {origin.version}"
-                loaded: list[Loaded] = await self._waiting(starting, "trainer", what, deadlines.start_s)
-                for rank, one in enumerate(loaded):
-                    self._processes.put(role(rank), one.process)
-                initial, now = loaded[0].probes
-                self._verification.trainer_loaded(initial)
-                self._verification.expect(origin.version, now)
-                await self._train_again(handle, origin)
+                async with self._origin(self._trained, self._live, snapshots) as origin:
+                    await self._load(handle, origin)
+                    await self._train_again(handle, origin)
+            except SnapshotLost as error:
+                handle.kill()
+                logger.warning("%s; the trainer starts from the newest checkpoint instead", reason(error))
+                snapshots = None
             except RayActorError as error:
                 handle.kill()
                 self._count(error)
-                continue
-            self._handle = handle
-            return handle
+            else:
+                self._handle, self.first = handle, origin.version
+                return handle
+
+    async def _load(self, handle: Ranks, origin: Origin) -> None:
+        deadline_s, meeting = self._recipe.deadlines.start_s, None
+        if self._recipe.trainer.ranks > 1:
+            meeting = await self._waiting(handle.first("meeting"), "trainer", "its first rank", deadline_s)
+        starting = handle.call("start", origin, self._snapshots, meeting)
+        what = f"to load version {origin.version}"
+        loaded: list[Loaded] = await self._waiting(starting, "trainer", what, deadline_s)
+        for rank, one in enumerate(loaded):
+            self._processes.put(role(rank), one.process)
+        initial, now = loaded[0].probes
+        self._verification.trainer_loaded(initial)
+        self._verification.expect(origin.version, now)
 
     async def _train_again(self, handle: Ranks, origin: Origin) -> None:
         """The batches that were trained since the state it has loaded."""
@@ -110,8 +127,22 @@ class TrainerLink:
             return
         self._handle = None
         handle.kill()
-        self._count(error)
+        try:
+            self._count(error)
+        except BudgetSpent as spent:
+            # Whoever asks for the trainer from now on is told too.
+            self._starting = asyncio.get_running_loop().create_future()
+            self._starting.set_exception(spent)
+            self._starting.exception()
+            raise
         self.start()
+
+    def sent(self, handle: Ranks, version: int) -> bool:
+        """Generators have this version from the trainer behind `handle`; False if that is no longer the one."""
+        if handle is not self._handle:
+            return False
+        self._live = version
+        return True
 
     def _count(self, error: Exception) -> None:
         self._in_a_row += 1
@@ -134,7 +165,9 @@ class TrainerLink:
             except RayActorError as error:
                 self.lost(handle, error)
             else:
-                self._in_a_row = 0
+                if handle is not self._handle:
+                    continue
+                self._trained, self._in_a_row = batch.step + 1, 0
                 self._verification.expect(batch.step + 1, results[0].probe)
                 for rank, result in enumerate(results):
                     self._trace.write(role(rank), result.spans)

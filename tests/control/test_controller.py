@@ -17,6 +17,7 @@ from asyncrl.control.messages import (
     GroupFailed,
     GroupFiltered,
     GroupFinished,
+    Publish,
     PublishFailed,
     StepDone,
     Train,
@@ -268,6 +269,26 @@ def test_an_event_that_cannot_happen_is_an_error(event, message: str) -> None:
     world = plain()
     with pytest.raises(ValueError, match=message):
         world.controller.handle(event)
+
+
+def test_a_push_that_fails_after_a_generator_that_joined_made_its_version_live_is_no_news() -> None:
+    controller = Controller(Settings(groups_per_step=1, max_staleness=1, max_steps=3, tokens_per_group=10))
+    for event in (WeightsLive(0), GeneratorJoined("g0")):
+        controller.handle(event)
+    controller.decide()
+    for event in (GroupFinished(0, 0, 0, 0, 10), GroupFinished(1, 0, 0, 0, 10)):
+        controller.handle(event)
+    controller.decide()
+    controller.handle(StepDone(0))
+    assert Publish(1) in controller.decide()
+    for event in (WeightsLive(1), PublishFailed(1)):
+        controller.handle(event)
+    controller.handle(StepDone(1))
+    assert Publish(2) in controller.decide()
+    # That of version 1 has ended late, and the one of version 2 is in flight.
+    controller.handle(PublishFailed(1))
+    controller.handle(PublishFailed(2))
+    assert controller.decide() == [Publish(2)]
 
 
 def test_a_batch_closes_with_the_first_that_finish_and_the_rest_start_again_for_the_next() -> None:
