@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,32 @@ class DeadlineExceeded(RunFailed):
 
 class BudgetSpent(RunFailed):
     """Too much went wrong (recipe part `budgets`); the run saves what it can, then stops."""
+
+
+class ActorError(RuntimeError):
+    """An error in an actor that cannot be sent itself: the name of its type, and its text."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.ENXIO}
+
+
+def is_of_a_disk(error: BaseException) -> bool:
+    """Whether the disk is the cause: it is full, read-only or broken."""
+    # Rust's I/O errors, such as those of safetensors, have their number only in their text.
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(found[1]) if found else getattr(error, "errno", None)) in _OF_A_DISK
+
+
+def remedy(error: OSError) -> str:
+    """What to do about it."""
+    return "free or repair the disk" if is_of_a_disk(error) else "put that right"
 
 
 @contextlib.contextmanager

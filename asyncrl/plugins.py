@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from asyncrl.errors import UserError
+from asyncrl.errors import ActorError, UserError
 
 _NOT_THE_USERS = (
     *(os.path.join(sysconfig.get_path(key), "") for key in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -57,7 +57,8 @@ def one_line(error: BaseException) -> str:
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)
     ]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+    kind = error.kind if isinstance(error, ActorError) else type(error).__name__
+    return f"{kind}{': ' if text else ''}{text}{place}"
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncrl.errors import RunFailed, UserError
+from asyncrl.errors import RunFailed, UserError, remedy
 
 _MAGIC = b"AJ01"
 _HEADER = struct.Struct("<4sBII")
@@ -196,5 +196,5 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise JournalWriteError(
-            f"the journal cannot be written: {path}: {error.strerror}; free or repair the disk and resume"
+            f"the journal cannot be written: {path}: {error.strerror}; {remedy(error)} and resume"
         ) from error

@@ -28,6 +28,7 @@ from asyncrl.rollout.outbox import Outbox
 from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.runtime import orphans, stacks
+from asyncrl.runtime.crossing import crossing
 from asyncrl.weights.channel import WeightUpdate
 from asyncrl.weights.verify import probe_tokens
 
@@ -51,6 +52,7 @@ class GeneratorConfig:
 
 
 @ray.remote(max_concurrency=1000)
+@crossing
 class Generator:
     """Async actor; `run_group` calls overlap, the engine batches them."""
 

@@ -25,6 +25,7 @@ from asyncrl.journal.commit import GroupCommit
 from asyncrl.journal.records import GROUP, GROUPS_STREAM, groups
 from asyncrl.recipe.schema import JournalRecipe
 from asyncrl.rollout.trajectory import key_of
+from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
 
 Key = tuple[int, int]
@@ -132,4 +133,4 @@ class BufferShell(Buffer):
         return [(at, PickleBuffer(frame)) for at, frame in await super().since(cursor, most, wait_s)]
 
 
-BufferActor = ray.remote(num_cpus=ALMOST_NO_CPU, max_restarts=-1, max_task_retries=-1)(BufferShell)
+BufferActor = ray.remote(num_cpus=ALMOST_NO_CPU, max_restarts=-1, max_task_retries=-1)(crossing(BufferShell))

@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from asyncrl.checkpoint import atomic
 from asyncrl.control.controller import Controller
 from asyncrl.control.messages import Train
-from asyncrl.errors import RunFailed
+from asyncrl.errors import RunFailed, is_of_a_disk
 from asyncrl.journal.records import ControlLog
 from asyncrl.plugins import one_line
 from asyncrl.recipe.load import nearest
@@ -125,12 +125,22 @@ class Checkpoints:
             self._trainer.lost(trainer, error)
             return
         except (RayTaskError, OSError) as error:
-            cause = one_line(getattr(error, "cause", error))
-            raise RunFailed(
-                f"checkpoint {version} could not be written to {part.parent}: {cause}; free or repair the disk, then "
-                "`asyncrl resume`: nothing is lost"
-            ) from error
+            raise self._failed(version, error) from error
         self._completed(version, segment, controller)
+
+    def _failed(self, version: int, error: RayTaskError | OSError) -> RunFailed:
+        cause = getattr(error, "cause", error)
+        if is_of_a_disk(cause):
+            return RunFailed(
+                f"checkpoint {version} could not be written to {self._root}: {one_line(cause)}; free or repair the "
+                "disk, then `asyncrl resume`: nothing is lost"
+            )
+        log = self._root.parent / "error.log"
+        log.write_text(str(error))
+        return RunFailed(
+            f"checkpoint {version} could not be made: {one_line(cause)}; the traceback is in {log}; put that right, "
+            f"then `asyncrl resume` trains the steps since version {self.version} again"
+        )
 
     def _completed(self, version: int, segment: int, controller: Controller) -> None:
         self.version = version

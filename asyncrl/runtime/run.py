@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from asyncrl import storage
 from asyncrl.control.controller import Controller
 from asyncrl.data.tasks import TaskSource
-from asyncrl.errors import RunFailed, UserError
+from asyncrl.errors import RunFailed, UserError, remedy
 from asyncrl.journal.records import control_bytes
 from asyncrl.models import TINY_LLAMA, hub_config, is_local, load_tokenizer, make_tiny_llama, tiny_tokenizer
 from asyncrl.observe.live import LiveView
@@ -132,7 +132,9 @@ def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
         yield reserve(recipe, view.phase)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise RunFailed(f"{where}{error.strerror or error}; free or repair the disk, then `asyncrl resume`") from error
+        raise RunFailed(
+            f"{where}{error.strerror or one_line(error)}; {remedy(error)}, then `asyncrl resume`"
+        ) from error
     finally:
         cluster.stop()
 

@@ -26,11 +26,12 @@ from torch import Tensor
 from asyncrl.checkpoint.holder import Holder, Shard, crc
 from asyncrl.checkpoint.parity import SnapshotLost, flatten, join, parity, rebuild, split, unflatten
 from asyncrl.errors import DeadlineExceeded
+from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
 
 logger = logging.getLogger(__name__)
 
-_HolderActor = ray.remote(num_cpus=ALMOST_NO_CPU, max_restarts=-1)(Holder)
+_HolderActor = ray.remote(num_cpus=ALMOST_NO_CPU, max_restarts=-1)(crossing(Holder))
 _MAX_SHARDS_UNDER_WAY = 2
 """Bounds what a store takes of Ray's object store; two, so that one is copied in while one is copied out."""
 

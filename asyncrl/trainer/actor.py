@@ -33,6 +33,7 @@ from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode
 from asyncrl.runtime import orphans, stacks
+from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.trainer.learner import Learner
@@ -87,6 +88,7 @@ class Origin:
 
 
 @ray.remote(concurrency_groups={"push": 1, "save": 1})
+@crossing
 class TrainerActor:
     """Calls run one at a time, but for those of the groups `push` and `save`, which run beside them."""
 
