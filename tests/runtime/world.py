@@ -42,7 +42,7 @@ from asyncrl.runtime.driver import Driver
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
-from asyncrl.trainer.actor import Origin, TrainResult
+from asyncrl.trainer.actor import Loaded, Origin, TrainResult
 from asyncrl.trainer.step_report import StepReport
 from asyncrl.weights.channel import PublishReport
 
@@ -142,7 +142,10 @@ class Generator(Actor):
         self.version, self.cancelled = 0, set()
 
     def do_start(self) -> dict[str, Any]:
-        return {"pid": 1, "host": "here", "node": "here", "processes": [], "num_workers": 1}
+        return {"pid": 1, "host": "here", "node": "here", "processes": [], "num_workers": 1, "probe": [0.0]}
+
+    def do_score_probe(self) -> Any:
+        return self.version, [float(self.version)]
 
     def do_ping(self) -> None: ...
 
@@ -210,20 +213,26 @@ class Trainer(Actor):
         self.snapshots = snapshots
         if max(origin.live, origin.version) == self.version:
             self._send(self.version)
-        return {"pid": 1, "host": "here", "node": "here", "processes": []}
+        return Loaded({"pid": 1, "host": "here", "node": "here", "processes": []}, ([0.0], self._probe()))
 
-    def do_train_again(self, batch: Train, live: int) -> None:
+    def do_train_again(self, batch: Train, live: int) -> list[float] | None:
         self._learn(batch)
-        if live == self.version:
-            self._send(live)
+        if live != self.version:
+            return None
+        self._send(live)
+        return self._probe()
 
-    def do_train(self, batch: Train, publishing: int) -> TrainResult:
+    def do_train(self, batch: Train, publishing: int, verifying: bool) -> TrainResult:
         if not all(peer.alive for peer in self.peers):
             raise RuntimeError("connection closed by peer")
         self._learn(batch)
         if self.snapshots and self.rank == 0:
             self.world.call(self, "store", self.version, list(self.weights))
-        return TrainResult(StepReport({"trainer/skipped_steps": 0.0, **METRICS}, 1, 1, (1,)), 0.1, 0.0, 0.0, [])
+        report = StepReport({"trainer/skipped_steps": 0.0, **METRICS}, 1, 1, (1,))
+        return TrainResult(report, 0.1, 0.0, 0.0, [], self._probe() if verifying else None)
+
+    def _probe(self) -> list[float]:
+        return [float(self.version)]
 
     def _learn(self, batch: Train) -> None:
         groups = [self.world.buffer.group(key) for key in batch.groups]
