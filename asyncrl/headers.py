@@ -22,18 +22,23 @@ class Header:
     dtype: str
     """As the format has it: F32, BF16, I64, ..."""
     shape: tuple[int, ...]
+    start: int
+    stop: int
+    """Its bytes are [start, stop) of the file."""
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:
     """By tensor name. Raises UserError if one of the files is none."""
-    found = {}
+    found: dict[str, Header] = {}
     for path in files:
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 entries = json.loads(file.read(length))
             entries.pop("__metadata__", None)
-            found |= {name: Header(path, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+            for name, entry in entries.items():
+                start, stop = (8 + length + offset for offset in entry["data_offsets"])
+                found[name] = Header(path, entry["dtype"], tuple(entry["shape"]), start, stop)
         except (struct.error, ValueError, KeyError, MemoryError, OverflowError) as error:
             raise UserError(f"{path} is not a whole safetensors file; copy it anew, or remove it") from error
     return found

@@ -13,11 +13,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from asyncrl.errors import UserError
+from asyncrl.headers import read_headers
 
 
 def write(tensors: Mapping[str, torch.Tensor], folder: Path, rank: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"rank_{rank}.safetensors")
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of all tensors of all ranks that wrote it, whole ones, by name; none is read."""
+    whole: dict[str, tuple[int, ...]] = {}
+    for key, header in read_headers(sorted(folder.glob("rank_*.safetensors"))).items():
+        name, _, first = key.partition("@")
+        rows = header.shape[0] + (whole[name][0] if name in whole else 0) if first else 0
+        whole[name] = (rows, *header.shape[1:]) if first else header.shape
+    return whole
 
 
 def read(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ from asyncrl.recipe.check import check, check_context, context_of
 from asyncrl.recipe.check_data import described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
 from asyncrl.recipe.schema import Recipe
-from asyncrl.runtime import cluster
+from asyncrl.runtime import cluster, same_model
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.driver import Driver, Stop
 from asyncrl.runtime.lock import RunLock
@@ -68,6 +68,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
             with RunLock(run_dir):
                 (run_dir / "checkpoints").mkdir()
                 (run_dir / "recipe.yaml").write_text(dump(recipe))
+                same_model.record(run_dir, recipe.model)
                 recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
                 with Pushes(recipe, run_dir):
                     return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
@@ -83,6 +84,8 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         for role in end_leftovers(run_dir / "processes.json", deadline_s=30.0):
             logger.warning("ended %s, left behind by the run that broke off", role)
         recovered = _recovered(recipe, run_dir, view)
+        trained = _check_model(recipe, view)
+        same_model.require_same(run_dir, recipe, load(run_dir / "recipe.yaml", []), trained, recovered.checkpoint)
         view.phase("loading the data")
         tasks = _tasks(recipe, base_dir)
         with _ray(recipe, view) as places:
