@@ -6,9 +6,7 @@ There is no registry: whatever Python can import can be named. Only the standard
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import os
 import sys
 import sysconfig
@@ -18,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from asyncrl.errors import ActorError, UserError
+from asyncrl.folders import module_name, top_folder
 
 _NOT_THE_USERS = (
     *(os.path.join(sysconfig.get_path(key), "") for key in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -65,20 +64,11 @@ def _import_file(path: Path) -> ModuleType:
     """Imports a file once per process, however often and for whatever part it is named."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    name = f"asyncrl_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    # Modules beside the file can be imported from it; last, so that they shadow nothing that is installed.
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    # Modules beside the file, or beside its package, can be imported from it; last, so that they shadow nothing that
+    # is installed.
+    for folder in (path.parent, top_folder(path)):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    # A file may be younger than what the import system remembers of its folder.
+    importlib.invalidate_caches()
+    return importlib.import_module(module_name(path))

@@ -29,7 +29,9 @@ FILES = {
     "short.yaml": "model: random:tiny-llama\n",
     "interpolated.yaml": "base: recipes/tiny.yaml\nseed: ${sede}\n",
     "latin.yaml": b"model: \xff\xfe\n",
-    "mine.py": "def odd(x): return 0\n\nnumber = 1\n\ndef reward(completion, answer, **row):\n    return 1.0\n",
+    "mine.py": "def odd(x): return 0\n\nnumber = 1\n\ndef reward(completion, answer, **row):\n    return 1.0\n\n"
+    "class Odd: pass\n\ndef strict(completion, scale): return 1.0\n\n"
+    "def trl(completions, environments, **kwargs): return [1.0 for _ in completions]\n",
     "faulty.py": "import nothing_of_that_name\n",
     "syntax.py": "def reward(:\n",
     "model/config.json": "{}",

@@ -45,6 +45,8 @@ class Task:
     """Further variables of the chat template."""
     where: str = "the prompt"
     """Where the prompt is from, for people: file and line, or number of the row; and column."""
+    epoch: float = 0.0
+    """Passes over the data at this draw."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class TaskSource:
             prompt = self._reader.read(row)
         except BadPrompt as fault:
             raise BadPrompt(fault.reason, f"{where} {fault}") from fault
-        return Task(draw, self.draws.first_row + index, prompt.value, row, prompt.tools, prompt.template_kwargs, where)
+        number = self.draws.first_row + index
+        epoch = self.draws.place(draw) / len(self._rows)
+        return Task(draw, number, prompt.value, row, prompt.tools, prompt.template_kwargs, where, epoch)
 
     def _where(self, index: int) -> str:
         where = getattr(self._rows, "where", None)

@@ -185,6 +185,8 @@ def show(console: Console, found: Found, decode_tokens: Decode) -> None:
     console.print(f"row {found.row}   step {_or_dash(found.step)}   reward {_reward(t)}   end {t.finish_reason}")
     for name, value in t.extras.items():
         console.print(f"{escape(name)} {value:g}")
+    for name, text in t.notes.items():
+        console.print(f"{name}: {text}", markup=False, style="dim")
     if t.error:
         console.print(f"the reward failed: {t.error}", markup=False, style="red")
     console.print("prompt", style="bold")

@@ -68,8 +68,16 @@ def _card(sample: Mapping[str, Any]) -> str:
     return (
         f'<article class="card"><h3>{title}</h3> {keys}<span class="gap-only soft">{said}</span>'
         f"<dl><dt>prompt</dt>{_text(_cut(str(sample.get('prompt', ''))), f'prompt of {title}')}"
-        f"<dt>completion</dt>{_text(_completion(sample, colours), f'completion of {title}')}</dl></article>"
+        f"<dt>completion</dt>{_text(_completion(sample, colours), f'completion of {title}')}"
+        f"{_notes(sample)}</dl></article>"
     )
+
+
+def _notes(sample: Mapping[str, Any]) -> str:
+    """What the reward logged about it in words."""
+    notes = sample.get("notes")
+    known = notes.items() if isinstance(notes, dict) else ()
+    return "".join(f"<dt>{escape(str(name))}</dt><dd>{_cut(str(text))}</dd>" for name, text in known)
 
 
 def _text(html: str, name: str) -> str:

@@ -252,7 +252,7 @@ def _check_data(path: str, base_dir: Path) -> None:
 def _check_reward(recipe: Recipe, base_dir: Path) -> None:
     from asyncrl.rewards.load import load
 
-    load(recipe.reward, base_dir, recipe.data.name)
+    load(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
 
 
 def _check_loss(recipe: Recipe, base_dir: Path) -> None:

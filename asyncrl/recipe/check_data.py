@@ -22,7 +22,8 @@ _MAX_SHOWN_CHARS = 2000
 def load_tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
     """The tasks of a recipe. Raises UserError if data cannot be read, or lacks the prompts or the reward's columns."""
     rows = load_rows(recipe.data, recipe.seed)
-    load_reward(recipe.reward, base_dir, recipe.data.name).check_columns(rows.column_names)
+    reward = load_reward(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
+    reward.check_columns(rows.column_names)
     tasks = TaskSource(rows, recipe.data, recipe.seed)
     tasks.check_prompts()
     return tasks

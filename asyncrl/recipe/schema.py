@@ -96,6 +96,10 @@ class RewardsRecipe(Part):
     """Reward processes per generator."""
     timeout_s: PositiveFloat = 30.0
     """A reward call that takes longer is killed; its trajectories are masked and counted."""
+    kwargs: dict[str, Any] = {}
+    """Further keyword arguments of every call (verl's `reward_kwargs`); of a class, of its constructor."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text that the reward gets; false for a reward that looks for such marks."""
 
 
 class LoraRecipe(Part):

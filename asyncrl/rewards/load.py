@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.plugins import load_object
 from asyncrl.rewards.function import RewardFunction, recognise
 
 
-def load(spec: str, base_dir: Path, dataset: str = "") -> RewardFunction:
+def load(spec: str, base_dir: Path, dataset: str = "", kwargs: Mapping[str, Any] | None = None) -> RewardFunction:
     """Imports `package.module:name` or `./file.py:name` (relative to `base_dir`) and recognises its signature.
 
-    `dataset` is what verl's functions get as data_source if the row has none.
-    Raises UserError if it does not import, is not there, is not callable or has an unknown signature.
+    `dataset` is what verl's functions get as data_source if the row has none; `kwargs` are further arguments.
+    Raises UserError if it does not import, is not there, is not callable, has an unknown signature, or does not take
+    the further arguments.
     """
     call = load_object(spec, base_dir, "reward")
     if not callable(call):
         raise UserError(f"reward '{spec}' is of type {type(call).__name__}, not a function")
-    return recognise(call, spec, dataset)
+    return recognise(call, spec, dataset, kwargs)

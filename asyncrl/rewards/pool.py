@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -51,16 +52,18 @@ class RewardPool:
         timeout_s: float,
         *,
         dataset: str = "",
+        kwargs: Mapping[str, Any] | None = None,
         memory_gib: float | None = None,
         start_timeout_s: float = 300.0,
     ) -> None:
         """Starts the workers without waiting for them; they import the function meanwhile.
 
         `timeout_s` bounds one call of the function in the worker, not its wait for a free worker nor a worker's
-        start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions. `memory_gib` is what
-        a worker, and each process that it starts, may map on top of its imports.
+        start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions, `kwargs` are the
+        recipe's further arguments. `memory_gib` is what a worker, and each process that it starts, may map on top of
+        its imports.
         """
-        self._settings = (spec, str(base_dir), dataset, memory_gib)
+        self._settings = (spec, str(base_dir), dataset, kwargs or {}, memory_gib)
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -76,7 +79,7 @@ class RewardPool:
     async def score(self, request: RewardRequest) -> list[Score]:
         """One Score per completion, in order. A call that fails, hangs or crashes gives failed Scores.
 
-        A function for single completions is called once for each, with a time-out each; TRL's once for all.
+        A function for single completions is called once for each, with a time-out each; one for groups once for all.
         Waits for workers only, which have time-outs. Raises UserError if no worker could load the function.
         """
         # Shielded: the cancellation of one group must not cancel what all wait for.

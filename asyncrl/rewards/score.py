@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 _MAX_ERROR_CHARS = 500
+RESERVED = ("mean", "std")
+"""Under `reward/` in the records."""
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What is known here of TRL's `trainer_state`. Another of its fields is an error that names these."""
+
+    global_step: int = 0
+    """Updates of the weights that the generator holds while the reward is called."""
+    max_steps: int = 0
+    """Of the run."""
+    epoch: float = 0.0
+    """Passes over the data when the task was drawn."""
+
+    def __getattr__(self, name: str) -> Any:
+        known = ", ".join(field.name for field in fields(TrainerState))
+        raise AttributeError(f"trainer_state has no '{name}' here, only {known}")
 
 
 @dataclass(frozen=True)
@@ -18,14 +36,17 @@ class RewardRequest:
     completions: list[str]
     completion_ids: list[list[int]]
     """Token ids of each completion."""
+    finish_reasons: list[str]
+    """Of each completion: `stop`, or `length` if it was cut off."""
     row: dict[str, Any]
     """All columns of the task's row."""
+    state: TrainerState = TrainerState()
 
     def split(self) -> list[RewardRequest]:
         """One request per completion."""
         return [
-            RewardRequest(self.prompt, [text], [ids], self.row)
-            for text, ids in zip(self.completions, self.completion_ids, strict=True)
+            replace(self, completions=[text], completion_ids=[ids], finish_reasons=[reason])
+            for text, ids, reason in zip(self.completions, self.completion_ids, self.finish_reasons, strict=True)
         ]
 
 
@@ -35,8 +56,10 @@ class Score:
 
     reward: float | None
     extras: dict[str, float] = field(default_factory=dict)
-    """Further finite numbers of a reward that returned a dict."""
+    """Further finite numbers: of a reward that returned a dict, or logged."""
     error: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    """Texts that the reward logged, for people."""
 
 
 def failed(error: str) -> Score:
@@ -47,19 +70,20 @@ def failed(error: str) -> Score:
 def to_score(value: Any) -> Score:
     """Reads what a reward function returned for one completion: a number, or a dict with `reward` or `score`."""
     if not isinstance(value, dict):
-        reward = _finite(value)
+        reward = finite(value)
         return failed(f"the reward is {value!r}, not a finite number") if reward is None else Score(reward)
     key = "reward" if "reward" in value else "score"
     if key not in value:
         return failed(f"the dict returned has neither 'reward' nor 'score', only {', '.join(map(str, value))}")
-    if taken := [name for name in ("mean", "std") if name in value]:
+    if taken := [name for name in RESERVED if name in value]:
         return failed(f"the dict returned has the key '{taken[0]}', which the records use themselves; rename it")
-    numbers = {str(name): _finite(other) for name, other in value.items() if name != key}
+    numbers = {str(name): finite(other) for name, other in value.items() if name != key}
     main = to_score(value[key]) if not isinstance(value[key], dict) else failed(f"'{key}' is a dict")
     return Score(main.reward, {name: n for name, n in numbers.items() if n is not None}, main.error)
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """The value as a finite number; None if it is none."""
     # By protocol, not by type: numpy scalars, Fraction and 0-d tensors count, a string of digits does not.
     if not (hasattr(value, "__float__") or hasattr(value, "__index__")):
         return None

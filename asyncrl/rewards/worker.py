@@ -16,7 +16,7 @@ from asyncrl.rewards.load import load
 
 
 def main(handle: int, parent_pid: int) -> None:
-    """Serves the socket `handle`. Receives (spec, base_dir, dataset, memory_gib), then RewardRequests.
+    """Serves the socket `handle`. Receives (spec, base_dir, dataset, kwargs, memory_gib), then RewardRequests.
 
     Answers the first with the function's `per_group`, or with a text if it cannot be loaded, and each request
     with its list of Scores, or with a text if it ran out of memory: then this process had better be replaced.
@@ -24,9 +24,10 @@ def main(handle: int, parent_pid: int) -> None:
     die_with_parent(parent_pid)
     os.set_inheritable(handle, False)
     connection = Connection(handle)
-    spec, base_dir, dataset, memory_gib = connection.recv()
+    spec, base_dir, dataset, kwargs, memory_gib = connection.recv()
     try:
-        function = load(spec, Path(base_dir), dataset)
+        function = load(spec, Path(base_dir), dataset, kwargs)
+        _ = function.ready
     except UserError as error:
         connection.send(str(error))
         return

@@ -6,6 +6,7 @@ Waits for: the engine's tokens, then the reward processes. Other groups go on me
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task, tokenize
 from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
-from asyncrl.rewards.score import RewardRequest, Score
+from asyncrl.rewards.score import RewardRequest, Score, TrainerState
 from asyncrl.rollout.engine import Completion, Engine, SamplingParams
 from asyncrl.rollout.trajectory import Group, Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class RolloutSettings:
     temperature: float
     seed: int
     filter_equal_rewards: bool = False
+    skip_special_tokens: bool = True
+    """In the texts that the reward gets."""
+    max_steps: int = 0
 
 
 class GroupAborted(Exception):
@@ -44,6 +50,9 @@ class GroupRunner:
         self.tokenizer = tokenizer
         self.rewards = rewards
         self.settings = settings
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        self._marks = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - ends
+        """Special tokens that may mean something to a reward."""
 
     async def run(self, task: Task, attempt: int) -> tuple[Group, list[str]]:
         """The finished group and the text of its completions. Raises BadPrompt or GroupAborted."""
@@ -64,12 +73,30 @@ class GroupRunner:
             )
         if any(c.finish_reason == "abort" for c in completions):
             raise GroupAborted
-        texts = [self.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in completions]
+        texts = self._texts(completions)
         with trace.span("reward", lane):
-            request = RewardRequest(task.prompt, texts, [c.tokens for c in completions], task.row)
+            request = RewardRequest(
+                task.prompt,
+                texts,
+                [c.tokens for c in completions],
+                [c.finish_reason for c in completions],
+                task.row,
+                TrainerState(self.engine.version(), self.settings.max_steps, task.epoch),
+            )
             scores = await self.rewards.score(request)
         trajectories = tuple(trajectory(prompt_tokens, c, s) for c, s in zip(completions, scores, strict=True))
         return Group(task.number, attempt, task.row_index, trajectories), texts
+
+    def _texts(self, completions: list[Completion]) -> list[str]:
+        skip = self.settings.skip_special_tokens
+        if skip and (hidden := self._marks.intersection(token for c in completions for token in c.tokens)):
+            self._marks = set()  # said once
+            logger.warning(
+                "completions have special tokens (%s) that the reward does not see; "
+                "set rewards.skip_special_tokens=false if it should",
+                self.tokenizer.decode(sorted(hidden)),
+            )
+        return [self.tokenizer.decode(c.tokens, skip_special_tokens=skip) for c in completions]
 
     def _params(self, task: int, member: int) -> SamplingParams:
         # The same rollout for the same task and member, whoever samples it and however often it is started.
@@ -101,4 +128,5 @@ def trajectory(prompt_tokens: list[int], completion: Completion, score: Score) -
         finish_reason=completion.finish_reason,
         extras=score.extras,
         error=score.error,
+        notes=score.notes,
     )

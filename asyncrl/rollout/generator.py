@@ -47,6 +47,7 @@ class GeneratorConfig:
     base_dir: Path
     reward_workers: int
     reward_timeout_s: float
+    reward_kwargs: dict[str, Any]
     dataset: str
     run_dir: Path
 
@@ -75,6 +76,7 @@ class Generator:
             config.reward_workers,
             config.reward_timeout_s,
             dataset=config.dataset,
+            kwargs=config.reward_kwargs,
         )
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
         await self.engine.start()
@@ -131,6 +133,7 @@ class Generator:
             "tokens": [self.runner.tokenizer.decode([t]) for t in first.tokens[first.prompt_length :]],
             "versions": first.versions[first.prompt_length :].tolist(),
             "reward": first.reward,
+            **({"notes": first.notes} if first.notes else {}),
         }
 
     async def cancel_group(self, task: int, attempt: int) -> None:

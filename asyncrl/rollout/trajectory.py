@@ -33,9 +33,11 @@ class Trajectory:
     finish_reason: str
     """`stop`, `length` or `abort`."""
     extras: dict[str, float] = field(default_factory=dict)
-    """Further values of a reward that returned a dict."""
+    """Further values of a reward: of the dict that it returned, or logged."""
     error: str | None = None
     """Why the reward failed."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Texts that the reward logged."""
 
     @property
     def prompt_length(self) -> int:
@@ -80,6 +82,7 @@ def encode(group: Group) -> bytes:
                 "finish_reason": t.finish_reason,
                 "extras": t.extras,
                 "error": t.error,
+                "notes": t.notes,
             }
             for t in group.trajectories
         ],
@@ -128,7 +131,7 @@ def decode(frame: bytes) -> Group:
             offset += array.nbytes
             arrays.append(array)
         trajectories.append(
-            Trajectory(*arrays, t["reward"], t["finish_reason"], t["extras"], t["error"]),
+            Trajectory(*arrays, t["reward"], t["finish_reason"], t["extras"], t["error"], t.get("notes", {})),
         )
     if offset != len(view):
         raise ValueError(f"group frame has {len(view)} bytes, its header describes {offset}")

@@ -95,6 +95,8 @@ class Actors:
             temperature=rollout.temperature,
             seed=recipe.seed,
             filter_equal_rewards=recipe.algorithm.filter_equal_rewards,
+            skip_special_tokens=recipe.rewards.skip_special_tokens,
+            max_steps=recipe.max_steps,
         )
         return GeneratorConfig(
             name=name,
@@ -105,6 +107,7 @@ class Actors:
             base_dir=self.base_dir,
             reward_workers=recipe.rewards.workers,
             reward_timeout_s=recipe.rewards.timeout_s,
+            reward_kwargs=recipe.rewards.kwargs,
             dataset=recipe.data.name,
             run_dir=self.run_dir,
         )

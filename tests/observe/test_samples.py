@@ -63,6 +63,12 @@ def test_what_a_model_wrote_is_escaped() -> None:
     assert "<script" not in samples.html([{**SAMPLE, "tokens": None, "completion": evil}])
 
 
+def test_what_the_reward_logged_is_shown() -> None:
+    html = samples.html([{**SAMPLE, "notes": {"extracted": "<8>"}}])
+    assert "<dt>extracted</dt><dd>&lt;8&gt;</dd>" in html
+    assert "extracted" not in samples.html([{**SAMPLE, "notes": "not a table"}])
+
+
 def test_of_a_step_the_one_that_passed_the_model_is_chosen_then_the_one_with_most_versions() -> None:
     bare = {k: v for k, v in SAMPLE.items() if k != "gaps"}
     first = [{**bare, "versions": [4, 5, 6, 7]}, SAMPLE]

@@ -68,3 +68,32 @@ def test_a_module_that_failed_can_be_mended_and_loaded(tmp_path):
 def test_one_line_of_an_error_without_text():
     assert one_line(ValueError()) == "ValueError"
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
+
+
+@pytest.mark.parametrize("packaged", [False, True])
+def test_relative_imports(tmp_path, packaged):
+    (tmp_path / "near.py").write_text("VALUE = 7\n")
+    if packaged:
+        (tmp_path / "__init__.py").write_text("")
+    write(tmp_path, "from .near import VALUE\ndef f(completion): return VALUE\n")
+    assert load("./mine.py:f", tmp_path).call("") == 7
+
+
+def test_imports_from_the_packages_around(tmp_path):
+    inner = tmp_path / "around_mine" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner.parent, inner):
+        (folder / "__init__.py").write_text("")
+    (inner.parent / "common.py").write_text("VALUE = 7\n")
+    lines = "from ..common import VALUE\nfrom around_mine.common import VALUE as SAME\n"
+    write(inner, f"{lines}def f(completion): return VALUE + SAME\n")
+    assert load("./around_mine/inner/mine.py:f", tmp_path).call("") == 14
+
+
+def test_files_of_one_name_and_names_with_dots(tmp_path):
+    for number, folder in enumerate(("a.b", "c%2E")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "json.py").write_text(f"def f(completion): return {number}\n")
+        (tmp_path / folder / "my.reward.py").write_text(f"def f(completion): return {10 + number}\n")
+    specs = ["a.b/json.py:f", "c%2E/json.py:f", "./a.b/my.reward.py:f", "./c%2E/my.reward.py:f"]
+    assert [load(spec, tmp_path).call("") for spec in specs] == [0, 1, 10, 11]

@@ -70,6 +70,25 @@ async def co(completion, **row):
     await asyncio.sleep(0)
     return {"score": len(completion), "awaited": True}
 
+def twice(x):
+    return 2 * x
+
+def pooled(completion, **row):
+    """The completion names a way to start processes."""
+    import concurrent.futures, multiprocessing
+    context = multiprocessing.get_context(completion)
+    with context.Pool(1) as pool:
+        one = pool.map(twice, [3])
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return one[0] + pool.submit(twice, 4).result()
+
+class Made:
+    def __init__(self, base):
+        self.base = base
+
+    def __call__(self, completion, **row):
+        return self.base + len(completion)
+
 def group_that_hoards(prompts, completions, completion_ids, **columns):
     return [do(completion) for completion in completions]
 
@@ -94,7 +113,8 @@ def pool_of(tmp_path):
 
 
 def request(*completions, prompt="p", **row):
-    return RewardRequest(prompt, list(completions), [[1] * len(c) for c in completions], row)
+    number = len(completions)
+    return RewardRequest(prompt, list(completions), [[1] * len(c) for c in completions], ["stop"] * number, row)
 
 
 def run(pool, *completions, **row):
@@ -118,6 +138,18 @@ def test_scores_come_in_order_and_the_function_is_imported_once_per_process(pool
     assert one == two == Score(1.0)
     assert first == second
     assert run(pool, "pid") == [first]
+
+
+def test_a_reward_may_start_pools_of_its_own(pool_of):
+    """Whose processes must find the reward's file to unpickle its functions."""
+    scores = run(pool_of("pooled", timeout_s=100.0), "spawn", "forkserver", "fork")
+    assert scores == [Score(14.0)] * 3
+
+
+def test_a_class_is_made_with_the_arguments_of_the_recipe(pool_of):
+    assert run(pool_of("Made", kwargs={"base": 10}), "xy") == [Score(12.0)]
+    with pytest.raises(UserError, match=r"cannot be instantiated: TypeError: .*missing"):
+        run(pool_of("Made"), "xy")
 
 
 def test_several_workers_work_at_the_same_time(pool_of, tmp_path):
@@ -317,7 +349,7 @@ def test_killing_the_owner_leaves_no_orphan_and_its_main_script_is_not_run_again
         with open(base / "runs", "a") as file:
             file.write("run\\n")
         pool = RewardPool("./rewards.py:do", base, 1, 1000.0)
-        asyncio.run(pool.score(RewardRequest("p", ["report and spin"], [[1]], {"path": base / "fifo"})))
+        asyncio.run(pool.score(RewardRequest("p", ["report and spin"], [[1]], ["stop"], {"path": base / "fifo"})))
         """)
     )
     os.mkfifo(tmp_path / "fifo")

@@ -50,7 +50,10 @@ def test_errors_are_short():
 
 
 def test_split_keeps_each_completion_with_its_ids():
-    request = RewardRequest("p", ["a", "b"], [[1], [2, 3]], {"answer": "c"})
+    request = RewardRequest("p", ["a", "b"], [[1], [2, 3]], ["stop", "length"], {"answer": "c"})
     parts = request.split()
-    assert [(p.completions, p.completion_ids) for p in parts] == [(["a"], [[1]]), (["b"], [[2, 3]])]
+    assert [(p.completions, p.completion_ids, p.finish_reasons) for p in parts] == [
+        (["a"], [[1]], ["stop"]),
+        (["b"], [[2, 3]], ["length"]),
+    ]
     assert all(p.prompt == "p" and p.row == {"answer": "c"} for p in parts)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AddedToken
 
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task, tokenize
 from asyncrl.models import load_tokenizer
-from asyncrl.rewards.score import RewardRequest, Score, failed
+from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
 from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
 from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids, trajectory
 from asyncrl.rollout.simulated import SimulatedEngine
 from asyncrl.rollout.trajectory import Group
 from asyncrl.weights.channel import WeightUpdate
 
-TASK = Task(17, 4, "two plus two is", {"answer": "4"})
-SETTINGS = RolloutSettings(group_size=3, max_new_tokens=30, max_prompt_tokens=64, temperature=0.7, seed=11)
+TASK = Task(17, 4, "two plus two is", {"answer": "4"}, epoch=0.25)
+SETTINGS = RolloutSettings(group_size=3, max_new_tokens=30, max_prompt_tokens=64, temperature=0.7, seed=11, max_steps=9)
 
 
 class Rewards:
@@ -90,8 +93,29 @@ def test_a_group_is_prompt_and_completions_with_their_scores(tokenizer: Any) -> 
         assert got.prompt_length == len(prompt)
         assert (got.reward, got.extras, got.error, got.finish_reason) == (i / 2, {"length": i}, None, "stop")
     (request,) = rewards.requests
-    assert request == RewardRequest(TASK.prompt, texts, [c.tokens for c in completions], TASK.row)
+    tokens = [c.tokens for c in completions]
+    state = TrainerState(global_step=5, max_steps=9, epoch=0.25)
+    assert request == RewardRequest(TASK.prompt, texts, tokens, ["stop"] * 3, TASK.row, state)
     assert texts == [tokenizer.decode(c.tokens, skip_special_tokens=True) for c in completions]
+
+
+def test_a_reward_sees_special_tokens_on_request(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Without, it is told once that there are some which may mean something."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(AddedToken("[THINK]", special=True))
+    think = tokenizer.convert_tokens_to_ids("[THINK]")
+    completion = Completion([think, *tokenizer("ab").input_ids, tokenizer.eos_token_id], None, [], "stop")
+    runner = make_runner(tokenizer)
+    plain = runner._texts([completion, completion])
+    assert plain == runner._texts([completion, completion])
+    assert "[THINK]" not in plain[0]
+    (record,) = caplog.records
+    assert "special tokens ([THINK]) that the reward does not see" in record.message
+    caplog.clear()
+    runner = make_runner(tokenizer, settings=replace(SETTINGS, skip_special_tokens=False))
+    assert runner._texts([completion])[0].startswith("[THINK]")
+    assert runner._texts([completion])[0].endswith(tokenizer.eos_token)
+    assert caplog.records == []
 
 
 def test_the_prompt_and_the_settings_reach_the_engine(tokenizer: Any) -> None:

@@ -1,0 +1,58 @@
+"""What a reward logs while it is called, beside the rewards that it returns (TRL's `log_extra` and `log_metric`)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from asyncrl.rewards.score import RESERVED, Score, failed, finite
+
+_MAX_NOTE_CHARS = 500
+
+
+class Logs:
+    """Of one call, for `number` completions."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._metrics: dict[str, list[Any]] = {}
+        self._columns: dict[str, list[Any]] = {}
+
+    def log_metric(self, name: str, value: Any) -> None:
+        """A number for all completions of the call; several under one name are averaged."""
+        self._metrics.setdefault(_checked(name), []).append(value)
+
+    def log_extra(self, column: str, values: Any) -> None:
+        """A value for each completion, or one alone if there is one completion."""
+        each = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+        self._columns.setdefault(_checked(column), []).extend(each)
+
+    def onto(self, scores: list[Score]) -> list[Score]:
+        """The scores with what was logged: numbers as extras, anything else as notes. A column of another length
+        fails them all, as it cannot be told whose its values are."""
+        for column, values in self._columns.items():
+            if len(values) != self._number:
+                reason = f"log_extra('{column}') was given {len(values)} values for {self._number} completions"
+                return [failed(reason)] * self._number
+        return [self._onto(place, score) for place, score in enumerate(scores)]
+
+    def _onto(self, place: int, score: Score) -> Score:
+        means = {
+            name: [n for value in values if (n := finite(value)) is not None] for name, values in self._metrics.items()
+        }
+        extras = {name: statistics.fmean(numbers) for name, numbers in means.items() if numbers}
+        notes = {}
+        for column, values in self._columns.items():
+            if (number := finite(values[place])) is not None:
+                extras[column] = number
+            else:
+                notes[column] = str(values[place])[:_MAX_NOTE_CHARS]
+        return replace(score, extras={**extras, **score.extras}, notes=notes)
+
+
+def _checked(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"'{name}' cannot be logged: the records use it themselves; rename it")
+    return str(name)
