@@ -21,6 +21,7 @@ _CHARTS = {
     "reward/mean": ("Reward", "reward"),
     "accuracy/mean": ("Accuracy", "share of trajectories"),
     "completion/tokens_mean": ("Length of completions", "tokens"),
+    "completion/truncated_share": ("Completions cut off", "share of trajectories"),
     "staleness/mean": ("Staleness of trained tokens", "age (updates)"),
     "throughput/samples_per_s": ("Samples trained", "samples/s"),
     "trainer_time/wait_batch": ("Trainer waits for a batch", "share of time"),

@@ -38,6 +38,13 @@ def charts(records: Sequence[Mapping[str, Any]], bound: float | None) -> list[Ch
         ),
         Chart("Accuracy", "share of trajectories", steps, [line("accuracy", "accuracy/mean", "green")], percent=True),
         Chart(
+            "Completions cut off, rewards that failed",
+            "share of trajectories",
+            steps,
+            [line("cut off", "completion/truncated_share", "amber"), line("failed", "rewards/failed_share", "red")],
+            percent=True,
+        ),
+        Chart(
             "Staleness of trained tokens",
             "age (updates)",
             steps,

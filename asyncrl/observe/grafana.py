@@ -58,6 +58,13 @@ PANELS = (
     _Panel("Weight push", _of("publish", "pause_s", "transfer_s"), "s", low=0),
     _Panel("Bytes of a push", ("publish/bytes",), "bytes", low=0),
     _Panel("Rewards that failed, in all", ("rewards/failed",), low=0),
+    _Panel(
+        "Completions cut off, rewards that failed",
+        ("completion/truncated_share", "rewards/failed_share"),
+        "percentunit",
+        low=0,
+        high=1,
+    ),
     _Panel("Off-policy: gap and KL", _of("offpolicy", "logprob_gap", "kl")),
     _Panel("Off-policy: effective and clipped share", _of("offpolicy", "ess", "clip_fraction"), "percentunit", low=0),
     _Panel("Warnings under way", ("health/warnings",), low=0),

@@ -25,6 +25,10 @@ FILTERED_LIMIT = 0.8
 """Above it more than five groups are generated for each one trained."""
 ENTROPY_LIMIT_NATS = 0.01
 """Below it the trajectories of a group are nearly always the same, so that their rewards are equal."""
+FAILED_LIMIT = 0.05
+"""From it on failed rewards are no accidents; 27 % of them once went unnoticed, as the others train."""
+TRUNCATED_LIMIT = 0.5
+"""Above it most completions have no end, and so perhaps no answer."""
 SPIKE_FACTOR = 10.0
 """Norms differ by a factor of two or three from step to step; ten times the median is another regime."""
 WINDOW_STEPS = 20
@@ -81,6 +85,8 @@ def _findings(record: Record, history: Sequence[Record]) -> dict[str, str]:
         "no_gradient": _no_gradient(record),
         "alone": _alone(record),
         "filtered": _filtered(record, history),
+        "failed_rewards": _failed_rewards(record, history),
+        "truncated": _truncated(record),
         "entropy": _entropy(record),
         "spike": _spike(record, history),
     }
@@ -164,6 +170,30 @@ def _filtered(record: Record, history: Sequence[Record]) -> str | None:
         f"{100 * share:.0f} % of the groups that came lately were filtered: prompts over rollout.max_prompt_tokens, or "
         "equal rewards under algorithm.filter_equal_rewards (summary.json has the reasons); take other tasks, or raise "
         "group_size"
+    )
+
+
+def _failed_rewards(record: Record, history: Sequence[Record]) -> str | None:
+    shares = [share for r in (*history, record) if (share := _figure(r, "rewards/failed_share")) is not None]
+    # The mean too, or a share about the limit would come and go.
+    share = max(shares[-1], statistics.fmean(shares)) if shares else 0.0
+    if share < FAILED_LIMIT:
+        return None
+    return (
+        f"{100 * share:.0f} % of the rewards failed lately, and their trajectories are not "
+        "trained; the first of each kind is in the log, the counts are in summary.json; look at the reward, or at "
+        "rewards.timeout_s"
+    )
+
+
+def _truncated(record: Record) -> str | None:
+    share = _figure(record, "completion/truncated_share")
+    if share is None or share <= TRUNCATED_LIMIT:
+        return None
+    return (
+        f"completion/truncated_share is {share:.2f}: most completions are cut off at rollout.max_new_tokens, and are "
+        "judged without their end; raise it, or look at samples.jsonl for what should end them (rollout.stop, the chat "
+        "template)"
     )
 
 

@@ -19,6 +19,8 @@ STEP_KEYS: tuple[str, ...] = (
     "reward/mean",
     "reward/std",
     "accuracy/mean",
+    "rewards/failed_share",
+    "completion/truncated_share",
     *(f"staleness/{name}" for name in ("mean", "max", "in_flight", "in_queue")),
     *(f"groups/{name}" for name in ("trained", "filtered", "stale", "failed", "requeued", "running", "ready")),
     *(f"tokens/{name}" for name in ("generated", "trained")),
@@ -58,13 +60,13 @@ def shares(durations: Mapping[str, float], wall_s: float) -> dict[str, float]:
 
 
 def accuracy(rewards: Sequence[float | None], extras: Sequence[Mapping[str, float]]) -> float | None:
-    """Mean of the extra named `accuracy` if a reward returned one, else the share of rewards >= 1.
+    """Mean of the extra named `accuracy`, or verl's `acc`, if a reward returned one, else the share of rewards >= 1.
 
     Failed rewards (None) count neither way (I7); None if no trajectory was scored.
     """
-    named = [extra["accuracy"] for extra in extras if "accuracy" in extra]
-    if named:
-        return sum(named) / len(named)
+    for name in ("accuracy", "acc"):
+        if named := [extra[name] for extra in extras if name in extra]:
+            return sum(named) / len(named)
     scored = [reward for reward in rewards if reward is not None]
     return sum(reward >= 1.0 for reward in scored) / len(scored) if scored else None
 

@@ -96,7 +96,8 @@ def _headline(files: RunFiles) -> str:
         (f"{last['step'] + 1}", "steps", f"of {planned} planned" if planned else ""),
         (duration(summary.get("wall_s") or last.get("time_s") or 0.0), "wall time", ""),
         (number(worst, 0), "largest staleness", f"bound {number(_bound(recipe, summary), 0)} updates"),
-        (f"{last.get('tokens/generated') or 0:,}", "tokens generated", f"{failed or 0} rewards failed"),
+        (f"{last.get('tokens/generated') or 0:,}", "tokens generated", ""),
+        (f"{failed or 0:,}", "rewards failed", f"{_percent(last.get('rewards/failed_share'))} at the last step"),
     ]
     limits = summary.get("bottleneck") or bottleneck(_mean_shares(records))
     return page.tiles(figures) + page.line(limits)

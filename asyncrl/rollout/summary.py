@@ -26,6 +26,8 @@ class GroupSummary:
     """Sampled tokens."""
     num_mixed: int = 0
     """Trajectories whose tokens carry more than one version."""
+    num_truncated: int = 0
+    """Trajectories that were cut off at the longest length."""
     in_flight: float = 0.0
     """Mean over trajectories of newest - oldest version: how much they aged while running."""
     rewards: list[float | None] = field(default_factory=list)
@@ -58,6 +60,7 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
         newest_version=newest,
         num_tokens=sum(len(v) for v in sampled),
         num_mixed=sum(s > 0 for s in spans),
+        num_truncated=sum(t.finish_reason == "length" for t in group.trajectories),
         in_flight=sum(spans) / len(spans),
         rewards=[t.reward for t in group.trajectories],
         extras=[t.extras for t in group.trajectories],

@@ -15,6 +15,7 @@ from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
 from asyncrl.errors import naming
 from asyncrl.observe.bottleneck import bottleneck
+from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
 from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, read_lines, shares, write_summary
 from asyncrl.observe.trackers import Trackers
@@ -39,6 +40,9 @@ class Recorder:
         self._wall_before_s = float(self.last.get("time_s", 0.0))
         self._tokens_generated = int(self.last.get("tokens/generated", 0))
         self._reward_failures = int(self.last.get("rewards/failed", 0))
+        self._failures = RewardFailures()
+        self._asked = self._failed = 0
+        """Rewards since the last step, and those of them that failed."""
         self._groups: dict[Key, GroupSummary] = {}
         self._trained: tuple[Train, TrainResult] | None = None
         self._publish = PublishReport(0, 0.0, 0.0, 0)
@@ -65,6 +69,10 @@ class Recorder:
 
     def group(self, summary: GroupSummary) -> None:
         self._reward_failures += len(summary.errors)
+        self._asked += len(summary.rewards)
+        self._failed += len(summary.errors)
+        for message in self._failures.add(summary.errors):
+            logger.warning("a reward failed, and its trajectory is not trained: %s", message)
         self._tokens_generated += summary.num_tokens
         if summary.detail and summary.reason not in self._said:
             self._said.add(summary.reason)
@@ -123,6 +131,7 @@ class Recorder:
             "publish/transfer_s": self._publish.transfer_s,
             "publish/bytes": self._publish.num_bytes,
             "rewards/failed": self._reward_failures,
+            "rewards/failed_share": self._failed / self._asked if self._asked else None,
             **result.report.metrics,
         }
         complete(record)
@@ -137,6 +146,7 @@ class Recorder:
         self.last = record
         self._step_began = self._trainer_free = now
         self._checkpoint_s = 0.0
+        self._asked = self._failed = 0
         self.forget(list(train.groups))
         return record
 
@@ -171,6 +181,8 @@ class Recorder:
             "worst_case_staleness": worst_case,
             "tokens_generated": self._tokens_generated,
             "reward_failures": self._reward_failures,
+            # Of this process: what a run before its resume met is counted above only.
+            "reward_failure_reasons": self._failures.counts,
             "final": self.last,
             "bottleneck": bottleneck(means) if means else "",
             "warnings": [vars(said) for said in health.said.values()],
@@ -190,6 +202,7 @@ def _rewards(batch: list[GroupSummary]) -> dict[str, float | None]:
         "accuracy/mean": accuracy(rewards, extras),
         **{f"reward/{name}": statistics.fmean(e[name] for e in extras if name in e) for name in sorted(named)},
         "completion/tokens_mean": statistics.fmean(g.num_tokens / len(g.rewards) for g in batch),
+        "completion/truncated_share": sum(g.num_truncated for g in batch) / len(rewards),
     }
 
 

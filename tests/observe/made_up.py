@@ -75,6 +75,8 @@ def _record(step: int, rng: random.Random) -> dict[str, Any]:
         "offpolicy/clip_fraction": 0.01 * age + rng.uniform(0, 0.004),
         "offpolicy/kl": 0.001 + 0.002 * age,
         "rewards/failed": 0,
+        "rewards/failed_share": 0.0,
+        "completion/truncated_share": 0.2 - 0.01 * step,
     }
     complete(record)
     return record

@@ -13,7 +13,7 @@ import pytest
 
 from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
-from asyncrl.observe.health import LEAST_STEPS, Health, warnings
+from asyncrl.observe.health import LEAST_STEPS, WINDOW_STEPS, Health, warnings
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.recipe.schema import TrackRecipe
@@ -36,6 +36,8 @@ SOUND: dict[str, Any] = {
     "trainer/grad_norm": 1.0,
     "groups/trained": 16,
     "groups/filtered": 4,
+    "rewards/failed_share": 0.0,
+    "completion/truncated_share": 0.3,
 }
 OFF: dict[str, dict[str, Any]] = {
     "offpolicy/logprob_gap is 0.300": {"offpolicy/logprob_gap": 0.3},
@@ -49,6 +51,8 @@ OFF: dict[str, dict[str, Any]] = {
     "no trajectory of the step has a gradient": {"trainer/forward_tokens": 0.0, "trainer/grad_norm": 0.0},
     "every trajectory passes the model alone": {"trainer/prefix_trees": 0.0},
     "95 % of the groups": {"groups/filtered": 304, "groups/trained": 32},
+    "27 % of the rewards failed lately": {"rewards/failed_share": 0.27},
+    "completion/truncated_share is 0.90": {"completion/truncated_share": 0.9},
     "trainer/entropy is 0.0010": {"trainer/entropy": 0.001},
     "trainer/grad_norm is 11": {"trainer/grad_norm": 11.0},
 }
@@ -66,7 +70,8 @@ def test_a_warning_is_said_once_and_again_after_it_went_away(words: str) -> None
     assert len(health.active) == 1
     # Counts of groups only grow: many trained ones end the filtered one's warning.
     sound = {**SOUND, "groups/trained": 4000, "groups/filtered": off["groups/filtered"]}
-    assert health.check(sound) == []
+    for _ in range(WINDOW_STEPS):
+        assert health.check(sound) == []
     assert health.active == {}
     again = {**sound, **OFF[words]}
     if "groups/filtered" in OFF[words]:
@@ -95,6 +100,13 @@ def test_rounding_that_a_narrow_bound_cuts_is_no_fault() -> None:
     assert warnings({**SOUND, "offpolicy/clip_fraction": 0.6}) == []
 
 
+def test_failed_rewards_warn_from_five_percent_at_a_step_or_in_the_mean_of_the_last() -> None:
+    few, many = ({**SOUND, "rewards/failed_share": share} for share in (0.04, 0.07))
+    assert warnings(few, [few, few]) == []
+    assert len(warnings(few, [few, many])) == 1
+    assert len(warnings({**SOUND, "rewards/failed_share": 0.05})) == 1
+
+
 def test_a_spike_needs_a_median_of_steps_with_a_gradient() -> None:
     spike = {**SOUND, "trainer/grad_norm": 1e6}
     without = {**SOUND, "trainer/grad_norm": 0.0}
@@ -114,24 +126,32 @@ def test_a_run_that_learns_raises_none(made_up: ModuleType) -> None:
     assert [sentence for record in made_up.records() for sentence in health.check(record)] == []
 
 
+def _recorder(folder: Path) -> Recorder:
+    track = TrackRecipe(wandb="off", tensorboard=False)
+    trackers = Trackers(TrackedRun.of(folder, track.project, {}), track, 1, folder)
+    recorder = Recorder(folder, MetricsWriter(folder / "metrics.jsonl"), trackers)
+    recorder.begin()
+    return recorder
+
+
+def _ledger(step: int) -> Ledger:
+    states = dict.fromkeys(("running", "ready", "leased", "filtered", "failed", "stale", "requeued"), 0)
+    return Ledger(drawn=step + 1, trained=step + 1, filtered_reasons={}, failed_reasons={}, **states)
+
+
 def _step(recorder: Recorder, step: int, metrics: dict[str, float | None]) -> dict[str, Any]:
     extras = [{"format": 1.0}, {"format": 0.0}]
-    recorder.known(GroupSummary(step, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], extras=extras))
+    recorder.known(GroupSummary(step, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], extras=extras, num_truncated=1))
     ours = {name: value for name, value in metrics.items() if name.startswith(("offpolicy/", "trainer/"))}
     report = StepReport({**ours, "offpolicy/kl": 0.0}, tokens_trained=8, tokens_forward=8, staleness=(6, 2))
     recorder.trained(Train(step, ((step, 0),), 0), TrainResult(report, 1.0, 0.0, 0.0, []))
-    states = dict.fromkeys(("running", "ready", "leased", "filtered", "failed", "stale", "requeued"), 0)
-    ledger = Ledger(drawn=step + 1, trained=step + 1, filtered_reasons={}, failed_reasons={}, **states)
-    return recorder.step(step, ledger, [])
+    return recorder.step(step, _ledger(step), [])
 
 
 def test_the_recorder_logs_a_new_warning_and_counts_those_that_hold(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    track = TrackRecipe(wandb="off", tensorboard=False)
-    trackers = Trackers(TrackedRun.of(tmp_path, track.project, {}), track, 1, tmp_path)
-    recorder = Recorder(tmp_path, MetricsWriter(tmp_path / "metrics.jsonl"), trackers)
-    recorder.begin()
+    recorder = _recorder(tmp_path)
     with caplog.at_level(logging.WARNING, "asyncrl"):
         for step, ess in enumerate((0.9, 0.1, 0.1, 0.9, 0.1)):
             _step(recorder, step, {**SOUND, "offpolicy/ess": ess})
@@ -140,3 +160,26 @@ def test_the_recorder_logs_a_new_warning_and_counts_those_that_hold(
     assert [record["health/warnings"] for record in records] == [0, 1, 1, 0, 1]
     assert records[0]["staleness/histogram"] == [6, 2]
     assert records[0]["reward/format"] == 0.5
+    assert records[0]["completion/truncated_share"] == 0.5
+
+
+def test_the_first_failure_of_each_kind_is_logged_and_all_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether a group was trained, or had no reward at all."""
+    recorder = _recorder(tmp_path)
+    bad = "ValueError: invalid literal: 'five' (mine.py:3)"
+    with caplog.at_level(logging.WARNING, "asyncrl"):
+        for outcome, errors in (("finished", [bad]), ("failed", [bad.replace("five", "six"), "timed out after 30 s"])):
+            rewards = [1.0, 0.0, *[None] * len(errors)] if outcome == "finished" else [None, None]
+            recorder.group(GroupSummary(7, 0, outcome, rewards=rewards, errors=errors, num_truncated=1))
+        record = _step(recorder, 0, SOUND)
+        later = _step(recorder, 1, SOUND)
+    said = [f"a reward failed, and its trajectory is not trained: {text}" for text in (bad, "timed out after 30 s")]
+    assert caplog.messages[:2] == said
+    assert [m.split(" %")[0] for m in caplog.messages[2:]] == ["step 0: 60"]
+    assert (record["rewards/failed"], record["rewards/failed_share"]) == (3, 0.6)
+    assert (later["rewards/failed"], later["rewards/failed_share"]) == (3, None)
+    summary = recorder.finish(_ledger(1), worst_case=0)
+    assert summary["reward_failures"] == 3
+    assert summary["reward_failure_reasons"] == {bad: 2, "timed out after 30 s": 1}

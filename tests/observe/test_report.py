@@ -15,7 +15,7 @@ def run_dir(made_up: Any, folder: Path, num_steps: int) -> Path:
     (folder / "recipe.yaml").write_text(made_up.RECIPE)
     writer = MetricsWriter(folder / "metrics.jsonl")
     for record in made_up.records(num_steps):
-        writer.write(record)
+        writer.write({**record, "rewards/failed_share": 0.27})
     return folder
 
 
@@ -35,7 +35,10 @@ class Page(HTMLParser):
 
 def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     run = run_dir(made_up, tmp_path, 20)
-    write_summary(run / "summary.json", {"ledger": {"drawn": 320, "trained": 320}, "bottleneck": "trainer-bound: x"})
+    write_summary(
+        run / "summary.json",
+        {"ledger": {"drawn": 320, "trained": 320}, "reward_failures": 1609, "bottleneck": "trainer-bound: x"},
+    )
     sample = {"step": 0, "task": 1, "prompt": "<script>alert(1)</script>", "completion": "3", "reward": 1.0}
     (run / "samples.jsonl").write_text(json.dumps({**sample, "tokens": ["3"], "versions": [0]}) + "\n")
     text = write_report(run).read_text()
@@ -45,6 +48,8 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert "&lt;script&gt;" in text
     assert "trainer-bound: x" in text
+    assert "<span>rewards failed</span><b>1,609</b><span>27.0 % at the last step</span>" in text
+    assert "Completions cut off, rewards that failed" in text
     assert "prefers-color-scheme: dark" in text
 
 

@@ -18,7 +18,7 @@ def group(*rewards: float | None) -> Group:
             logprobs=np.zeros(3, np.float32),
             loss_mask=(versions >= 0) & (reward is not None),
             reward=reward,
-            finish_reason="stop",
+            finish_reason="length" if reward == 0.0 else "stop",
         )
         for reward in rewards
     )
@@ -43,4 +43,5 @@ def test_dynamic_sampling_filters_groups_that_teach_nothing(
     summary = summarise(group(*rewards), filter_equal_rewards=True)
     assert (summary.outcome, summary.reason) == (outcome, reason)
     assert summary.num_tokens == 2 * len(rewards)
+    assert summary.num_truncated == rewards.count(0.0)
     assert summarise(group(*rewards)).outcome == ("failed" if outcome == "failed" else "finished")
