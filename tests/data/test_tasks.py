@@ -67,7 +67,8 @@ def test_epochs_and_seeds_differ():
 def test_a_task_holds_its_draw_its_row_and_all_columns():
     rows = [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}]
     where = "row 1, column 'question',"
-    assert source(rows, shuffle=False).task(3) == Task(3, 1, "b", {"question": "b", "answer": "2"}, where=where)
+    expected = Task(3, 1, "b", {"question": "b", "answer": "2"}, where=where, epoch=1.5)
+    assert source(rows, shuffle=False).task(3) == expected
 
 
 def test_prompt_columns_are_tried_in_order():
