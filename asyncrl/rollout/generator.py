@@ -19,7 +19,7 @@ import ray
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task
 from asyncrl.errors import RunFailed
-from asyncrl.observe import trace
+from asyncrl.observe import relay, trace
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids
@@ -58,6 +58,7 @@ class Generator:
     """Async actor; `run_group` calls overlap, the engine batches them."""
 
     def __init__(self, config: GeneratorConfig, buffer: Any) -> None:
+        relay.relay()
         self.config = config
         self.outbox = Outbox(buffer)
         self.occupancy = Occupancy()
@@ -118,7 +119,7 @@ class Generator:
         except (EngineDead, RunFailed):
             raise
         except Exception as error:
-            logger.exception("task %d failed on %s", task.number, self.config.name)
+            logger.exception("task %d failed on %s", task.number, self.config.name, extra={relay.TOLD: True})
             return GroupSummary(task.number, attempt, "failed", f"{type(error).__name__}: {error}"[:300])
         finally:
             self.occupancy.add_running(-1)
@@ -163,6 +164,10 @@ class Generator:
         """Seconds busy, paused and idle, and tokens sampled, since the last call; and the spans."""
         tokens, self.tokens_generated = self.tokens_generated, 0
         return {**self.occupancy.take(), "tokens": tokens}, trace.take()
+
+    async def take_notices(self) -> list[relay.Notice]:
+        """Warnings since the last call, of the engine's processes too."""
+        return relay.take()
 
     async def close(self) -> None:
         self.rewards.close()

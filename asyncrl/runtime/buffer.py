@@ -23,6 +23,7 @@ import ray
 from asyncrl.journal import log
 from asyncrl.journal.commit import GroupCommit
 from asyncrl.journal.records import GROUP, GROUPS_STREAM, groups
+from asyncrl.observe import relay
 from asyncrl.recipe.schema import JournalRecipe
 from asyncrl.rollout.trajectory import key_of
 from asyncrl.runtime.crossing import crossing
@@ -125,6 +126,14 @@ class Buffer:
 
 class BufferShell(Buffer):
     """Its answers hold the bytes in place, where Ray would copy plain ones into its message and out of it again."""
+
+    def __init__(self, folder: Path, recipe: JournalRecipe) -> None:
+        super().__init__(folder, recipe)
+        relay.relay()
+
+    async def take_notices(self) -> list[relay.Notice]:
+        """Warnings since the last call."""
+        return relay.take()
 
     async def take(self, keys: list[Key]) -> list[PickleBuffer]:  # type: ignore[override]
         return [PickleBuffer(frame) for frame in await super().take(keys)]

@@ -55,12 +55,15 @@ from asyncrl.runtime.budget import Budget
 from asyncrl.runtime.checkpoints import Checkpoints
 from asyncrl.runtime.cluster import own_processes
 from asyncrl.runtime.fleet import Fleet, PushBroken
+from asyncrl.runtime.notices import Notices
 from asyncrl.runtime.orphans import ProcessTable
+from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered
 from asyncrl.runtime.status import Status
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
+from asyncrl.trainer.actor import role
 from asyncrl.weights.files import shared_folder
 from asyncrl.weights.verify import Verification
 
@@ -91,7 +94,8 @@ class Driver:
         self.waiting = WaitingFor(recipe.deadlines.warn_s, self._look_into)
         self.inbox: asyncio.Queue[Event | BaseException | Stop] = asyncio.Queue()
         self.journal = ControlLog(run_dir / "journal", self.controller.state())
-        self.buffer = actors.buffer()
+        self.notices = Notices()
+        self.buffer = self.notices.of("buffer", actors.buffer())
         every = recipe.checkpoint.snapshot_every_steps
         self.snapshots = (
             snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
@@ -100,7 +104,7 @@ class Driver:
         verification = Verification(recipe)
         self.trainer = TrainerLink(
             recipe,
-            lambda: actors.trainer(self.buffer),
+            lambda: self._heard(actors.trainer(self.buffer)),
             lambda done, live, snapshots: self.checkpoints.origin(done, live, snapshots),
             self.snapshots,
             self.processes,
@@ -113,7 +117,7 @@ class Driver:
         )
         self.fleet = Fleet(
             recipe,
-            lambda name: actors.generator(name, self.buffer),
+            lambda name: self.notices.of(name, actors.generator(name, self.buffer)),
             self.trainer,
             self.processes,
             self.waiting,
@@ -139,6 +143,11 @@ class Driver:
         self._looked_into: set[str] = set()
         self.stopping: Stop | None = None
         self._calls: set[asyncio.Task[None]] = set()
+
+    def _heard(self, ranks: Ranks) -> Ranks:
+        for rank, handle in enumerate(ranks.handles):
+            self.notices.of(role(rank), handle)
+        return ranks
 
     async def run(self) -> None:
         """The main loop: decide, carry out, wait for the next event. Ends with a checkpoint of the last step done."""
@@ -362,6 +371,7 @@ class Driver:
     async def close(self) -> None:
         """Stop the engines and the reward processes."""
         await self.fleet.close()
+        await self.notices.last()
         self.journal.close()
         await asyncio.to_thread(self.trace.close)
         shutil.rmtree(shared_folder(self.run_dir), ignore_errors=True)

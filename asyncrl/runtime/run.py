@@ -188,7 +188,7 @@ async def _run(
     # Until all is closed: a signal while the engines stop is no other than one before.
     with stop_on_signals(driver):
         try:
-            async with told(run_dir / "status.json", driver.status, view.state):
+            async with told(run_dir / "status.json", driver.status, view.state), driver.notices.said():
                 await driver.start()
                 view.phase("training")
                 await driver.run()

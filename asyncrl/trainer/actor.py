@@ -28,7 +28,7 @@ from asyncrl.checkpoint import files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
-from asyncrl.observe import trace
+from asyncrl.observe import relay, trace
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode
@@ -87,14 +87,15 @@ class Origin:
     """Version that the generators hold: it stays at hand for one that joins them."""
 
 
-@ray.remote(concurrency_groups={"push": 1, "save": 1})
+@ray.remote(concurrency_groups={"push": 1, "save": 1, "notices": 1})
 @crossing
 class TrainerActor:
-    """Calls run one at a time, but for those of the groups `push` and `save`, which run beside them."""
+    """Calls run one at a time, but for those of the groups `push`, `save` and `notices`, which run beside them."""
 
     def __init__(
         self, recipe: Recipe, model: str, channel: str, base_dir: Path, run_dir: Path, buffer: Any, rank: int
     ) -> None:
+        relay.relay()
         self.rank = rank
         self.recipe = recipe
         self.model_path = model
@@ -277,6 +278,11 @@ class TrainerActor:
         weights = files.read(folder / "trainer", prefix="model.")
         self.learner.export(weights, folder / "model", getattr(torch, self.recipe.weights.dtype))
         load_tokenizer(self.model_path).save_pretrained(folder / "model")
+
+    @ray.method(concurrency_group="notices")
+    def take_notices(self) -> list[relay.Notice]:
+        """Warnings since the last call."""
+        return relay.take()
 
     @ray.method(concurrency_group="push")
     def ping(self) -> None:

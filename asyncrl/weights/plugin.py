@@ -7,15 +7,18 @@ import multiprocessing
 
 
 def register() -> None:
-    """Make our weight-transfer engine known, and let vLLM's child processes die with their owner."""
+    """Make our weight-transfer engine known, and let vLLM's child processes die with their owner and tell it their
+    warnings."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+    from asyncrl.observe.relay import relay_to_parent
     from asyncrl.processes import die_with_parent
 
     if "asyncrl" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("asyncrl", "asyncrl.weights.host", "HostEngine")
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
         die_with_parent(parent.pid)
+        relay_to_parent()
     logging.getLogger("vllm.config.scheduler").addFilter(_is_not_of_our_scheduler)
 
 
