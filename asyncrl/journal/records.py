@@ -1,16 +1,18 @@
-"""What the journal of a run holds, in two streams with one writer each.
+"""What the journal of a run holds, in three streams with one writer each.
 
     groups    written by the buffer    GROUP: the encoded trajectories of a group, durable before anyone hears of it
     control   written by the driver    ENTRY: snapshots, events and decisions of the controller, in their order:
                                        task issued (Start), committed (GroupFinished), dropped with its reason
                                        (GroupFiltered, GroupFailed, Discard, Cancel), batch leased (Train), StepDone,
                                        WeightsLive; CHECKPOINT: steps done at a complete checkpoint
+    trained   written by the driver    TRAINED: a step and its groups. What control knows of that goes with it
 
 A group is in `groups` before its GroupFinished is in `control`, so what control says exists, exists.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,15 +20,25 @@ import msgspec
 
 from asyncrl.control.codec import from_json, to_json
 from asyncrl.control.history import Decisions, Entry, Snapshot
-from asyncrl.control.messages import Decision, Event
+from asyncrl.control.messages import Decision, Event, Train
 from asyncrl.journal import log
+
+logger = logging.getLogger(__name__)
 
 GROUP = 1
 ENTRY = 2
 CHECKPOINT = 3
+TRAINED = 4
 
 GROUPS_STREAM = "groups"
 CONTROL_STREAM = "control"
+TRAINED_STREAM = "trained"
+
+KEPT_BYTES = 2**30
+"""`journal.keep: auto` keeps everything until the journal is larger."""
+_TRAINED_SEGMENT_BYTES = 2**20
+_MOST_TRAINED_BYTES = 16 * 2**20
+"""Some two million groups; what was trained before them is forgotten, if anything is."""
 
 
 class ControlLog:
@@ -38,6 +50,8 @@ class ControlLog:
         log.sync_last(folder, CONTROL_STREAM)
         # Never full by itself: a segment without a snapshot at its head would be of no use alone.
         self._writer = log.JournalWriter(folder, CONTROL_STREAM, segment_bytes=2**62)
+        self._trained = log.JournalWriter(folder, TRAINED_STREAM, segment_bytes=_TRAINED_SEGMENT_BYTES)
+        self._outgrown = False
         self._append(["snapshot", state])
 
     def event(self, event: Event) -> None:
@@ -45,6 +59,10 @@ class ControlLog:
 
     def decisions(self, decisions: list[Decision]) -> None:
         """All that one `decide` returned, in one record: a crash leaves all of it or nothing."""
+        for decision in decisions:
+            if isinstance(decision, Train):
+                # First: should it be lost with a crash, it is decided anew, and the last record of a step counts.
+                self._trained.append(TRAINED, msgspec.msgpack.encode([decision.step, decision.groups]))
         if decisions:
             self._append(["decisions", [to_json(decision) for decision in decisions]])
 
@@ -54,6 +72,7 @@ class ControlLog:
 
     def sync(self) -> None:
         """Make all of it durable; may be called from another thread."""
+        self._trained.sync()
         self._writer.sync()
 
     def begin_segment(self, state: dict[str, object]) -> int:
@@ -62,17 +81,38 @@ class ControlLog:
         self._append(["snapshot", state])
         return self._writer.segment
 
+    def may_forget(self, keep: str) -> bool:
+        """Whether `journal.keep` lets go of what no recovery needs: at once, never, or once the journal is large."""
+        if keep != "auto":
+            return keep == "since_checkpoint"
+        if outgrown := sum(path.stat().st_size for path in self._folder.glob("*.log")) > KEPT_BYTES:
+            if not self._outgrown:
+                logger.info(
+                    "the journal has more than %d MiB: what no resume needs is deleted from now on; journal.keep=all "
+                    "would keep it",
+                    KEPT_BYTES // 2**20,
+                )
+            self._outgrown = True
+        return outgrown
+
     def forget_before(self, segment: int) -> None:
         """Delete the segments before this one, once its snapshot is durable."""
         self.sync()
         for number in log.segments(self._folder, CONTROL_STREAM):
             if number < segment:
                 log.segment_path(self._folder, CONTROL_STREAM, number).unlink(missing_ok=True)
+        num_bytes = 0
+        for number in reversed(log.segments(self._folder, TRAINED_STREAM)):
+            path = log.segment_path(self._folder, TRAINED_STREAM, number)
+            num_bytes += path.stat().st_size
+            if num_bytes > _MOST_TRAINED_BYTES:
+                path.unlink()
 
     def _append(self, entry: list[object]) -> None:
         self._writer.append(ENTRY, msgspec.msgpack.encode(entry))
 
     def close(self) -> None:
+        self._trained.close()
         self._writer.close()
 
 
@@ -100,6 +140,19 @@ def read_control(folder: Path, read: Callable[[int], None] = lambda num_bytes: N
                     yield from_json(body)  # type: ignore[misc]
                 case "decisions":
                     yield Decisions(tuple(from_json(fields) for fields in body))  # type: ignore[misc]
+
+
+def trained(folder: Path) -> dict[tuple[int, int], int]:
+    """The step that trained a group, or is about to, by (task, attempt)."""
+    batches: dict[int, tuple[tuple[int, int], ...]] = {}
+    for record in log.read(folder, TRAINED_STREAM):
+        step, keys = msgspec.msgpack.decode(record.payload)
+        batches[step] = keys
+    # Journals from before there was this stream have it here, as far back as they go.
+    for entry in read_control(folder):
+        if isinstance(entry, Decisions):
+            batches |= {decision.step: decision.groups for decision in entry.decisions if isinstance(decision, Train)}
+    return {(task, attempt): step for step, keys in batches.items() for task, attempt in keys}
 
 
 def groups(folder: Path) -> Iterator[log.Record]:

@@ -1,7 +1,7 @@
 """`asyncrl inspect`: the trajectories in a run's journal, as a list, in full, or as a parquet file.
 
-The journal is only read: the run may have ended, crashed, or still go on. It holds what a resume needs, or every group
-with `journal.keep: all`.
+The journal is only read: the run may have ended, crashed, or still go on. It holds every group, or of a long run what
+a resume needs (`journal.keep`); which step trained a group is known in either case.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import numpy as np
 import yaml
 from rich.markup import escape
 
-from asyncrl.control.history import Decisions
-from asyncrl.control.messages import Train
 from asyncrl.errors import UserError
-from asyncrl.journal.records import groups, read_control
+from asyncrl.journal.records import groups, trained
 from asyncrl.models import TINY_LLAMA, load_tokenizer
 from asyncrl.observe.console import Console
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
@@ -90,14 +88,7 @@ def parse_range(text: str) -> Range:
 
 def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
     """The trajectories of the journal that pass, in the order in which their groups were committed."""
-    steps = {
-        key: decision.step
-        for entry in read_control(run_dir / "journal")
-        if isinstance(entry, Decisions)
-        for decision in entry.decisions
-        if isinstance(decision, Train)
-        for key in decision.groups
-    }
+    steps = trained(run_dir / "journal")
     for record in groups(run_dir / "journal"):
         if filters.task is not None and filters.task != header_of(record.payload)["task"]:
             continue

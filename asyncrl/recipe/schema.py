@@ -165,8 +165,9 @@ class WeightsRecipe(Part):
 
 
 class JournalRecipe(Part):
-    keep: Literal["since_checkpoint", "all"] = "since_checkpoint"
-    """What a resume needs, or everything: then `asyncrl replay --verify` can train the whole run again."""
+    keep: Literal["auto", "since_checkpoint", "all"] = "auto"
+    """`all`: every group, so that `asyncrl replay --verify` can train the whole run again; `since_checkpoint`: what a
+    resume needs; `auto`: everything up to 1 GiB, then what a resume needs."""
     sync_window_s: float = Field(default=0.0, ge=0)
     """A finished group waits at most this long for others to share its fsync, for disks whose fsync is slow; 0 shares
     it only with those that come while the fsync before runs."""

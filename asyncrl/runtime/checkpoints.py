@@ -159,7 +159,7 @@ class Checkpoints:
         atomic.prune(self._root, recipe.keep_last, recipe.keep_every, recipe.keep_best)
         for step in [step for step in self.batches if step < version]:
             del self.batches[step]
-        if self._recipe.journal.keep == "since_checkpoint":
+        if self._journal.may_forget(self._recipe.journal.keep):
             self._journal.forget_before(segment)
             needed = controller.attempts()
             needed |= {task: attempt for batch in self.batches.values() for task, attempt in batch.groups}

@@ -83,16 +83,20 @@ def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
             f"{run_dir} was trained by {recipe.trainer.ranks} ranks, whose sums one process cannot repeat bit for bit"
         )
     checkpoints = {int(p.name.removeprefix("step_")): p for p in atomic.complete(run_dir / "checkpoints")}
-    learner = _learner(recipe, run_dir)
     first = batches[0].step if batches else max(checkpoints, default=0)
     if first:
-        if first not in checkpoints:
-            raise UserError(f"{run_dir} has the batches from step {first} on, but not checkpoint {first}")
-        learner.restore(files.read(checkpoints[first] / "trainer"))
-    if not any(version > first for version in checkpoints):
+        # Checkpoint `first` may be gone by now, where newer ones came.
+        first = min((version for version in checkpoints if version >= first), default=first)
+    later = [version for version in checkpoints if version > first]
+    if not later:
         raise UserError(
-            f"{run_dir} has no checkpoint after step {first} to compare with; journal.keep=all keeps every batch"
+            f"{run_dir} has the batches from step {first} on, and no checkpoint after that to compare with; a run with "
+            "journal.keep=all and checkpoint.every_steps can be verified"
         )
+    batches = [batch for batch in batches if first <= batch.step < max(later)]
+    learner = _learner(recipe, run_dir)
+    if first:
+        learner.restore(files.read(checkpoints[first] / "trainer"))
     positions = {key_of(record.payload): record.position for record in groups(run_dir / "journal")}
     with shown("training the batches again", total=len(batches)) as advance:
         for done, batch in enumerate(batches, 1):

@@ -32,8 +32,18 @@ from asyncrl.control.messages import (
     WeightsLive,
 )
 from asyncrl.control.settings import Settings
-from asyncrl.journal import log
-from asyncrl.journal.records import CHECKPOINT, CONTROL_STREAM, GROUP, GROUPS_STREAM, ControlLog, groups, read_control
+from asyncrl.journal import log, records
+from asyncrl.journal.records import (
+    CHECKPOINT,
+    CONTROL_STREAM,
+    GROUP,
+    GROUPS_STREAM,
+    TRAINED_STREAM,
+    ControlLog,
+    groups,
+    read_control,
+    trained,
+)
 
 VALUES = {
     int: st.integers(-(2**63), 2**63 - 1),
@@ -289,3 +299,66 @@ def test_nothing_is_deleted_before_the_snapshot_that_replaces_it_is_durable(
     monkeypatch.setattr(Path, "unlink", unlink)
     driver.log.forget_before(segment)
     assert at_unlink == [("control_000000.log", "control_000001.log", size)]
+
+
+# -- what was trained when
+
+
+def test_the_step_of_a_group_outlives_the_decisions_that_said_it(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.begin()
+    while driver.controller.steps_done < 3:
+        driver.happen()
+    told = {key: d.step for d in leases(tmp_path) for key in d.groups}
+    assert len(told) >= 6
+    driver.log.forget_before(driver.begin_segment())
+    assert leases(tmp_path) == []
+    assert trained(tmp_path) == told
+
+
+def leases(folder: Path) -> list[Train]:
+    entries = [entry for entry in read_control(folder) if isinstance(entry, Decisions)]
+    return [decision for entry in entries for decision in entry.decisions if isinstance(decision, Train)]
+
+
+def test_a_batch_that_was_decided_anew_counts_as_it_was_decided_last(tmp_path: Path) -> None:
+    """A crash between the two records of a decision leaves only the one that says what was trained when."""
+    ControlLog(tmp_path, {}).decisions([Train(3, ((0, 0), (1, 0)), 1)])
+    log.segment_path(tmp_path, CONTROL_STREAM, 0).unlink()
+    ControlLog(tmp_path, {}).decisions([Train(3, ((1, 0), (2, 1)), 1), Train(4, ((0, 0),), 1)])
+    assert trained(tmp_path) == {(1, 0): 3, (2, 1): 3, (0, 0): 4}
+
+
+def test_what_was_trained_when_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_TRAINED_SEGMENT_BYTES", 200)
+    monkeypatch.setattr(records, "_MOST_TRAINED_BYTES", 1000)
+    writer = ControlLog(tmp_path, {})
+    for step in range(200):
+        writer.decisions([Train(step, ((step, 0), (step, 1)), 1)])
+    writer.forget_before(writer.begin_segment({}))
+    assert sum(path.stat().st_size for path in tmp_path.glob(f"{TRAINED_STREAM}_*")) <= 1000
+    steps = sorted(trained(tmp_path).values())
+    assert steps[-1] == 199
+    assert 5 < len(set(steps)) < 100
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("keep", "small", "large"), [("auto", False, True), ("since_checkpoint", True, True), ("all", False, False)]
+)
+def test_when_the_journal_may_forget(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    keep: str,
+    small: bool,
+    large: bool,
+) -> None:
+    caplog.set_level("INFO")
+    control, writer = ControlLog(tmp_path, {}), log.JournalWriter(tmp_path, GROUPS_STREAM)
+    monkeypatch.setattr(records, "KEPT_BYTES", 1000)
+    assert control.may_forget(keep) is small
+    writer.append(records.GROUP, bytes(1000))
+    assert [control.may_forget(keep) for _ in range(2)] == [large] * 2
+    assert ("what no resume needs is deleted from now on" in caplog.text) is (keep == "auto")
+    assert len(caplog.records) <= 1
