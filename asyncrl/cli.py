@@ -145,7 +145,9 @@ def _local(run_dir: str, whole: bool) -> Path:
 
 def _check_same(recipe: Recipe, before: Recipe) -> None:
     """UserError if the run that is there was started with another recipe."""
-    asked, there = recipe.model_dump(), before.model_dump()
+    from asyncrl.recipe.paths import anchored
+
+    asked, there = (anchored(one, Path.cwd()).model_dump() for one in (recipe, before))
     if changed := [key for key in asked if asked[key] != there[key]]:
         raise UserError(
             f"run_dir {recipe.run_dir} holds a run of another recipe (other {', '.join(changed)}); choose another "

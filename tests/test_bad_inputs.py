@@ -51,7 +51,9 @@ FILES = {
     "problems.jsonl": '{"prompt": "a"}\n',
     "a_file": "",
     "runs/old/recipe.yaml": "model: x\n",
-    "runs/fresh/recipe.yaml": (REPOSITORY / "recipes/tiny.yaml").read_text(),
+    "runs/fresh/recipe.yaml": (REPOSITORY / "recipes/tiny.yaml")
+    .read_text()
+    .replace("./tiny_reward", "recipes/tiny_reward"),
 }
 
 

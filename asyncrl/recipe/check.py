@@ -23,9 +23,9 @@ from asyncrl.plugins import load_object
 from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import control_settings, nearest, nearest_file
-from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, TRACKERS, Recipe
+from asyncrl.recipe.paths import DATA_FILES
+from asyncrl.recipe.schema import TRACKERS, Recipe
 
-_DATA_FILES = (*TEXT_FILES, *TABLE_FILES)
 MOST_NAME_BYTES = 255
 """Of one name in a path: Linux's NAME_MAX."""
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -239,13 +239,13 @@ def context_of(config: dict[str, Any]) -> int | None:
 def _check_data(path: str, base_dir: Path) -> None:
     if path.startswith("reasoning_gym:"):
         return
-    if path.endswith(_DATA_FILES):
+    if path.endswith(DATA_FILES):
         if not (base_dir / path).is_file():
-            raise UserError(f"data.path {path} does not exist{nearest_file(Path(path), _DATA_FILES, base_dir)}")
+            raise UserError(f"data.path {path} does not exist{nearest_file(Path(path), DATA_FILES, base_dir)}")
         return
     if (base_dir / path).is_file() or not ((base_dir / path).is_dir() or _HUB_DATA.fullmatch(path)):
         raise UserError(
-            f"data.path '{path}' is neither reasoning_gym:NAME, a {', '.join(_DATA_FILES)} file, nor a hub name"
+            f"data.path '{path}' is neither reasoning_gym:NAME, a {', '.join(DATA_FILES)} file, nor a hub name"
         )
 
 

@@ -28,6 +28,7 @@ from asyncrl.control import staleness
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
+from asyncrl.recipe.paths import beside
 from asyncrl.recipe.schema import Recipe
 
 _MAX_SHOWN_CHARS = 60
@@ -147,7 +148,8 @@ def _file_layers(path: Path, above: list[Path]) -> list[Layer]:
         raise UserError(f"{said_by}{path} cannot be read as a recipe: {reason}") from error
     config = _parse(text, str(path))
     base = config.pop("base", None)
-    layer = Layer(str(path), config, tuple(_emptied(OmegaConf.to_container(config))))
+    keys = OmegaConf.to_container(config)
+    layer = Layer(str(path), OmegaConf.create(beside(keys, path)), tuple(_emptied(keys)))
     if base is None:
         return [layer]
     if not isinstance(base, str):

@@ -31,6 +31,7 @@ from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check, check_context, context_of
 from asyncrl.recipe.check_data import described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
+from asyncrl.recipe.paths import anchored
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime import cluster, same_model
 from asyncrl.runtime.actors import Actors
@@ -67,7 +68,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
             run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
             with RunLock(run_dir):
                 (run_dir / "checkpoints").mkdir()
-                (run_dir / "recipe.yaml").write_text(dump(recipe))
+                (run_dir / "recipe.yaml").write_text(dump(_settled(recipe, base_dir)))
                 same_model.record(run_dir, recipe.model)
                 recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
                 with Pushes(recipe, run_dir):
@@ -89,7 +90,7 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         view.phase("loading the data")
         tasks = _tasks(recipe, base_dir)
         with _ray(recipe, view) as places:
-            (run_dir / "recipe.yaml").write_text(dump(recipe))
+            (run_dir / "recipe.yaml").write_text(dump(_settled(recipe, base_dir)))
             (run_dir / "summary.json").unlink(missing_ok=True)
             with Pushes(recipe, run_dir):
                 return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
@@ -103,6 +104,12 @@ def _check_model(recipe: Recipe, view: LiveView) -> dict[str, tuple[int, ...]]:
         return trained_shapes(recipe.model, recipe)
     with tempfile.TemporaryDirectory() as scratch:
         return trained_shapes(str(make_tiny_llama(Path(scratch), recipe.seed)), recipe)
+
+
+def _settled(recipe: Recipe, base_dir: Path) -> Recipe:
+    """As its run directory has it: with absolute paths, unless it goes to where they would mean nothing."""
+    travels = storage.is_url(recipe.run_dir or "") or cluster.base_dir_of_actors(base_dir) != base_dir
+    return recipe if travels else anchored(recipe, base_dir)
 
 
 def _recovered(recipe: Recipe, run_dir: Path, view: LiveView) -> Recovered:

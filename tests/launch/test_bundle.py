@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def test_the_staged_folder_has_the_files_the_recipe_and_asyncrl(project: Path, t
     shipped = bundle.shippable(project)
     bundle.check_reachable(recipe, shipped)
     bundle.stage(recipe, project, shipped, staged)
-    assert load(staged / bundle.RECIPE_FILE) == recipe
+    with contextlib.chdir(staged):  # as the job does
+        assert load(Path(bundle.RECIPE_FILE)) == recipe
     assert (staged / "helper.py").exists()
     assert (staged / "asyncrl/cli.py").exists()
     assert not (staged / ".hidden").exists()

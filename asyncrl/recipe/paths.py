@@ -1,0 +1,80 @@
+"""Where the relative paths of a recipe lead: what it names lies beside the file that names it, or else in the working
+directory, from which the paths of the command line go anyway.
+
+Once loaded, all of them are relative to the working directory, so that what lies below it can travel with a submitted
+run; in a run directory they are absolute, so that it is resumed from anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, Recipe
+
+logger = logging.getLogger(__name__)
+
+DATA_FILES = (*TEXT_FILES, *TABLE_FILES)
+_CODE = ("reward", "algorithm.loss", "rollout.engine", "track.also")
+
+
+def beside(keys: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The keys of a recipe file, as its paths are from the working directory. Warns of a path that means one thing
+    beside the file and another in the working directory."""
+
+    def found(key: str, path: str, is_file: bool) -> str:
+        own = file.parent / path
+        if os.path.isabs(path) or "${" in path or not (is_file or own.exists()):
+            return path
+        here = Path(path)
+        if here.exists() and (not own.exists() or own.samefile(here)):
+            return path
+        if here.exists():
+            logger.warning(
+                "%s: %s %s is the one beside the recipe, not the one in the working directory", file, key, path
+            )
+        return os.path.relpath(own)
+
+    return _mapped(keys, found) if file.parent.resolve() != Path.cwd() else keys
+
+
+def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
+    """The recipe with absolute paths; relative ones go from `base_dir`."""
+
+    def found(key: str, path: str, is_file: bool) -> str:
+        return os.path.normpath(base_dir / path) if is_file or (base_dir / path).exists() else path
+
+    return Recipe.model_validate(_mapped(recipe.model_dump(), found))
+
+
+def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dict[str, Any]:
+    """`keys` with every path replaced by what `found(key, path, is_file)` says; not `is_file`: a folder, or the name of
+    something elsewhere."""
+
+    def code(key: str, spec: str) -> str:
+        file, colon, name = spec.rpartition(":")
+        return found(key, file, True) + colon + name if file.endswith(".py") else spec
+
+    def data(key: str, path: str) -> str:
+        return path if path.startswith("reasoning_gym:") else found(key, path, path.endswith(DATA_FILES))
+
+    def model(key: str, path: str) -> str:
+        return path if path.startswith("random:") else found(key, path, False)
+
+    for key, change in {"model": model, "data.path": data, **dict.fromkeys(_CODE, code)}.items():
+        keys = _changed(keys, key.split("."), lambda value, change=change, key=key: change(key, value))
+    return keys
+
+
+def _changed(keys: Any, place: list[str], change: Callable[[str], str]) -> Any:
+    """A copy in which the text at a place, or every text of a list there, is changed; what is not there stays so."""
+    if place:
+        if not isinstance(keys, dict) or place[0] not in keys:
+            return keys
+        return {**keys, place[0]: _changed(keys[place[0]], place[1:], change)}
+    if isinstance(keys, list):
+        return [_changed(item, [], change) for item in keys]
+    return change(keys) if isinstance(keys, str) else keys
