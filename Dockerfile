@@ -11,6 +11,7 @@ ENV PATH=/opt/asyncrl/bin:$PATH RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY asyncrl asyncrl
+COPY recipes recipes
 ARG VERSION=0.1.0
 RUN SETUPTOOLS_SCM_PRETEND_VERSION=$VERSION pip install --no-cache-dir ".[gpu]" s3fs gcsfs
 COPY recipes /asyncrl/recipes

@@ -47,6 +47,14 @@ def _parser() -> _Parser:
     train.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, run nothing")
     train.add_argument("--or-resume", action="store_true", help="if run_dir has this run already, take it up")
 
+    recipes = commands.add_parser(
+        "recipes", help="list the recipes that come with asyncrl, or copy one", usage="%(prog)s [copy NAME [DIR]]"
+    )
+    actions = recipes.add_subparsers(dest="action", metavar="copy", prog="asyncrl recipes")
+    copy = actions.add_parser("copy", help="copy a recipe and the code that it names")
+    copy.add_argument("name", metavar="NAME", help="as `asyncrl recipes` lists it")
+    copy.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: here)")
+
     resume = commands.add_parser(
         "resume", help="go on from a run's newest checkpoint", usage="asyncrl resume RUN_DIR [key=value ...]"
     )

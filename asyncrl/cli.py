@@ -78,6 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
     match arguments.command:
         case "train":
             return _train(arguments.recipe, arguments.overrides, arguments.dry_run, arguments.or_resume)
+        case "recipes":
+            return _recipes(arguments)
         case "resume":
             return _resume(arguments.run_dir, arguments.overrides)
         case "plan":
@@ -125,6 +127,20 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
         from asyncrl.runtime.run import train
 
     return train(recipe, path.stem, base_dir)
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from asyncrl.recipe import catalogue
+
+    if arguments.action == "copy":
+        print(*catalogue.copy(arguments.name, arguments.folder), sep="\n")
+        return 0
+    listed = list(catalogue.entries())
+    widths = [max(len(getattr(entry, field)) for entry in listed) for field in ("name", "needs")]
+    for entry in listed:
+        print(f"{entry.name:<{widths[0]}}  {entry.needs:<{widths[1]}}  {entry.what}")
+    print("\nasyncrl recipes copy NAME [DIR] makes one yours")
+    return 0
 
 
 def _existing(run_dir: str) -> Path | None:

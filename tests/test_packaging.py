@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,8 @@ sys.path.insert(0, sys.argv[1])
 import asyncrl
 assert asyncrl.__file__.startswith(sys.argv[1]), asyncrl.__file__
 from asyncrl.cli import main
-assert main(["train", "recipes/tiny.yaml", "--dry-run"]) == 0
+assert main(["recipes", "copy", "tiny"]) == 0
+assert main(["train", "tiny.yaml", "--dry-run"]) == 0
 assert not {"torch", "ray", "vllm.engine"} & set(sys.modules)
 import asyncrl.rewards.math, asyncrl.algorithms.losses, asyncrl.runtime.run, asyncrl.trainer.actor
 """
@@ -28,7 +30,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the files that git knows, or does not ignore: no build folder of an earlier time."""
     folder = tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "asyncrl", "*.toml", "*.md", "LICENSE"],
+        [
+            "git",
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "asyncrl",
+            "recipes",
+            "*.toml",
+            "*.md",
+            "LICENSE",
+        ],
         cwd=ROOT,
         capture_output=True,
         check=True,
@@ -38,7 +52,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copy(ROOT / name, source / name, follow_symlinks=False)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(source)]
     subprocess.run(command, check=True, timeout=240)
     return next(folder.glob("asyncrl-*.whl"))
@@ -48,6 +62,8 @@ def test_what_is_in_the_wheel(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "asyncrl/py.typed" in names
     assert "asyncrl/launch/jobs.py" in names
+    shipped = sorted(Path(name).name for name in names if name.startswith("asyncrl/recipe/shipped/"))
+    assert shipped == sorted(path.name for path in (ROOT / "recipes").iterdir() if path.suffix in (".yaml", ".py"))
     assert not [name for name in names if name.startswith(("tests", "scripts", "recipes", "docs"))]
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
@@ -69,5 +85,5 @@ def test_it_works_from_an_empty_folder_without_vllm(wheel: Path, tmp_path: Path)
     ]
     subprocess.run(command, check=True, timeout=120)
     check = [sys.executable, "-c", WITHOUT_VLLM, str(tmp_path / "there")]
-    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ MOST_NAME_BYTES = 255
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_DATA = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _QUICKSTART_MODEL = "models/smollm2-135m-instruct"
+_QUICKSTART_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _POSITIONS = (
     "max_position_embeddings",
     "n_positions",
@@ -193,8 +194,10 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
         return
     if not (folder / "config.json").is_file():
         fault = "does not exist" if not folder.exists() else "is not a model directory: it has no config.json"
-        cure = "; ./scripts/quickstart makes it" if Path(model) == Path(_QUICKSTART_MODEL) else ""
-        raise UserError(f"model {model} {fault}{cure or '; name a directory as save_pretrained writes it'}")
+        cure = "name a directory as save_pretrained writes it"
+        if Path(model) == Path(_QUICKSTART_MODEL):
+            cure = f"./scripts/quickstart makes it, or say model={_QUICKSTART_HUB}"
+        raise UserError(f"model {model} {fault}; {cure}")
     check_context(recipe, context_of(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     if recipe.data.chat:
         from asyncrl.data.template import chat_template

@@ -107,7 +107,8 @@ BAD = {
     "model=/nowhere": r"model /nowhere does not exist; name .*",
     "model=models/empty": r"model models/empty is not a model directory: it has no config\.json; name .*",
     "model=models/smollm2-135m-instruct": (
-        r"model models/smollm2-135m-instruct does not exist; \./scripts/quickstart makes it"
+        r"model models/smollm2-135m-instruct does not exist; \./scripts/quickstart makes it, "
+        r"or say model=HuggingFaceTB/SmolLM2-135M-Instruct"
     ),
     "model=models/plain data.chat=true": (
         r"data\.chat is true, but model models/plain has no chat template; "
