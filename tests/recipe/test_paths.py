@@ -105,7 +105,7 @@ def test_names_of_things_elsewhere_stay_names(home: Path) -> None:
 
 def test_what_is_nowhere_is_looked_for_beside_the_recipe(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home.parent / "project/rows.jsonl").rename(home.parent / "project/row.jsonl")
-    assert main(["train", "../project/r.yaml", "model=random:tiny-llama", "--dry-run"]) == 2
+    assert main(["train", "../project/r.yaml", "model=a/b", "--dry-run"]) == 2
     assert (
         "data.path ../project/rows.jsonl does not exist; did you mean ../project/row.jsonl?" in capsys.readouterr().err
     )
