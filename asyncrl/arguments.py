@@ -131,7 +131,8 @@ def _parser() -> _Parser:
         "--verify", action="store_true", help="train the journalled batches again and compare with every checkpoint"
     )
 
-    commands.add_parser("doctor", help="print versions, CPUs and GPUs, and what would stop a run")
+    doctor = commands.add_parser("doctor", help="print versions, CPUs and GPUs, and what would stop a run")
+    doctor.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE", help="try its model's attention too")
     return parser
 
 

@@ -101,9 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "replay":
             return _replay(arguments.run_dir, arguments.verify)
         case "doctor":
-            from asyncrl.observe.doctor import doctor
-
-            return doctor()
+            return _doctor(arguments.recipe)
     return 0
 
 
@@ -299,6 +297,22 @@ def _replay(run_dir: Path, verify: bool) -> int:
         versions = ", ".join(map(str, found.compared))
         print(f"weights    versions {versions} trained again: bit for bit as in their checkpoints")
     return 0
+
+
+def _doctor(path: Path | None) -> int:
+    from asyncrl.observe.doctor import doctor
+
+    if path is None:
+        return doctor()
+    from asyncrl.observe.doctor import Finding
+    from asyncrl.recipe.load import load
+
+    recipe = load(path, [])
+    with _importing():
+        from asyncrl.trainer.model import would_take_trees
+    if would_take_trees(recipe):
+        return doctor([Finding("ok", "attention", f"{recipe.model} takes prefix trees")])
+    return doctor([Finding("warn", "attention", f"{recipe.model} is trained one trajectory at a time", "see above")])
 
 
 def _check_run_dir(run_dir: Path) -> None:

@@ -153,6 +153,18 @@ def test_doctor_gives_the_exit_code(runtime: types.SimpleNamespace) -> None:
     assert main(["doctor"]) == 1
 
 
+@pytest.mark.parametrize("takes", [True, False])
+def test_doctor_of_a_recipe_tries_its_models_attention(
+    takes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not takes:
+        monkeypatch.setattr("asyncrl.trainer.fit._misfit", lambda *_: "its attention has sinks")
+    main(["doctor", "recipes/tiny.yaml"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert ("ok attention random:tiny-llama takes prefix trees" in words) == takes
+    assert ("warn attention random:tiny-llama is trained" in words) == (not takes)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

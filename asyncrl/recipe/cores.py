@@ -6,27 +6,45 @@ loop: then each gets half of the cores. Roles that take turns, or of which one i
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 
 from asyncrl.recipe.schema import Recipe
 
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""A container's own: "200000 100000" is two cores' time."""
+
 
 def engine_cores(recipe: Recipe) -> str:
-    """Of the CPU engines, as a list such as "0-1"."""
-    last = (_num_cores() // 2 if _side_by_side(recipe) else _num_cores()) - 1
-    return recipe.rollout.cpu_cores or f"0-{last}"
+    """Of the CPU engines, as a list such as "0,1"."""
+    cores = usable_cores()
+    if _side_by_side(recipe):
+        cores = cores[: len(cores) // 2]
+    return recipe.rollout.cpu_cores or ",".join(map(str, cores))
 
 
 def trainer_threads(recipe: Recipe) -> int:
     """torch threads of a trainer rank."""
-    share = _num_cores() - _num_cores() // 2 if _side_by_side(recipe) else _num_cores()
+    number = len(usable_cores())
+    share = number - number // 2 if _side_by_side(recipe) else number
     return recipe.trainer.cpu_threads or max(1, share // recipe.trainer.ranks)
 
 
 def _side_by_side(recipe: Recipe) -> bool:
     on_cpus = not (recipe.rollout.gpus_per_replica or recipe.trainer.gpus_per_rank)
-    return recipe.max_staleness > 0 and on_cpus and _num_cores() > 1
+    return recipe.max_staleness > 0 and on_cpus and len(usable_cores()) > 1
 
 
-def _num_cores() -> int:
-    return os.cpu_count() or 1
+def usable_cores() -> list[int]:
+    """Those that this process may run on, at least one: not more than its container has time of.
+
+    Threads beyond that stand still for most of each period, and others wait for them.
+    """
+    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    try:
+        quota_us, period_us = _CPU_MAX.read_text().split()
+        return known[: max(1, math.ceil(int(quota_us) / int(period_us)))]
+    except (OSError, ValueError):
+        # No cgroup of version 2, or no limit in it ("max").
+        return known

