@@ -143,6 +143,11 @@ def _no_gradient(record: Record) -> str | None:
     if _figure(record, "trainer/forward_tokens") != 0:
         return None
     skipped = _figure(record, "trainer/skipped_zero_advantage") or 0
+    if not skipped and (left_out := _figure(record, "trainer/masked_truncated")):
+        return (
+            f"no trajectory of the step is trained: all {left_out:.0f} were cut off at rollout.max_new_tokens, and "
+            "algorithm.mask_truncated leaves such out; raise rollout.max_new_tokens"
+        )
     return (
         f"no trajectory of the step has a gradient (trainer/skipped_zero_advantage {skipped:.0f}): in every group all "
         "rewards are equal; look at the reward on samples.jsonl, take easier or harder tasks, or raise group_size or "

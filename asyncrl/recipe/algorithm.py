@@ -82,6 +82,9 @@ class AlgorithmRecipe(Part):
     """Past trajectories kept of each row of the data set; exact duplicates are replaced by the newest."""
     filter_equal_rewards: bool = False
     """Groups whose rewards are all equal are filtered and others take their place (DAPO's dynamic sampling)."""
+    mask_truncated: bool = False
+    """Do not train completions that were cut off at max_new_tokens (DAPO's overlong filtering); their rewards still
+    count in what the others of the group are compared with."""
     overlong_buffer: int = Field(default=0, ge=0)
     """DAPO's soft punishment: the reward falls by up to 1 over the last so many tokens before max_new_tokens."""
 

@@ -121,6 +121,8 @@ def _check_rollout(recipe: Recipe) -> None:
             )
     if rollout.cpu_cores and not _is_core_list(rollout.cpu_cores):
         raise UserError(f"rollout.cpu_cores '{rollout.cpu_cores}' is not a list of cores, such as 0-1 or 0,2")
+    if rollout.engine == "simulated" and rollout.stop:
+        raise UserError("rollout.stop needs text, and engine simulated has none; set rollout.stop_token_ids instead")
     if rollout.engine != "vllm":
         return
     args = rollout.engine_args

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
-from asyncrl.recipe.part import Part
+from asyncrl.recipe.part import Part, listed
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
@@ -71,6 +71,11 @@ class RolloutRecipe(Part):
     """Longest completion, in tokens."""
     max_prompt_tokens: PositiveInt = 1024
     """Tasks with a longer prompt are filtered (counted under `prompt_too_long`)."""
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(listed)] = []
+    """Texts that end a completion, beside its end-of-sequence token, such as "</answer>". The tokens that complete one
+    are sampled, trained and seen by the reward."""
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(listed)] = []
+    """Tokens that do, by their ids."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the trainer divides its logits by the same number."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -213,7 +218,7 @@ class TrackRecipe(Part):
     """Project of wandb and trackio, experiment of MLflow."""
     tensorboard: bool = True
     """Write TensorBoard events under the run directory."""
-    also: Annotated[list[str], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)] = []
+    also: Annotated[list[str], BeforeValidator(listed)] = []
     """One or more of `mlflow`, `trackio`, or a class of your own by path (`./mine.py:Tracker`; docs/tracking.md)."""
 
 

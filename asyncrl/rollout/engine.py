@@ -18,6 +18,10 @@ class SamplingParams:
     max_new_tokens: int
     temperature: float
     seed: int
+    stop: tuple[str, ...] = ()
+    """Texts that end the completion; the token that completes one is its last, whole."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end it, being its last."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class RolloutSettings:
     filter_equal_rewards: bool = False
     skip_special_tokens: bool = True
     """In the texts that the reward gets."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     max_steps: int = 0
 
 
@@ -101,7 +103,8 @@ class GroupRunner:
     def _params(self, task: int, member: int) -> SamplingParams:
         # The same rollout for the same task and member, whoever samples it and however often it is started.
         seed = int(np.random.SeedSequence([self.settings.seed, task, member]).generate_state(1)[0])
-        return SamplingParams(self.settings.max_new_tokens, self.settings.temperature, seed)
+        s = self.settings
+        return SamplingParams(s.max_new_tokens, s.temperature, seed, s.stop, s.stop_token_ids)
 
 
 def request_ids(task: int, attempt: int, group_size: int) -> list[str]:

@@ -45,6 +45,8 @@ class SimulatedEngine:
                 spans[-1] = VersionSpan(self._version, spans[-1].start, len(sampled))
             else:
                 spans.append(VersionSpan(self._version, len(sampled) - 1, len(sampled)))
+            if sampled[-1] in params.stop_token_ids:
+                break
         aborted = request_id in self._cancelled
         self._cancelled.discard(request_id)
         self._active.discard(request_id)

@@ -97,7 +97,12 @@ class VllmEngine:
             seed=params.seed,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
+            stop=list(params.stop),
+            stop_token_ids=list(params.stop_token_ids),
+            detokenize=bool(params.stop),
+            # What ends a completion may be a special token, and is part of it: tokens and log-probs are kept whole.
+            skip_special_tokens=False,
+            include_stop_str_in_output=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         final = await self._final({"prompt_token_ids": tokens}, sampling, request_id)

@@ -95,6 +95,8 @@ class Actors:
             temperature=rollout.temperature,
             seed=recipe.seed,
             filter_equal_rewards=recipe.algorithm.filter_equal_rewards,
+            stop=tuple(rollout.stop),
+            stop_token_ids=tuple(rollout.stop_token_ids),
             skip_special_tokens=recipe.rewards.skip_special_tokens,
             max_steps=recipe.max_steps,
         )

@@ -144,6 +144,8 @@ class Learner:
             "trainer/skipped_zero_advantage": float(len(samples) - sum(u.num_trained for u in updates)),
             "trainer/skipped_steps": float(sum(not np.isfinite(norm) for norm in norms)),
         }
+        if self.recipe.algorithm.mask_truncated:
+            metrics["trainer/masked_truncated"] = float(sum(self._left_out(t) for g in groups for t in g.trajectories))
         if self.critic:
             metrics["trainer/value_loss"] = sums.value_loss / number
         return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages), gaps.found)
@@ -151,8 +153,8 @@ class Learner:
     def _samples(
         self, groups: list[Group], step: int, min_version: int
     ) -> tuple[list[TrainSample], list[int], list[int]]:
-        """Samples with their advantage: all trajectories that have a trained token; token counts by age of the new
-        ones; age of each replayed one's oldest token."""
+        """Samples with their advantage: trajectories that have a trained token and are not left out; token counts by
+        age of the new ones; age of each replayed one's oldest token."""
         samples: list[TrainSample] = []
         ages = np.zeros(step - min_version + 1, dtype=np.int64)
         past_ages: list[int] = []
@@ -161,7 +163,7 @@ class Learner:
         else:
             replayed = [[False] * len(group.trajectories) for group in groups]
         for number, group in enumerate(groups):
-            usable = [i for i, t in enumerate(group.trajectories) if t.reward is not None and t.loss_mask.any()]
+            usable = [i for i, t in enumerate(group.trajectories) if self._counts(t)]
             if not usable:
                 continue
             scored = [group.trajectories[i] for i in usable]
@@ -169,6 +171,8 @@ class Learner:
             rewards = self.objective.shape(torch.tensor([t.reward for t in scored], dtype=torch.float32), lengths)
             members, advantages = self.objective.choose(rewards)
             for i, advantage in zip(members, advantages.tolist(), strict=True):
+                if self._left_out(scored[i]):
+                    continue
                 if replayed[number][usable[i]]:
                     mask = scored[i].loss_mask
                     past_ages.append(step - int(scored[i].versions[mask].min()))
@@ -178,6 +182,16 @@ class Learner:
                 if mask.any():
                     samples.append(TrainSample(scored[i], number, float(rewards[i]), advantage, mask))
         return samples, ages.tolist(), past_ages
+
+    def _counts(self, trajectory: Trajectory) -> bool:
+        """Whether its reward is one of those that its group is compared by."""
+        if self.objective.picks_members and self._left_out(trajectory):
+            return False
+        return trajectory.reward is not None and bool(trajectory.loss_mask.any())
+
+    def _left_out(self, trajectory: Trajectory) -> bool:
+        """Whether it is not trained because it was cut off; then no mean over tokens or trajectories has it either."""
+        return self.recipe.algorithm.mask_truncated and trajectory.finish_reason == "length"
 
     def _fresh(self, trajectory: Trajectory, task: int, step: int, min_version: int) -> np.ndarray:
         """Tokens to train, bool [T]."""

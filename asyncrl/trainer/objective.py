@@ -79,6 +79,11 @@ class Objective:
         return self.recipe.entropy_quantile > 0 or self.recipe.reject_kl is not None
 
     @property
+    def picks_members(self) -> bool:
+        """Whether it trains only some members of a group, so that those not to be trained must not be among them."""
+        return self.in_pairs or self.recipe.advantage == "best_of_n"
+
+    @property
     def needs_prox(self) -> bool:
         """Whether the log-probs at the start of the step are needed before its first update."""
         return self.recipe.kl_coef > 0 and self.recipe.kl_in == "reward"

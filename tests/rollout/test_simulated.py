@@ -140,3 +140,19 @@ def test_cancel_ends_only_the_named_requests() -> None:
 def test_there_is_no_model_to_score_with() -> None:
     with pytest.raises(RuntimeError, match="no model to score with"):
         run(make_engine().score([1, 2]))
+
+
+def test_a_token_that_stops_is_the_last_one() -> None:
+    seed = long_seed(80, 40)
+
+    async def scenario() -> None:
+        engine = make_engine()
+        await engine.start()
+        free = await engine.generate([1], SamplingParams(80, 1.0, seed), request_id="a")
+        params = SamplingParams(80, 1.0, seed, stop_token_ids=(free.tokens[10], 99))
+        stopped = await engine.generate([1], params, request_id="b")
+        length = free.tokens.index(free.tokens[10]) + 1
+        assert (stopped.tokens, stopped.finish_reason) == (free.tokens[:length], "stop")
+        assert stopped.spans[-1].end == length
+
+    run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from asyncrl.algorithms.losses import LOSSES
 from asyncrl.checkpoint import files
+from asyncrl.observe.health import warnings
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
@@ -71,14 +73,34 @@ def groups(seed: int, rewards: list[list[float | None]], version: int = 0) -> li
     return made
 
 
+def cut(batch: list[Group], *places: tuple[int, int]) -> list[Group]:
+    """The groups with the trajectories (group, member) cut off at the longest length."""
+    return [
+        replace(
+            group,
+            trajectories=tuple(
+                replace(t, finish_reason="length") if (number, member) in places else t
+                for member, t in enumerate(group.trajectories)
+            ),
+        )
+        for number, group in enumerate(batch)
+    ]
+
+
+def is_cut(t: Trajectory) -> bool:
+    return t.finish_reason == "length"
+
+
 def plain_gradient(model: Path, batch: list[Group], r: Recipe) -> dict[str, torch.Tensor]:
-    """One trajectory at a time through an unmodified model: -w A logp / N, GRPO advantages, TIS weights."""
+    """One trajectory at a time through an unmodified model: -w A logp / N, GRPO advantages, TIS weights. One that is
+    left out because it was cut off has no term in the sum and no token in N; its reward is in the advantages."""
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
-    num_tokens = sum(int(t.loss_mask.sum()) for g in batch for t in g.trajectories)
+    trained = [t for g in batch for t in g.trajectories if not (r.algorithm.mask_truncated and is_cut(t))]
+    num_tokens = sum(int(t.loss_mask.sum()) for t in trained)
     for group in batch:
         scored = [t for t in group.trajectories if t.reward is not None]
         rewards = np.array([t.reward for t in scored])
-        for t in scored:
+        for t in (t for t in scored if any(t is one for one in trained)):
             advantage = (t.reward - rewards.mean()) / (rewards.std() + 1e-6)
             ids = torch.tensor(t.tokens, dtype=torch.int64)
             logits = reference(input_ids=ids[None]).logits[0] / r.rollout.temperature
@@ -105,6 +127,61 @@ def test_gradient_equals_a_plain_loop(tiny_model: Path) -> None:
     prompts = sum(ts[0].prompt_length for ts in through)
     # The budget of 80 tokens may cut a family, which then brings its prompt again.
     assert once <= report.tokens_forward <= once + 2 * prompts
+
+
+def test_completions_that_were_cut_off_can_be_left_out(tiny_model: Path) -> None:
+    batch = cut(groups(1, [[1.0, 0.0, 0.25], [0.0, None, 1.0, 0.0]]), (0, 0), (1, 3))
+    trainer = {"precision": "fp32", "tokens_per_microbatch": 80, "max_grad_norm": 1e9}
+    for algorithm in ({"correction": "tis"}, {"correction": "tis", "mask_truncated": True}):
+        r = recipe(trainer=trainer, algorithm=algorithm)
+        ours = learner(tiny_model, r)
+        report = ours.step(batch, 0, 0)
+        expected = plain_gradient(tiny_model, batch, r)
+        for name, parameter in ours.model.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+    assert report.metrics["trainer/masked_truncated"] == 2
+    trained = [t for g in batch for t in g.trajectories if not is_cut(t)]
+    assert report.tokens_trained == sum(int(t.loss_mask.sum()) for t in trained)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_what_is_left_out_is_in_no_mean(tiny_model: Path, aggregation: str) -> None:
+    """Its reward is the mean of the others, so that the advantages are the same without it."""
+    batch = cut(groups(1, [[1.0, 0.0, 0.5], [0.0, 0.5, 1.0]]), (0, 2), (1, 1))
+    without = [replace(g, trajectories=tuple(t for t in g.trajectories if not is_cut(t))) for g in batch]
+    gradients = []
+    for some, mask in ((batch, True), (without, False)):
+        algorithm = {"advantage": "dr_grpo", "aggregation": aggregation, "mask_truncated": mask}
+        ours = learner(tiny_model, recipe(algorithm=algorithm))
+        ours.step(some, 0, 0)
+        gradients.append([parameter.grad for parameter in ours.model.parameters()])
+    for masked, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(masked, plain, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "num_trained"),
+    [({"advantage": "best_of_n", "loss": "reinforce"}, 3), ({"loss": "dpo", "aggregation": "sequence"}, 2)],
+    ids=["best_of_n", "pairs"],
+)
+def test_no_member_that_is_left_out_is_picked(tiny_model: Path, algorithm: dict[str, Any], num_trained: int) -> None:
+    """The best one was cut off: the second best is taken in its place."""
+    batch = cut(groups(1, [[1.0, 0.5, 0.0, 0.25]]), (0, 0))
+    ours = learner(tiny_model, recipe(algorithm={**algorithm, "mask_truncated": True}))
+    samples = ours._samples(batch, 0, 0)[0]
+    assert max(s.reward for s in samples) == 0.5
+    assert len(samples) == num_trained
+    assert not any(is_cut(s.trajectory) for s in samples)
+
+
+def test_a_batch_that_is_left_out_as_a_whole_changes_nothing(tiny_model: Path) -> None:
+    ours = learner(tiny_model, recipe(algorithm={"mask_truncated": True}))
+    before = {n: p.clone() for n, p in ours.model.named_parameters()}
+    report = ours.step(cut(groups(2, [[1.0, 0.0]]), (0, 0), (0, 1)), 0, 0)
+    assert (report.tokens_trained, report.metrics["trainer/masked_truncated"]) == (0, 2)
+    assert all(torch.equal(p, before[n]) for n, p in ours.model.named_parameters())
+    (sentence,) = warnings(report.metrics)
+    assert "all 2 were cut off at rollout.max_new_tokens" in sentence
 
 
 def test_a_batch_without_advantages_costs_no_forward_pass(tiny_model: Path) -> None:
