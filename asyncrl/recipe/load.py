@@ -41,6 +41,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "bool": "true or false",
     "string": "text",
+    "string_too_short": "text that is not empty",
     "dict": "a mapping of keys to values",
     "model": "a mapping of keys to values",
     "greater_than": "greater than {gt}",
