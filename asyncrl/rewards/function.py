@@ -75,7 +75,8 @@ class RewardFunction:
     @property
     def required_columns(self) -> list[str]:
         """Parameters without a default that must be columns of the data set (verl's gold: see check_columns)."""
-        given = {*self.style.value, *_ON_REQUEST, *self.kwargs}
+        of_calls = () if isinstance(self.call, type) else self.kwargs
+        given = {*self.style.value, *_ON_REQUEST, *of_calls}
         return [
             name
             for name, parameter in self.parameters.items()
@@ -91,6 +92,11 @@ class RewardFunction:
         verl = self.style in (Style.VERL, Style.VERL_BATCH)
         if verl and not {"reward_model", "ground_truth", "answer"} & set(columns):
             missing.append("answer")
+        for name in _ON_REQUEST & set(self.parameters) & set(columns):
+            raise UserError(
+                f"reward '{self.spec}' names '{name}', which asyncrl gives it, and the data set has a column of that "
+                "name; rename one of them"
+            )
         for name in missing:
             if name in _NOT_HERE:
                 owner = _NOT_HERE[name]

@@ -35,6 +35,7 @@ class SimulatedEngine:
         self._active.add(request_id)
         rng = random.Random(params.seed)
         length = rng.randint(1, params.max_new_tokens)
+        reason = "length" if length == params.max_new_tokens else "stop"
         sampled: list[int] = []
         spans: list[VersionSpan] = []
         while len(sampled) < length and request_id not in self._cancelled:
@@ -46,11 +47,12 @@ class SimulatedEngine:
             else:
                 spans.append(VersionSpan(self._version, len(sampled) - 1, len(sampled)))
             if sampled[-1] in params.stop_token_ids:
+                reason = "stop"
                 break
         aborted = request_id in self._cancelled
         self._cancelled.discard(request_id)
         self._active.discard(request_id)
-        return Completion(sampled, None, spans, "abort" if aborted else "stop")
+        return Completion(sampled, None, spans, "abort" if aborted else reason)
 
     async def cancel(self, request_ids: list[str]) -> None:
         self._cancelled.update(self._active.intersection(request_ids))

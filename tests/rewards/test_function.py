@@ -295,6 +295,14 @@ def test_what_only_others_have_is_no_missing_column(name):
         found.check_columns(["prompt"])
 
 
+def test_a_column_cannot_have_the_name_of_an_argument_that_is_asked_for():
+    found = recognise(lambda completion, finish_reason, **row: 0, "m:f", "")
+    found.check_columns(["prompt", "completion_ids"])
+    with pytest.raises(UserError, match="reward 'm:f' names 'finish_reason', which asyncrl gives it"):
+        found.check_columns(["prompt", "finish_reason"])
+    recognise(lambda completion, **row: 0, "m:f", "").check_columns(["prompt", "finish_reason"])
+
+
 # -- things that can be called
 
 

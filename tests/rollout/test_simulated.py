@@ -78,7 +78,7 @@ def test_spans_cover_every_token_through_any_updates(pauses: list[int], seed: in
     assert set(versions) <= set(range(3, 4 + len(pauses)))
     assert all(0 <= token < 50 for token in completion.tokens)
     assert completion.logprobs is None
-    assert completion.finish_reason == "stop"
+    assert completion.finish_reason == ("length" if len(completion.tokens) == max_new else "stop")
 
 
 def test_versions_change_at_the_update_and_the_request_goes_on() -> None:
@@ -142,7 +142,7 @@ def test_there_is_no_model_to_score_with() -> None:
         run(make_engine().score([1, 2]))
 
 
-def test_a_token_that_stops_is_the_last_one() -> None:
+def test_a_token_that_stops_is_the_last_one_and_what_is_cut_off_says_so() -> None:
     seed = long_seed(80, 40)
 
     async def scenario() -> None:
@@ -154,5 +154,8 @@ def test_a_token_that_stops_is_the_last_one() -> None:
         length = free.tokens.index(free.tokens[10]) + 1
         assert (stopped.tokens, stopped.finish_reason) == (free.tokens[:length], "stop")
         assert stopped.spans[-1].end == length
+        cut = await engine.generate([1], SamplingParams(1, 1.0, seed), request_id="c")
+        assert (len(cut.tokens), cut.finish_reason) == (1, "length")
+        assert (free.finish_reason, len(free.tokens) < 80) == ("stop", True)
 
     run(scenario())

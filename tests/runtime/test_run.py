@@ -277,12 +277,21 @@ def test_the_first_push_is_verified_whatever_the_recipe_says(tmp_path: Path) -> 
     assert len(records(run_dir)) == 1
 
 
+# In TRL's signature; scores the length, which it cannot tell of every fifth.
+_TRL_REWARD = """
+def reward(prompts, completions, answer, trainer_state, log_extra, log_metric, finish_reason, scale, **columns):
+    log_metric("progress", trainer_state.global_step / trainer_state.max_steps)
+    log_extra("stopped", [reason == "stop" for reason in finish_reason])
+    log_extra("in_words", list(finish_reason))
+    return [scale * float(len(c)) if len(c) % 5 else None for c in completions]
+"""
 POLICIES = {
     "lag": ["policy=stale_k", "max_staleness=2"],
     "drop": ["over_age=drop", "max_staleness=2", "backup_groups=2"],
     "mask": ["over_age=mask", "algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
     "window": [
         *("max_staleness=1.5", "selection_window=3", "weights.push_lag=2", "reward={folder}/trl.py:reward"),
+        *("rewards.kwargs={scale: 2}", "rewards.skip_special_tokens=false", "rollout.stop_token_ids=[97, 98]"),
         *("data.path={folder}/rows.jsonl.gz", "data.options={}", "data.on_bad_row=skip"),
         "model={folder}/capped",
     ],
@@ -313,9 +322,7 @@ def says_that_it_is_slow(run_dir: Path, output: str) -> None:
 def test_policies(tmp_path: Path) -> None:
     """Each keeps its bound over real actors; slow tokens make pushes meet running groups. Side by side: they wait."""
     (tmp_path / "parity.py").write_text("def reward(completion, **row):\n    return float(len(completion) % 2)\n")
-    # In TRL's signature, unchanged.
-    trl = "def reward(prompts, completions, answer, **columns):\n    return [float(len(c)) for c in completions]\n"
-    (tmp_path / "trl.py").write_text(trl)
+    (tmp_path / "trl.py").write_text(_TRL_REWARD)
     capped_model(tmp_path / "capped")
     # One prompt in four is null, one too long: such tasks are filtered, and the run goes on.
     prompts = ["1+1=", "2+1=", None, "3+1=" * 99] * 3
@@ -338,6 +345,13 @@ def test_policies(tmp_path: Path) -> None:
         for process in runs.values():
             kill_group(process)
     assert records(tmp_path / "window")[-1]["reward/mean"] > 1
+    last = records(tmp_path / "window")[-1]
+    assert 2 / 6 <= last["reward/progress"] <= 5 / 6
+    assert last["reward/stopped"] == pytest.approx(1 - last["completion/truncated_share"])
+    counts = summary(tmp_path / "window")
+    assert counts["reward_failures"] > 0
+    assert counts["reward_failure_reasons"] == {"the reward is None, not a finite number": counts["reward_failures"]}
+    assert outputs["window"].count("a reward failed, and its trajectory is not trained") == 1
     reasons = summary(tmp_path / "window")["ledger"]["filtered_reasons"]
     assert set(reasons) == {"prompt_empty", "prompt_too_long"}
     assert min(reasons.values()) >= 5
