@@ -56,6 +56,21 @@ def hub_config(name: str) -> dict[str, Any]:
         raise UserError(f"model: the config of {name} could not be loaded: {str(error).splitlines()[0]}") from error
 
 
+def weight_files(path: str) -> list[Path]:
+    """The safetensors files of a model that is on this machine; none if it has other files, or is not here yet."""
+    folder = Path(path)
+    if not is_local(path):
+        from transformers.utils import cached_file
+
+        config = cached_file(path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        if config is None:
+            return []
+        folder = Path(config).parent
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return [folder / name for name in sorted(names) if (folder / name).exists()]
+
+
 def is_local(path: str) -> bool:
     return os.path.isdir(path)
 

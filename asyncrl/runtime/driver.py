@@ -167,6 +167,7 @@ class Driver:
                 else:
                     await self._handle(event)
             await self._save_last()
+            await self.trainer.compare_export(self.checkpoints.folder)
             if self.stopping is None:
                 await self.fleet.verify_pending()
         finally:

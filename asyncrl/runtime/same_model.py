@@ -14,7 +14,7 @@ from pathlib import Path
 from asyncrl.checkpoint import files
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
-from asyncrl.models import is_local
+from asyncrl.models import is_local, weight_files
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.loading import some
 
@@ -73,7 +73,7 @@ def fingerprint(model: str) -> str:
     if not is_local(model):
         return model
     digest = hashlib.sha256(Path(model, "config.json").read_bytes())
-    headers = read_headers(sorted(Path(model).glob("*.safetensors")))
+    headers = read_headers(weight_files(model))
     for name, header in sorted(headers.items()):
         digest.update(f"{name} {header.dtype} {header.shape}\n".encode())
         with header.file.open("rb") as file:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from pathlib import Path
 
 from ray.exceptions import RayActorError
 
@@ -173,6 +174,19 @@ class TrainerLink:
                     self._trace.write(role(rank), result.spans)
                 gaps = {number: gaps for result in results for number, gaps in result.report.gaps.items()}
                 return replace(results[0], report=replace(results[0].report, gaps=gaps))
+
+    async def compare_export(self, folder: Path | None) -> None:
+        """See that model/ of the checkpoint of the trainer's state, if there is one, is the trainer's model when it is
+        loaded again. Raises RunFailed if it is not."""
+        while folder is not None:
+            self._view.phase("comparing the exported model with the trainer's")
+            handle = await self.ready()
+            comparing, deadline_s = handle.call("compare_export", folder), self._recipe.deadlines.checkpoint_s
+            try:
+                await self._waiting(comparing, "trainer", "the comparison of the exported model", deadline_s)
+                return
+            except RayActorError as error:
+                self.lost(handle, error)
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import ray
 import torch
 
-from asyncrl.checkpoint import files
+from asyncrl.checkpoint import atomic, files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
@@ -36,8 +36,10 @@ from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.snapshots import Snapshots
+from asyncrl.trainer.comparison import require_same, require_unchanged
+from asyncrl.trainer.export import write_model
 from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.lora import transposed
+from asyncrl.trainer.lora import merged, transposed
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
 from asyncrl.trainer.ranks import Meeting, Team, open_meeting
@@ -86,6 +88,10 @@ class Origin:
     live: int = -1
     """Version that the generators hold: it stays at hand for one that joins them."""
 
+    @property
+    def is_initial(self) -> bool:
+        return self.folder is None and self.snapshots is None and not self.batches
+
 
 @ray.remote(concurrency_groups={"push": 1, "save": 1, "notices": 1})
 @crossing
@@ -124,12 +130,13 @@ class TrainerActor:
             self.team = Team.join(meeting, store, self.rank, trainer.ranks, device, recipe.deadlines.step_s)
         loss = load_loss(recipe.algorithm.loss, self.base_dir)
         load = partial(load_model, self.model_path, recipe, device)
-        self.learner = Learner(load, recipe, loss, device, self.team)
+        rollout, tokenizer = recipe.rollout, load_tokenizer(self.model_path)
+        self.probe = probe_tokens(tokenizer, rollout.max_prompt_tokens + rollout.max_new_tokens)
+        look = self._compare_untouched if origin.is_initial and self.rank == 0 else lambda model: None
+        self.learner = Learner(load, recipe, loss, device, self.team, look)
         self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
         self.learner.before_update = self._before_update
         self.snapshots = snapshots
-        rollout, tokenizer = recipe.rollout, load_tokenizer(self.model_path)
-        self.probe = probe_tokens(tokenizer, rollout.max_prompt_tokens + rollout.max_new_tokens)
         initial = self._score_probe()
         if origin.snapshots is not None:
             self.learner.restore(origin.snapshots.load(origin.version))
@@ -140,6 +147,22 @@ class TrainerActor:
         self.idle_since = trace.now()
         return Loaded(orphans.here(), (initial, self._score_probe() if origin.version else initial))
 
+    def _compare_untouched(self, model: torch.nn.Module) -> None:
+        """Raises UserError if an export of the model would not be what it was loaded from."""
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        scratch = atomic.begin(self.run_dir / "checkpoints", 0)
+        try:
+            write_model(model, merged(model, trained, self.recipe.trainer.lora), scratch, self._dtype)
+            require_unchanged(model, scratch, self.probe, self._dtype)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of weights that are sent and exported."""
+        dtype: torch.dtype = getattr(torch, self.recipe.weights.dtype)
+        return dtype
+
     def train_again(self, batch: Train, live: int) -> list[float] | None:
         """Train a batch that was trained before this process; `live` is the version that the generators hold, whose
         log-probs of the probe are returned."""
@@ -149,14 +172,14 @@ class TrainerActor:
         return self._score_probe() if live == batch.step + 1 else None
 
     def _staging(self, version: int, device: torch.device) -> Staging:
-        dtype, shared = getattr(torch, self.recipe.weights.dtype), None
+        shared = None
         if self.backend == "shared_memory":
             shared = shared_folder(self.run_dir) / str(self.rank)
             # What a trainer left that was killed.
             shutil.rmtree(shared, ignore_errors=True)
             shared.mkdir(parents=True)
         copies = device if self.backend == "nccl" else torch.device("cpu")
-        return Staging(self.learner.model, version, dtype, copies, shared)
+        return Staging(self.learner.model, version, self._dtype, copies, shared)
 
     def _hold(self, live: int, version: int) -> None:
         """Keep the weights if they are those that the generators hold."""
@@ -276,8 +299,18 @@ class TrainerActor:
     def export(self, folder: Path) -> None:
         """Write model/ into a checkpoint folder that has all ranks' parts."""
         weights = files.read(folder / "trainer", prefix="model.")
-        self.learner.export(weights, folder / "model", getattr(torch, self.recipe.weights.dtype))
+        self.learner.export(weights, folder / "model", self._dtype)
         load_tokenizer(self.model_path).save_pretrained(folder / "model")
+
+    def compare_export(self, folder: Path) -> None:
+        """Raises RunFailed if model/ of a checkpoint of the state now, loaded again, is another model; every rank takes
+        part."""
+        expected = self.learner.score(self.probe)
+        if self.rank == 0:
+            weights = self.learner.whole(files.read(folder / "trainer", prefix="model."))
+            rounded_to = torch.bfloat16 if self.recipe.trainer.precision == "bf16" else self._dtype
+            model = self.learner.model
+            require_same(model, weights, folder / "model", expected, self.probe, self._dtype, rounded_to)
 
     @ray.method(concurrency_group="notices")
     def take_notices(self) -> list[relay.Notice]:

@@ -29,8 +29,7 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], folder: Path, d
     Raises RunFailed, with the names, if they are not the model's, or if what was written would not load.
     """
     _require_same(weights.keys(), {name for name, _ in base_weights(model)})
-    in_fp32 = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    tensors = {n: t.to(torch.float32 if any(part in n for part in in_fp32) else dtype) for n, t in weights.items()}
+    tensors = {name: tensor.to(exported_type(model, name, dtype)) for name, tensor in weights.items()}
     with _generation_config(model, folder):
         model.save_pretrained(folder, state_dict={**tensors, **dict(buffers(model))})
     config = json.loads((folder / "config.json").read_text())
@@ -40,6 +39,12 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], folder: Path, d
         from_folder(str(folder), device_map="meta")
     except UserError as error:
         raise RunFailed(f"the exported model would not load: {error}") from error
+
+
+def exported_type(model: Any, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a parameter: `dtype`, or fp32 if the model's class keeps it so."""
+    in_fp32 = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    return torch.float32 if any(part in name for part in in_fp32) else dtype
 
 
 def buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

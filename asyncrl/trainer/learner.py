@@ -29,7 +29,7 @@ from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.export import write_model
 from asyncrl.trainer.gaps import Gaps, sampled
-from asyncrl.trainer.lora import base_weights, switched_off, transposed
+from asyncrl.trainer.lora import merged, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
@@ -37,7 +37,6 @@ from asyncrl.trainer.packing import PackedBatch, TrainSample, pack
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
-from asyncrl.weights.lora import merge
 from asyncrl.weights.pieces import fill, held
 
 Called = TypeVar("Called", Policy, Values)
@@ -67,7 +66,8 @@ class _Update:
 class Learner:
     """Holds the model, the optimizer and the random state of one rank, the reference and the critic if there are.
 
-    `load` gives the initial model anew; a reference and a critic begin as that.
+    `load` gives the initial model anew; a reference and a critic begin as that. `look` is shown it while it
+    is whole.
     """
 
     def __init__(
@@ -77,11 +77,13 @@ class Learner:
         loss: Loss,
         device: torch.device,
         team: Team | None = None,
+        look: Callable[[torch.nn.Module], object] = lambda model: None,
     ) -> None:
         self.recipe, self.device = recipe, device
         self.team = team or Team(device)
         self.dtype = torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
         self.model = load()
+        look(self.model)
         self.packs = takes_trees(self.model)
         self.policy = self._called(Policy, self.model)
         self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
@@ -359,15 +361,12 @@ class Learner:
 
     def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
         """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
-        trained = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
-        write_model(self.model, self._whole(trained), folder, dtype)
+        write_model(self.model, self.whole(state), folder, dtype)
 
-    def _whole(self, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All weights, adapters merged."""
-        if not self.adapted:
-            return trained
-        scale = self.recipe.trainer.lora.scale
-        return dict(merge(base_weights(self.model), trained, scale, transposed(self.model)))
+    def whole(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model's weights of a `state` of whole tensors, by name, adapters merged."""
+        trained = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
+        return merged(self.model, trained, self.recipe.trainer.lora)
 
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
+from asyncrl.models import weight_files
 from asyncrl.recipe.schema import LoraRecipe
 from asyncrl.trainer.loading import some
-from asyncrl.weights.lora import adapted_modules, weights_of
+from asyncrl.weights.lora import adapted_modules, merge, weights_of
 
 
 def inject(model: Any, recipe: LoraRecipe) -> Any:
@@ -85,7 +85,7 @@ def left_out(model: torch.nn.Module) -> list[str]:
 
 def require_in_folder(model: torch.nn.Module, path: str) -> None:
     """Raises UserError if an engine that merges the adapters into a folder's tensors would not find some of these."""
-    saved = read_headers(Path(path).glob("*.safetensors"))
+    saved = read_headers(weight_files(path))
     modules = adapted_modules(name for name, _ in model.named_parameters() if ".lora_" in name)
     found = {module for name, module in weights_of(modules).items() if name in saved}
     if saved and found != modules:
@@ -117,6 +117,13 @@ def head_weight(model: Any) -> torch.Tensor:
     if not tied or embedding.disable_adapters:
         return weight
     return weight + embedding.get_delta_weight("default")
+
+
+def merged(model: torch.nn.Module, trained: Mapping[str, torch.Tensor], recipe: LoraRecipe) -> dict[str, torch.Tensor]:
+    """All weights of a model whose trained ones are these; adapters are merged into theirs."""
+    if not recipe.rank:
+        return dict(trained)
+    return dict(merge(base_weights(model), trained, recipe.scale, transposed(model)))
 
 
 def base_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

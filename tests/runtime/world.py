@@ -286,6 +286,11 @@ class Trainer(Actor):
     def do_export(self, folder: Path) -> None:
         (folder / "model").mkdir()
 
+    def do_compare_export(self, folder: Path) -> Iterator[Any]:
+        yield None
+        saved = json.loads((folder / "trainer" / f"rank_{self.rank}.json").read_text())
+        assert saved == json.loads(json.dumps(self.weights)), f"{folder} is not of version {self.version}"
+
 
 class Snapshots:
     """Holders that keep the newest two versions, until they are lost."""
