@@ -10,6 +10,9 @@ from typing import Any, NoReturn
 import asyncrl
 from asyncrl.errors import UserError
 
+KINDS = ("data", "reward", "prompt")
+"""What a run knows again (`runtime/fingerprint.py`)."""
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Raises UserError for what it does not know. Prints the version or the help if that is all that is asked."""
@@ -56,10 +59,19 @@ def _parser() -> _Parser:
     copy.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: here)")
 
     resume = commands.add_parser(
-        "resume", help="go on from a run's newest checkpoint", usage="asyncrl resume RUN_DIR [key=value ...]"
+        "resume",
+        help="go on from a run's newest checkpoint",
+        usage="asyncrl resume RUN_DIR [key=value ...] [--accept KIND[,KIND]]",
     )
     resume.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
     _add_overrides(resume)
+    resume.add_argument(
+        "--accept",
+        type=_kinds,
+        default=[],
+        metavar="KIND[,KIND]",
+        help=f"go on although these differ from what the run was begun with: {', '.join(KINDS)}",
+    )
 
     plan = commands.add_parser(
         "plan",
@@ -134,6 +146,13 @@ def _parser() -> _Parser:
     doctor = commands.add_parser("doctor", help="print versions, CPUs and GPUs, and what would stop a run")
     doctor.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE", help="try its model's attention too")
     return parser
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = text.split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not one of {', '.join(KINDS)}")
+    return kinds
 
 
 def _count(text: str) -> int:

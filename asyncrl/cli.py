@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "recipes":
             return _recipes(arguments)
         case "resume":
-            return _resume(arguments.run_dir, arguments.overrides)
+            return _resume(arguments.run_dir, arguments.overrides, arguments.accept)
         case "plan":
             return _plan(arguments)
         case "submit":
@@ -113,7 +113,7 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
     recipe = load(path, overrides)
     if or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
         _check_same(recipe, load(there / "recipe.yaml"))
-        return _resume(there, [])
+        return _resume(there, [], [])
     check(recipe, base_dir)
     if dry_run:
         from asyncrl.recipe.check_data import preview
@@ -239,13 +239,13 @@ def _importing() -> AbstractContextManager[Any]:
     return shown("importing ray, torch and transformers", console=RunConsole())
 
 
-def _resume(run_dir: Path, overrides: list[str]) -> int:
+def _resume(run_dir: Path, overrides: list[str], accepted: list[str]) -> int:
     _check_run_dir(run_dir)
     _check_owner(run_dir)
     with _importing():
         from asyncrl.runtime.run import resume
 
-    return resume(run_dir, overrides)
+    return resume(run_dir, overrides, accepted)
 
 
 def _report(run_dir: Path) -> int:

@@ -136,7 +136,7 @@ def test_train_hands_over_the_checked_recipe(folder: Path, runtime: types.Simple
 def test_resume_hands_over_a_run_with_a_complete_checkpoint(folder: Path, runtime: types.SimpleNamespace) -> None:
     (folder / "runs/old/checkpoints/step_000002/COMPLETE").touch()
     assert main(["resume", "runs/old", "max_steps=9"]) == 0
-    assert runtime.calls == [(Path("runs/old"), ["max_steps=9"])]
+    assert runtime.calls == [(Path("runs/old"), ["max_steps=9"], [])]
 
 
 def test_report_prints_its_path(

@@ -20,6 +20,7 @@ from asyncrl.observe.health import Health
 from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, read_lines, shares, write_summary
 from asyncrl.observe.trackers import Trackers
 from asyncrl.rollout.summary import GroupSummary
+from asyncrl.runtime import fingerprint
 from asyncrl.runtime.buffer import Key
 from asyncrl.trainer.actor import TrainResult
 from asyncrl.trainer.gaps import NUM_SAMPLED, TokenGaps
@@ -183,6 +184,7 @@ class Recorder:
             "reward_failures": self._reward_failures,
             # Of this process: what a run before its resume met is counted above only.
             "reward_failure_reasons": self._failures.counts,
+            "changes": fingerprint.changes(self.run_dir),
             "final": self.last,
             "bottleneck": bottleneck(means) if means else "",
             "warnings": [vars(said) for said in health.said.values()],

@@ -27,6 +27,7 @@ from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode, key_of
+from asyncrl.runtime.same_model import require_model
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
@@ -82,6 +83,7 @@ def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
         raise UserError(
             f"{run_dir} was trained by {recipe.trainer.ranks} ranks, whose sums one process cannot repeat bit for bit"
         )
+    require_model(run_dir, recipe.model, recipe.model)
     checkpoints = {int(p.name.removeprefix("step_")): p for p in atomic.complete(run_dir / "checkpoints")}
     first = batches[0].step if batches else max(checkpoints, default=0)
     if first:

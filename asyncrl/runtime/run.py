@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,9 +33,10 @@ from asyncrl.recipe.check_data import described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
 from asyncrl.recipe.paths import anchored
 from asyncrl.recipe.schema import Recipe
-from asyncrl.runtime import cluster, same_model
+from asyncrl.runtime import cluster, fingerprint, same_model
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.driver import Driver, Stop
+from asyncrl.runtime.fingerprint import Fingerprint
 from asyncrl.runtime.lock import RunLock
 from asyncrl.runtime.orphans import end_leftovers
 from asyncrl.runtime.places import Places, reserve
@@ -62,7 +63,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
             raise UserError(f"run_dir {url} exists; choose another run_dir, or `asyncrl resume` it")
     with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view:
         view.phase("loading the data")
-        tasks = _tasks(recipe, base_dir)
+        tasks, begun_with = _tasks(recipe, base_dir)
         _check_model(recipe, view)
         with _ray(recipe, view) as places:
             run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
@@ -70,13 +71,17 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
                 (run_dir / "checkpoints").mkdir()
                 (run_dir / "recipe.yaml").write_text(dump(_settled(recipe, base_dir)))
                 same_model.record(run_dir, recipe.model)
+                begun_with.write(run_dir)
                 recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
                 with Pushes(recipe, run_dir):
                     return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
-def resume(run_dir: Path, overrides: list[str]) -> int:
-    """Take a run up where it broke off; returns the exit code. A URL's run is resumed by its local copy."""
+def resume(run_dir: Path, overrides: list[str], accepted: Collection[str] = ()) -> int:
+    """Take a run up where it broke off; returns the exit code. A URL's run is resumed by its local copy.
+
+    `accepted`: the kinds of `fingerprint.KINDS` that may differ from what the run was begun with.
+    """
     recipe = load(run_dir / "recipe.yaml", overrides)
     base_dir = Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
@@ -88,9 +93,12 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         trained = _check_model(recipe, view)
         same_model.require_same(run_dir, recipe, load(run_dir / "recipe.yaml", []), trained, recovered.checkpoint)
         view.phase("loading the data")
-        tasks = _tasks(recipe, base_dir)
+        tasks, now = _tasks(recipe, base_dir)
+        goes_on_with = fingerprint.compared(run_dir, now, accepted, recovered.controller)
+        tasks.draws = goes_on_with.draws
         with _ray(recipe, view) as places:
             (run_dir / "recipe.yaml").write_text(dump(_settled(recipe, base_dir)))
+            goes_on_with.write(run_dir)
             (run_dir / "summary.json").unlink(missing_ok=True)
             with Pushes(recipe, run_dir):
                 return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
@@ -163,15 +171,15 @@ def make_run_dir(run_dir: Path, may_rename: bool) -> Path:
             free = run_dir.with_name(f"{run_dir.name}-{number}")
 
 
-def _tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
-    """Load the data and see that prompts, chat template and reward columns are there."""
+def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, Fingerprint]:
+    """Load the data and see that prompts, chat template and reward columns are there; and what all of them are."""
     tasks = load_tasks(recipe, base_dir)
     tokenizer = tiny_tokenizer() if recipe.model == TINY_LLAMA else load_tokenizer(recipe.model)
     if recipe.model != TINY_LLAMA and not is_local(recipe.model):
         check_context(recipe, context_of(hub_config(recipe.model)))
     task, tokens = tasks.first_prompt(tokenizer)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
-    return tasks
+    return tasks, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
 
 
 async def _run(

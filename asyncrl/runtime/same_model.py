@@ -41,14 +41,19 @@ def require_same(run_dir: Path, recipe: Recipe, before: Recipe, trained: Shapes,
                 f"trainer.lora.{key} is {getattr(lora, key)}, but the run was started with {getattr(its, key)}; "
                 "leave it as it was, or train anew"
             )
-    known = run_dir / _FILE
-    if known.exists() and json.loads(known.read_text())["fingerprint"] != fingerprint(recipe.model):
-        raise UserError(
-            f"model {recipe.model} is not the one that the run was started with, {before.model}: its tensors or its "
-            "config.json differ; name that one, or train anew"
-        )
+    require_model(run_dir, recipe.model, before.model)
     if checkpoint is not None:
         _require_fit(checkpoint, recipe, trained)
+
+
+def require_model(run_dir: Path, model: str, before: str) -> None:
+    """Raises UserError if `model` is not the run's, which its recipe calls `before`."""
+    known = run_dir / _FILE
+    if known.exists() and json.loads(known.read_text())["fingerprint"] != fingerprint(model):
+        raise UserError(
+            f"model {model} is not the one that the run was started with, {before}: its tensors or its config.json "
+            "differ; name that one, or train anew"
+        )
 
 
 def _require_fit(checkpoint: Path, recipe: Recipe, trained: Shapes) -> None:

@@ -1,0 +1,135 @@
+"""What a run was begun with: data, reward and prompts, known again by their contents, wherever they lie.
+
+RUN_DIR/fingerprint.json    parts: kind -> fact -> value    draws: where the data begins    changes: those accepted
+
+A run goes on only with what it was begun with, or with a change that its user accepts. Its model: `same_model.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from asyncrl.control.controller import Controller
+from asyncrl.data.tasks import Draws, TaskSource
+from asyncrl.errors import UserError
+from asyncrl.recipe.schema import Recipe
+
+KINDS = {
+    "data": "begins the new data at its first row",
+    "reward": "goes on with the new reward",
+    "prompt": "goes on with the new prompts",
+}
+"""What may change, and what accepting it means."""
+_FILE = "fingerprint.json"
+_HASH_CHARS = 16
+
+Parts = dict[str, dict[str, Any]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    parts: Parts
+    """By kind: facts in words, or hashes of contents."""
+    draws: Draws = field(default_factory=Draws)
+    """Which draws the present data gives."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Accepted ones: step, kind, and what differed."""
+
+    def write(self, run_dir: Path) -> None:
+        part = run_dir / f".{_FILE}.part"
+        part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        part.replace(run_dir / _FILE)
+
+
+def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> Fingerprint:
+    """Of what a recipe names, as it is now."""
+    data = recipe.data
+    template = getattr(tokenizer, "chat_template", None)
+    parts: Parts = {
+        "data": {"rows": tasks.num_rows, "content": tasks.digest(), "seed": recipe.seed, "shuffle": data.shuffle},
+        "reward": {"function": recipe.reward.rpartition(":")[2], "source": _source(recipe.reward, base_dir)},
+        "prompt": {
+            "column": tasks.column,
+            "chat": data.chat,
+            "system": data.system,
+            "chat template": _hash(json.dumps(template, sort_keys=True).encode()),
+            "chat_template_kwargs": data.chat_template_kwargs,
+        },
+    }
+    # As it comes back from the file.
+    return Fingerprint(json.loads(json.dumps(parts)))
+
+
+def read(run_dir: Path) -> Fingerprint | None:
+    """None: the run was begun by a version that kept none."""
+    path = run_dir / _FILE
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Fingerprint(found["parts"], Draws(**found["draws"]), found["changes"])
+
+
+def changes(run_dir: Path) -> list[dict[str, Any]]:
+    """What the user accepted since the run began."""
+    before = read(run_dir)
+    return before.changes if before else []
+
+
+def compared(run_dir: Path, now: Fingerprint, accepted: Collection[str], controller: Controller) -> Fingerprint:
+    """What the run goes on with. Raises UserError if it differs from what the run was begun with in a kind that is not
+    accepted."""
+    before = read(run_dir)
+    if before is None:
+        logger.warning(
+            "%s says nothing of what it was begun with: see that data, reward and prompts are the same as then", run_dir
+        )
+        return now
+    differences = {kind: found for kind in KINDS if (found := _difference(before.parts[kind], now.parts[kind]))}
+    if refused := [kind for kind in differences if kind not in accepted]:
+        shown = " and ".join(f"another {kind} ({differences[kind]})" for kind in refused)
+        meaning = ", ".join(KINDS[kind] for kind in refused)
+        raise UserError(
+            f"{run_dir} was begun with {shown}; put back what it was, or `asyncrl resume {run_dir} --accept "
+            f"{','.join(refused)}`, which {meaning}"
+        )
+    draws = before.draws
+    if "data" in differences:
+        draws = Draws.begun_anew(controller, draws.first_row + before.parts["data"]["rows"])
+    step = controller.steps_done
+    changes = [{"step": step, "kind": kind, "what": what} for kind, what in differences.items()]
+    for change in changes:
+        logger.warning("from step %d on with another %s (%s): accepted", step, change["kind"], change["what"])
+    return replace(now, draws=draws, changes=[*before.changes, *changes])
+
+
+def _source(spec: str, base_dir: Path) -> str | None:
+    """Of the file that a reward is in; it may have moved."""
+    where = spec.rpartition(":")[0]
+    if where.endswith(".py"):
+        path = base_dir / where
+    else:
+        found = importlib.util.find_spec(where)
+        path = Path(found.origin) if found is not None and found.origin else base_dir / where
+    return _hash(path.read_bytes()) if path.is_file() else None
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_HASH_CHARS]
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The facts that differ, in words; nothing if none does."""
+    return ", ".join(
+        f"{fact} was {json.dumps(before.get(fact))}, is {json.dumps(now.get(fact))}"
+        for fact in {**before, **now}
+        if before.get(fact) != now.get(fact)
+    )

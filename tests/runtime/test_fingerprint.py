@@ -1,0 +1,188 @@
+"""A run knows what it was begun with by its contents; another is refused, or accepted and kept in mind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrl import arguments
+from asyncrl.control.controller import Controller
+from asyncrl.control.messages import GeneratorJoined, GroupFinished, Start, Train, WeightsLive
+from asyncrl.control.settings import Settings
+from asyncrl.data.tasks import Draws
+from asyncrl.errors import UserError
+from asyncrl.recipe.check_data import load_tasks
+from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime import fingerprint
+from asyncrl.runtime.fingerprint import Fingerprint, changes, compared, read, taken
+
+REWARD = "def reward(completion, **row): return 1.0\n"
+
+
+class Tokenizer:
+    chat_template = "{{ messages }}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "rows.jsonl", range(12))
+    (tmp_path / "mine.py").write_text(REWARD)
+    (tmp_path / "run").mkdir()
+    return tmp_path
+
+
+def write_rows(path: Path, numbers: range) -> None:
+    path.write_text("".join(json.dumps({"prompt": f"row {i}"}) + "\n" for i in numbers))
+
+
+def take(folder: Path, tokenizer: Any = Tokenizer, seed: int = 0, **keys: Any) -> Fingerprint:
+    data = {"path": str(folder / "rows.jsonl"), **{k: v for k, v in keys.items() if k not in ("model", "reward")}}
+    recipe = Recipe(
+        model=keys.get("model", "model"),
+        data=data,
+        reward=keys.get("reward", "./mine.py:reward"),
+        max_steps=1,
+        seed=seed,
+    )
+    return taken(recipe, folder, load_tasks(recipe, folder), tokenizer)
+
+
+def run_of(num_ready: int = 0) -> Controller:
+    """Tasks 0 and 1 are being trained, the last `num_ready` are ready, those between are running."""
+    controller = Controller(Settings(groups_per_step=2, max_staleness=9, max_steps=99, tokens_per_group=9))
+    controller.handle(GeneratorJoined("a"))
+    controller.handle(WeightsLive(0))
+    decisions = controller.decide()
+    started = [d for d in decisions if isinstance(d, Start)]
+    for start in started[:2]:
+        controller.handle(GroupFinished(start.task, 0, 0, 0, 5))
+    assert any(isinstance(d, Train) for d in controller.decide())
+    for start in started[-1 : -1 - num_ready : -1]:
+        controller.handle(GroupFinished(start.task, 0, 0, 0, 5))
+    return controller
+
+
+def test_the_same_elsewhere_is_the_same(folder: Path) -> None:
+    take(folder).write(folder / "run")
+    assert read(folder / "run") == take(folder)
+    (folder / "moved").mkdir()
+    with gzip.open(folder / "moved" / "again.jsonl.gz", "wb") as file:
+        file.write((folder / "rows.jsonl").read_bytes())
+    shutil.copy(folder / "mine.py", folder / "moved" / "other.py")
+    elsewhere = take(folder, path=str(folder / "moved/again.jsonl.gz"), reward="./moved/other.py:reward")
+    assert compared(folder / "run", elsewhere, (), run_of()) == take(folder)
+    assert changes(folder / "run") == []
+
+
+def changed_rows(folder: Path) -> None:
+    write_rows(folder / "rows.jsonl", range(100, 105))
+
+
+def changed_gold(folder: Path) -> None:
+    text = (folder / "rows.jsonl").read_text()
+    (folder / "rows.jsonl").write_text(text.replace("row 7", "row 8"))
+
+
+def changed_reward(folder: Path) -> None:
+    (folder / "mine.py").write_text(REWARD.replace("1.0", "0.5"))
+
+
+def nothing(folder: Path) -> None: ...
+
+
+class Other(Tokenizer):
+    chat_template = "{{ messages }} "
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "kind", "what"),
+    [
+        (changed_rows, {}, "data", r'rows was 12, is 5, content was "\w+", is "\w+"'),
+        (changed_gold, {}, "data", r'content was "\w+", is "\w+"'),
+        (nothing, {"seed": 1}, "data", "seed was 0, is 1"),
+        (nothing, {"shuffle": False}, "data", "shuffle was true, is false"),
+        (changed_reward, {}, "reward", r'source was "\w+", is "\w+"'),
+        (nothing, {"reward": "asyncrl.rewards.math:exact_match"}, "reward", 'function was "reward", is "exact_match"'),
+        (nothing, {"chat": True, "system": "x"}, "prompt", 'chat was false, is true, system was null, is "x"'),
+        (nothing, {"tokenizer": Other()}, "prompt", r'chat template was "\w+", is "\w+"'),
+    ],
+)
+def test_another_is_refused_by_kind_or_accepted(
+    folder: Path, caplog: pytest.LogCaptureFixture, change: Any, keys: dict[str, Any], kind: str, what: str
+) -> None:
+    if kind == "reward":
+        (folder / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    run_dir = folder / "run"
+    take(folder).write(run_dir)
+    before = run_dir.joinpath("fingerprint.json").read_text()
+    change(folder)
+    now = take(folder, **keys)
+    for accepted in ((), set(fingerprint.KINDS) - {kind}):
+        with pytest.raises(UserError, match=rf"run was begun with another {kind} \({what}") as caught:
+            compared(run_dir, now, accepted, run_of())
+        assert f"`asyncrl resume {run_dir} --accept {kind}`, which {fingerprint.KINDS[kind]}" in str(caught.value)
+    assert run_dir.joinpath("fingerprint.json").read_text() == before
+    goes_on = compared(run_dir, now, {kind}, run_of())
+    assert f"from step 0 on with another {kind}" in caplog.text
+    goes_on.write(run_dir)
+    assert [(c["step"], c["kind"]) for c in changes(run_dir)] == [(0, kind)]
+    assert compared(run_dir, now, (), run_of()) == goes_on
+
+
+def test_several_kinds_are_one_sentence(folder: Path) -> None:
+    take(folder).write(folder / "run")
+    changed_rows(folder)
+    changed_reward(folder)
+    with pytest.raises(
+        UserError, match=r"another data \(rows was .*\) and another reward \(.*--accept data,reward`, which"
+    ):
+        compared(folder / "run", take(folder), {"prompt"}, run_of())
+
+
+def test_a_run_without_one_goes_on_with_a_word(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert compared(folder / "run", take(folder), (), run_of()) == take(folder)
+    assert "says nothing of what it was begun with" in caplog.text
+
+
+def test_new_data_begins_at_its_first_row(folder: Path) -> None:
+    """What was under way is started again with the first rows, what is drawn next has those after; and none has the
+    number of an old row."""
+    take(folder, shuffle=False).write(folder / "run")
+    changed_rows(folder)
+    controller = run_of(num_ready=3)
+    drawn = controller.ledger.drawn
+    recipe = Recipe(
+        model="model",
+        data={"path": str(folder / "rows.jsonl"), "shuffle": False},
+        reward="./mine.py:reward",
+        max_steps=1,
+    )
+    tasks = load_tasks(recipe, folder)
+    tasks.draws = compared(folder / "run", take(folder, shuffle=False), {"data"}, controller).draws
+    assert tasks.draws.again == list(range(2, drawn - 3))
+    draws = [*tasks.draws.again, *range(drawn, drawn + 5)]
+    found = [tasks.task(draw) for draw in draws]
+    assert [task.prompt for task in found] == [f"row {100 + i % 5}" for i in range(len(draws))]
+    assert [task.row_index for task in found] == [12 + i % 5 for i in range(len(draws))]
+    assert {task.number for task in found} == set(draws)
+
+
+@given(st.integers(0, 50), st.sets(st.integers(0, 49)))
+def test_every_place_is_taken_once(first: int, again: set[int]) -> None:
+    draws = Draws(first, sorted(draw for draw in again if draw < first))
+    places = [draws.place(draw) for draw in [*draws.again, *range(first, first + 20)]]
+    assert places == list(range(len(places)))
+
+
+def test_the_command_line_knows_the_kinds() -> None:
+    assert tuple(fingerprint.KINDS) == arguments.KINDS
+    assert arguments.parse(["resume", "runs/x", "--accept", "data,prompt", "a=b"]).accept == ["data", "prompt"]
+    with pytest.raises(UserError, match="'dat' is not one of data, reward, prompt"):
+        arguments.parse(["resume", "runs/x", "--accept", "dat"])
