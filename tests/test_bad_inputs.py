@@ -3,6 +3,7 @@ nothing started that stays, nothing written. The table is bad_inputs.txt."""
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import re
@@ -50,6 +51,7 @@ FILES = {
     "rows.txt": "a\n",
     "problems.jsonl": '{"prompt": "a"}\n',
     "a_file": "",
+    "rows.jsonl.gz": gzip.compress(b'{"prompt": "a", "answer": "b"}\n'),
     "runs/old/recipe.yaml": "model: x\n",
     "runs/fresh/recipe.yaml": (REPOSITORY / "recipes/tiny.yaml")
     .read_text()

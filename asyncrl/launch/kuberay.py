@@ -107,7 +107,12 @@ def _files(recipe: Recipe, base_dir: Path) -> dict[str, str]:
             raise UserError(
                 f"{key} {path} is a folder on this machine; put it on shared storage and name its absolute path"
             )
-        found[str(Path(path))] = (base_dir / path).read_text()
+        try:
+            found[str(Path(path))] = (base_dir / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{key} {path} is not text, as a ConfigMap wants; put it on shared storage and name its absolute path"
+            ) from error
     return found
 
 
