@@ -33,7 +33,7 @@ _OPTIONS = {
 }
 
 Found = tuple[int, bytes]
-"""Line of the file, and the row there as a JSON object."""
+"""Line of the file (of a JSON list: minus the place in it), and the row there as a JSON object."""
 
 
 class FileRows:
@@ -82,7 +82,11 @@ class FileRows:
     def where(self, index: int) -> str:
         """File and line of a row, for people."""
         path = self._paths[bisect_right(self._first_rows, index) - 1]
-        return f"{path} line {self._lines[index]}"
+        return f"{path} {_place(self._lines[index])}"
+
+
+def _place(line: int) -> str:
+    return f"line {line}" if line > 0 else f"row {-line}"
 
 
 def _kind(path: Path) -> str:
@@ -134,7 +138,7 @@ def _json(path: Path, file: Any, field: str | None = None) -> Iterator[Found]:
             raise UserError(f"data.options.field: {path} has no key '{field}' at its top; name the one of the rows")
         whole = whole[field]
     for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
-        yield number, json.dumps(row).encode()
+        yield -number, json.dumps(row).encode()
 
 
 def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> Iterator[Found]:
@@ -170,7 +174,7 @@ def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _invalid(path, line, error) from error
     if not isinstance(row, dict):
-        raise UserError(f'data.path: {path} line {line} is no object of columns, such as {{"prompt": "..."}}')
+        raise UserError(f'data.path: {path} {_place(line)} is no object of columns, such as {{"prompt": "..."}}')
     return row
 
 

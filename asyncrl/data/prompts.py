@@ -50,7 +50,9 @@ class PromptReader:
 
     def read(self, row: dict[str, Any]) -> Prompt:
         """Raises BadPrompt."""
-        value = self._plain(row[self.column])
+        value = row[self.column]
+        if self.from_arrow and isinstance(value, list):
+            value = [_without_others(message) for message in value]
         if value is None or (isinstance(value, str) and not value.strip()):
             raise BadPrompt("prompt_empty", "is null" if value is None else "is empty")
         messages = _as_messages(value)
@@ -159,6 +161,14 @@ def _parsed(value: Any, column: str) -> Any:
         return json.loads(value) if value.strip() else None
     except ValueError as error:
         raise BadPrompt("prompt_malformed", f"has {column} that are no JSON: {_shown(value)}") from error
+
+
+def _without_others(message: Any) -> Any:
+    """A message without what only others have. One that calls tools has no content, and templates ask whether it is
+    None."""
+    plain = _without_none(message)
+    calls = isinstance(plain, dict) and plain.get("tool_calls") and "content" not in plain
+    return {**plain, "content": None} if calls else plain
 
 
 def _without_none(value: Any) -> Any:

@@ -20,6 +20,7 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend", "Qwen2Tokenizer", "GPT2Tokenizer")
 _TEMPLATE_FILE = "chat_template.jinja"
 _OTHER_TEMPLATES = "additional_chat_templates"
 _ALWAYS_GIVEN = {"messages", "documents", "add_generation_prompt", "raise_exception", "strftime_now", *_SPECIAL}
@@ -71,6 +72,8 @@ class FolderTokenizer:
     """tokenizers.Tokenizer."""
     adds_bos: bool | None
     """None: as tokenizer.json says."""
+    is_exact: bool = True
+    """Whether transformers takes tokenizer.json as it is, too; of Llama and Gemma it makes parts anew."""
 
     @classmethod
     def load(cls, folder: Path) -> FolderTokenizer | None:
@@ -86,6 +89,7 @@ class FolderTokenizer:
             special_tokens={name: _text_of(special[name]) for name in _SPECIAL if special.get(name)},
             tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
             adds_bos=config.get("add_bos_token"),
+            is_exact=str(config.get("tokenizer_class")).removesuffix("Fast") in _AS_IT_IS,
         )
 
     @property

@@ -44,7 +44,8 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     if len(text) > _MAX_SHOWN_CHARS:
         half = _MAX_SHOWN_CHARS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
-    return [f"prompt     {described(task, tokens, tokenizer)}", *(f"  | {line}" for line in text.split("\n"))]
+    exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
+    return [f"prompt     {described(task, tokens, tokenizer)}{exact}", *(f"  | {line}" for line in text.split("\n"))]
 
 
 def described(task: Task, tokens: list[int], tokenizer: Any) -> str:

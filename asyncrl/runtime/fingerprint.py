@@ -56,7 +56,12 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
     template = getattr(tokenizer, "chat_template", None)
     parts: Parts = {
         "data": {"rows": tasks.num_rows, "content": tasks.digest(), "seed": recipe.seed, "shuffle": data.shuffle},
-        "reward": {"function": recipe.reward.rpartition(":")[2], "source": _source(recipe.reward, base_dir)},
+        "reward": {
+            "function": recipe.reward.rpartition(":")[2],
+            "source": _source(recipe.reward, base_dir),
+            "kwargs": recipe.rewards.kwargs,
+            "skip_special_tokens": recipe.rewards.skip_special_tokens,
+        },
         "prompt": {
             "column": tasks.column,
             "chat": data.chat,

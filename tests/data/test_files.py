@@ -95,6 +95,11 @@ def test_rows_are_those_of_the_start_and_know_their_line(tmp_path, monkeypatch):
     assert [rows.where(i) for i in range(4)] == [f"{a} line 1", f"{a} line 3", f"{b} line 3", f"{b} line 4"]
 
 
+def test_rows_of_a_json_list_are_counted(tmp_path):
+    rows = FileRows([write(tmp_path / "a.json", json.dumps([{"a": 1}, {"a": 2}], indent=2))], {})
+    assert rows.where(1) == f"{tmp_path}/a.json row 2"
+
+
 def test_options(tmp_path):
     assert rows_of(write(tmp_path / "r.json", '{"v": 1, "data": [{"a": 1}]}'), field="data") == [{"a": 1}]
     path = write(tmp_path / "r.csv", "a;b\n'x;y';\xe9\n", encoding="latin-1")
@@ -114,7 +119,7 @@ def test_options(tmp_path):
         ("a.jsonl", f'{{"a": {"1" * 5000}}}', {}, "PATH line 1 is not valid JSON: Exceeds the limit .*"),
         ("a.json", '[\n{"a": 1},\n]', {}, "PATH line 3 is not valid JSON: Expecting value, column 1"),
         ("a.json", '{"a": 1}', {"field": "data"}, "PATH has no key 'data' at its top; name the one of the rows"),
-        ("a.json", "3", {}, "PATH line 1 is no object of columns, .*"),
+        ("a.json", "[{}, 3]", {}, "PATH row 2 is no object of columns, .*"),
         ("a.csv", "a,b\n1\n", {}, "PATH line 2 has 1 cells, its header 2; put cells .* in quotes"),
         ("a.csv", "a,a\n1,2\n", {}, "PATH has two columns 'a'; rename one"),
         ("a.csv", 'a,b\n"1"x,2\n', {}, "PATH line 2 is not valid CSV: .*"),

@@ -89,6 +89,10 @@ def test_what_arrow_adds_is_taken_out():
     )
     assert rows[1]["tools"] == [{"kind": {"name": None, "x": None, "y": 2}}]
     assert read(rows[1], from_arrow=True).tools == [{"kind": {"y": 2}}]
+    chat = [USER, {**CALL, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}, ANSWER]
+    other_chat = [USER, {**CALL, "tool_calls": [{"function": {"name": "mul", "arguments": {"b": 2}}}]}, ANSWER]
+    table = datasets.Dataset.from_list([{"prompt": chat}, {"prompt": other_chat}])
+    assert [read(row, from_arrow=True).value for row in table] == [chat, other_chat]
     # What JSON says is null is null.
     assert read({"prompt": [USER], "tools": [{**other, "default": None}]}).tools == [{**other, "default": None}]
 

@@ -140,3 +140,23 @@ def test_a_folder_without_a_tokenizer_has_none(tmp_path):
 def test_variables_are_what_a_recipe_may_set():
     assert variables(CHATML) == {"tools", "enable_thinking"}
     assert variables(LLAMA) == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2TokenizerFast", "GPT2Tokenizer"]
+)
+def test_classes_that_take_the_file_as_it_is(tmp_path, name):
+    save(tmp_path, CHATML)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": name}))
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), FolderTokenizer.load(tmp_path)
+    assert ours.is_exact
+    for task in (Task(0, 0, row={}, **CHATS["tools"]), Task(0, 0, " two\n\nü <s>3", {})):
+        assert tokenize(task, ours) == tokenize(task, theirs)
+
+
+def test_of_other_classes_it_is_said(tmp_path):
+    save(tmp_path, CHATML)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "LlamaTokenizer"}))
+    assert not FolderTokenizer.load(tmp_path).is_exact

@@ -13,12 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl import arguments
+from asyncrl.cli import main
 from asyncrl.control.controller import Controller
 from asyncrl.control.messages import GeneratorJoined, GroupFinished, Start, Train, WeightsLive
 from asyncrl.control.settings import Settings
 from asyncrl.data.tasks import Draws
 from asyncrl.errors import UserError
+from asyncrl.journal.records import ControlLog
+from asyncrl.models import tiny_tokenizer
 from asyncrl.recipe.check_data import load_tasks
+from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime import fingerprint
 from asyncrl.runtime.fingerprint import Fingerprint, changes, compared, read, taken
@@ -186,3 +190,36 @@ def test_the_command_line_knows_the_kinds() -> None:
     assert arguments.parse(["resume", "runs/x", "--accept", "data,prompt", "a=b"]).accept == ["data", "prompt"]
     with pytest.raises(UserError, match="'dat' is not one of data, reward, prompt"):
         arguments.parse(["resume", "runs/x", "--accept", "dat"])
+
+
+def test_a_resume_asks_before_anything_is_started_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = Path(__file__).resolve().parents[2] / "recipes" / "tiny.yaml"
+    write_rows(Path("rows.jsonl"), range(12))
+    Path("mine.py").write_text(REWARD)
+    recipe = load(tiny, ["data.path=./rows.jsonl", "data.options={}", "reward=./mine.py:reward"])
+    run_dir = Path("run")
+    run_dir.mkdir()
+    (run_dir / "recipe.yaml").write_text(dump(recipe))
+    taken(recipe, tmp_path, load_tasks(recipe, tmp_path), tiny_tokenizer()).write(run_dir)
+    ControlLog(run_dir / "journal", Controller(control_settings(recipe)).state()).close()
+
+    def start(recipe: Recipe) -> None:
+        raise UserError("Ray is started")
+
+    monkeypatch.setattr("asyncrl.runtime.cluster.start", start)
+    monkeypatch.setattr("asyncrl.runtime.cluster.stop", lambda: None)
+    assert main(["resume", "run"]) == 2
+    assert "Ray is started" in capfd.readouterr().err
+    changed_rows(tmp_path)
+    changed_reward(tmp_path)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+    for accepted in ([], ["--accept", "data"], ["--accept", "reward"]):
+        assert main(["resume", "run", *accepted]) == 2
+        assert "run was begun with another" in capfd.readouterr().err
+    assert main(["resume", "run", "--accept", "reward,data"]) == 2
+    assert "Ray is started" in capfd.readouterr().err
+    after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
