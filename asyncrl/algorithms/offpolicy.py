@@ -27,6 +27,10 @@ class OffPolicySums:
     """sum of k1 = -d: unbiased too, of higher variance, and negative where the tokens became likelier."""
     masked: float = 0.0
     """tokens that a mask or a rejection left out."""
+    same_tokens: float = 0.0
+    """tokens sampled by the very weights that logp is of."""
+    same_gap: float = 0.0
+    """sum of |logp - logp_beh| over those."""
 
     def __add__(self, other: OffPolicySums) -> OffPolicySums:
         return OffPolicySums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -34,16 +38,22 @@ class OffPolicySums:
     def metrics(self) -> dict[str, float | None]:
         """offpolicy/*: mean gap in nats, effective sample size as a share of tokens, shares; None without tokens."""
         names = ("logprob_gap", "ess", "clip_fraction", "kl", "kl_k1", "masked_fraction")
+        same = {"offpolicy/logprob_gap_age0": self.same_gap / self.same_tokens if self.same_tokens else None}
         if not self.tokens:
-            return {f"offpolicy/{name}": None for name in names}
+            return {f"offpolicy/{name}": None for name in names} | same
         sums = (self.gap, self.weight**2 / self.weight_squared, self.affected, self.kl, self.kl_k1, self.masked)
-        return {f"offpolicy/{name}": value / self.tokens for name, value in zip(names, sums, strict=True)}
+        return {f"offpolicy/{name}": value / self.tokens for name, value in zip(names, sums, strict=True)} | same
 
 
 def off_policy_sums(
-    logprobs: Tensor, behaviour_logprobs: Tensor, affected: Tensor, masked: Tensor | None = None
+    logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    affected: Tensor,
+    masked: Tensor | None = None,
+    same_weights: Tensor | None = None,
 ) -> OffPolicySums:
-    """Diagnostics of one micro-batch; logprobs float [N] of pi before the update, affected and masked bool [N].
+    """Diagnostics of one micro-batch; logprobs float [N] of pi before the update, affected, masked and same_weights
+    (tokens sampled by the weights that logprobs are of) bool [N].
 
     An engine without log-probs gives NaN: such a batch has no off-policy diagnostics.
     """
@@ -61,4 +71,6 @@ def off_policy_sums(
         affected=float(affected[known].sum()),
         kl_k1=float(-d.sum()),
         masked=0.0 if masked is None else float(masked[known].sum()),
+        same_tokens=0.0 if same_weights is None else float(same_weights[known].sum()),
+        same_gap=0.0 if same_weights is None else float(d[same_weights[known]].abs().sum()),
     )

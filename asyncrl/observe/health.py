@@ -17,6 +17,8 @@ Record = Mapping[str, Any]
 
 GAP_LIMIT_NATS = 0.05
 """In bf16 an engine was seen to differ from its trainer by 0.01 to 0.04 nats on its own tokens, in fp32 by 1e-7."""
+GAP_OF_AN_UPDATE_NATS = 0.5
+"""An update of a quickly learning policy was seen to move its log-probs by 0.02 to 0.27 nats a token."""
 ESS_LIMIT = 0.3
 """Below it fewer than a third of the tokens carry the importance weight of the batch."""
 CUT_LIMIT = 0.5
@@ -94,16 +96,25 @@ def _findings(record: Record, history: Sequence[Record]) -> dict[str, str]:
 
 
 def _gap(record: Record) -> str | None:
-    gap = _figure(record, "offpolicy/logprob_gap")
-    oldest, updates = _figure(record, "staleness/max"), _figure(record, "staleness/updates_max")
-    # Later epochs, mini-batches and replayed trajectories compare other weights than those that sampled.
-    same_weights = oldest == 0 and not updates and not _figure(record, "replay/share")
-    if gap is None or gap <= GAP_LIMIT_NATS or not same_weights:
+    advice = (
+        "they disagree about the sampled distribution; look at rollout.temperature, rollout.engine_args (quantisation, "
+        "penalties), weights.dtype and trainer.precision, and set weights.verify=true"
+    )
+    same = _figure(record, "offpolicy/logprob_gap_age0")
+    if same is not None and same > GAP_LIMIT_NATS:
+        return (
+            f"offpolicy/logprob_gap_age0 is {same:.3f} nats per token although trainer and engine hold the same "
+            f"weights: {advice}"
+        )
+    gap, age = _figure(record, "offpolicy/logprob_gap"), _figure(record, "staleness/updates_mean")
+    # Replayed trajectories are older than the age says. Where there are tokens of age 0, those speak.
+    if same is not None or gap is None or age is None or _figure(record, "replay/share"):
+        return None
+    if gap <= GAP_LIMIT_NATS + GAP_OF_AN_UPDATE_NATS * age:
         return None
     return (
-        f"offpolicy/logprob_gap is {gap:.3f} nats per token although trainer and engine hold the same weights: they "
-        "disagree about the sampled distribution; look at rollout.temperature, rollout.engine_args (quantisation, "
-        "penalties), weights.dtype and trainer.precision, and set weights.verify=true"
+        f"offpolicy/logprob_gap is {gap:.3f} nats per token between trainer and engine, more than the {age:.1f} "
+        f"updates between them explain: {advice}, or lower trainer.learning_rate"
     )
 
 

@@ -228,9 +228,10 @@ class Objective:
             num_sequences=counts.num_sequences,
             constant_length=self.constant_length,
         )
+        same = _sampled_whole_by(step, batch) if progress == 0 else None
         return Terms(
             (per_token * weights).sum(),
-            off_policy_sums(current, behaviour, affected, masked=~keep),
+            off_policy_sums(current, behaviour, affected, ~keep, same),
             tokens_left_out=float((~counted).sum()),
             sequences_left_out=float((lengths == 0).sum()),
         )
@@ -268,6 +269,14 @@ class Objective:
             return corrections.truncate(w, r.tis_cap), w >= r.tis_cap
         kept = corrections.mask_outside(w, r.mis_low, r.mis_high)
         return kept, kept == 0
+
+
+def _sampled_whole_by(version: int, batch: PackedBatch) -> torch.Tensor:
+    """Tokens of trajectories that this version sampled from their begin, bool [N]: those that it went on with may have
+    read keys and values of the version before."""
+    sampled = [sample.trajectory.versions[sample.trajectory.prompt_length :] for sample in batch.samples]
+    whole = [bool((versions == version).all()) for versions in sampled]
+    return torch.tensor(whole, dtype=torch.bool, device=batch.segments.device)[batch.segments]
 
 
 def _spread(batches: Sequence[PackedBatch], name: str, values: torch.Tensor) -> None:

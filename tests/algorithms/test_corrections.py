@@ -122,8 +122,9 @@ def test_off_policy_sums_add_up_and_describe_a_known_shift() -> None:
     p, q = [0.5, 0.25, 0.2], [0.25, 0.5, 0.2]
     lp, beh = torch.tensor(p).log(), torch.tensor(q).log()
     affected, masked = torch.tensor([True, True, False]), torch.tensor([False, False, True])
-    whole = off_policy_sums(lp, beh, affected, masked)
-    parts = [off_policy_sums(*(x[part] for x in (lp, beh, affected, masked))) for part in (slice(1), slice(1, 3))]
+    columns = (lp, beh, affected, masked, torch.tensor([True, False, True]))
+    whole = off_policy_sums(*columns)
+    parts = [off_policy_sums(*(x[part] for x in columns)) for part in (slice(1), slice(1, 3))]
     metrics = whole.metrics()
     assert metrics == pytest.approx((parts[0] + parts[1]).metrics())
     w = [a / b for a, b in zip(p, q, strict=True)]
@@ -135,6 +136,7 @@ def test_off_policy_sums_add_up_and_describe_a_known_shift() -> None:
             "offpolicy/kl_k1": sum(-math.log(x) for x in w) / 3,
             "offpolicy/clip_fraction": 2 / 3,
             "offpolicy/masked_fraction": 1 / 3,
+            "offpolicy/logprob_gap_age0": math.log(2) / 2,
         },
         abs=1e-7,
     )

@@ -24,11 +24,12 @@ from asyncrl.trainer.learner import StepReport
 
 SOUND: dict[str, Any] = {
     "offpolicy/logprob_gap": 0.01,
+    "offpolicy/logprob_gap_age0": 0.01,
     "offpolicy/ess": 0.95,
     "offpolicy/clip_fraction": 0.02,
     "offpolicy/masked_fraction": 0.0,
     "staleness/max": 0,
-    "staleness/updates_max": 0.0,
+    "staleness/updates_mean": 0.0,
     "trainer/forward_tokens": 900.0,
     "trainer/skipped_zero_advantage": 8.0,
     "trainer/prefix_trees": 1.0,
@@ -40,7 +41,12 @@ SOUND: dict[str, Any] = {
     "completion/truncated_share": 0.3,
 }
 OFF: dict[str, dict[str, Any]] = {
-    "offpolicy/logprob_gap is 0.300": {"offpolicy/logprob_gap": 0.3},
+    "offpolicy/logprob_gap_age0 is 0.100": {"offpolicy/logprob_gap_age0": 0.1, "staleness/updates_mean": 3.0},
+    "offpolicy/logprob_gap is 0.700": {
+        "offpolicy/logprob_gap": 0.7,
+        "offpolicy/logprob_gap_age0": None,
+        "staleness/updates_mean": 1.0,
+    },
     "offpolicy/ess is 0.10": {"offpolicy/ess": 0.1},
     "offpolicy/clip_fraction is 0.70": {
         "offpolicy/clip_fraction": 0.7,
@@ -89,11 +95,11 @@ def test_two_at_once_are_two_sentences_and_only_the_new_one_is_said() -> None:
 
 @pytest.mark.parametrize(
     "why",
-    [{"staleness/max": 1}, {"staleness/updates_max": 3.0}, {"replay/share": 0.1}],
-    ids=["older tokens", "later updates", "replayed"],
+    [{"staleness/updates_mean": 1.0}, {"replay/share": 0.1}, {"offpolicy/logprob_gap_age0": 0.0}],
+    ids=["older tokens, later updates", "replayed", "its own tokens agree"],
 )
 def test_a_gap_is_no_fault_when_other_weights_sampled(why: dict[str, Any]) -> None:
-    assert warnings({**SOUND, "offpolicy/logprob_gap": 0.3, **why}) == []
+    assert warnings({**SOUND, "offpolicy/logprob_gap": 0.3, "offpolicy/logprob_gap_age0": None, **why}) == []
 
 
 def test_rounding_that_a_narrow_bound_cuts_is_no_fault() -> None:

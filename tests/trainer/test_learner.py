@@ -192,6 +192,20 @@ def test_a_batch_without_advantages_costs_no_forward_pass(tiny_model: Path) -> N
     assert all(torch.equal(p, before[n]) for n, p in ours.model.named_parameters())
 
 
+def test_the_gap_at_age_0_is_of_trajectories_that_these_weights_sampled_whole(tiny_model: Path) -> None:
+    """One that they went on with has keys and values of the weights before."""
+    batch = groups(5, [[1.0, 0.0, 0.0]], version=1)
+    whole, old, carried_on = batch[0].trajectories
+    old.versions[old.prompt_length :] = 0
+    carried_on.versions[carried_on.prompt_length] = 0
+    found = learner(tiny_model).step(batch, 1, 0).metrics
+    only = learner(tiny_model).step([replace(batch[0], trajectories=(whole, replace(whole, reward=0.0)))], 1, 0).metrics
+    assert found["offpolicy/logprob_gap_age0"] == pytest.approx(only["offpolicy/logprob_gap"], rel=1e-5)
+    assert found["offpolicy/logprob_gap"] != pytest.approx(only["offpolicy/logprob_gap"], rel=1e-3)
+    aged = learner(tiny_model).step(batch, 2, 0).metrics
+    assert aged["offpolicy/logprob_gap_age0"] is None
+
+
 def test_too_old_tokens_are_refused_or_masked(tiny_model: Path) -> None:
     batch = groups(3, [[1.0, 0.0]], version=2)
     with pytest.raises(ValueError, match="token of version 2 in step 5, which allows 3"):
