@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncrl.arguments import parse
 from asyncrl.errors import RunFailed, UserError
+from asyncrl.recipe.cores import SPIN
 
 if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe
@@ -333,7 +334,7 @@ def _check_owner(run_dir: Path) -> None:
 
 def _quiet() -> None:
     """Only asyncrl speaks, unless the environment asks a library to."""
-    for name, value in _SILENCE.items():
+    for name, value in (*_SILENCE.items(), *SPIN.items()):
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -14,12 +14,16 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 
+from asyncrl.recipe.cores import SPIN
+
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("asyncrl", deadline=None)
 settings.load_profile("asyncrl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the command line has it; the package reads it once, when it is imported.
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+# As in a run's processes; libgomp reads it when torch is imported.
+os.environ.update(SPIN)
 # Else Ray would write one into this user's home.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 

@@ -9,9 +9,15 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from asyncrl.recipe.schema import Recipe
+if TYPE_CHECKING:
+    from asyncrl.recipe.schema import Recipe
 
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Environment of a process that computes with torch or vLLM: how often a thread of OpenMP looks before it sleeps, when
+it waits for another at the end of a loop. By itself 300,000 times, some milliseconds: beside a busy program the one
+waited for may be off its core, and whoever spins keeps it there. Read when libgomp is loaded."""
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """A container's own: "200000 100000" is two cores' time."""
 

@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from asyncrl.recipe.cores import SPIN
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.weights.channel import WeightUpdate
 
@@ -82,8 +83,8 @@ class VllmEngine:
             cores = [core for part in self.config.cpu_cores.split("|") for core in parse_id_list(part)]
             os.environ["OMP_NUM_THREADS"] = str(len(cores))
             os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        for name, value in (*SPIN.items(), ("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_NO_USAGE_STATS", "1")):
+            os.environ.setdefault(name, value)
         if os.path.isdir(self.config.model):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

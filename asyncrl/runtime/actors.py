@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from asyncrl.recipe.cores import engine_cores, trainer_threads
+from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.engines import engine_class
@@ -61,6 +62,7 @@ class Actors:
         trainer = self.recipe.trainer
         environment = {
             "OMP_NUM_THREADS": str(trainer_threads(self.recipe)),
+            **{name: os.environ.get(name, value) for name, value in SPIN.items()},
             **({} if trainer.gpus_per_rank else _KEEP_PAGES),
         }
         options = {

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from asyncrl.recipe import cores
-from asyncrl.recipe.cores import engine_cores, trainer_threads, usable_cores
+from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads, usable_cores
 from asyncrl.recipe.load import load
 
 RECIPE = Path(__file__).parents[2] / "recipes/tiny.yaml"
@@ -54,3 +56,11 @@ def test_cores_are_those_that_the_process_may_use(
     if limit:
         (tmp_path / "cpu.max").write_text(limit)
     assert usable_cores() == expected
+
+
+def test_the_openmp_that_computes_here_takes_the_spin_count() -> None:
+    """By another name, or with another library of OpenMP, it would do nothing, and say nothing."""
+    environment = {**os.environ, **SPIN, "OMP_DISPLAY_ENV": "verbose"}
+    code = "import torch; torch.ones(9, 9) @ torch.ones(9, 9)"
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
+    assert f"GOMP_SPINCOUNT = '{SPIN['GOMP_SPINCOUNT']}'" in ran.stderr
