@@ -6,6 +6,7 @@ it, and takes it away. Checked against KubeRay 1.7's CRD in the tests.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ def _files(recipe: Recipe, base_dir: Path) -> dict[str, str]:
     for key, path in bundle.named(recipe):
         if Path(path).is_absolute():
             continue
+        if os.path.normpath(path).startswith(".."):
+            raise UserError(f"{key} {path} is not under the current directory; submit from a folder that has it")
         if (base_dir / path).is_dir():
             raise UserError(
                 f"{key} {path} is a folder on this machine; put it on shared storage and name its absolute path"

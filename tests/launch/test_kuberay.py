@@ -85,3 +85,11 @@ def test_the_config_map_has_the_recipe_and_what_it_names(objects: Objects) -> No
     files = {item["path"]: made["ConfigMap"]["data"][item["key"]] for item in items}
     assert files["recipes/tiny_reward.py"] == (ROOT / "recipes/tiny_reward.py").read_text()
     assert yaml.safe_load(files["asyncrl_recipe.yaml"])["run_dir"] == "/shared/tiny"
+
+
+def test_what_lies_elsewhere_does_not_travel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT / "tests")
+    assert main(["submit", "../recipes/tiny.yaml", "run_dir=/shared/tiny", "--kuberay"]) == 2
+    assert "reward ../recipes/tiny_reward.py is not under the current directory" in capsys.readouterr().err
