@@ -31,7 +31,7 @@ ELSEWHERE = {
     "asyncrl attach": "scripts/new_user, at other ports",
     "asyncrl stop": "scripts/new_user, at other ports",
     "asyncrl resume s3://": "tests/test_storage.py, with file://",
-    "asyncrl replay RUN_DIR --verify": "scripts/new_user, under the name that README gives the run",
+    "asyncrl replay RUN_DIR": "scripts/new_user, under the name that README gives the run",
     "sbatch": "tests/launch/test_slurm.py runs the script without it",
     "kubectl apply": "tests/launch/test_kuberay.py checks the manifest without it",
     "docker build": "nowhere: it needs a registry of images",
