@@ -225,7 +225,7 @@ async def _run(
     done = "done"
     if not controller.finished and driver.stopping:
         done = f"{driver.stopping.why} after step {controller.steps_done}; `asyncrl resume {run_dir}` goes on"
-    view.phase(f"{done}; report: {report}")
+    view.phase(f"{done}; model: {driver.checkpoints.folder}/model; report: {report}")
     return 0
 
 
