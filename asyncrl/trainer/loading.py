@@ -38,6 +38,11 @@ def from_folder(path: str, **options: Any) -> torch.nn.Module:
             f"model: the tensors of {path} are not those of {type(model).__name__}: {'; '.join(faults)}. "
             "Name a whole folder, as save_pretrained writes it"
         )
+    if _has_own_head(model):
+        raise UserError(
+            f"model: config.json of {path} ties the output head to the embedding, but the folder has another head; set "
+            "tie_word_embeddings to false there if the head is meant, or remove it"
+        )
     whole: torch.nn.Module = model
     return whole
 
@@ -58,6 +63,14 @@ def outline(path: str) -> torch.nn.Module:
     except (OSError, ValueError) as error:
         raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     return model
+
+
+def _has_own_head(model: Any) -> bool:
+    """Whether the head is untied against the configuration, by which engines go: transformers does that where a folder
+    has both with different numbers, which it cannot see on the meta device."""
+    tied = model._tied_weights_keys and model.config.get_text_config().tie_word_embeddings
+    weights = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return bool(tied) and weights[0] is not weights[1] and not weights[0].is_meta
 
 
 def _faults(info: dict[str, Any]) -> list[str]:

@@ -71,6 +71,13 @@ def test_what_means_the_same_is_loaded(tiny_model: Path, tmp_path: Path, change:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
 
 
+def test_a_head_of_its_own_beside_a_tied_one_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """Engines would go by the configuration, and compute with the embedding."""
+    folder = changed(tiny_model, tmp_path / "m", lambda w: {**w, "lm_head.weight": w["model.embed_tokens.weight"] + 1})
+    with pytest.raises(UserError, match=r"ties the output head to the embedding, but the folder has another head"):
+        from_folder(folder)
+
+
 def test_the_hub_form_of_gpt2_is_loaded(tmp_path: Path) -> None:
     """Without the prefix of its base model, with masks that its class ignores."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=16, n_layer=1, n_head=2))
