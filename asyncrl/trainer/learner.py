@@ -353,7 +353,8 @@ class Learner:
         self.replay.restore(tensors)
         if self.critic:
             self.critic.optimizer.restore(tensors)
-        if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
+        # One that was never reset is not saved: it is the initial model.
+        if self.reference is not None and any(name.startswith("reference.") for name in tensors):
             for name, parameter in self.reference.model.named_parameters():
                 fill(parameter, tensors[f"reference.{name}"])
         # A copy: torch reads it as aligned memory, which a view into a snapshot need not be.

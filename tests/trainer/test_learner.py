@@ -267,3 +267,20 @@ def test_pack_never_trains_the_first_token() -> None:
     assert len(batch.targets) == 2 * (len(t.tokens) - 1)
     assert batch.tokens[0].tolist() == t.tokens.tolist()
     assert batch.predictors.tolist() == [*range(len(t.tokens) - 1)] * 2
+
+
+@pytest.mark.parametrize(("saved", "resumed"), [(0, 2), (1, 0), (1, 2)], ids=["begun", "ended", "kept"])
+def test_a_reference_is_restored_whatever_the_recipe_says_of_its_resets(
+    tiny_model: Path, saved: int, resumed: int
+) -> None:
+    """One that was never reset is the initial model."""
+    before, after = (
+        learner(tiny_model, recipe(algorithm={"kl_coef": 0.1, "reference_reset_steps": steps}))
+        for steps in (saved, resumed)
+    )
+    before.step(groups(1, [[1.0, 0.0]]), 0, 0)
+    after.restore({name: tensor.clone() for name, tensor in before.state().items()})
+    assert before.reference is not None
+    assert after.reference is not None
+    theirs = dict(before.reference.model.named_parameters())
+    assert all(torch.equal(p, theirs[name]) for name, p in after.reference.model.named_parameters())
