@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import ray
 from ray._private import ray_constants
 
 from asyncrl import ray_token
-from asyncrl.errors import UserError
+from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.schema import Recipe
-from asyncrl.runtime.orphans import ProcessId, family
+from asyncrl.runtime.orphans import ProcessId, family, lives
 
 logger = logging.getLogger(__name__)
 
 _CONNECT_DEADLINE_S = 10.0
+_WATCH_S = 2.0
+_VITAL = ("raylet", "gcs_server")
+"""Processes of a Ray without which it takes no more work."""
 _LOCAL = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 _ours: list[ProcessId] = []
 """The Ray that `start` started, if it did: other processes below this one are not the run's."""
@@ -82,6 +86,51 @@ def _check_answers(address: str) -> None:
 def own_processes() -> dict[str, Any]:
     """The Ray that this process has started, if it has: whoever resumes the run ends what a kill -9 leaves of it."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "node": None, "processes": list(_ours)}
+
+
+class ClusterDied(RunFailed):
+    """There is no Ray any more to run on."""
+
+
+def death() -> str | None:
+    """Why this Ray takes no more work; None if it does."""
+    vital = [process for process in _ours if process.name in _VITAL]
+    if vital:
+        gone = [process.name for process in vital if not lives(process)]
+        return f"Ray on this machine has died (its {gone[0]} is gone)" if gone else None
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    if not alive:
+        return "no node of the Ray cluster is alive"
+    return None if ray.get_runtime_context().get_node_id() in alive else "the Ray node of the driver has died"
+
+
+@asynccontextmanager
+async def watched(resume: str) -> AsyncIterator[None]:
+    """Ends the block with ClusterDied, whatever it waits for: nobody would answer, nor be replaced.
+
+    `resume`: how to go on.
+    """
+    main, said = asyncio.current_task(), []
+
+    async def watch() -> None:
+        while not said:
+            await asyncio.sleep(_WATCH_S)
+            # Where no one can be asked any more, Ray itself ends this process.
+            with suppress(Exception):
+                if why := await asyncio.to_thread(death):
+                    said.append(why)
+                    assert main is not None
+                    main.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not said:
+            raise
+        raise ClusterDied(f"{said[0]}, and with it all actors of the run; `{resume}` goes on") from None
+    finally:
+        watching.cancel()
 
 
 def num_nodes() -> int:

@@ -152,6 +152,10 @@ def end_leftovers(path: Path, deadline_s: float) -> list[str]:
     return [role for role, group in members.items() if ended.intersection(group)]
 
 
+def lives(known: ProcessId) -> bool:
+    return _living(known) is not None
+
+
 def _with_families(processes: list[ProcessId]) -> list[ProcessId]:
     """Those that live, in their order, then what they have started."""
     living = [process for process in processes if _living(process)]

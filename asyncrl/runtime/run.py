@@ -10,8 +10,9 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.driver import Driver, Stop
 from asyncrl.runtime.fingerprint import Fingerprint
 from asyncrl.runtime.lock import RunLock
+from asyncrl.runtime.loop import complete
 from asyncrl.runtime.orphans import end_leftovers
 from asyncrl.runtime.places import Places, reserve
 from asyncrl.runtime.prometheus import Prometheus
@@ -74,7 +76,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
                 begun_with.write(run_dir)
                 recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
                 with Pushes(recipe, run_dir):
-                    return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+                    return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
 def resume(run_dir: Path, overrides: list[str], accepted: Collection[str] = ()) -> int:
@@ -96,12 +98,17 @@ def resume(run_dir: Path, overrides: list[str], accepted: Collection[str] = ()) 
         tasks, now = _tasks(recipe, base_dir)
         goes_on_with = fingerprint.compared(run_dir, now, accepted, recovered.controller)
         tasks.draws = goes_on_with.draws
-        with _ray(recipe, view) as places:
-            (run_dir / "recipe.yaml").write_text(dump(_settled(recipe, base_dir)))
+
+        def begun() -> None:
+            """A change that no actor could start with is not kept, nor is what was there before it lost."""
+            part = run_dir / ".recipe.yaml.part"
+            part.write_text(dump(_settled(recipe, base_dir)))
+            part.replace(run_dir / "recipe.yaml")
             goes_on_with.write(run_dir)
             (run_dir / "summary.json").unlink(missing_ok=True)
-            with Pushes(recipe, run_dir):
-                return asyncio.run(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+
+        with _ray(recipe, view) as places, Pushes(recipe, run_dir):
+            return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places, begun))
 
 
 def _check_model(recipe: Recipe, view: LiveView) -> dict[str, tuple[int, ...]]:
@@ -190,7 +197,9 @@ async def _run(
     view: LiveView,
     recovered: Recovered,
     places: Places,
+    begun: Callable[[], None] = lambda: None,
 ) -> int:
+    """`begun` is called once all actors have started."""
     controller = recovered.controller
     logger.info("staleness is at most %d updates", controller.worst_case_staleness)
     actors = Actors(recipe, _model(recipe, run_dir), run_dir, cluster.base_dir_of_actors(base_dir), places)
@@ -203,8 +212,10 @@ async def _run(
     # Until all is closed: a signal while the engines stop is no other than one before.
     with stop_on_signals(driver):
         try:
-            async with told(run_dir / "status.json", driver.status, view.state), driver.notices.said():
+            watched = cluster.watched(f"asyncrl resume {run_dir}")
+            async with told(run_dir / "status.json", driver.status, view.state), driver.notices.said(), watched:
                 await driver.start()
+                begun()
                 view.phase("training")
                 await driver.run()
             controller.ledger.check()
@@ -217,6 +228,10 @@ async def _run(
             raise RunFailed(f"{one_line(error.cause)}, in an actor; the traceback is in {run_dir}/error.log") from error
         except RayError as error:
             raise RunFailed(f"{reason(error)}; `asyncrl resume {run_dir}` goes on") from error
+        except cluster.ClusterDied:
+            # Nobody is left to be closed.
+            driver.fleet.serving.clear()
+            raise
         finally:
             await driver.close()
             view.phase("closing the trackers, writing the report")
@@ -247,8 +262,12 @@ def _report(run_dir: Path) -> str:
 def stop_on_signals(driver: Driver) -> Iterator[None]:
     """SIGTERM or Ctrl-C: finish the step, save, end. The second one, or deadlines.stop_s: end at once.
 
-    SIGUSR1: write who waits for what to RUN_DIR/waiting.txt, and to the log.
+    SIGUSR1: write who waits for what to RUN_DIR/waiting.txt, and to the log. Signals come to the main thread: in
+    another one nothing is changed.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     loop, main = asyncio.get_running_loop(), asyncio.current_task()
     assert main is not None
     late: list[float] = []

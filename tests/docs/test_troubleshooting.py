@@ -9,7 +9,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
-ERRORS = {"UserError", "RunFailed", "DeadlineExceeded", "BudgetSpent", "JournalWriteError", "WeightMismatch"}
+ERRORS = {
+    "UserError",
+    "RunFailed",
+    "DeadlineExceeded",
+    "BudgetSpent",
+    "JournalWriteError",
+    "ClusterDied",
+    "WeightMismatch",
+}
 GENERATED = {ROOT / "asyncrl" / name for name in ("recipe/check_algorithm.py", "observe/health.py", "plan/split.py")}
 """Files whose functions yield or return such sentences."""
 

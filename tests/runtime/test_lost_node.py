@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from test_run import SIMULATED, asyncrl, check, kill_group, records, wait_for
+from test_run import ROOT, SIMULATED, asyncrl, check, kill_group, records, wait_for
 
 from asyncrl import cli
 
@@ -53,3 +55,42 @@ def test_the_run_goes_on_without_the_lost_node(cluster: Cluster, tmp_path: Path)
     psutil.wait_procs(lost, timeout=10)
     assert not any(worker.is_running() for worker in lost)
     assert cli.main(["replay", str(run_dir)]) == 0
+
+
+CELL = """
+import asyncio, sys
+from asyncrl.cli import main
+
+async def cell():
+    return main(["resume", sys.argv[1]])
+
+sys.exit(asyncio.run(cell()))
+"""
+
+
+def test_without_any_node_the_run_ends_at_once_and_goes_on_when_asked(tmp_path: Path) -> None:
+    """The only raylet is killed; a change that no actor can start with is not kept; the plain resume after it is called
+    inside of a running event loop."""
+    run_dir = tmp_path / "run"
+    process = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, f"run_dir={run_dir}", background=True)
+    try:
+        wait_for(lambda: len(records(run_dir)) >= 1, process, "step 1")
+        children = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in children if child.name() == "raylet").kill()
+        output, _ = process.communicate(timeout=60)
+    finally:
+        kill_group(process)
+    assert process.returncode == 1, output
+    assert "Ray on this machine has died (its raylet is gone), and with it all actors of the run" in output
+    assert f"`asyncrl resume {run_dir}` goes on" in output
+    assert "Traceback" not in output
+    before = (run_dir / "recipe.yaml").read_text()
+    code, output = asyncrl("resume", str(run_dir), "rollout.engine_args={token_s: soon}")
+    assert code == 1, output
+    assert "ValueError: could not convert string to float: 'soon'" in output
+    assert (run_dir / "recipe.yaml").read_text() == before
+    resumed = subprocess.run(
+        [sys.executable, "-c", CELL, str(run_dir)], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert check(run_dir, steps=6)["trained"] == 24
