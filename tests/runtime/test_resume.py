@@ -1,0 +1,56 @@
+"""A change given to `resume` is kept once the run has begun with it; until then the run directory is as it was."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrl.control.controller import Controller
+from asyncrl.errors import RunFailed
+from asyncrl.journal.records import ControlLog
+from asyncrl.recipe.load import control_settings, dump, load
+from asyncrl.runtime import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that broke off at its beginning, and nothing to start."""
+    monkeypatch.chdir(ROOT)
+    recipe = load(ROOT / "recipes/tiny.yaml", ["rollout.engine=simulated", "algorithm.loss=reinforce"])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    (tmp_path / "summary.json").write_text("{}")
+    ControlLog(tmp_path / "journal", Controller(control_settings(recipe)).state()).close()
+    monkeypatch.setattr(run, "_tasks", lambda *_: None)
+    monkeypatch.setattr(run, "_ray", lambda *_: nullcontext())
+    return tmp_path
+
+
+def test_a_change_that_no_actor_starts_with_is_not_kept(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: Any) -> int:
+        raise RunFailed("the engine does not start")
+
+    monkeypatch.setattr(run, "_run", fails)
+    before = (run_dir / "recipe.yaml").read_text()
+    with pytest.raises(RunFailed):
+        run.resume(run_dir, ["trainer.learning_rate=0.5"])
+    assert (run_dir / "recipe.yaml").read_text() == before
+    assert (run_dir / "summary.json").exists()
+
+
+def test_a_change_that_works_is_the_recipe_from_then_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def works(*arguments: Any) -> int:
+        begun = arguments[-1]
+        begun()
+        return 0
+
+    monkeypatch.setattr(run, "_run", works)
+    assert run.resume(run_dir, ["trainer.learning_rate=0.5"]) == 0
+    assert load(run_dir / "recipe.yaml", []).trainer.learning_rate == 0.5
+    assert not (run_dir / "summary.json").exists()
+    assert not list(run_dir.glob(".recipe*"))
