@@ -45,6 +45,7 @@ def recipe_of(**keys: Any) -> Recipe:
             "max_staleness": 1,
             "rollout": {"replicas": 2, "engine": "simulated"},
             "checkpoint": {"every_steps": 2, "keep_last": 1},
+            "journal": {"keep": "since_checkpoint"},  # a small one is kept whole otherwise, and hides what is released
             "budgets": {"restarts_in_a_row": 50},
             **keys,
         }
