@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     (tmp_path / "summary.json").write_text("{}")
     ControlLog(tmp_path / "journal", Controller(control_settings(recipe)).state()).close()
-    monkeypatch.setattr(run, "_tasks", lambda *_: None)
+    same = SimpleNamespace(draws=(), write=lambda _: None)
+    monkeypatch.setattr(run, "_tasks", lambda *_: (SimpleNamespace(), None))
+    monkeypatch.setattr(run.fingerprint, "compared", lambda *_: same)
     monkeypatch.setattr(run, "_ray", lambda *_: nullcontext())
     return tmp_path
 
