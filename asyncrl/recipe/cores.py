@@ -22,12 +22,14 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """A container's own: "200000 100000" is two cores' time."""
 
 
-def engine_cores(recipe: Recipe) -> str:
-    """Of the CPU engines, as a list such as "0,1"."""
+def engine_cores(recipe: Recipe, number: int = 0, engines: int = 1) -> str:
+    """Of the CPU engine with this number among `engines` on one machine, as a list such as "0,1"."""
     cores = usable_cores()
     if _side_by_side(recipe):
         cores = cores[: len(cores) // 2]
-    return recipe.rollout.cpu_cores or ",".join(map(str, cores))
+    each = max(1, len(cores) // engines)
+    first = number * each % len(cores)
+    return recipe.rollout.cpu_cores or ",".join(map(str, cores[first : first + each]))
 
 
 def trainer_threads(recipe: Recipe) -> int:

@@ -89,7 +89,7 @@ class RolloutRecipe(Part):
     """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU."""
     cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None
     """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all, or half of them beside a trainer
-    on CPUs (`recipe/cores.py`)."""
+    on CPUs, divided among the replicas of one machine (`recipe/cores.py`)."""
     kv_cache_gib: PositiveFloat = 1.0
     """KV cache of a CPU engine, in GiB (GPUs: `engine_args.gpu_memory_utilization`)."""
     engine_args: dict[str, Any] = {}

@@ -55,7 +55,7 @@ class Actors:
         return Generator.options(
             num_cpus=ALMOST_NO_CPU,
             num_gpus=self.recipe.rollout.gpus_per_replica,
-            scheduling_strategy=self.places.of_generator(int(name.rpartition("-")[2])),
+            scheduling_strategy=self.places.of_generator(_number(name)),
         ).remote(self._generator_config(name), buffer)
 
     def trainer(self, buffer: ActorHandle) -> Ranks:
@@ -85,7 +85,8 @@ class Actors:
             channel=resolve_channel(recipe, self.base_dir),
             max_tokens=rollout.max_prompt_tokens + rollout.max_new_tokens,
             kv_after_update=rollout.kv_after_update,
-            cpu_cores=engine_cores(recipe),
+            # Of machines that are to be found yet, nothing is known of who shares them.
+            cpu_cores=engine_cores(recipe, _number(name), rollout.replicas if num_nodes() == 1 else 1),
             kv_cache_gib=rollout.kv_cache_gib,
             seed=recipe.seed,
             engine_args=dict(rollout.engine_args),
@@ -115,6 +116,11 @@ class Actors:
             dataset=recipe.data.name,
             run_dir=self.run_dir,
         )
+
+
+def _number(generator: str) -> int:
+    """Of `generator-2`: 2."""
+    return int(generator.rpartition("-")[2])
 
 
 def resolve_channel(recipe: Recipe, base_dir: Path) -> str:

@@ -37,6 +37,19 @@ def test_roles_side_by_side_share_the_cores(
 
 
 @pytest.mark.parametrize(
+    ("number", "engines", "expected"),
+    [(8, 2, ["0,1", "2,3"]), (8, 3, ["0", "1", "2"]), (4, 3, ["0", "1", "0"]), (2, 2, ["0", "0"])],
+)
+def test_engines_on_one_machine_have_cores_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, number: int, engines: int, expected: list[str]
+) -> None:
+    """Two teams of threads bound to the same cores wait for each other at the end of every loop."""
+    monkeypatch.setattr(cores, "usable_cores", lambda: list(range(number)))
+    recipe = load(RECIPE, [])
+    assert [engine_cores(recipe, i, engines) for i in range(engines)] == expected
+
+
+@pytest.mark.parametrize(
     ("limit", "expected"),
     [
         ("max 100000\n", [2, 3, 6, 7]),
