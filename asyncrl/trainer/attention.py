@@ -10,6 +10,7 @@ take a dense mask.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,6 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from asyncrl.trainer.tree import Node
+
+logger = logging.getLogger(__name__)
 
 NAME = "asyncrl_tree"
 _LARGE = 2**14
@@ -157,8 +160,11 @@ def tree_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)
     window = sliding_window if sliding_window is not None and sliding_window < length else None
-    dense = query.device.type == "cuda" and query.dtype == torch.float64
-    if dense or window is not None or value.shape[-1] != query.shape[-1]:
+    exact = query.dtype == torch.float64
+    narrow = value.shape[-1] != query.shape[-1]
+    if window is not None or narrow or (exact and query.device.type == "cuda"):
+        if not exact:
+            _say_dense("keys and values of different widths" if narrow else "a sliding window shorter than a row")
         mask = tree.mask(window)
         out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     elif query.device.type == "cuda":
@@ -167,6 +173,11 @@ def tree_attention(
         with torch.autocast(query.device.type, enabled=False):  # It would take fp32 products in bf16.
             out = _Blockwise.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _say_dense(why: str) -> None:
+    logger.warning("attention takes a mask of whole rows, which costs more the longer they are: it has %s", why)
 
 
 @cache

@@ -112,6 +112,26 @@ def test_a_sliding_window_counts_positions_of_the_sequence() -> None:
     torch.testing.assert_close(whole, tree_attention(MODULE, query, key, value, None, tree=tree)[0])
 
 
+@pytest.mark.parametrize(
+    ("window", "width", "why"), [(4, HEAD_DIM, "a sliding window"), (None, 4, "keys and values of different widths")]
+)
+def test_a_mask_of_the_whole_row_is_said_once(
+    window: int | None, width: int, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    attention._say_dense.cache_clear()
+    tree, _ = tree_of([[0] * 9 + [1] * 6, [0] * 9 + [2] * 3])
+    query, key, value = (t.detach().float() for t in row(len(tree.ends), 2, 1))
+    for _ in range(2):
+        tree_attention(MODULE, query, key, value[..., :width], None, tree=tree, sliding_window=window)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("attention takes a mask of whole rows")
+    assert why in said
+    # The trial at load, in float64, is none of the training.
+    attention._say_dense.cache_clear()
+    tree_attention(MODULE, query.double(), key.double(), value.double(), None, tree=tree, sliding_window=4)
+    assert len(caplog.records) == 1
+
+
 def test_the_mask_for_flex_attention_is_that_of_the_tree() -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
