@@ -29,7 +29,7 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], folder: Path, d
     Raises RunFailed, with the names, if they are not the model's, or if what was written would not load.
     """
     _require_same(weights.keys(), {name for name, _ in base_weights(model)})
-    tensors = {name: tensor.to(exported_type(model, name, dtype)) for name, tensor in weights.items()}
+    tensors = {name: tensor.to("cpu", exported_type(model, name, dtype)) for name, tensor in weights.items()}
     with _generation_config(model, folder):
         model.save_pretrained(folder, state_dict={**tensors, **dict(buffers(model))})
     config = json.loads((folder / "config.json").read_text())
@@ -52,7 +52,7 @@ def buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     computed = {name for name, _ in model.named_non_persistent_buffers()}
     for name, buffer in model.named_buffers():
         if name not in computed:
-            yield without_adapters(name), buffer.detach().contiguous()
+            yield without_adapters(name), buffer.detach().cpu().contiguous()
 
 
 def _require_same(found: Set[str], expected: Set[str]) -> None:

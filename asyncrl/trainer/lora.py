@@ -120,10 +120,12 @@ def head_weight(model: Any) -> torch.Tensor:
 
 
 def merged(model: torch.nn.Module, trained: Mapping[str, torch.Tensor], recipe: LoraRecipe) -> dict[str, torch.Tensor]:
-    """All weights of a model whose trained ones are these; adapters are merged into theirs."""
+    """All weights of a model whose trained ones are these; adapters are merged into theirs, on the host: a GPU has no
+    room for a second model."""
     if not recipe.rank:
         return dict(trained)
-    return dict(merge(base_weights(model), trained, recipe.scale, transposed(model)))
+    base = ((name, weight.cpu()) for name, weight in base_weights(model))
+    return dict(merge(base, trained, recipe.scale, transposed(model)))
 
 
 def base_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
