@@ -83,10 +83,12 @@ class World:
         while len(self.under_way) >= self.depth or (self.under_way and not output.total_num_scheduled_tokens):
             self.scheduler.update_from_output(*self.under_way.popleft())
 
-    def push(self) -> None:
+    def push(self, recompute: bool = False) -> None:
         self.scheduler.set_pause_state(PauseState.PAUSED_ALL)
         while self.under_way:
             self.step()
+        if recompute:
+            self.scheduler.reset_prefix_cache(reset_running_requests=True)
         self.version += 1
 
     def resume(self) -> None:
@@ -149,9 +151,11 @@ def make(tiny_model: Path) -> Make:
     return make
 
 
-def check(row: Row, prompt: list[int]) -> None:
+def check(row: Row, prompt: list[int], recompute: bool) -> None:
     """A token's KV is all of its own version, or kept: each part from the version that its stamps show there. KV of a
     sampled token is written when the next one is sampled."""
+    if recompute:
+        assert all(version == token.version for token in row.sampled for version in token.kv)
     for n, token in enumerate(row.sampled):
         first = row.sampled[0].version
         kept = [first] * len(prompt) + [t.version for t in row.sampled[1 : n + 1]]
@@ -172,8 +176,10 @@ ACTIONS = st.one_of(
 
 @pytest.mark.parametrize("scheduler", [OneVersionScheduler, OneVersionAsyncScheduler])
 @settings(max_examples=300)
-@given(st.lists(ACTIONS, max_size=30), st.sampled_from([9, 12, 64]), st.sampled_from([3, 5, 64]))
-def test_a_stamp_is_true(make: Make, scheduler: type, actions: list[Any], num_blocks: int, chunk: int) -> None:
+@given(st.lists(ACTIONS, max_size=30), st.sampled_from([9, 12, 64]), st.sampled_from([3, 5, 64]), st.booleans())
+def test_a_stamp_is_true(
+    make: Make, scheduler: type, actions: list[Any], num_blocks: int, chunk: int, recompute: bool
+) -> None:
     world, prompts = make(scheduler, num_blocks, chunk), []
     for action in actions:
         match action:
@@ -185,14 +191,14 @@ def test_a_stamp_is_true(make: Make, scheduler: type, actions: list[Any], num_bl
                     world.step()
             case "push", times:
                 for _ in range(times):
-                    world.push()
+                    world.push(recompute)
             case ("resume",):
                 world.resume()
             case "cancel", number if number < len(prompts):
                 world.cancel(f"r{number}")
     world.finish()
     for row, prompt in zip(world.rows.values(), prompts, strict=True):
-        check(row, prompt)
+        check(row, prompt, recompute)
 
 
 @pytest.mark.parametrize("scheduler", [OneVersionScheduler, OneVersionAsyncScheduler])
