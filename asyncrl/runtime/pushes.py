@@ -6,8 +6,8 @@ driver has taken the URL over ends the run as SIGTERM does.
 
 from __future__ import annotations
 
+import _thread
 import logging
-import os
 import signal
 import threading
 from pathlib import Path
@@ -48,7 +48,8 @@ class Pushes:
                 self._mirror.push()
             except RunFailed as error:
                 self._lost = error
-                os.kill(os.getpid(), signal.SIGTERM)
+                # To the handler of the run, if it has one: a notebook, which has none, must not be killed.
+                _thread.interrupt_main(signal.SIGTERM)
                 return
             except (UserError, OSError) as error:
                 logger.warning("%s; what is new is only in %s, and is sent with the next push", error, self._folder)
