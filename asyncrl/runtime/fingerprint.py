@@ -132,9 +132,9 @@ def _hash(content: bytes) -> str:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The facts that differ, in words; nothing if none does."""
+    """The facts that differ, in words; nothing if none does. One that only one version of asyncrl keeps is none."""
     return ", ".join(
-        f"{fact} was {json.dumps(before.get(fact))}, is {json.dumps(now.get(fact))}"
-        for fact in {**before, **now}
-        if before.get(fact) != now.get(fact)
+        f"{fact} was {json.dumps(was)}, is {json.dumps(now[fact])}"
+        for fact, was in before.items()
+        if fact in now and was != now[fact]
     )

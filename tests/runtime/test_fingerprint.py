@@ -155,6 +155,13 @@ def test_a_run_without_one_goes_on_with_a_word(folder: Path, caplog: pytest.LogC
     assert "says nothing of what it was begun with" in caplog.text
 
 
+def test_a_fact_that_another_version_keeps_is_no_difference(folder: Path) -> None:
+    run_dir, now = folder / "run", take(folder)
+    older = {kind: dict(list(facts.items())[:1]) for kind, facts in now.parts.items()}
+    Fingerprint({**older, "prompt": {"a fact": 1}}).write(run_dir)
+    assert compared(run_dir, now, (), run_of()) == now
+
+
 def test_new_data_begins_at_its_first_row(folder: Path) -> None:
     """What was under way is started again with the first rows, what is drawn next has those after; and none has the
     number of an old row."""
