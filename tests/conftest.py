@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import secrets
+import shutil
+import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +37,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from asyncrl.models import make_tiny_llama
 
     return make_tiny_llama(tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def mixture(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a random mixture of experts of a family, with a tokenizer."""
+    sys.path.append(str(Path(__file__).parent / "trainer"))
+    from families import make_model
+
+    @functools.cache
+    def make(family: str) -> Path:
+        folder: Path = make_model(family, tmp_path_factory.mktemp(family))
+        for path in tiny_model.iterdir():
+            if path.name.startswith(("tokenizer", "chat_template")):
+                shutil.copy(path, folder)
+        return folder
+
+    return make
 
 
 T = TypeVar("T")
@@ -80,15 +100,13 @@ def loop_thread() -> Iterator[LoopThread]:
     thread.close()
 
 
-@pytest.fixture(scope="session")
-def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
-    """A real vLLM engine with the tiny model in fp32, shared by the session."""
+def start_engine(model: Path, loop_thread: LoopThread) -> Any:
     from asyncrl.rollout.engine import EngineConfig
     from asyncrl.rollout.vllm_engine import VllmEngine
 
     async def start() -> VllmEngine:
         config = EngineConfig(
-            model=str(tiny_model),
+            model=str(model),
             dtype="float32",
             channel="gloo",
             max_tokens=256,
@@ -102,7 +120,13 @@ def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
         await engine.start()
         return engine
 
-    engine = loop_thread.run(start(), 240)
+    return loop_thread.run(start(), 240)
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
+    """A real vLLM engine with the tiny model in fp32, shared by the session."""
+    engine = start_engine(tiny_model, loop_thread)
     yield engine
     loop_thread.run(engine.close())
 
@@ -110,3 +134,13 @@ def vllm_engine(tiny_model: Path, loop_thread: LoopThread) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def one_replica(vllm_engine: Any, loop_thread: LoopThread) -> OneReplica:
     return OneReplica(vllm_engine, loop_thread)
+
+
+@pytest.fixture
+def mixture_replica(
+    request: pytest.FixtureRequest, mixture: Callable[[str], Path], loop_thread: LoopThread
+) -> Iterator[OneReplica]:
+    """The same with a mixture of experts, of the family that the test is parametrised with."""
+    engine = start_engine(mixture(request.param), loop_thread)
+    yield OneReplica(engine, loop_thread)
+    loop_thread.run(engine.close())

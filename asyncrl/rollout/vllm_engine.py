@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from asyncrl.errors import RunFailed
 from asyncrl.recipe.cores import SPIN
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.weights.channel import WeightUpdate
@@ -158,8 +159,11 @@ class VllmEngine:
                 self._reloading = True
             try:
                 await self._control(self.llm.update_weights(WeightTransferUpdateRequest(update.info)))
-            except BaseException:
+            except BaseException as error:
                 self._reloading = False  # vLLM ends its session on an error, so the next one must start again
+                if type(error) is Exception:
+                    # vLLM's for anything that went wrong in its own process, with the text of what did.
+                    raise RunFailed(f"vLLM could not load version {update.version}: {error}") from error
                 raise
             await self._control(self.llm.finish_weight_update(weight_version=str(update.version)))
             self._reloading = False

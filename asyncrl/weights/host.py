@@ -7,7 +7,8 @@ when the worker joins: over gloo, in shared memory, or from a disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ from asyncrl.weights.gloo import GlooReceiver
 from asyncrl.weights.lora import merge
 from asyncrl.weights.mapped import DiskReceiver, SharedMemoryReceiver
 from asyncrl.weights.pieces import Piece, assemble
+
+_OTHER_MODEL = "the engine's model is not the one that was sent"
+_NUM_NAMED = 3
 
 
 class Receiver(Protocol):
@@ -69,18 +73,70 @@ class HostUpdateInfo(WeightTransferUpdateInfo):
     """Of each rank of the trainer: which of its buffers to read."""
 
 
+Weights = Iterable[tuple[str, torch.Tensor]]
+Load = Callable[[Weights], set[str] | None]
+
+
+def load_by_kind(load: Load, weights: Weights) -> tuple[set[str] | None, list[str], list[str]]:
+    """Load weights in their order. Returns the names of all of the engine's weights that were loaded, None from a model
+    that does not say; the sent names that loaded nothing, which an engine may pass over in silence; and all sent. The
+    first of each kind, that is of those whose names differ in numbers alone, is loaded by itself and stands for it."""
+    loaded: list[set[str] | None] = []
+    unused: list[str] = []
+    sent: list[str] = []
+    kinds: set[str] = set()
+    coming, new = iter(weights), []
+
+    def known() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in coming:
+            sent.append(name)
+            if (kind := re.sub(r"\d+", "0", name)) not in kinds:
+                kinds.add(kind)
+                new.append((name, weight))
+                return
+            yield name, weight
+
+    while True:
+        loaded.append(load(known()))
+        if not new:
+            break
+        loaded.append(load(new))
+        if loaded[-1] == set():
+            unused.append(new[0][0])
+        new.clear()
+    if None in loaded:
+        return None, [], sent
+    return set().union(*(names for names in loaded if names)), unused, sent
+
+
+def lacking(sent: Iterable[str], fused: Mapping[str, list[str]]) -> list[str]:
+    """Names that were not sent although others were of which the engine makes one weight: of `q_proj` without `k_proj`
+    a part of `qkv_proj` would be left as it was. Biases may be there for some of them alone."""
+    names = set(sent)
+    lacking = set()
+    for members in fused.values():
+        for name in names:
+            module, _, kind = name.rpartition(".")
+            path, _, member = module.rpartition(".")
+            if kind == "weight" and member in members:
+                lacking |= {f"{path}.{other}.weight" for other in members} - names
+    return sorted(lacking)
+
+
 class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
     """Runs in a vLLM worker."""
 
     init_info_cls = HostInitInfo
     update_info_cls = HostUpdateInfo
     receiver: Receiver | None = None
+    names_checked = False
+    """They are the same in every push."""
 
     def init_transfer_engine(self, init_info: HostInitInfo) -> None:
         self.shutdown()
         parallel = self.parallel_config
         rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
-        self.plan = init_info
+        self.plan, self.names_checked = init_info, False
         self.pieces = [[Piece.of_wire(p) for p in end["pieces"]] for end in init_info.ends]
         kind = RECEIVERS[init_info.transport]
         self.receiver = kind(init_info.ends, rank, init_info.world_size, init_info.timeout_s)
@@ -89,7 +145,20 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         # Linear layers are repacked after loading: without this their loaders are gone (vLLM's reload module).
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self._forget_packed_experts()
         initialize_layerwise_reload(self.model)
+
+    def _forget_packed_experts(self) -> None:
+        # On CPU experts are packed only where their kernel is made, which vLLM does once: after a push the kernel would
+        # read weights that are not packed. Without one, loading makes it again, as at the start.
+        from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+        from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+        methods = (getattr(layer, "quant_method", None) for layer in self.model.modules())
+        for method in methods:
+            ours = isinstance(method, UnquantizedFusedMoEMethod)
+            if ours and method.unquantized_backend == UnquantizedMoeBackend.CPU:
+                method.moe_kernel = None
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -102,11 +171,18 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         # No weight is ever loaded under the head's name, so vLLM's reload leaves that copy at the old version.
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-        if not getattr(self.model_config.hf_config, "tie_word_embeddings", False):
-            return
-        for layer in self.model.modules():
-            if isinstance(layer, ParallelLMHead):
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, ParallelLMHead) and f"{name}.weight" in self._tied_names():
                 layer.quant_method.process_weights_after_loading(layer)
+
+    def _tied_names(self) -> set[str]:
+        """Weights of the engine that are never sent, for they are others."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        if not getattr(self.model_config.hf_config, "tie_word_embeddings", False):
+            return set()
+        heads = [name for name, layer in self.model.named_modules() if isinstance(layer, ParallelLMHead)]
+        return {f"{name}.weight" for name in heads}
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         # The base class ends in torch.accelerator.synchronize(), which a CPU build does not have.
@@ -116,12 +192,28 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         if self.receiver is None:
             raise RuntimeError("weights arrived before init_transfer_engine")
         weights = assemble(self._parts(self.receiver, update_info.copies))
-        if self.plan.lora_scale is None:
+        if self.plan.lora_scale is not None:
+            plan = self.plan
+            weights = merge(self._base_weights(), dict(weights), plan.lora_scale, plan.lora_transposed)
+        if self.names_checked:
             self.model.load_weights(weights)
         else:
-            plan = self.plan
-            merged = merge(self._base_weights(), dict(weights), plan.lora_scale, plan.lora_transposed)
-            self.model.load_weights(merged)
+            self._load_checked(weights)
+            self.names_checked = True
+
+    def _load_checked(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Load them, and see that every name is used and every weight of the engine comes. What a file has beside the
+        weights, which adapters are merged into, is not asked for."""
+        wanted = {name for name, _ in self.model.named_parameters()} - self._tied_names()
+        loaded, unused, sent = load_by_kind(self.model.load_weights, weights)
+        parallel = self.parallel_config
+        if loaded is None or parallel.pipeline_parallel_size > 1 or parallel.enable_expert_parallel:
+            return
+        if unused and self.plan.lora_scale is None:
+            raise ValueError(f"{_OTHER_MODEL}: it has no place for {', '.join(unused[:_NUM_NAMED])}")
+        fused = getattr(self.model, "packed_modules_mapping", None) or {}
+        if missing := sorted(wanted - loaded) + lacking(sent, fused):
+            raise ValueError(f"{_OTHER_MODEL}: nothing was sent for {', '.join(missing[:_NUM_NAMED])}")
 
     def _parts(self, receiver: Receiver, copies: list[Any]) -> Iterator[tuple[Piece, torch.Tensor]]:
         sizes = [[piece.stop - piece.start for piece in pieces] for pieces in self.pieces]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from asyncrl.weights.names import Part
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -38,6 +40,15 @@ def local_pieces(model: torch.nn.Module) -> Iterator[tuple[Piece, torch.Tensor]]
             local = local if is_first else local[:0]
             start = first * parameter.shape[1:].numel()
             yield Piece(name, tuple(parameter.shape), start, start + local.numel()), local
+
+
+def cut(piece: Piece, parts: Iterable[Part]) -> Iterator[Piece]:
+    """What there is in a piece of a parameter of each tensor that the parameter is in the checkpoint: as many pieces on
+    every rank, in the same order; those of which it has nothing are empty."""
+    for part in parts:
+        start = min(max(piece.start, part.start), part.stop)
+        stop = max(start, min(piece.stop, part.stop))
+        yield Piece(part.name, part.shape, start - part.start, stop - part.start)
 
 
 def own_rows(tensor: torch.Tensor) -> tuple[int, torch.Tensor, bool]:

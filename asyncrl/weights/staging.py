@@ -12,26 +12,31 @@ import torch
 
 from asyncrl.errors import DeadlineExceeded, RunFailed
 from asyncrl.weights.files import create_file
-from asyncrl.weights.pieces import local_pieces
+from asyncrl.weights.names import checkpoint_parts
+from asyncrl.weights.pieces import cut, local_pieces
 
 
 class StagedWeights:
-    """What this rank holds of a model's trained parameters, in one flat buffer of one dtype, with a view of each."""
+    """What this rank holds of a model's trained parameters, in one flat buffer of one dtype, with a view of each piece
+    under the names of the model's checkpoint."""
 
     def __init__(
         self, model: torch.nn.Module, dtype: torch.dtype, device: torch.device, path: Path | None = None
     ) -> None:
         """path: where the buffer is to lie in shared memory, if it is."""
         # The tensors are the model's own for good. FSDP2 shows others in their place while it computes.
-        self.pieces, self._originals = zip(*local_pieces(model), strict=True)
-        sizes = [piece.stop - piece.start for piece in self.pieces]
+        self._parameters, self._originals = zip(*local_pieces(model), strict=True)
+        parts = checkpoint_parts(model, {piece.name: piece.shape for piece in self._parameters})
+        self.pieces = [part for piece in self._parameters for part in cut(piece, parts[piece.name])]
+        sizes = [piece.stop - piece.start for piece in self._parameters]
         self.path = path
         if path is None:
             self.flat = torch.empty(sum(sizes), dtype=dtype, device=device)
         else:
             self.flat = create_file(path, sum(sizes), dtype)
             weakref.finalize(self, path.unlink, missing_ok=True)
-        self.views = self.flat.split(sizes)
+        self._copies = self.flat.split(sizes)
+        self.views = self.flat.split([piece.stop - piece.start for piece in self.pieces])
 
     @torch.no_grad()
     def copy(self) -> None:
@@ -39,9 +44,9 @@ class StagedWeights:
 
         Raises RunFailed if a copy is not finite: such weights must never reach a generator.
         """
-        for piece, view, original in zip(self.pieces, self.views, self._originals, strict=True):
-            view.copy_(original.flatten())
-            require_finite({piece.name: view})
+        for piece, copy, original in zip(self._parameters, self._copies, self._originals, strict=True):
+            copy.copy_(original.flatten())
+            require_finite({piece.name: copy})
 
 
 def require_finite(weights: Mapping[str, torch.Tensor]) -> None:

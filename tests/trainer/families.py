@@ -36,6 +36,10 @@ FAMILIES = {
     # Experts fused in memory, one by one in the folder.
     "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**_SIZES, **_EXPERTS, num_experts=4)),
     "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**_SIZES, num_experts_per_tok=2, num_local_experts=4)),
+    "qwen2_moe": lambda: hf.Qwen2MoeForCausalLM(
+        hf.Qwen2MoeConfig(**_SIZES, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=64)
+    ),
+    "olmoe": lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(**_SIZES, num_experts_per_tok=2, num_experts=4)),
     # A buffer that belongs to the state.
     "glm4_moe": lambda: hf.Glm4MoeForCausalLM(
         hf.Glm4MoeConfig(**_SIZES, **_EXPERTS, n_routed_experts=4, first_k_dense_replace=1, n_group=1, topk_group=1)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from asyncrl.algorithms.losses import LOSSES
+from asyncrl.errors import RunFailed
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import Completion, SamplingParams, VersionSpan
 from asyncrl.trainer.learner import Learner
@@ -176,6 +177,64 @@ def test_channel_can_be_rebuilt(
     again.publish(3)
     assert gap(learner, vllm_engine, loop_thread, 3) < 1e-4
     again.channel.close()
+
+
+@pytest.mark.parametrize("mixture_replica", ["mixtral"], indirect=True)
+def test_a_mixture_of_experts_is_replaced_whole(mixture_replica: Any, loop_thread: Any, tmp_path: Path) -> None:
+    """Twice: what the CPU's kernels packed is packed anew each time."""
+    engine, device = mixture_replica.engine, torch.device("cpu")
+    learner = Learner(partial(load_model, engine.config.model, RECIPE, device), RECIPE, LOSSES["ppo"], device)
+    push = Push("shared_memory", mixture_replica, learner.model, tmp_path)
+    try:
+        assert gap(learner, engine, loop_thread, 0) < 1e-4
+        for version in (1, 2):
+            perturb(learner, version)
+            assert gap(learner, engine, loop_thread, version - 1) > 1e-2
+            push.publish(version)
+            assert gap(learner, engine, loop_thread, version) < 1e-4
+    finally:
+        push.channel.close()
+
+
+class _MoreThanTheEngine(torch.nn.Module):
+    """A model with a bias that the engine's has not."""
+
+    def __init__(self, model: torch.nn.Module, leave_out: str) -> None:
+        super().__init__()
+        for name, parameter in model.named_parameters():
+            if name != leave_out:
+                self._at(name, parameter)
+        if not leave_out:
+            self._at("model.layers.0.mlp.down_proj.bias", torch.nn.Parameter(torch.ones(64)))
+
+    def _at(self, name: str, parameter: torch.nn.Parameter) -> None:
+        *path, last = name.split(".")
+        module: torch.nn.Module = self
+        for part in path:
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = getattr(module, part)
+        module.register_parameter(last, parameter)
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "sentence"),
+    [
+        ("", "it has no place for model.layers.0.mlp.down_proj.bias"),
+        ("model.layers.1.mlp.up_proj.weight", "nothing was sent for model.layers.1.mlp.up_proj.weight"),
+        ("model.norm.weight", "nothing was sent for model.norm.weight"),
+    ],
+)
+def test_every_name_sent_is_used_and_every_weight_is_sent(
+    learner: Learner, one_replica: Any, tmp_path: Path, leave_out: str, sentence: str
+) -> None:
+    """vLLM passes over a bias that it does not expect in silence, and over what nothing came for (I8)."""
+    push = Push("shared_memory", one_replica, _MoreThanTheEngine(learner.model, leave_out), tmp_path)
+    try:
+        with pytest.raises(RunFailed, match=sentence):
+            push.publish(9)
+    finally:
+        push.channel.close()
 
 
 def test_adapters_alone_are_sent_and_merged_into_the_base(
