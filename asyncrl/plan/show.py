@@ -35,7 +35,7 @@ def lines(plan: Plan) -> Iterator[str]:
         count = plan.shape.parameters / 1e9
         yield f"model     {plan.recipe.model}: {count:.2f} billion parameters ({plan.model_origin})"
         if plan.shape.experts:
-            yield "          a mixture of experts: the trainer has not been tried with one"
+            yield "          a mixture of experts: a trainer has been tried with small ones on CPUs alone"
         yield f"GPU       {plan.gpu.name} of {plan.gpu.memory_gib:.0f} GiB, by its published figures"
     yield f"lengths   {plan.work.origin}"
     yield f"speeds    {_speeds(plan)}"

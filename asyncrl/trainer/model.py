@@ -40,12 +40,23 @@ def trained_shapes(path: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """What would be trained of a model, adapters included, by name: known without loading it. Raises UserError for all
     that `load_model` does but for the logits."""
     model, lora = outline(path), recipe.trainer.lora
+    if _is_mixture(model):
+        logger.warning(
+            "%s is a mixture of experts: trainer and engine each choose a token's experts by themselves, and where "
+            "rounding tips the choice their log-probs differ; offpolicy/logprob_gap_age0 says by how much",
+            path,
+        )
     if lora.rank:
         model = inject(model, lora)
         require_in_folder(model, path)
         if unadapted := left_out(model):
             logger.warning("trainer.lora: no linear layers, so without adapters, are %s", some(unadapted))
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _is_mixture(model: torch.nn.Module) -> bool:
+    config = model.config.get_text_config()
+    return any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def takes_trees(model: torch.nn.Module) -> bool:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -386,12 +387,12 @@ def test_policies(tmp_path: Path) -> None:
     assert ages == [(0, 0), (1, 1)] + [(2, 2)] * 4
 
 
-def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path) -> None:
-    """Real vLLM, every push verified: the engine process is killed, not its actor; another takes its place and gets
-    the live weights first. Own rank offset each, KV cache recomputed after a push."""
+def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path, mixture: Callable[[str], Path]) -> None:
+    """Real vLLM, a mixture of experts, every push verified: the engine process is killed, not its actor; another takes
+    its place and gets the live weights first. Own rank offset each, KV cache recomputed after a push."""
     run_dir, log = tmp_path / "run", tmp_path / "log"
     overrides = ["rollout.replicas=2", "weights.verify=true", "rollout.kv_after_update=recompute", "max_steps=9999"]
-    overrides += ["journal.keep=all", "checkpoint.every_steps=0"]
+    overrides += ["journal.keep=all", "checkpoint.every_steps=0", f"model={mixture('qwen3_moe')}"]
     process = asyncrl("train", "recipes/tiny.yaml", *overrides, f"run_dir={run_dir}", background=True, log=log)
     try:
         wait_for(lambda: len(records(run_dir)) >= 2, process, "step 2")

@@ -136,7 +136,8 @@ def test_what_all_linear_leaves_out_of_experts_is_said(tmp_path: Path, caplog: p
     shapes = trained_shapes(str(make_model("qwen3_moe", tmp_path)), recipe(trainer={"lora": {"rank": 4}}))
     assert {name.split(".")[3] for name in shapes} == {"self_attn"}
     assert "without adapters, are model.layers.0.mlp.experts.down_proj, " in caplog.text
-    assert caplog.text.count("\n") == 1
+    assert "is a mixture of experts: trainer and engine each choose a token's experts" in caplog.text
+    assert caplog.text.count("\n") == 2
 
 
 def test_a_folder_whose_names_an_engine_could_not_merge_is_refused(tmp_path: Path) -> None:
