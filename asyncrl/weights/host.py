@@ -85,28 +85,33 @@ def load_by_kind(load: Load, weights: Weights) -> tuple[set[str] | None, list[st
     unused: list[str] = []
     sent: list[str] = []
     kinds: set[str] = set()
-    coming, new = iter(weights), []
+    coming = iter(weights)
+    item = next(coming, None)
 
-    def known() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, weight in coming:
-            sent.append(name)
-            if (kind := re.sub(r"\d+", "0", name)) not in kinds:
-                kinds.add(kind)
-                new.append((name, weight))
-                return
-            yield name, weight
+    def of_known_kinds() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal item
+        while item is not None and _kind(item[0]) in kinds:
+            sent.append(item[0])
+            yield item
+            item = next(coming, None)
 
-    while True:
-        loaded.append(load(known()))
-        if not new:
-            break
-        loaded.append(load(new))
+    while item is not None:
+        if _kind(item[0]) in kinds:
+            loaded.append(load(of_known_kinds()))
+            continue
+        kinds.add(_kind(item[0]))
+        sent.append(item[0])
+        loaded.append(load([item]))
         if loaded[-1] == set():
-            unused.append(new[0][0])
-        new.clear()
+            unused.append(item[0])
+        item = next(coming, None)
     if None in loaded:
         return None, [], sent
     return set().union(*(names for names in loaded if names)), unused, sent
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
 
 
 def lacking(sent: Iterable[str], fused: Mapping[str, list[str]]) -> list[str]:
@@ -202,14 +207,17 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
             self.names_checked = True
 
     def _load_checked(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Load them, and see that every name is used and every weight of the engine comes. What a file has beside the
-        weights, which adapters are merged into, is not asked for."""
+        """Load them, and see that every name is used and every weight of the engine comes."""
         wanted = {name for name, _ in self.model.named_parameters()} - self._tied_names()
-        loaded, unused, sent = load_by_kind(self.model.load_weights, weights)
+        if self.plan.lora_scale is None:
+            loaded, unused, sent = load_by_kind(self.model.load_weights, weights)
+        else:
+            # What a file has beside the weights is not asked for, such as a tied head's.
+            loaded, unused, sent = self.model.load_weights(weights), [], []
         parallel = self.parallel_config
         if loaded is None or parallel.pipeline_parallel_size > 1 or parallel.enable_expert_parallel:
             return
-        if unused and self.plan.lora_scale is None:
+        if unused:
             raise ValueError(f"{_OTHER_MODEL}: it has no place for {', '.join(unused[:_NUM_NAMED])}")
         fused = getattr(self.model, "packed_modules_mapping", None) or {}
         if missing := sorted(wanted - loaded) + lacking(sent, fused):
