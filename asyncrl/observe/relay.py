@@ -84,7 +84,7 @@ class Relay(logging.Handler):
                 else:
                     self._lost += 1
             else:
-                with self._file.open("a") as file:
+                with open(self._file, "a", opener=_own) as file:
                     file.write(json.dumps(notice) + "\n")
         except Exception:
             # A warning that cannot be handed on must not end what it warns of; it is in the process's own file.
@@ -137,15 +137,21 @@ def take() -> list[Notice]:
     found = _relay.take()
     file = Path(os.environ[_FILE])
     taken = file.with_name(f"{file.name}.taken")
-    with contextlib.suppress(FileNotFoundError):
-        file.replace(taken)
-        for line in taken.read_text().splitlines():
-            found.append(Notice(*json.loads(line)))
-        taken.unlink()
+    # Another user may have made a file of that name in a folder that all may write to.
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        if file.lstat().st_uid == os.getuid():
+            file.replace(taken)
+            found += [Notice(*json.loads(line)) for line in taken.read_text().splitlines()]
+            taken.unlink()
     return found
 
 
 _relay: Relay | None = None
+
+
+def _own(path: str, flags: int) -> int:
+    """Opens no link that another user has laid there, and nothing that others may read."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _attach(handler: Relay) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +101,20 @@ def test_a_child_hands_its_warnings_on() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ}, timeout=60)
     assert texts() == ["vllm: from below", "and this"]
     assert texts() == []
+
+
+def test_a_link_laid_by_another_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    handler = relay.Relay(Path(os.environ["ASYNCRL_NOTICES"]))
+    Path(os.environ["ASYNCRL_NOTICES"]).symlink_to(tmp_path / "mine")
+    record = logging.LogRecord("asyncrl", logging.WARNING, "", 0, "lost", (), None)
+    handler.handleError = lambda _: None  # type: ignore[method-assign]
+    handler.emit(record)
+    assert (tmp_path / "mine").read_text() == ""
+    Path(os.environ["ASYNCRL_NOTICES"]).unlink()
+    handler.emit(record)
+    assert Path(os.environ["ASYNCRL_NOTICES"]).stat().st_mode & 0o777 == 0o600
+    assert texts() == ["lost"]
 
 
 def test_one_that_cannot_be_handed_on_ends_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
