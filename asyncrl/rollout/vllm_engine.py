@@ -90,24 +90,7 @@ class VllmEngine:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     async def generate(self, tokens: list[int], params: SamplingParams, *, request_id: str) -> Completion:
-        from vllm import SamplingParams as VllmSamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling = VllmSamplingParams(
-            max_tokens=params.max_new_tokens,
-            temperature=params.temperature,
-            seed=params.seed,
-            logprobs=0,
-            flat_logprobs=True,
-            stop=list(params.stop),
-            stop_token_ids=list(params.stop_token_ids),
-            detokenize=bool(params.stop),
-            # What ends a completion may be a special token, and is part of it: tokens and log-probs are kept whole.
-            skip_special_tokens=False,
-            include_stop_str_in_output=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        final = await self._final({"prompt_token_ids": tokens}, sampling, request_id)
+        final = await self._final({"prompt_token_ids": tokens}, sampling(params), request_id)
         if final is None:
             return Completion([], [], [], "abort")
         output = final.outputs[0]
@@ -197,6 +180,27 @@ class VllmEngine:
 
     async def close(self) -> None:
         self.llm.shutdown(timeout=10)
+
+
+def sampling(params: SamplingParams) -> Any:
+    """vLLM's parameters of a completion."""
+    from vllm import SamplingParams as VllmSamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return VllmSamplingParams(
+        max_tokens=params.max_new_tokens,
+        temperature=params.temperature,
+        seed=params.seed,
+        logprobs=0,
+        flat_logprobs=True,
+        stop=list(params.stop),
+        stop_token_ids=list(params.stop_token_ids),
+        detokenize=bool(params.stop),
+        # What ends a completion may be a special token, and is part of it: tokens and log-probs are kept whole.
+        skip_special_tokens=False,
+        include_stop_str_in_output=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 @contextmanager
