@@ -26,7 +26,7 @@ def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Modu
     Raises UserError if it is neither a local model nor one the hub can give, if its tensors are not the model's, or if
     its logits are not understood.
     """
-    model = from_folder(path)
+    model = _without_dropout(from_folder(path))
     model = model.to(device)
     choose_attention(model, head(model), path)
     if recipe.trainer.gradient_checkpointing:
@@ -34,6 +34,17 @@ def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Modu
     if recipe.trainer.lora.rank:
         model = inject(model, recipe.trainer.lora)
     return model.to(device)
+
+
+def _without_dropout(model: torch.nn.Module) -> torch.nn.Module:
+    """The sampler drops nothing, and its log-probs are what the trainer's are compared with."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
 
 
 def trained_shapes(path: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import make_model
 from transformers import AutoModelForCausalLM
 
 from asyncrl.algorithms.losses import LOSSES
@@ -284,3 +285,14 @@ def test_a_reference_is_restored_whatever_the_recipe_says_of_its_resets(
     assert after.reference is not None
     theirs = dict(before.reference.model.named_parameters())
     assert all(torch.equal(p, theirs[name]) for name, p in after.reference.model.named_parameters())
+
+
+def test_nothing_is_dropped_in_training(tmp_path: Path) -> None:
+    """GPT-2's configuration asks for dropout, which no sampler has."""
+    ours = learner(make_model("gpt2", tmp_path))
+    assert ours.model.config.resid_pdrop == 0.1
+    batch = ours._updates(ours._samples(groups(1, [[1.0, 0.0]]), 0, 0)[0])[0].batches[0]
+    ours.policy.eval()
+    expected = ours._score(batch)[0]
+    ours.policy.train()
+    torch.testing.assert_close(ours._score(batch)[0], expected, rtol=0, atol=1e-6)
