@@ -6,17 +6,19 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from asyncrl.algorithms.losses import LOSSES
 from asyncrl.errors import RunFailed
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rollout.engine import Completion, SamplingParams, VersionSpan
+from asyncrl.rollout.engine import Completion, SamplingParams
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
 from asyncrl.weights.channel import ChannelConfig, PublishReport, open_channel
@@ -137,34 +139,53 @@ def test_tokens_in_flight_keep_their_version(vllm_engine: Any, loop_thread: Any,
         assert [s.version for s in completion.spans] == sorted(s.version for s in completion.spans)
 
 
+@pytest.mark.parametrize("kv", ["keep", "recompute"])
 def test_a_request_that_had_not_begun_is_all_of_its_stamp(
-    vllm_engine: Any, loop_thread: Any, learner: Learner, one_replica: Any, tmp_path: Path
+    vllm_engine: Any,
+    loop_thread: Any,
+    learner: Learner,
+    one_replica: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kv: str,
 ) -> None:
     """I3: the prefix cache has the prompt by the version before; one waits for a seat at the push, one comes in it."""
+    monkeypatch.setattr(vllm_engine, "config", replace(vllm_engine.config, kv_after_update=kv))
     push = Push("shared_memory", one_replica, learner.model, tmp_path)
     tokens = list(range(5, 105))
 
-    def start(name: str, num_tokens: int) -> Future[Completion]:
-        params = SamplingParams(num_tokens, 1.0, 0)
+    def start(name: str, num_tokens: int, seed: int = 0) -> Future[Completion]:
+        params = SamplingParams(num_tokens, 1.0, seed)
         return loop_thread.start(vllm_engine.generate(tokens, params, request_id=name))
+
+    def gaps(completion: Completion) -> np.ndarray:
+        return np.abs(np.array(learner.score(tokens + completion.tokens)[len(tokens) - 1 :]) - completion.logprobs)
 
     perturb(learner, 2)
     push.publish(2)
-    running = [start(f"seat-{i}", 120) for i in range(4)]
-    waiting = start("waiting", 20)
-    while vllm_engine.llm.get_num_unfinished_requests() < 5:
-        assert not any(request.done() for request in running)
     perturb(learner, 3)
     push.staged.copy()
+    running = [start(f"seat-{i}", 150, seed=i) for i in range(3)]
+    start("first come, first served: when this is done, those have begun", 1).result(60)
+    # More than may end by themselves before the pause.
+    queue = [start(f"queue-{i}", 150, seed=i) for i in range(3, 12)]
+    waiting = start("waiting", 20)
+    while vllm_engine.llm.get_num_unfinished_requests() < 10:
+        assert not waiting.done()
     loop_thread.run(vllm_engine.llm.pause_generation(mode="keep", clear_cache=False))
     coming = start("coming", 20)
     push.send(3)
     for request in (waiting, coming):
-        completion = request.result(60)
-        assert completion.spans == [VersionSpan(3, 0, 20)]
-        expected = learner.score(tokens + completion.tokens)[len(tokens) - 1 :]
-        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
-    assert {s.version for request in running for s in request.result(60).spans} == {2, 3}
+        assert {span.version for span in request.result(60).spans} == {3}
+        assert gaps(request.result()).max() < 1e-4
+    met = [request.result(60) for request in running if len(request.result(60).spans) > 1]
+    assert met
+    for completion in met:
+        before, after = completion.spans
+        assert (before.version, after.version) == (2, 3)
+        assert (gaps(completion)[after.start :].max() < 1e-4) == (kv == "recompute")
+    for request in queue:
+        request.result(60)
     push.channel.close()
 
 
