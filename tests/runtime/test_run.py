@@ -220,7 +220,7 @@ def test_asynchronous_run_with_a_lost_trainer_equals_the_replay_of_its_journal(t
     assert accepted[0]["what"] == "shuffle was true, is false"
     begun = json.loads((run_dir / "fingerprint.json").read_text())["draws"]
     trained = sorted(
-        (group.task, group.row_index) for group in (decode(record.payload) for record in groups(run_dir / "journal"))
+        (group.task, group.row) for group in (decode(record.payload) for record in groups(run_dir / "journal"))
     )
     anew = [row for task, row in trained if task >= begun["first"]]
     # reasoning_gym's first rows in their order, under numbers that follow those of before.
