@@ -256,6 +256,12 @@ def test_every_name_sent_is_used_and_every_weight_is_sent(
             push.publish(9)
     finally:
         push.channel.close()
+    # What came of it is no part of the next one.
+    whole = Push("shared_memory", one_replica, learner.model, tmp_path)
+    perturb(learner, 9)
+    whole.publish(9)
+    whole.channel.close()
+    assert gap(learner, one_replica.engine, one_replica.loop_thread, 9) < 1e-4
 
 
 def test_adapters_alone_are_sent_and_merged_into_the_base(
