@@ -37,7 +37,7 @@ from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.trainer.comparison import require_same, require_unchanged
-from asyncrl.trainer.export import write_model
+from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lora import merged, transposed
 from asyncrl.trainer.losses import load_loss
@@ -152,7 +152,8 @@ class TrainerActor:
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         scratch = atomic.begin(self.run_dir / "checkpoints", 0)
         try:
-            write_model(model, merged(model, trained, self.recipe.trainer.lora), scratch, self._dtype)
+            whole = merged(model, trained, self.recipe.trainer.lora)
+            write_model(model, whole, names_of(model), scratch, self._dtype)
             require_unchanged(model, scratch, self.probe, self._dtype)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -23,12 +23,20 @@ from asyncrl.trainer.lora import base_weights, without_adapters
 _GENERATION = "generation_config.json"
 
 
-def write_model(model: Any, weights: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Write a transformers model with these weights, all of them and no others, whole and by name, in `dtype`.
+def names_of(model: Any) -> frozenset[str]:
+    """Of the weights to export. Taken while nothing computes: FSDP2 puts other tensors in the place of the model's one
+    by one, so that for a moment a tied head looks like a weight of its own."""
+    return frozenset(name for name, _ in base_weights(model))
 
-    Raises RunFailed, with the names, if they are not the model's, or if what was written would not load.
+
+def write_model(
+    model: Any, weights: Mapping[str, torch.Tensor], names: Set[str], folder: Path, dtype: torch.dtype
+) -> None:
+    """Write a transformers model with these weights, of these `names` and no others, whole, in `dtype`.
+
+    Raises RunFailed, with the names, if they are others, or if what was written would not load.
     """
-    _require_same(weights.keys(), {name for name, _ in base_weights(model)})
+    _require_same(weights.keys(), names)
     tensors = {name: tensor.to("cpu", exported_type(model, name, dtype)) for name, tensor in weights.items()}
     with _generation_config(model, folder):
         model.save_pretrained(folder, state_dict={**tensors, **dict(buffers(model))})

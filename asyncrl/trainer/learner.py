@@ -27,7 +27,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.balance import split
 from asyncrl.trainer.critic import Critic
-from asyncrl.trainer.export import write_model
+from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gaps import Gaps, sampled
 from asyncrl.trainer.lora import merged, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
@@ -84,6 +84,7 @@ class Learner:
         self.dtype = torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
         self.model = load()
         look(self.model)
+        self._names = names_of(self.model)
         self.packs = takes_trees(self.model)
         self.policy = self._called(Policy, self.model)
         self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
@@ -362,7 +363,7 @@ class Learner:
 
     def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
         """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
-        write_model(self.model, self.whole(state), folder, dtype)
+        write_model(self.model, self.whole(state), self._names, folder, dtype)
 
     def whole(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The model's weights of a `state` of whole tensors, by name, adapters merged."""

@@ -17,7 +17,7 @@ from test_learner import groups, learner, recipe
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.trainer import comparison
 from asyncrl.trainer.comparison import require_same, require_unchanged
-from asyncrl.trainer.export import write_model
+from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import from_folder
 
@@ -27,7 +27,7 @@ Weights = dict[str, torch.Tensor]
 
 def exported(source: Path, folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     model = from_folder(str(source))
-    write_model(model, {n: p.detach() for n, p in model.named_parameters()}, folder, dtype)
+    write_model(model, {n: p.detach() for n, p in model.named_parameters()}, names_of(model), folder, dtype)
     return model
 
 

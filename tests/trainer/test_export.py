@@ -14,7 +14,7 @@ from test_learner import groups, learner, recipe
 from transformers import AutoModelForCausalLM
 
 from asyncrl.errors import RunFailed
-from asyncrl.trainer.export import write_model
+from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.loading import from_folder
 
 
@@ -67,7 +67,7 @@ def test_weights_of_other_names_are_an_error(
     weights = {n: p.detach() for n, p in model.named_parameters()} | change
     weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
     with pytest.raises(RunFailed, match=f"are not the model's: they {said}"):
-        write_model(model, weights, tmp_path / "out", torch.float32)
+        write_model(model, weights, names_of(model), tmp_path / "out", torch.float32)
 
 
 def test_a_trained_one_with_a_saved_buffer_computes_what_the_trainer_does(tmp_path: Path) -> None:
@@ -79,3 +79,14 @@ def test_a_trained_one_with_a_saved_buffer_computes_what_the_trainer_does(tmp_pa
     ours.export(ours.state(), tmp_path / "out", torch.float32)
     assert ours.score(tokens) != pytest.approx(before, abs=1e-2)
     assert learner(tmp_path / "out").score(tokens) == pytest.approx(ours.score(tokens), abs=1e-5)
+
+
+def test_an_export_beside_a_step_does_not_ask_what_the_model_looks_like_meanwhile(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """FSDP2 puts whole tensors in the place of sharded ones, one after the other, while a layer computes."""
+    ours = learner(tiny_model)
+    state = {name: tensor.clone() for name, tensor in ours.state().items()}
+    ours.model.lm_head.weight = torch.nn.Parameter(ours.model.lm_head.weight.detach().clone())
+    ours.export(state, tmp_path / "out", torch.float32)
+    assert learner(tmp_path / "out").score([5, 6, 7]) == pytest.approx(learner(tiny_model).score([5, 6, 7]), abs=1e-6)
