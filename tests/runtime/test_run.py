@@ -417,7 +417,9 @@ def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path, mixture: Callabl
     ledger = check(run_dir, steps, stopped=True)
     assert (ledger["trained"], ledger["failed"]) == (4 * steps, 0)
     assert all(r["publish/bytes"] > 0 for r in records(run_dir)[2:])
-    assert max(r["offpolicy/logprob_gap"] for r in records(run_dir) if r["staleness/max"] == 0) < 1e-3
+    # A step without a gradient passes no model, so it knows no gap.
+    fresh = [r["offpolicy/logprob_gap"] for r in records(run_dir) if r["staleness/max"] == 0]
+    assert max(gap for gap in fresh if gap is not None) < 1e-3
     assert list((run_dir / "wandb").glob("offline-run-*"))
     assert list((run_dir / "tensorboard").iterdir())
     code, output = asyncrl("replay", str(run_dir), "--verify")
