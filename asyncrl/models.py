@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,19 @@ def load_tokenizer(path: str):
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=is_local(path))
+        return AutoTokenizer.from_pretrained(path, local_files_only=is_local(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model: the tokenizer of {path} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
+def tokenizer_here(path: str):
+    """The same of what is on this machine: to look at a run, whoever wrote it, no hub is asked."""
+    if (folder := _folder_here(path)) is None:
+        raise UserError(
+            f"model: the tokenizer of {path} is not on this machine, and to look at a run nothing is fetched; "
+            f"`hf download {shlex.quote(path)}` fetches it"
+        )
+    return load_tokenizer(str(folder))
 
 
 def tiny_tokenizer() -> FolderTokenizer:
@@ -58,17 +69,25 @@ def hub_config(name: str) -> dict[str, Any]:
 
 def weight_files(path: str) -> list[Path]:
     """The safetensors files of a model that is on this machine; none if it has other files, or is not here yet."""
-    folder = Path(path)
-    if not is_local(path):
-        from transformers.utils import cached_file
-
-        config = cached_file(path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        if config is None:
-            return []
-        folder = Path(config).parent
+    if (folder := _folder_here(path)) is None:
+        return []
     index = folder / "model.safetensors.index.json"
     names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
     return [folder / name for name in sorted(names) if (folder / name).exists()]
+
+
+def _folder_here(path: str) -> Path | None:
+    """Of a local model, or of a hub's in its cache; None if it is not here yet."""
+    if is_local(path):
+        return Path(path)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(path, "config.json")
+    except HFValidationError:  # no name that a hub could have
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def is_local(path: str) -> bool:

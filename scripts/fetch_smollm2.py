@@ -60,7 +60,7 @@ def convert(source: Path, target: Path) -> None:
     # The weights are plain by now; a quantizer left on the model would make saving refuse them.
     model.hf_quantizer = None
     model.to(torch.bfloat16).save_pretrained(target)
-    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(target)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF, trust_remote_code=False).save_pretrained(target)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ data are not for shipping: they lie where every node sees them, and the recipe n
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -68,6 +69,11 @@ def check_reachable(recipe: Recipe, shipped: list[Path]) -> None:
                 f"{key} {path} does not travel with the run: git ignores it, or it is not under the current directory; "
                 "put it where every node sees it, and name its absolute path"
             )
+
+
+def plain(name: str) -> str:
+    """A recipe's name as a job may be called: nothing in it means anything to a shell, to Slurm or to Kubernetes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "run"
 
 
 def check_run_dir(recipe: Recipe) -> None:

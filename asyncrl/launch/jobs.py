@@ -47,7 +47,7 @@ def submit(recipe: Recipe, name: str, base_dir: Path, address: str, detach: bool
     bundle.check_reachable(recipe, shipped)
     client = _client(address)
     # Two may be submitted in one second.
-    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    job = f"{bundle.plain(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="asyncrl-submit-") as folder:
         bundle.stage(recipe, base_dir, shipped, Path(folder))
         _send(client, job, folder, recipe)

@@ -7,7 +7,6 @@ it, and takes it away. Checked against KubeRay 1.7's CRD in the tests.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def manifest(
 ) -> str:
     """YAML for a checked recipe. `image`: with asyncrl in it; `claim`: a PersistentVolumeClaim, mounted at /shared."""
     bundle.check_run_dir(recipe)
-    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    name = bundle.plain(name)
     files = {bundle.RECIPE_FILE: dump(recipe), **_files(recipe, base_dir)}
     keys = {f"file-{number}": path for number, path in enumerate(files)}
     if (size := sum(map(len, files.values()))) > _MOST_BYTES:

@@ -66,7 +66,7 @@ def script(recipe: Recipe, name: str, base_dir: Path, gpus_per_node: int, nodes:
     bundle.check_run_dir(recipe)
     needed = num_nodes(recipe, gpus_per_node)
     return _SCRIPT.format(
-        name=name,
+        name=bundle.plain(name),
         num_nodes=max(needed, nodes or 1),
         gpus=f"#SBATCH --gpus-per-node={gpus_per_node}\n" if pieces(recipe) else "",
         stop_s=int(recipe.deadlines.stop_s),

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from asyncrl.errors import UserError
 from asyncrl.journal.records import groups, trained
-from asyncrl.models import TINY_LLAMA, load_tokenizer
+from asyncrl.models import TINY_LLAMA, tokenizer_here
 from asyncrl.observe.console import Console
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
 
@@ -119,7 +119,7 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
         raise UserError(
             f"inspect: {run_dir}/journal has no trajectories: the run broke off before the first, or lost it"
         )
-    tokenizer = load_tokenizer(_model(run_dir))
+    tokenizer = tokenizer_here(_model(run_dir))
     found, console = find(run_dir, filters), Console()
     if path is not None:
         num_rows = export(path, found, tokenizer.decode)

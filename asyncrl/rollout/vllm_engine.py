@@ -49,6 +49,7 @@ class VllmEngine:
             "weight_transfer_config": {"backend": "nccl" if config.channel == "nccl" else "asyncrl"},
             "disable_log_stats": True,
             "generation_config": "vllm",
+            "trust_remote_code": False,
         }
         if not _has_gpu():
             args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)

@@ -94,7 +94,10 @@ class Weights:
                 f"the weights of version {version} are gone; keep those of every version with "
                 "checkpoint.every_steps=1 checkpoint.keep_every=1"
             )
-        return AutoModelForCausalLM.from_pretrained(self._folders[version], dtype=self.sent).to(dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            self._folders[version], dtype=self.sent, local_files_only=True, trust_remote_code=False
+        )
+        return model.to(dtype).eval()
 
     def cache(self, version: int) -> Any:
         from transformers import DynamicCache

@@ -29,7 +29,7 @@ def from_folder(path: str, **options: Any) -> torch.nn.Module:
     options = {"dtype": torch.float32, "local_files_only": is_local(path), **options}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
@@ -57,9 +57,11 @@ def outline(path: str) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
-            model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     return model
