@@ -31,6 +31,8 @@ FAILED_LIMIT = 0.05
 """From it on failed rewards are no accidents; 27 % of them once went unnoticed, as the others train."""
 TRUNCATED_LIMIT = 0.5
 """Above it most completions have no end, and so perhaps no answer."""
+TRUNCATED_STEPS = 10
+"""It is said after so many steps above it: a model that runs on at first may learn to stop."""
 SPIKE_FACTOR = 10.0
 """Norms differ by a factor of two or three from step to step; ten times the median is another regime."""
 WINDOW_STEPS = 20
@@ -88,7 +90,7 @@ def _findings(record: Record, history: Sequence[Record]) -> dict[str, str]:
         "alone": _alone(record),
         "filtered": _filtered(record, history),
         "failed_rewards": _failed_rewards(record, history),
-        "truncated": _truncated(record),
+        "truncated": _truncated(record, history),
         "entropy": _entropy(record),
         "spike": _spike(record, history),
     }
@@ -202,13 +204,13 @@ def _failed_rewards(record: Record, history: Sequence[Record]) -> str | None:
     )
 
 
-def _truncated(record: Record) -> str | None:
-    share = _figure(record, "completion/truncated_share")
-    if share is None or share <= TRUNCATED_LIMIT:
+def _truncated(record: Record, history: Sequence[Record]) -> str | None:
+    shares = [share for r in (*history, record) if (share := _figure(r, "completion/truncated_share")) is not None]
+    if len(shares) < TRUNCATED_STEPS or min(shares[-TRUNCATED_STEPS:]) <= TRUNCATED_LIMIT:
         return None
     return (
-        f"completion/truncated_share is {share:.2f}: most completions are cut off at rollout.max_new_tokens, and are "
-        "judged without their end; raise it, or look at samples.jsonl for what should end them (rollout.stop, the chat "
+        f"completion/truncated_share is {shares[-1]:.2f}: most completions are cut off at rollout.max_new_tokens, and "
+        "are judged without their end; raise it, or look at samples.jsonl for what should end them (rollout.stop, the chat "
         "template)"
     )
 

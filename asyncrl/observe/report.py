@@ -88,6 +88,7 @@ def _headline(files: RunFiles) -> str:
     first, last = records[0], records[-1]
     planned = recipe.get("max_steps")
     failed = summary.get("reward_failures", last.get("rewards/failed"))
+    share = next((s for r in reversed(records) if (s := r.get("rewards/failed_share")) is not None), None)
     worst = max((r["staleness/max"] for r in records if r.get("staleness/max") is not None), default=None)
     word = "final" if summary else "last"
     figures = [
@@ -97,7 +98,7 @@ def _headline(files: RunFiles) -> str:
         (duration(summary.get("wall_s") or last.get("time_s") or 0.0), "wall time", ""),
         (number(worst, 0), "largest staleness", f"bound {number(_bound(recipe, summary), 0)} updates"),
         (f"{last.get('tokens/generated') or 0:,}", "tokens generated", ""),
-        (f"{failed or 0:,}", "rewards failed", f"{_percent(last.get('rewards/failed_share'))} at the last step"),
+        (f"{failed or 0:,}", "rewards failed", f"{_percent(share)} lately"),
     ]
     limits = summary.get("bottleneck") or bottleneck(_mean_shares(records))
     return page.tiles(figures) + page.line(limits)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory, decode
 
+T = TypeVar("T")
 _ROUNDING = 8.0
 """A gap of so many times the rounding of a token is none. In fp32 at most 2 were seen between vLLM and transformers."""
 _SAMPLE = 64
@@ -94,9 +95,10 @@ class Weights:
                 f"the weights of version {version} are gone; keep those of every version with "
                 "checkpoint.every_steps=1 checkpoint.keep_every=1"
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            self._folders[version], dtype=self.sent, local_files_only=True, trust_remote_code=False
-        )
+        # Of experts only the eager form knows float64.
+        kind = {"dtype": self.sent, "experts_implementation": "eager"}
+        folder = self._folders[version]
+        model = AutoModelForCausalLM.from_pretrained(folder, **kind, local_files_only=True, trust_remote_code=False)
         return model.to(dtype).eval()
 
     def cache(self, version: int) -> Any:
@@ -152,8 +154,9 @@ def rounding(weights: Weights, trajectories: Sequence[Trajectory]) -> float:
     return max(float(np.mean(squares)) ** 0.5, torch.finfo(weights.sent).eps)
 
 
-def check(run_dir: Path) -> Iterator[Scored]:
-    """Every recorded trajectory with a sampled token. Raises UserError if weights or log-probs are missing."""
+def check(run_dir: Path, sample: int | None = None) -> Iterator[Scored]:
+    """Every recorded trajectory with a sampled token, or so many, spread evenly over the versions. Raises UserError if
+    weights or log-probs are missing."""
     recipe = load(run_dir / "recipe.yaml", [])
     weights = Weights(_folders(run_dir, recipe), getattr(torch, recipe.weights.dtype), recipe.rollout.temperature)
     recorded = [
@@ -168,13 +171,18 @@ def check(run_dir: Path) -> Iterator[Scored]:
         raise UserError(f"{run_dir} was made by an engine that gives no log-probs; there is nothing to compare")
     # Neighbours have versions in common: fewer are loaded twice.
     recorded.sort(key=lambda found: Spans.of(found[2]).parts[0][0])
-    every = max(1, len(recorded) // _SAMPLE)
-    rounded = rounding(weights, [trajectory for _, _, trajectory in recorded[::every]])
+    rounded = rounding(weights, [trajectory for _, _, trajectory in _spread(recorded, _SAMPLE)])
+    recorded = _spread(recorded, sample or len(recorded))
     recompute = recipe.rollout.kv_after_update == "recompute"
     with shown("scoring the trajectories", total=len(recorded)) as advance:
         for done, (group, member, trajectory) in enumerate(recorded, 1):
             yield _scored(weights, group, member, trajectory, rounded, recompute)
             advance(done)
+
+
+def _spread(found: list[T], number: int) -> list[T]:
+    """So many of them at even distances; all, if there are fewer."""
+    return [found[i] for i in np.linspace(0, len(found) - 1, min(number, len(found))).astype(int)]
 
 
 def _scored(

@@ -229,11 +229,12 @@ class Objective:
             constant_length=self.constant_length,
         )
         same = _sampled_whole_by(step, batch) if progress == 0 else None
+        # Each float() waits for a GPU.
+        left_out = (float((~counted).sum()), float((lengths == 0).sum())) if self.leaves_out else (0.0, 0.0)
         return Terms(
             (per_token * weights).sum(),
             off_policy_sums(current, behaviour, affected, ~keep, same),
-            tokens_left_out=float((~counted).sum()),
-            sequences_left_out=float((lengths == 0).sum()),
+            *left_out,
         )
 
     def share_counted(self, counts: Counts, tokens_left_out: float, sequences_left_out: float) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
-from asyncrl.observe.health import LEAST_STEPS, WINDOW_STEPS, Health, warnings
+from asyncrl.observe.health import LEAST_STEPS, TRUNCATED_STEPS, WINDOW_STEPS, Health, warnings
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.recipe.schema import TrackRecipe
@@ -58,7 +58,6 @@ OFF: dict[str, dict[str, Any]] = {
     "every trajectory passes the model alone": {"trainer/prefix_trees": 0.0},
     "95 % of the groups": {"groups/filtered": 304, "groups/trained": 32},
     "27 % of the rewards failed lately": {"rewards/failed_share": 0.27},
-    "completion/truncated_share is 0.90": {"completion/truncated_share": 0.9},
     "trainer/entropy is 0.0010": {"trainer/entropy": 0.001},
     "trainer/grad_norm is 11": {"trainer/grad_norm": 11.0},
 }
@@ -83,6 +82,18 @@ def test_a_warning_is_said_once_and_again_after_it_went_away(words: str) -> None
     if "groups/filtered" in OFF[words]:
         again["groups/filtered"] = 400_000
     assert len(health.check(again)) == 1
+
+
+def test_truncated_completions_warn_once_they_last() -> None:
+    """A model that learns to stop within ten steps needs no warning."""
+    health = Health()
+    cut_off = {**SOUND, "completion/truncated_share": 0.9}
+    for _ in range(TRUNCATED_STEPS - 1):
+        assert health.check(cut_off) == []
+    (sentence,) = health.check(cut_off)
+    assert "completion/truncated_share is 0.90" in sentence
+    assert health.check(SOUND) == []
+    assert health.active == {}
 
 
 def test_two_at_once_are_two_sentences_and_only_the_new_one_is_said() -> None:

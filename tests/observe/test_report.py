@@ -48,7 +48,7 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert "&lt;script&gt;" in text
     assert "trainer-bound: x" in text
-    assert "<span>rewards failed</span><b>1,609</b><span>27.0 % at the last step</span>" in text
+    assert "<span>rewards failed</span><b>1,609</b><span>27.0 % lately</span>" in text
     assert "Completions cut off, rewards that failed" in text
     assert "prefers-color-scheme: dark" in text
 
