@@ -209,9 +209,9 @@ def _truncated(record: Record, history: Sequence[Record]) -> str | None:
     if len(shares) < TRUNCATED_STEPS or min(shares[-TRUNCATED_STEPS:]) <= TRUNCATED_LIMIT:
         return None
     return (
-        f"completion/truncated_share is {shares[-1]:.2f}: most completions are cut off at rollout.max_new_tokens, and "
-        "are judged without their end; raise it, or look at samples.jsonl for what should end them (rollout.stop, the chat "
-        "template)"
+        f"completion/truncated_share is {shares[-1]:.2f}: most completions are cut off at "
+        "rollout.max_new_tokens, and are judged without their end; raise it, or look at samples.jsonl for what should "
+        "end them (rollout.stop, the chat template)"
     )
 
 
