@@ -112,8 +112,16 @@ def _parser() -> _Parser:
         parser_of_job.add_argument("job", metavar="JOB", help="its name, as `asyncrl submit` said it")
         _add_address(parser_of_job)
 
-    report = commands.add_parser("report", help="write a run's report.html", usage="asyncrl report RUN_DIR")
+    report = commands.add_parser(
+        "report", help="write a run's report.html", usage="asyncrl report RUN_DIR [--out FILE]"
+    )
     report.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: RUN_DIR/report.html; NAME.html here if the directory is another user's)",
+    )
 
     watch = commands.add_parser("watch", help="serve the report as a page that follows the run")
     watch.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from asyncrl.arguments import parse
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.cores import SPIN
+from asyncrl.run_dir import open_file, require_plain
 
 if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe
@@ -92,7 +93,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
             return getattr(jobs, arguments.command)(arguments.job, arguments.address)
         case "report":
-            return _report(arguments.run_dir)
+            return _report(arguments.run_dir, arguments.out)
         case "watch":
             return _watch(arguments.run_dir, arguments.host, arguments.port)
         case "compare":
@@ -243,17 +244,18 @@ def _importing() -> AbstractContextManager[Any]:
 def _resume(run_dir: Path, overrides: list[str], accepted: list[str]) -> int:
     _check_run_dir(run_dir)
     _check_owner(run_dir)
+    require_plain(run_dir)
     with _importing():
         from asyncrl.runtime.run import resume
 
     return resume(run_dir, overrides, accepted)
 
 
-def _report(run_dir: Path) -> int:
+def _report(run_dir: Path, out: Path | None) -> int:
     _check_run_dir(run_dir)
     from asyncrl.observe.report import write_report
 
-    print(write_report(run_dir))
+    print(write_report(run_dir, out))
     return 0
 
 
@@ -288,6 +290,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _replay(run_dir: Path, verify: bool) -> int:
     _check_run_dir(run_dir)
     _check_owner(run_dir)
+    require_plain(run_dir)
     with _importing():
         from asyncrl.runtime.replay import replay_run
 
@@ -317,9 +320,11 @@ def _doctor(path: Path | None) -> int:
 
 
 def _check_run_dir(run_dir: Path) -> None:
-    if not (run_dir / "recipe.yaml").is_file():
+    try:
+        open_file(run_dir, "recipe.yaml").close()
+    except FileNotFoundError:
         fault = "has no recipe.yaml" if run_dir.exists() else "does not exist"
-        raise UserError(f"{run_dir} is not a run directory: it {fault}")
+        raise UserError(f"{run_dir} is not a run directory: it {fault}") from None
 
 
 def _check_owner(run_dir: Path) -> None:

@@ -24,6 +24,8 @@ def load_tokenizer(path: str):
     """The tokenizer beside the model, of the class its config names; UserError if there is none."""
     from transformers import AutoTokenizer
 
+    if odd := [file for file in Path(path).glob("*") if not (file.is_file() or file.is_dir())]:
+        raise UserError(f"model: {odd[0]} is neither a file nor a folder; take it away, or name another model")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=is_local(path), trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -4,7 +4,8 @@
     URL --fetch: what the manifest lists, as long as it says--> local copy --> `asyncrl resume`
 An object store cannot append or fsync, so the journal is written to the disk; `push` makes the URL hold a state that a
 resume can start from: a run whose machine and disk are lost goes on from the last push. One writer: the manifest says
-whose it is, and a driver that finds another one's stops.
+whose it is, and a driver that finds another one's stops. Whoever can write there writes nothing here but the copy:
+names stay below it, and no more comes than the manifest says and the disk holds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import json
 import os
 import secrets
 import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +27,14 @@ from typing import Any
 from asyncrl.checkpoint import atomic
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.observe.progress import shown
+from asyncrl.run_dir import is_plain, open_file, parsed
 
 _MANIFEST = "MANIFEST.json"
 _NOT_PUSHED = (".lock", ".owner", ".push", "weights", "stacks", "prometheus.json")
 _TRIES = 10
+_MOST_MANIFEST_BYTES = 64 * 2**20
+_PATIENCE_S, _LEAST_BYTES_PER_S = 60.0, 2**16
+"""A file may take this long, and longer if it is so large that it comes at this rate or faster."""
 
 
 def is_url(run_dir: str) -> bool:
@@ -65,24 +73,39 @@ def fetch(url: str, *, checkpoints: bool = True) -> Path:
         return folder
     if not checkpoints:
         folder = folder.with_name(folder.name + ".view")
-    shutil.rmtree(part := folder.with_name(folder.name + ".part"), ignore_errors=True)
     wanted = {
         name: size
         for name, size in manifest["files"].items()
         if checkpoints or not name.startswith(("checkpoints/", "journal/"))
     }
-    with shown(f"downloading {url}, in MiB", total=sum(wanted.values()) // 2**20) as advance:
-        num_bytes = 0
-        for name, size in wanted.items():
-            remote.download(name, size, part / name)
-            num_bytes += size
-            advance(num_bytes // 2**20)
+    shutil.rmtree(part := folder.with_name(folder.name + ".part"), ignore_errors=True)
+    part.mkdir(mode=0o700, parents=True)
+    try:
+        _download(remote, wanted, part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     if checkpoints:
         (part / ".owner").write_text(manifest["owner"])
     if folder.exists():
         _move_aside(folder, forever=not checkpoints)
     part.rename(folder)
     return folder
+
+
+def _download(remote: Remote, wanted: dict[str, int], folder: Path) -> None:
+    total, free = sum(wanted.values()), shutil.disk_usage(folder).free
+    if total > free:
+        raise UserError(
+            f"{remote.url} holds {total} bytes, and {folder.parent} has room for {free}; free some, or set "
+            "ASYNCRL_CACHE to a folder on a larger disk"
+        )
+    with shown(f"downloading {remote.url}, in MiB", total=total // 2**20) as advance:
+        num_bytes = 0
+        for name, size in wanted.items():
+            remote.download(name, size, folder / name)
+            num_bytes += size
+            advance(num_bytes // 2**20)
 
 
 def _move_aside(folder: Path, forever: bool) -> None:
@@ -95,6 +118,10 @@ def _move_aside(folder: Path, forever: bool) -> None:
     folder.rename(aside)
 
 
+class _Enough(Exception):
+    pass
+
+
 class Remote:
     """What is at a URL. Every OSError becomes a UserError that names it."""
 
@@ -102,23 +129,69 @@ class Remote:
         import fsspec
 
         self.url = url
+        self._callback = lambda check: fsspec.Callback(hooks={"check": check})
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(f"run_dir {url}: {error}; install its package, such as s3fs or gcsfs") from error
 
     def manifest(self) -> dict[str, Any] | None:
+        """Raises UserError for one that asyncrl has not written."""
         with self._named():
             # What another machine has written since must be seen.
             self._fs.invalidate_cache()
-            path = self._path(_MANIFEST)
-            return json.loads(self._fs.cat_file(path)) if self._fs.exists(path) else None
+            if not self._fs.exists(self._path(_MANIFEST)):
+                return None
+            with tempfile.TemporaryDirectory() as folder:
+                self._get(_MANIFEST, _MOST_MANIFEST_BYTES, path := Path(folder, _MANIFEST))
+                found = parsed(path.read_bytes())
+        self._check(found)
+        return found
+
+    def _check(self, manifest: dict[str, Any]) -> None:
+        owner, files = manifest.get("owner"), manifest.get("files")
+        if not isinstance(owner, str) or not isinstance(files, dict):
+            raise UserError(f"{self.url}/{_MANIFEST} is no manifest of a run; name the URL of a run")
+        plain = [name.split("/") for name in files if is_plain(name)]
+        folders = {"/".join(parts[:length]) for parts in plain for length in range(1, len(parts))}
+        for name, size in files.items():
+            if not is_plain(name) or name in folders or type(size) is not int or size < 0:
+                raise UserError(
+                    f"{self.url}/{_MANIFEST} lists {name!r:.200}, of size {size!r:.50}, which no run has written; "
+                    "nothing is fetched or deleted: see who can write there"
+                )
 
     def download(self, name: str, size: int, path: Path) -> None:
+        """The first `size` bytes. Raises UserError if there are fewer, or they come too slowly."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._named():
-            self._fs.get_file(self._path(name), str(path))
+            try:
+                self._get(name, size, path)
+            except FileNotFoundError:
+                path.touch()
+        if path.stat().st_size < size:
+            raise UserError(f"{self.url} lacks {name}, or its end; it changes, so try again, or it has been damaged")
         os.truncate(path, size)
+
+    def _get(self, name: str, most: int, path: Path) -> None:
+        """Write it to a new file; not much more than `most` bytes."""
+        ends = time.monotonic() + _PATIENCE_S + most / _LEAST_BYTES_PER_S
+
+        def check(size: int | None, value: int) -> None:
+            if value > most:
+                raise _Enough
+            if time.monotonic() > ends:
+                raise TimeoutError(f"{name} does not come, {value} bytes in {_PATIENCE_S:.0f} s or more")
+
+        with contextlib.suppress(_Enough):
+            if "file" in self._fs.protocol:
+                # The other file systems have no links and pipes.
+                with open_file(Path(self._root), name) as source, path.open("xb") as target:
+                    num_bytes = 0
+                    while num_bytes <= most and (data := source.read(min(2**20, most + 1 - num_bytes))):
+                        num_bytes += target.write(data)
+            else:
+                self._fs.get_file(self._path(name), str(path), callback=self._callback(check))
 
     def upload(self, name: str, path: Path, size: int) -> None:
         with self._named():
@@ -146,7 +219,7 @@ class Remote:
     def _named(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, UserError):
             raise
         except Exception as error:  # whatever the storage's client raises: credentials, network, no such bucket
             text = " ".join(str(error).split()) or type(error).__name__
@@ -211,7 +284,7 @@ class Mirror:
             if atomic.complete(self._folder / "checkpoints") == before:
                 break
         for path in self._folder.iterdir():
-            if path.name not in (*_NOT_PUSHED, "journal", "checkpoints"):
+            if path.name not in (*_NOT_PUSHED, "journal", "checkpoints") and not path.is_symlink():
                 files |= self._below(path)
         for folder in before:
             files |= self._below(folder)
@@ -229,8 +302,8 @@ class Mirror:
         return _file(link)
 
     def _below(self, path: Path) -> dict[str, _File]:
-        paths = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.is_symlink()]
-        return {str(p.relative_to(self._folder)): _file(p) for p in paths}
+        paths = [path, *(path.rglob("*") if path.is_dir() else ())]
+        return {str(p.relative_to(self._folder)): _file(p) for p in paths if stat.S_ISREG(p.lstat().st_mode)}
 
 
 def _file(path: Path) -> _File:

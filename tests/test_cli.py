@@ -145,7 +145,7 @@ def test_report_prints_its_path(
     runtime.outcome = Path("runs/old/report.html")
     assert main(["report", "runs/old"]) == 0
     assert capsys.readouterr().out == "runs/old/report.html\n"
-    assert runtime.calls == [(Path("runs/old"),)]
+    assert runtime.calls == [(Path("runs/old"), None)]
 
 
 def test_doctor_gives_the_exit_code(runtime: types.SimpleNamespace) -> None:

@@ -7,12 +7,14 @@ checkpoints/step_000010/COMPLETE  last, fsynced: only now it counts
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import shutil
 from pathlib import Path
+
+from asyncrl.errors import UserError
+from asyncrl.run_dir import json_object
 
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -71,8 +73,8 @@ def _step(folder: Path) -> int:
 def _metric(folder: Path, name: str) -> float | None:
     """The metric as the checkpoint recorded it; None if it has none, or none that can be compared (NaN)."""
     try:
-        value = (json.loads((folder / "control.json").read_text()).get("metrics") or {}).get(name)
-    except (OSError, ValueError):
+        value = (json_object(folder, "control.json").get("metrics") or {}).get(name)
+    except (OSError, UserError, AttributeError):
         # An old checkpoint that cannot be read is no reason to end a healthy run.
         return None
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

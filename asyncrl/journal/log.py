@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from asyncrl import run_dir
 from asyncrl.errors import RunFailed, UserError, remedy
 
 _MAGIC = b"AJ01"
@@ -28,6 +31,8 @@ _HEADER_CRC = struct.Struct("<I")
 _HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
 _SECTOR_BYTES = 512
 """A disk writes no less: what it never wrote begins at a multiple of this, and reads as zeros up to the end."""
+_MOST_PAYLOAD_BYTES = 2**30
+_SEVERAL_BYTES = 2**20
 
 SEGMENT_BYTES = 64 * 2**20
 """A segment that has reached this size is closed, and the next one begun."""
@@ -124,7 +129,9 @@ def segment_path(folder: Path, stream: str, segment: int) -> Path:
 
 def segments(folder: Path, stream: str) -> list[int]:
     """Numbers of the segments that exist, rising."""
-    return sorted(int(p.stem.removeprefix(f"{stream}_")) for p in folder.glob(f"{stream}_[0-9]*.log"))
+    named = re.compile(rf"{stream}_([0-9]{{6}}|[1-9][0-9]{{6,11}})\.log")
+    found = map(named.fullmatch, run_dir.names(folder.parent, folder.name))
+    return sorted(int(name[1]) for name in found if name)
 
 
 def read(folder: Path, stream: str) -> Iterator[Record]:
@@ -133,10 +140,14 @@ def read(folder: Path, stream: str) -> Iterator[Record]:
         yield from _read_segment(segment_path(folder, stream, segment), segment)
 
 
+def _opened(path: Path) -> BinaryIO:
+    return run_dir.open_file(path.parents[1], f"{path.parent.name}/{path.name}")
+
+
 def read_at(folder: Path, stream: str, position: Position) -> bytes:
     """The payload at a position that `append` or `read` gave. Raises JournalCorrupt if it is damaged."""
     path, offset = segment_path(folder, stream, position.segment), position.offset - _HEADER_BYTES
-    with path.open("rb") as file:
+    with _opened(path) as file:
         header = os.pread(file.fileno(), _HEADER_BYTES, offset)
         payload = os.pread(file.fileno(), position.num_bytes, position.offset)
     if not _is_header(header) or _HEADER.unpack_from(header)[2:] != (len(payload), zlib.crc32(payload)):
@@ -151,22 +162,30 @@ def sync_last(folder: Path, stream: str) -> None:
 
 
 def _read_segment(path: Path, segment: int) -> Iterator[Record]:
-    data = memoryview(path.read_bytes())
-    offset = 0
-    while (end := offset + _HEADER_BYTES) <= len(data):
-        start = end
-        if _is_header(data[offset:start]):
-            _, kind, length, crc = _HEADER.unpack_from(data, offset)
-            if (end := start + length) > len(data):
-                return
-            payload = bytes(data[start:end])
-            if zlib.crc32(payload) == crc:
-                yield Record(kind, payload, Position(segment, start, length))
-                offset = end
-                continue
-        if any(data[max(offset, (end - 1) // _SECTOR_BYTES * _SECTOR_BYTES) :]):
-            raise _corrupt(path, offset)
-        return
+    with _opened(path) as file:
+        size, offset = os.fstat(file.fileno()).st_size, 0
+        while (end := offset + _HEADER_BYTES) <= size:
+            start, header = end, file.read(_HEADER_BYTES)
+            if _is_header(header):
+                _, kind, length, crc = _HEADER.unpack_from(header)
+                if (end := start + length) > size:
+                    return
+                payload = file.read(min(length, _MOST_PAYLOAD_BYTES))
+                if len(payload) == length and zlib.crc32(payload) == crc:
+                    yield Record(kind, payload, Position(segment, start, length))
+                    offset = end
+                    continue
+            if not _only_zeros(file, max(offset, (end - 1) // _SECTOR_BYTES * _SECTOR_BYTES), size):
+                raise _corrupt(path, offset)
+            return
+
+
+def _only_zeros(file: BinaryIO, start: int, stop: int) -> bool:
+    """False too for more of them than a record that was never written has."""
+    if stop - start > _MOST_PAYLOAD_BYTES:
+        return False
+    file.seek(start)
+    return all(not file.read(min(_SEVERAL_BYTES, stop - at)).strip(b"\0") for at in range(start, stop, _SEVERAL_BYTES))
 
 
 def _is_header(data: bytes | memoryview) -> bool:

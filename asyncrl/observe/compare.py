@@ -7,13 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asyncrl.errors import UserError, naming
+from asyncrl.errors import UserError
 from asyncrl.observe import page
 from asyncrl.observe.charts import Chart, Series, svg
 from asyncrl.observe.curves import thin
 from asyncrl.observe.live import number
 from asyncrl.observe.metrics import read_lines
 from asyncrl.observe.progress import duration
+from asyncrl.run_dir import replace
 
 _MOST_COLUMNS = 300
 _COLOURS = ("blue", "amber", "green", "violet", "red", "teal")
@@ -47,8 +48,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
         _table(runs),
         page.section("By step", f'<div class="charts">{charts}</div>'),
     ]
-    with naming(path):
-        path.write_text(page.page("asyncrl compare", parts), encoding="utf-8")
+    replace(path, page.page("asyncrl compare", parts))
     return path
 
 

@@ -7,7 +7,6 @@ a resume needs (`journal.keep`); which step trained a group is known in either c
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.markup import escape
 
 from asyncrl.errors import UserError
-from asyncrl.journal.records import groups, trained
-from asyncrl.models import TINY_LLAMA, tokenizer_here
+from asyncrl.journal.log import segments
+from asyncrl.journal.records import GROUPS_STREAM, groups, trained
+from asyncrl.models import TINY_LLAMA, tiny_tokenizer, tokenizer_here
 from asyncrl.observe.console import Console
+from asyncrl.observe.run_files import RunFiles
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
+from asyncrl.run_dir import replacing
 
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
 
@@ -115,11 +116,11 @@ def count(run_dir: Path, filters: Filters) -> int:
 
 def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path | None) -> None:
     """What the command does: print the first `limit` trajectories, in full if `whole`; or write all to `path`."""
-    if not any((run_dir / "journal").glob("groups_*.log")):
+    if not segments(run_dir / "journal", GROUPS_STREAM):
         raise UserError(
             f"inspect: {run_dir}/journal has no trajectories: the run broke off before the first, or lost it"
         )
-    tokenizer = tokenizer_here(_model(run_dir))
+    tokenizer = _tokenizer(run_dir)
     found, console = find(run_dir, filters), Console()
     if path is not None:
         num_rows = export(path, found, tokenizer.decode)
@@ -136,10 +137,11 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
         show(console, one, tokenizer.decode)
 
 
-def _model(run_dir: Path) -> str:
-    """Where the run's tokenizer is."""
-    model: str = yaml.safe_load((run_dir / "recipe.yaml").read_text())["model"]
-    return str(run_dir / "initial_model") if model == TINY_LLAMA else model
+def _tokenizer(run_dir: Path) -> Any:
+    model = RunFiles(run_dir).recipe.get("model")
+    if not isinstance(model, str):
+        raise UserError(f"inspect: {run_dir}/recipe.yaml names no model, whose tokenizer it takes; put the file back")
+    return tiny_tokenizer() if model == TINY_LLAMA else tokenizer_here(model)
 
 
 def _within(value: float | None, bounds: Range) -> bool:
@@ -227,16 +229,14 @@ def export(path: Path, found: Iterator[Found], decode_tokens: Decode) -> int:
     schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in _COLUMNS.items()])
     for name, kind in _TOKEN_COLUMNS.items():
         schema = schema.append(pyarrow.field(name, pyarrow.list_(getattr(pyarrow, kind)())))
-    part, num_rows = path.with_name(f".{path.name}.part"), 0
+    num_rows = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with parquet.ParquetWriter(part, schema) as writer:
+        with replacing(path) as file, parquet.ParquetWriter(file, schema) as writer:
             while rows := [_row(f, decode_tokens) for f in islice(found, _ROWS_AT_ONCE)]:
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
                 num_rows += len(rows)
-        os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"--export: {path}: {error.strerror or error}") from error
     return num_rows
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import naming
+from asyncrl.run_dir import open_file, parsed, replace
 
 STEP_KEYS: tuple[str, ...] = (
     "step",
@@ -90,39 +91,20 @@ class MetricsWriter:
         """Keep only the lines of steps before `step`, the one that a resumed run does next."""
         kept = [record for record in read_lines(self._path) if record.get("step", step) < step]
         if kept or self._path.exists():
-            _replace(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+            replace(self._path, "".join(json.dumps(record) + "\n" for record in kept), durable=True)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none if it is missing. A line that a crash cut short is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
+    records: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError), open_file(path.parent, path.name) as file:
+        records = [record for line in file if (record := parsed(line))]
     return records
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write a JSON object so that the file is at every instant the old one or the new one; NaN becomes null."""
-    _replace(path, json.dumps(_plain(summary), allow_nan=False, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with naming(part), part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace(path, json.dumps(_plain(summary), allow_nan=False, indent=2) + "\n", durable=True)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ Every file of the run may be missing or cut short (it crashed or still goes on);
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -19,6 +20,7 @@ from asyncrl.observe.live import number
 from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
 from asyncrl.observe.timeline import timeline
+from asyncrl.run_dir import replace
 
 _MOST_COLUMNS = 300
 _MOST_LISTED = 50
@@ -38,9 +40,11 @@ _LISTED = {
 """Columns of the table that has in figures what the charts draw."""
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write RUN_DIR/report.html anew and return its path."""
-    path = run_dir / "report.html"
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the page anew and return its path: `out`, by default RUN_DIR/report.html, or, if the directory is another
+    user's, NAME.html in the working directory."""
+    own = run_dir.stat().st_uid == os.geteuid()
+    path = out or (run_dir / "report.html" if own else Path(f"{run_dir.resolve().name}.html"))
     title = f"{run_dir.resolve().name} - asyncrl"
     sections = Sections(run_dir)
     parts = sections.html()
@@ -48,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
         said = "There is no readable summary.json: the run crashed, was stopped, or still goes on."
         parts = {"title": parts.pop("title"), "state": page.line(said, warn=True), **parts}
     places = [page.place(name, html) for name, html in parts.items()]
-    path.write_text(page.page(title, places), encoding="utf-8")
+    replace(path, page.page(title, places))
     return path
 
 
@@ -124,7 +128,7 @@ def _listed(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _timeline(files: RunFiles) -> str:
-    busy = timeline(files.run_dir / "trace.json")
+    busy = timeline(files.run_dir)
     return page.section("Who was busy with what, at the end", busy and f"<figure>{busy}</figure>")
 
 

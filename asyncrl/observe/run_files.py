@@ -7,7 +7,7 @@ Any of them may be missing or cut short: the run crashed, or still goes on.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from asyncrl.observe.health import Health
+from asyncrl.run_dir import json_object, open_file, parsed, text
 
 _STEP = re.compile(rb'\{"step": (\d+)')
 """How a line of samples.jsonl begins. Thousands of them are long, and a few are shown."""
@@ -27,14 +28,14 @@ Signature = tuple[int, int, int] | None
 class Growing:
     """The whole lines of a file that grows."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self._place = run_dir, name
         self._file_id, self._end = 0, 0
 
     def new(self) -> tuple[bool, list[tuple[int, bytes]]]:
         """Whether it is another file than at the last call, or was cut; and the lines since, with their offsets."""
         try:
-            file = self._path.open("rb")
+            file = open_file(*self._place)
         except FileNotFoundError:
             anew, self._file_id, self._end = self._end > 0, 0, 0
             return anew, []
@@ -61,7 +62,7 @@ class RunFiles:
         """Of the steps done."""
         self.health = Health()
         """Has checked all records."""
-        self._metrics, self._samples = Growing(run_dir / "metrics.jsonl"), Growing(run_dir / "samples.jsonl")
+        self._metrics, self._samples = Growing(run_dir, "metrics.jsonl"), Growing(run_dir, "samples.jsonl")
         self._sample_lines: dict[int, list[tuple[int, int]]] = {}
         """Of each step the offsets and lengths of its samples."""
 
@@ -70,7 +71,7 @@ class RunFiles:
         if anew:
             self.records, self.health = [], Health()
         for _, line in lines:
-            record = _object(line)
+            record = parsed(line)
             if isinstance(record.get("step"), int):
                 self.records.append(record)
                 self.health.check(record)
@@ -88,24 +89,22 @@ class RunFiles:
 
     def samples(self, steps: Sequence[int]) -> list[dict[str, Any]]:
         found = []
-        path = self.run_dir / "samples.jsonl"
-        if steps and path.exists():
-            with path.open("rb") as file:
-                for offset, length in (place for step in steps for place in self._sample_lines[step]):
-                    found.append(_object(os.pread(file.fileno(), length, offset)))
+        with contextlib.suppress(FileNotFoundError), open_file(self.run_dir, "samples.jsonl") as file:
+            for offset, length in (place for step in steps for place in self._sample_lines[step]):
+                found.append(parsed(os.pread(file.fileno(), length, offset)))
         return [sample for sample in found if isinstance(sample.get("step"), int)]
 
     def signature(self, name: str) -> Signature:
         """Another one whenever the file has changed; None if it is not there."""
         try:
-            stat = (self.run_dir / name).stat()
+            stat = (self.run_dir / name).lstat()
         except FileNotFoundError:
             return None
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
     @property
     def recipe_text(self) -> str:
-        return _text(self.run_dir / "recipe.yaml")
+        return text(self.run_dir, "recipe.yaml")
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -118,25 +117,9 @@ class RunFiles:
     @property
     def summary(self) -> dict[str, Any]:
         """Totals; {} until the run has ended."""
-        return _object(_text(self.run_dir / "summary.json"))
+        return json_object(self.run_dir, "summary.json")
 
     @property
     def status(self) -> dict[str, Any]:
         """Where the run stood in its last second (`runtime/status.py`)."""
-        return _object(_text(self.run_dir / "status.json"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _object(text: str | bytes) -> dict[str, Any]:
-    """{} for what a crash cut short."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return json_object(self.run_dir, "status.json")

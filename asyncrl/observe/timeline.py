@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections import defaultdict
@@ -10,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from asyncrl.observe.progress import duration
+from asyncrl.run_dir import open_file, parsed
 
 WINDOW_S = 120.0
 _MOST_BARS = 100
@@ -59,19 +58,20 @@ class Shown:
     bars: Sequence[Bar]
 
 
-def timeline(path: Path) -> str:
+def timeline(run_dir: Path) -> str:
     """An SVG with its legend; empty if there is nothing to draw."""
-    bars = read(path)
+    bars = read(run_dir)
     return _svg(window(bars)) if bars else ""
 
 
-def read(path: Path) -> list[Bar]:
+def read(run_dir: Path) -> list[Bar]:
     """The last bars. Only the end of the file is read: it may have grown for days."""
-    if not path.exists():
+    try:
+        with open_file(run_dir, "trace.json") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read(_TAIL_BYTES).splitlines()
+    except FileNotFoundError:
         return []
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
     names = _names()
     return [bar for line in lines if (bar := _bar(line, names))]
 
@@ -94,10 +94,10 @@ def _names() -> dict[int, str]:
     return {zlib.crc32(name.encode()) & 0x7FFFFFFF: name for name in (*actors, *_LANES)}
 
 
-def _bar(line: str, names: Mapping[int, str]) -> Bar | None:
+def _bar(line: bytes, names: Mapping[int, str]) -> Bar | None:
     """None for a line that is cut off, or of a lane that is not drawn."""
     try:
-        event: dict[str, Any] = json.loads(line.rstrip(", \n"))
+        event = parsed(line.rstrip(b", \n"))
         actor, lane = names[event["pid"]], names[event["tid"]]
         return Bar(f"{actor} {lane}", event["name"], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
     except (ValueError, KeyError, TypeError):

@@ -6,6 +6,7 @@ Only files are read, so nothing in the run waits for it. Loopback unless told ot
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import threading
@@ -18,6 +19,7 @@ from asyncrl.errors import UserError
 from asyncrl.observe import page, standing
 from asyncrl.observe.console import Console
 from asyncrl.observe.report import Sections
+from asyncrl.run_dir import open_file, text
 
 _SILENT_S = 10.0
 """The driver says where it stands every second."""
@@ -140,11 +142,10 @@ class Following:
 
 def _state(run_dir: Path, running: bool, status: Mapping[str, Any], silent_s: float) -> str:
     if not running:
-        if (run_dir / "summary.json").exists():
+        if os.path.lexists(run_dir / "summary.json"):
             return page.line("done")
         return page.line(f"not running, and not done: `asyncrl resume {run_dir}` takes it up", warn=True)
-    waits = run_dir / "waiting.txt"
-    overdue = waits.read_text(errors="replace") if waits.exists() else ""
+    overdue = text(run_dir, "waiting.txt")
     shown = f" Waits that were overdue: {overdue}" if overdue else ""
     if silent := "time_s" in status and silent_s > _SILENT_S:
         shown += f" The driver has said nothing for {silent_s:.0f} s: it hangs, or its disk does."
@@ -155,11 +156,13 @@ def _state(run_dir: Path, running: bool, status: Mapping[str, Any], silent_s: fl
 def _is_running(run_dir: Path) -> bool:
     """Whether a driver holds the run's lock; on another machine, whether one took it and did not end the run. Nothing
     is locked here, not even for a moment, in which a driver might start."""
-    path = run_dir / ".lock"
-    if not path.exists():
+    try:
+        with open_file(run_dir, ".lock") as file:
+            _, _, host = file.read(300).decode(errors="replace").strip().partition(" ")
+            number = os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
         return False
-    _, _, host = path.read_text(errors="replace").strip().partition(" ")
     locks = Path("/proc/locks")
     if host not in ("", socket.gethostname()) or not locks.exists():
-        return not (run_dir / "summary.json").exists()
-    return any(line.split()[5].endswith(f":{path.stat().st_ino}") for line in locks.read_text().splitlines())
+        return not os.path.lexists(run_dir / "summary.json")
+    return any(line.split()[5].endswith(f":{number}") for line in locks.read_text().splitlines())

@@ -14,6 +14,7 @@ from asyncrl.observe.metrics import read_lines
 from asyncrl.plan.work import Work
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
+from asyncrl.run_dir import read as read_file
 from asyncrl.simulate.engine import DecodeSpeed
 from asyncrl.simulate.figures import Figures, figures, steady
 from asyncrl.simulate.lengths import Lengths
@@ -85,7 +86,7 @@ def simulated_steps(settings: Settings, group_size: int) -> int:
 
 def read(run_dir: Path) -> Profile:
     """Raises UserError if it is no run, or too short a one."""
-    if not (run_dir / "recipe.yaml").is_file():
+    if read_file(run_dir, "recipe.yaml") is None:
         raise UserError(f"--profile {run_dir} is not a run directory: it has no recipe.yaml")
     recipe, records = load(run_dir / "recipe.yaml"), read_lines(run_dir / "metrics.jsonl")
     if len(records) < LEAST_STEPS:

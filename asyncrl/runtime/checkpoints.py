@@ -28,6 +28,7 @@ from asyncrl.journal.records import ControlLog
 from asyncrl.plugins import one_line
 from asyncrl.recipe.load import nearest
 from asyncrl.recipe.schema import Recipe
+from asyncrl.run_dir import replace
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.runtime.trainer_link import TrainerLink
@@ -136,7 +137,7 @@ class Checkpoints:
                 "disk, then `asyncrl resume`: nothing is lost"
             )
         log = self._root.parent / "error.log"
-        log.write_text(str(error))
+        replace(log, str(error))
         return RunFailed(
             f"checkpoint {version} could not be made: {one_line(cause)}; the traceback is in {log}; put that right, "
             f"then `asyncrl resume` trains the steps since version {self.version} again"

@@ -20,6 +20,8 @@ from asyncrl.control.controller import Controller
 from asyncrl.data.tasks import Draws, TaskSource
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import Recipe
+from asyncrl.run_dir import json_object
+from asyncrl.run_dir import replace as replace_file
 
 KINDS = {
     "data": "begins the new data at its first row",
@@ -45,9 +47,7 @@ class Fingerprint:
     """Accepted ones: step, kind, and what differed."""
 
     def write(self, run_dir: Path) -> None:
-        part = run_dir / f".{_FILE}.part"
-        part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        part.replace(run_dir / _FILE)
+        replace_file(run_dir / _FILE, json.dumps(asdict(self), indent=1))
 
 
 def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> Fingerprint:
@@ -76,10 +76,8 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
 
 def read(run_dir: Path) -> Fingerprint | None:
     """None: the run was begun by a version that kept none."""
-    path = run_dir / _FILE
-    if not path.exists():
+    if not (found := json_object(run_dir, _FILE)):
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
     return Fingerprint(found["parts"], Draws(**found["draws"]), found["changes"])
 
 

@@ -16,6 +16,7 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
+from asyncrl.run_dir import read, replace
 from asyncrl.runtime.nodes import call_on
 
 logger = logging.getLogger(__name__)
@@ -127,9 +128,7 @@ class ProcessTable:
             role: {"host": started["host"], "processes": [asdict(p) for p in started["processes"]]}
             for role, started in self._roles.items()
         }
-        part = self._path.with_name(f".{self._path.name}.part")
-        part.write_text(json.dumps(roles, indent=1) + "\n")
-        part.replace(self._path)
+        replace(self._path, json.dumps(roles, indent=1) + "\n")
 
 
 def end_leftovers(path: Path, deadline_s: float) -> list[str]:
@@ -137,14 +136,14 @@ def end_leftovers(path: Path, deadline_s: float) -> list[str]:
 
     Returns the roles that had something. A table that cannot be read is a warning.
     """
+    if (text := read(path.parent, path.name)) is None:
+        return []
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(text)
         # Each role's own host: pids of another one would name strangers here.
         hosts = {role: entry["host"] for role, entry in table.items()}
         known = {role: [ProcessId(**process) for process in entry["processes"]] for role, entry in table.items()}
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
         logger.warning("%s cannot be read (%s); see that no process of the run is left", path, type(error).__name__)
         return []
     members = {role: _with_families(known[role]) for role in known if hosts[role] == socket.gethostname()}

@@ -6,7 +6,6 @@ newest checkpoint c + the batches c, c+1, … of the journal -> where the traine
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from asyncrl.control.messages import Train
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
 from asyncrl.journal.records import read_control
+from asyncrl.run_dir import json_object
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lam
     """
     complete = atomic.complete(run_dir / "checkpoints")
     checkpoint = complete[-1] if complete else None
-    control = json.loads((checkpoint / "control.json").read_text()) if checkpoint else {}
+    control = json_object(checkpoint, "control.json") if checkpoint else {}
     version = control.get("steps_done", 0)
     try:
         entries = list(read_control(run_dir / "journal", read))

@@ -34,6 +34,7 @@ from asyncrl.recipe.check_data import described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
 from asyncrl.recipe.paths import anchored
 from asyncrl.recipe.schema import Recipe
+from asyncrl.run_dir import replace
 from asyncrl.runtime import cluster, fingerprint, same_model
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.driver import Driver, Stop
@@ -71,7 +72,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
             run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
             with RunLock(run_dir):
                 (run_dir / "checkpoints").mkdir()
-                (run_dir / "recipe.yaml").write_text(dump(_settled(recipe, base_dir)))
+                replace(run_dir / "recipe.yaml", dump(_settled(recipe, base_dir)))
                 same_model.record(run_dir, recipe.model)
                 begun_with.write(run_dir)
                 recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
@@ -101,9 +102,7 @@ def resume(run_dir: Path, overrides: list[str], accepted: Collection[str] = ()) 
 
         def begun() -> None:
             """A change that no actor could start with is not kept, nor is what was there before it lost."""
-            part = run_dir / ".recipe.yaml.part"
-            part.write_text(dump(_settled(recipe, base_dir)))
-            part.replace(run_dir / "recipe.yaml")
+            replace(run_dir / "recipe.yaml", dump(_settled(recipe, base_dir)))
             goes_on_with.write(run_dir)
             (run_dir / "summary.json").unlink(missing_ok=True)
 
@@ -224,7 +223,7 @@ async def _run(
         except RayTaskError as error:
             if isinstance(error, UserError | RunFailed):
                 raise
-            (run_dir / "error.log").write_text(str(error))
+            replace(run_dir / "error.log", str(error))
             raise RunFailed(f"{one_line(error.cause)}, in an actor; the traceback is in {run_dir}/error.log") from error
         except RayError as error:
             raise RunFailed(f"{reason(error)}; `asyncrl resume {run_dir}` goes on") from error
@@ -253,9 +252,9 @@ def _trackers(recipe: Recipe, run_dir: Path, base_dir: Path, bound: int) -> Trac
 def _report(run_dir: Path) -> str:
     """Where the report is. One that cannot be written ends no run, and hides no error of it."""
     try:
-        return str(write_report(run_dir))
-    except OSError as error:
-        return f"not written ({error.strerror}); `asyncrl report {run_dir}` writes it"
+        return str(write_report(run_dir, run_dir / "report.html"))
+    except (OSError, UserError) as error:
+        return f"not written ({getattr(error, 'strerror', error)}); `asyncrl report {run_dir}` writes it"
 
 
 @contextmanager

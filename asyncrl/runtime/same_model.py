@@ -16,6 +16,7 @@ from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
 from asyncrl.models import is_local, weight_files
 from asyncrl.recipe.schema import Recipe
+from asyncrl.run_dir import parsed, read, replace
 from asyncrl.trainer.loading import some
 
 _FILE = "model.json"
@@ -26,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def record(run_dir: Path, model: str) -> None:
     """Remember the model that a run starts with."""
-    (run_dir / _FILE).write_text(json.dumps({"model": model, "fingerprint": fingerprint(model)}))
+    replace(run_dir / _FILE, json.dumps({"model": model, "fingerprint": fingerprint(model)}))
 
 
 def require_same(run_dir: Path, recipe: Recipe, before: Recipe, trained: Shapes, checkpoint: Path | None) -> None:
@@ -48,8 +49,8 @@ def require_same(run_dir: Path, recipe: Recipe, before: Recipe, trained: Shapes,
 
 def require_model(run_dir: Path, model: str, before: str) -> None:
     """Raises UserError if `model` is not the run's, which its recipe calls `before`."""
-    known = run_dir / _FILE
-    if known.exists() and json.loads(known.read_text())["fingerprint"] != fingerprint(model):
+    known = read(run_dir, _FILE)
+    if known is not None and parsed(known).get("fingerprint") != fingerprint(model):
         raise UserError(
             f"model {model} is not the one that the run was started with, {before}: its tensors or its config.json "
             "differ; name that one, or train anew"

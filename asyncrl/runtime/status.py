@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from asyncrl.run_dir import replace
+
 EVERY_S = 1.0
 _NUM_LOGGED, _MOST_CHARS = 20, 1000
 
@@ -36,7 +38,8 @@ async def told(path: Path, status: Callable[[], Status], show: Callable[[Status]
         now = status()
         show(now)
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(_write, path, {"time_s": time.time(), **now, "log": list(logged.last)})
+            text = json.dumps({"time_s": time.time(), **now, "log": list(logged.last)})
+            await asyncio.to_thread(replace, path, text)
 
     async def follow() -> None:
         while not ended.is_set():
@@ -65,9 +68,3 @@ class LastWarnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.last.append((record.created, record.getMessage()[:_MOST_CHARS]))
-
-
-def _write(path: Path, status: Status) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(status))
-    part.replace(path)

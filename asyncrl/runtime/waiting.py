@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from asyncrl.errors import DeadlineExceeded
+from asyncrl.run_dir import replace
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,9 +86,7 @@ class WaitingFor:
     def dump(self, path: Path) -> str:
         """Writes all waits to a file, replaced as a whole: oldest first, one a line; returns the text."""
         text = "".join(f"{line}\n" for line in self.oldest(len(self._waits)))
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text)
-        part.replace(path)
+        replace(path, text)
         return text
 
     def _others(self, wait: Wait) -> str:

@@ -12,7 +12,7 @@ from asyncrl.observe.run_files import Growing, RunFiles
 
 def test_only_what_is_new_is_read_and_only_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    growing = Growing(path)
+    growing = Growing(tmp_path, "lines")
     assert growing.new() == (False, [])
     path.write_bytes(b"one\ntw")
     assert growing.new() == (True, [(0, b"one\n")])
@@ -25,7 +25,7 @@ def test_only_what_is_new_is_read_and_only_whole_lines(tmp_path: Path) -> None:
 def test_another_file_is_read_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\n")
-    growing = Growing(path)
+    growing = Growing(tmp_path, "lines")
     growing.new()
     other = tmp_path / "other"
     other.write_bytes(b"uno\ndue\ntre\n")

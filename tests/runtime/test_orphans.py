@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -230,19 +229,3 @@ def test_a_table_that_cannot_be_read_is_a_warning(tmp_path: Path, text: str, cap
 def test_no_table_no_leftovers(tmp_path: Path, caplog) -> None:
     assert end_leftovers(tmp_path / "processes.json", 20) == []
     assert not caplog.records
-
-
-def test_a_table_is_whole_at_every_instant(tmp_path: Path, monkeypatch) -> None:
-    path = tmp_path / "processes.json"
-    table_of(path, a=[])
-    before = path.read_text()
-    write = Path.write_text
-
-    def fill_the_disk(self: Path, text: str, **kwargs: Any) -> None:
-        write(self, text[:3])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fill_the_disk)
-    with pytest.raises(OSError, match="disk full"):
-        table_of(path, b=[])
-    assert path.read_text() == before

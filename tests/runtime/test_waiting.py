@@ -241,21 +241,6 @@ def test_dump_writes_all_waits_oldest_first(tmp_path: Path, clock: Time) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_dump_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "waiting.txt"
-    path.write_text("before")
-
-    def fill_the_disk(self: Path, text: str) -> None:
-        with open(self, "w") as file:
-            file.write(text[:1])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fill_the_disk)
-    with pytest.raises(OSError, match="disk full"):
-        WaitingFor(1.0).dump(path)
-    assert path.read_text() == "before"
-
-
 # -- the callback
 
 

@@ -1,0 +1,159 @@
+"""The files of a run directory, which may be anyone's: the one place where they are opened, and replaced.
+
+    names    relative, plain, below the directory
+    reading  regular files only; no link is followed, no pipe waited for, no more read than `most` bytes
+    writing  a new file under a random name takes the place of the old one, so a reader sees one of them whole
+The directory itself may be named through a link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from asyncrl.errors import UserError, naming
+
+MOST_BYTES = 16 * 2**20
+"""Of a file that is read as a whole; those of runs have a few KiB."""
+_MOST_PARTS, _MOST_CHARS = 16, 1000
+_NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
+
+
+def is_plain(name: object) -> bool:
+    """Whether a name that someone else wrote is relative, and stays below the folder that it is relative to."""
+    if not isinstance(name, str) or not name.isprintable() or "\\" in name or len(name) > _MOST_CHARS:
+        return False
+    parts = name.split("/")
+    return len(parts) <= _MOST_PARTS and not {"", ".", ".."} & set(parts)
+
+
+def open_file(run_dir: Path, name: str) -> BinaryIO:
+    """To read. Raises FileNotFoundError; UserError if it is no regular file, lies behind a link or cannot be read."""
+    with _named(run_dir / name), _folder(run_dir, name.split("/")[:-1]) as folder:
+        file = os.open(Path(name).name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise _no_file(run_dir / name)
+        return os.fdopen(file, "rb")
+
+
+def read(run_dir: Path, name: str, most: int = MOST_BYTES) -> bytes | None:
+    """None if it is missing. Raises UserError as `open_file`, and if it is longer than `most` bytes."""
+    try:
+        with open_file(run_dir, name) as file:
+            found = file.read(most + 1)
+    except FileNotFoundError:
+        return None
+    if len(found) > most:
+        raise UserError(f"{run_dir / name} has more than {most} bytes, which no run writes there; see what it is")
+    return found
+
+
+def text(run_dir: Path, name: str) -> str:
+    """'' if it is missing; what is not UTF-8 is replaced."""
+    return (read(run_dir, name) or b"").decode(errors="replace")
+
+
+def json_object(run_dir: Path, name: str) -> dict[str, Any]:
+    """{} if it is missing, cut short, or no object."""
+    return parsed(read(run_dir, name) or b"")
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """{} for what is no JSON object: a crash cut it short, or it is nested too deep."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def names(run_dir: Path, folder: str) -> list[str]:
+    """What is in one of its folders, sorted; nothing if that is missing. Raises UserError as `open_file`."""
+    try:
+        with _named(run_dir / folder), _folder(run_dir, folder.split("/")) as file:
+            return sorted(os.listdir(file))
+    except FileNotFoundError:
+        return []
+
+
+def require_plain(run_dir: Path) -> None:
+    """Raises UserError if there is anything but files and folders in it: who writes there would write elsewhere."""
+    for above, folders, files in os.walk(run_dir):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(above, name)).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise _no_file(Path(above, name))
+        # wandb links to its newest run; asyncrl reads nothing there.
+        folders[:] = [name for name in folders if name != "wandb"]
+
+
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A new file to write, which takes the place of `path` when the block ends well. `durable`: a power failure does
+    not undo it."""
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    with naming(path):
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            with os.fdopen(file, "wb") as opened:
+                yield opened
+                if durable:
+                    opened.flush()
+                    os.fsync(file)
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def replace(path: Path, content: str, durable: bool = False) -> None:
+    """`replacing`, of a text."""
+    with replacing(path, durable) as file:
+        file.write(content.encode())
+
+
+@contextlib.contextmanager
+def _folder(run_dir: Path, parts: list[str]) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    folder = os.open(run_dir, flags)
+    try:
+        for part in parts:
+            inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        yield folder
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise _no_file(path) from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; name a run directory that you may read") from error
+
+
+def _no_file(path: Path) -> UserError:
+    return UserError(
+        f"{path} is a link, or neither a file nor a folder; in a run directory asyncrl opens nothing else. See what it "
+        "is, and put a copy in its place"
+    )
