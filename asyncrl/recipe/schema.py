@@ -228,7 +228,8 @@ class DeadlinesRecipe(Part):
     start_s: PositiveFloat = 900.0
     """Starting Ray, one actor, or loading its model."""
     rollout_s: PositiveFloat = 1800.0
-    """One group: generation and rewards."""
+    """One group: its wait in the engine, generation and rewards. One that takes longer has failed; if its generator has
+    finished no other group meanwhile, it is replaced, and the group starts again."""
     step_s: PositiveFloat = 3600.0
     """One training step."""
     publish_s: PositiveFloat = 600.0

@@ -61,6 +61,7 @@ from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered
 from asyncrl.runtime.status import Status
+from asyncrl.runtime.stop import Stop
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.trainer.actor import role
@@ -303,16 +304,20 @@ class Driver:
         handle = self.fleet.serving.get(name)
         if handle is None:
             return
+        began, deadline_s = asyncio.get_running_loop().time(), self.recipe.deadlines.rollout_s
         try:
             task = self.tasks.task(start.task)
-            deadline_s = self.recipe.deadlines.rollout_s
             running = handle.run_group.remote(task, start.attempt)
             summary: GroupSummary = await self.waiting(running, name, f"task {start.task}", deadline_s)
         except BadPrompt as fault:
             summary = filtered(start.task, start.attempt, fault)
         except (RayActorError, EngineDead, DeadlineExceeded) as error:
-            self.fleet.lost(name, handle, error)
-            return
+            if not (isinstance(error, DeadlineExceeded) and self.fleet.has_finished_since(name, began)):
+                self.fleet.lost(name, handle, error)
+                return
+            handle.cancel_group.remote(start.task, start.attempt)
+            reason = f"not done in {deadline_s:g} s (deadlines.rollout_s), while {name} finishes others"
+            summary = GroupSummary(start.task, start.attempt, "failed", reason)
         if summary.outcome == "finished":
             self.fleet.finished_group(name)
         self.recorder.group(summary)
@@ -377,13 +382,6 @@ class Driver:
         await asyncio.to_thread(self.trace.close)
         shutil.rmtree(shared_folder(self.run_dir), ignore_errors=True)
         stacks.tidy(self.run_dir / "stacks")
-
-
-class Stop:
-    """Finish the step under way, save, end. `why`: in words; `failed`: the run counts as failed."""
-
-    def __init__(self, why: str, *, failed: bool = False) -> None:
-        self.why, self.failed = why, failed
 
 
 def _event(summary: GroupSummary) -> Event:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
@@ -75,6 +76,7 @@ class Fleet:
         self._stats: dict[str, dict[str, float]] = {}
         """What each said of itself last."""
         self._in_a_row: Counter[str] = Counter()
+        self._finished_at: dict[str, float] = {}
         self._announced: set[str] = set()
         """Generators that the controller knows of, or will once it reads its inbox."""
         self._channel = asyncio.Lock()
@@ -149,6 +151,11 @@ class Fleet:
 
     def finished_group(self, name: str) -> None:
         self._in_a_row[name] = 0
+        self._finished_at[name] = asyncio.get_running_loop().time()
+
+    def has_finished_since(self, name: str, when: float) -> bool:
+        """Whether the generator has finished a group since (in the event loop's time, s): it works."""
+        return self._finished_at.get(name, -math.inf) >= when
 
     async def _replace(self, name: str) -> None:
         while True:

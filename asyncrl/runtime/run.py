@@ -37,7 +37,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.run_dir import replace
 from asyncrl.runtime import cluster, fingerprint, same_model
 from asyncrl.runtime.actors import Actors
-from asyncrl.runtime.driver import Driver, Stop
+from asyncrl.runtime.driver import Driver
 from asyncrl.runtime.fingerprint import Fingerprint
 from asyncrl.runtime.lock import RunLock
 from asyncrl.runtime.loop import complete
@@ -48,7 +48,7 @@ from asyncrl.runtime.pushes import Pushes
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
 from asyncrl.runtime.status import told
-from asyncrl.runtime.stop import StopSignals
+from asyncrl.runtime.stop import Stop, StopSignals
 from asyncrl.runtime.trainer_link import reason
 from asyncrl.trainer.model import trained_shapes
 

@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C in an asyncio program: the first asks for a graceful end, the second for an end at once."""
+"""Ends that are asked for. SIGTERM and Ctrl-C in an asyncio program: the first asks for a graceful end, the second for
+an end at once."""
 
 from __future__ import annotations
 
@@ -8,6 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """Finish the step under way, save, end. `why`: in words; `failed`: the run counts as failed."""
+
+    def __init__(self, why: str, *, failed: bool = False) -> None:
+        self.why, self.failed = why, failed
 
 
 class StopSignals:

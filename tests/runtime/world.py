@@ -160,6 +160,8 @@ class Generator(Actor):
     def do_run_group(self, task: Task, attempt: int) -> Iterator[Any]:
         oldest = self.version
         yield None
+        if task.number in self.world.endless:
+            yield self.world.loop.create_future()
         if (task.number, attempt) in self.cancelled:
             return GroupSummary(task.number, attempt, "aborted")
         versions = np.array([-1, oldest, self.version], np.int32)
@@ -330,6 +332,8 @@ class World:
         self.pending: list[Call] = []
         self.random = random.Random(plan.seed)
         self.generators: dict[str, Generator] = {}
+        self.endless: set[int] = set()
+        """Tasks that no generator gets through."""
         self.ranks: list[Trainer] = []
         self.thread = Thread(self, "thread")
         self.snapshots = Snapshots()
