@@ -23,6 +23,7 @@ from asyncrl.arguments import parse
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.cores import SPIN
 from asyncrl.run_dir import open_file, require_plain
+from asyncrl.terminal import VisibleFormatter, visible
 
 if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe
@@ -54,16 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno != errno.ENAMETOOLONG:
             raise
         name = max(Path(error.filename).parts, key=len)
-        print(f"asyncrl: the name {name[:40]}… is too long for a file system; choose a shorter one", file=sys.stderr)
-        return 2
+        return _fail(f"the name {name[:40]}… is too long for a file system; choose a shorter one", 2)
     except (UserError, RunFailed) as error:
         # An error raised in an actor arrives inside Ray's, whose text is a traceback.
         cause = getattr(error, "cause", error)
-        print(f"asyncrl: {' '.join(str(cause).split())}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return _fail(" ".join(str(cause).split()), 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        print("asyncrl: interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", 130)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"asyncrl: {visible(sentence)}", file=sys.stderr)
+    return code
+
+
+def _print(*lines: object) -> None:
+    print(visible("\n".join(map(str, lines))))
 
 
 def _is_unread(file: int) -> bool:
@@ -121,7 +128,7 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
         from asyncrl.recipe.check_data import preview
 
         first = preview(recipe, base_dir)
-        print(dump(recipe), *_sizes(recipe), *first, "ok", sep="\n")
+        _print(dump(recipe), *_sizes(recipe), *first, "ok")
         return 0
     with _importing():
         from asyncrl.runtime.run import train
@@ -179,7 +186,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     base_dir, recipe = Path.cwd(), load(arguments.recipe, arguments.overrides)
     check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
     profile = arguments.profile and _local(arguments.profile, whole=False)
-    print(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens), sep="\n")
+    _print(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens))
     return 0
 
 
@@ -255,7 +262,7 @@ def _report(run_dir: Path, out: Path | None) -> int:
     _check_run_dir(run_dir)
     from asyncrl.observe.report import write_report
 
-    print(write_report(run_dir, out))
+    _print(write_report(run_dir, out))
     return 0
 
 
@@ -273,7 +280,7 @@ def _compare(names: list[str], path: Path) -> int:
         _check_run_dir(run_dir)
     from asyncrl.observe.compare import write_comparison
 
-    print(write_comparison(run_dirs, path))
+    _print(write_comparison(run_dirs, path))
     return 0
 
 
@@ -343,5 +350,7 @@ def _quiet() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     logging.getLogger("asyncrl").setLevel(logging.INFO)

@@ -23,6 +23,7 @@ from asyncrl.errors import RunFailed, UserError
 from asyncrl.launch import bundle
 from asyncrl.ray_token import has_token
 from asyncrl.recipe.schema import Recipe
+from asyncrl.terminal import visible
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -176,7 +177,7 @@ async def _print_log(client: JobSubmissionClient, job: str, address: str) -> Non
                 new = text[max(0, num_printed - num_seen) :]
                 num_seen += len(text)
                 num_printed = max(num_printed, num_seen)
-                out.write(new)
+                out.write(visible(new))
                 out.flush()
             if (await asyncio.to_thread(client.get_job_status, job)).is_terminal():
                 return

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 
 from asyncrl.errors import UserError
 from asyncrl.journal.log import segments
@@ -24,6 +23,7 @@ from asyncrl.observe.console import Console
 from asyncrl.observe.run_files import RunFiles
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
 from asyncrl.run_dir import replacing
+from asyncrl.terminal import visible
 
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
 
@@ -158,9 +158,9 @@ def listing(found: list[Found], left_out: int, decode_tokens: Decode, width: int
         t = f.trajectory
         versions = "-".join(dict.fromkeys(str(f.spans[place][0]) for place in (0, -1))) if f.spans else "-"
         sampled = t.tokens[t.prompt_length :].tolist()
-        text = json.dumps(decode_tokens(sampled), ensure_ascii=False)[1:-1]
+        text = visible(json.dumps(decode_tokens(sampled), ensure_ascii=False)[1:-1])
         figures = (_or_dash(f.step), _reward(t), str(len(sampled)), versions, _or_dash(f.age))
-        rows.append((_name(f), *figures, t.finish_reason, text))
+        rows.append((_name(f), *figures, _on_a_line(t.finish_reason), text))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *figures, end, text in rows:
@@ -175,9 +175,10 @@ def show(console: Console, found: Found, decode_tokens: Decode) -> None:
     """One trajectory in full, its tokens coloured by version."""
     t = found.trajectory
     console.rule(f"task {_name(found)}", align="left")
-    console.print(f"row {found.row}   step {_or_dash(found.step)}   reward {_reward(t)}   end {t.finish_reason}")
+    said = f"row {found.row}   step {_or_dash(found.step)}   reward {_reward(t)}   end {_on_a_line(t.finish_reason)}"
+    console.print(said, markup=False)
     for name, value in t.extras.items():
-        console.print(f"{escape(name)} {value:g}")
+        console.print(f"{name} {value:g}", markup=False)
     for name, text in t.notes.items():
         console.print(f"{name}: {text}", markup=False, style="dim")
     if t.error:
@@ -191,6 +192,10 @@ def show(console: Console, found: Found, decode_tokens: Decode) -> None:
         console.print(f"version {version}, tokens {start} to {end - 1}{mean}", style="bold")
         style = _STYLES[versions.index(version) % len(_STYLES)]
         console.print(decode_tokens(t.tokens[start:end].tolist()), markup=False, highlight=False, style=style)
+
+
+def _on_a_line(text: str) -> str:
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")[:40]
 
 
 def _name(found: Found) -> str:

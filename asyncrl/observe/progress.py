@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from asyncrl.observe.console import VisibleConsole
 
 _FIRST_S = 5.0
 _FIRST_ALONE_S = 2.0
@@ -59,12 +61,12 @@ class Heart:
 
 
 @contextmanager
-def shown(text: str, total: int = 0, console: Console | None = None) -> Iterator[Callable[[int], None]]:
+def shown(text: str, total: int = 0, console: rich.console.Console | None = None) -> Iterator[Callable[[int], None]]:
     """Show on stderr how far the block is; it calls what it gets with how much of `total` is done, if that is known."""
-    console = console or Console(stderr=True)
+    console = console or VisibleConsole(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         amount = (MofNCompleteColumn(),) if total else ()
-        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), *amount, TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(text, total=total or None)
             yield lambda done: bar.update(task, completed=done)
