@@ -61,10 +61,11 @@ def _parser() -> _Parser:
     resume = commands.add_parser(
         "resume",
         help="go on from a run's newest checkpoint",
-        usage="asyncrl resume RUN_DIR [key=value ...] [--accept KIND[,KIND]]",
+        usage="asyncrl resume RUN_DIR [key=value ...] [--accept KIND[,KIND]] [--trust]",
     )
     resume.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
     _add_overrides(resume)
+    _add_trust(resume)
     resume.add_argument(
         "--accept",
         type=_kinds,
@@ -144,9 +145,10 @@ def _parser() -> _Parser:
     inspect.add_argument("--export", type=Path, metavar="FILE", help="write all of them to a parquet file")
 
     replay = commands.add_parser(
-        "replay", help="check a run against its journal", usage="asyncrl replay RUN_DIR [--verify]"
+        "replay", help="check a run against its journal", usage="asyncrl replay RUN_DIR [--verify] [--trust]"
     )
     replay.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    _add_trust(replay)
     replay.add_argument(
         "--verify", action="store_true", help="train the journalled batches again and compare with every checkpoint"
     )
@@ -189,6 +191,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     text = "recipe keys to change, such as trainer.learning_rate=1e-5"
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    text = "run what the directory names although it came from a URL, or others may have written it"
+    parser.add_argument("--trust", action="store_true", help=text)
 
 
 def _add_address(parser: argparse._ActionsContainer) -> None:

@@ -28,6 +28,8 @@ from asyncrl.terminal import VisibleFormatter, visible
 if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe
 
+logger = logging.getLogger("asyncrl")
+
 _SILENCE = {
     "DATASETS_VERBOSITY": "critical",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -90,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "recipes":
             return _recipes(arguments)
         case "resume":
-            return _resume(arguments.run_dir, arguments.overrides, arguments.accept)
+            return _resume(arguments.run_dir, arguments.overrides, arguments.accept, arguments.trust)
         case "plan":
             return _plan(arguments)
         case "submit":
@@ -108,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "inspect":
             return _inspect(arguments)
         case "replay":
-            return _replay(arguments.run_dir, arguments.verify)
+            return _replay(arguments.run_dir, arguments.verify, arguments.trust)
         case "doctor":
             return _doctor(arguments.recipe)
     return 0
@@ -119,10 +121,12 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
     from asyncrl.recipe.load import dump, load
 
     base_dir = Path.cwd()
-    recipe = load(path, overrides)
+    recipe = _loaded(path, overrides)
     if or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
-        _check_same(recipe, load(there / "recipe.yaml"))
-        return _resume(there, [], [])
+        stored = load(there / "recipe.yaml")
+        # Then nothing but what this user's own recipe names is run.
+        _check_same(recipe, stored)
+        return _go_on(there, stored, stored, [])
     check(recipe, base_dir)
     if dry_run:
         from asyncrl.recipe.check_data import preview
@@ -134,6 +138,17 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
         from asyncrl.runtime.run import train
 
     return train(recipe, path.stem, base_dir)
+
+
+def _loaded(path: Path, overrides: list[str]) -> Recipe:
+    """The recipe that this user names, as one names a script; says so if others may have written it."""
+    from asyncrl.recipe.load import load
+    from asyncrl.writers import of_status
+
+    recipe = load(path, overrides)
+    if fault := of_status(path, path.stat()):
+        logger.warning("%s, and the code that a recipe names runs as you", fault)
+    return recipe
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
@@ -181,9 +196,8 @@ def _check_same(recipe: Recipe, before: Recipe) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from asyncrl.plan.show import report
     from asyncrl.recipe.check import check
-    from asyncrl.recipe.load import load
 
-    base_dir, recipe = Path.cwd(), load(arguments.recipe, arguments.overrides)
+    base_dir, recipe = Path.cwd(), _loaded(arguments.recipe, arguments.overrides)
     check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
     profile = arguments.profile and _local(arguments.profile, whole=False)
     _print(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens))
@@ -192,10 +206,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _submit(arguments: argparse.Namespace) -> int:
     from asyncrl.recipe.check import check
-    from asyncrl.recipe.load import load
 
     base_dir, name = Path.cwd(), arguments.recipe.stem
-    recipe = load(arguments.recipe, arguments.overrides)
+    recipe = _loaded(arguments.recipe, arguments.overrides)
     check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
     if arguments.slurm:
         from asyncrl.launch import slurm
@@ -248,14 +261,19 @@ def _importing() -> AbstractContextManager[Any]:
     return shown("importing ray, torch and transformers", console=RunConsole())
 
 
-def _resume(run_dir: Path, overrides: list[str], accepted: list[str]) -> int:
+def _resume(run_dir: Path, overrides: list[str], accepted: list[str], trust: bool) -> int:
+    from asyncrl.recipe.stored import load_stored
+
     _check_run_dir(run_dir)
-    _check_owner(run_dir)
     require_plain(run_dir)
+    return _go_on(run_dir, *load_stored(run_dir, overrides, trust), accepted)
+
+
+def _go_on(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: list[str]) -> int:
     with _importing():
         from asyncrl.runtime.run import resume
 
-    return resume(run_dir, overrides, accepted)
+    return resume(run_dir, recipe, stored, accepted)
 
 
 def _report(run_dir: Path, out: Path | None) -> int:
@@ -294,14 +312,16 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _replay(run_dir: Path, verify: bool) -> int:
+def _replay(run_dir: Path, verify: bool, trust: bool) -> int:
+    from asyncrl.recipe.stored import load_stored
+
     _check_run_dir(run_dir)
-    _check_owner(run_dir)
     require_plain(run_dir)
+    _, recipe = load_stored(run_dir, [], trust)
     with _importing():
         from asyncrl.runtime.replay import replay_run
 
-    found = replay_run(run_dir.resolve(), verify)
+    found = replay_run(run_dir.resolve(), recipe, verify)
     print(f"history    {found.num_entries} entries; every decision comes out again")
     print(f"batches    steps {found.steps.start} to {found.steps.stop - 1}: {found.trained} groups, none twice")
     if verify:
@@ -332,16 +352,6 @@ def _check_run_dir(run_dir: Path) -> None:
     except FileNotFoundError:
         fault = "has no recipe.yaml" if run_dir.exists() else "does not exist"
         raise UserError(f"{run_dir} is not a run directory: it {fault}") from None
-
-
-def _check_owner(run_dir: Path) -> None:
-    """What a run directory names (rewards, losses, engines) is code that would run as you."""
-    for path in (run_dir, run_dir / "recipe.yaml"):
-        if (owner := path.stat().st_uid) != os.geteuid():
-            raise UserError(
-                f"{path} belongs to another user (id {owner}), and its recipe names code that would run as you; "
-                "look at it, then copy the directory"
-            )
 
 
 def _quiet() -> None:

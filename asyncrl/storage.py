@@ -28,9 +28,10 @@ from asyncrl.checkpoint import atomic
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.observe.progress import shown
 from asyncrl.run_dir import is_plain, open_file, parsed
+from asyncrl.writers import FETCHED
 
 _MANIFEST = "MANIFEST.json"
-_NOT_PUSHED = (".lock", ".owner", ".push", "weights", "stacks", "prometheus.json")
+_NOT_PUSHED = (".lock", ".owner", FETCHED, ".push", "weights", "stacks", "prometheus.json")
 _TRIES = 10
 _MOST_MANIFEST_BYTES = 64 * 2**20
 _PATIENCE_S, _LEAST_BYTES_PER_S = 60.0, 2**16
@@ -87,6 +88,7 @@ def fetch(url: str, *, checkpoints: bool = True) -> Path:
         raise
     if checkpoints:
         (part / ".owner").write_text(manifest["owner"])
+    (part / FETCHED).touch()
     if folder.exists():
         _move_aside(folder, forever=not checkpoints)
     part.rename(folder)
@@ -246,6 +248,7 @@ class Mirror:
         before = self._remote.manifest() or {"files": {}}
         self._remote.write_manifest({**before, "owner": self._owner})
         (self._folder / ".owner").write_text(self._owner)
+        (self._folder / FETCHED).unlink(missing_ok=True)
 
     def push(self) -> int:
         """Bring the URL up to date; returns the number of files sent. Raises UserError if the storage does not take

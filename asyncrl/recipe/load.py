@@ -66,13 +66,14 @@ class Layer:
     """Those whose mapping takes the place of the one below, where others are merged into it."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, its `base:` files below it and `key=value` overrides above it.
+def load(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> Recipe:
+    """The recipe of a file, its `base:` files below it and `key=value` overrides above it. `text`: what is in the file,
+    if that has been read.
 
     Raises UserError: one sentence for the first fault, naming the file or argument it stands in.
     """
     path = Path(os.path.normpath(path))
-    files, arguments = _file_layers(path, []), [*map(_override_layer, overrides)]
+    files, arguments = _file_layers(path, [], text), [*map(_override_layer, overrides)]
     files, arguments = ([*map(_expand_preset, layers)] for layers in (files, arguments))
     layers = [*files, *arguments]
     # All arguments are one level: what describes the data may stand before data.path.
@@ -134,7 +135,7 @@ def nearest_file(path: Path, suffixes: Sequence[str], base_dir: Path = Path()) -
 # -- layers
 
 
-def _file_layers(path: Path, above: list[Path]) -> list[Layer]:
+def _file_layers(path: Path, above: list[Path], text: str | None = None) -> list[Layer]:
     """The file and those it is based on, lowest first; `above` are the files that led here."""
     chain = [*above, path]
     said_by = f"{above[-1]}: base " if above else ""
@@ -143,7 +144,7 @@ def _file_layers(path: Path, above: list[Path]) -> list[Layer]:
     if not path.exists():
         raise UserError(f"{said_by}{path} does not exist{nearest_file(path, _RECIPE_FILES)}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if text is None else text
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"{said_by}{path} cannot be read as a recipe: {reason}") from error

@@ -24,7 +24,6 @@ from asyncrl.journal.records import GROUPS_STREAM, groups, read_control
 from asyncrl.models import TINY_LLAMA
 from asyncrl.observe.progress import shown
 from asyncrl.recipe.cores import trainer_threads
-from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode, key_of
 from asyncrl.runtime.same_model import require_model
@@ -47,7 +46,7 @@ class Replayed:
     """Versions whose weights and optimizer state came out bit for bit as in their checkpoint."""
 
 
-def replay_run(run_dir: Path, verify: bool) -> Replayed:
+def replay_run(run_dir: Path, recipe: Recipe, verify: bool) -> Replayed:
     """Fold the history; with `verify` also train it. Raises RunFailed at the first difference."""
     journal = run_dir / "journal"
     entries = list(read_control(journal))
@@ -60,7 +59,7 @@ def replay_run(run_dir: Path, verify: bool) -> Replayed:
     controller.ledger.check()
     batches = _batches([d for e in entries if isinstance(e, Decisions) for d in e.decisions if isinstance(d, Train)])
     steps = range(min(batches, default=controller.steps_done), controller.steps_done)
-    compared = tuple(_train(run_dir, [batches[step] for step in steps])) if verify else ()
+    compared = tuple(_train(run_dir, recipe, [batches[step] for step in steps])) if verify else ()
     trained = sum(len(batches[step].groups) for step in steps)
     return Replayed(len(entries), steps, trained, compared)
 
@@ -76,9 +75,8 @@ def _batches(decided: list[Train]) -> dict[int, Train]:
     return {batch.step: batch for batch in decided}
 
 
-def _train(run_dir: Path, batches: list[Train]) -> Iterator[int]:
+def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]:
     """Train the batches from the oldest state there is; yields each version that equals its checkpoint."""
-    recipe = load(run_dir / "recipe.yaml", [])
     if recipe.trainer.ranks > 1:
         raise UserError(
             f"{run_dir} was trained by {recipe.trainer.ranks} ranks, whose sums one process cannot repeat bit for bit"

@@ -31,7 +31,7 @@ from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check, check_context, context_of
 from asyncrl.recipe.check_data import described, load_tasks
-from asyncrl.recipe.load import control_settings, dump, load, worst_case_staleness
+from asyncrl.recipe.load import control_settings, dump, worst_case_staleness
 from asyncrl.recipe.paths import anchored
 from asyncrl.recipe.schema import Recipe
 from asyncrl.run_dir import replace
@@ -80,12 +80,12 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
                     return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
 
 
-def resume(run_dir: Path, overrides: list[str], accepted: Collection[str] = ()) -> int:
+def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[str] = ()) -> int:
     """Take a run up where it broke off; returns the exit code. A URL's run is resumed by its local copy.
 
-    `accepted`: the kinds of `fingerprint.KINDS` that may differ from what the run was begun with.
+    `recipe`: to go on by; `stored`: what its directory says; `recipe.stored.load_stored` gives both. `accepted`: the
+    kinds of `fingerprint.KINDS` that may differ from what the run was begun with.
     """
-    recipe = load(run_dir / "recipe.yaml", overrides)
     base_dir = Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
     with RunLock(run_dir), LiveView(recipe.max_steps, run_dir.name, worst_case_staleness(recipe)) as view:
@@ -94,7 +94,7 @@ def resume(run_dir: Path, overrides: list[str], accepted: Collection[str] = ()) 
             logger.warning("ended %s, left behind by the run that broke off", role)
         recovered = _recovered(recipe, run_dir, view)
         trained = _check_model(recipe, view)
-        same_model.require_same(run_dir, recipe, load(run_dir / "recipe.yaml", []), trained, recovered.checkpoint)
+        same_model.require_same(run_dir, recipe, stored, trained, recovered.checkpoint)
         view.phase("loading the data")
         tasks, now = _tasks(recipe, base_dir)
         goes_on_with = fingerprint.compared(run_dir, now, accepted, recovered.controller)

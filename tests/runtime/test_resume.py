@@ -13,6 +13,7 @@ from asyncrl.control.controller import Controller
 from asyncrl.errors import RunFailed
 from asyncrl.journal.records import ControlLog
 from asyncrl.recipe.load import control_settings, dump, load
+from asyncrl.recipe.stored import load_stored
 from asyncrl.runtime import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,7 @@ def test_a_change_that_no_actor_starts_with_is_not_kept(run_dir: Path, monkeypat
     monkeypatch.setattr(run, "_run", fails)
     before = (run_dir / "recipe.yaml").read_text()
     with pytest.raises(RunFailed):
-        run.resume(run_dir, ["trainer.learning_rate=0.5"])
+        run.resume(run_dir, *load_stored(run_dir, ["trainer.learning_rate=0.5"], trust=False))
     assert (run_dir / "recipe.yaml").read_text() == before
     assert (run_dir / "summary.json").exists()
 
@@ -55,7 +56,7 @@ def test_a_change_that_works_is_the_recipe_from_then_on(run_dir: Path, monkeypat
         return 0
 
     monkeypatch.setattr(run, "_run", works)
-    assert run.resume(run_dir, ["trainer.learning_rate=0.5"]) == 0
+    assert run.resume(run_dir, *load_stored(run_dir, ["trainer.learning_rate=0.5"], trust=False)) == 0
     assert load(run_dir / "recipe.yaml", []).trainer.learning_rate == 0.5
     assert not (run_dir / "summary.json").exists()
     assert not list(run_dir.glob(".recipe*"))

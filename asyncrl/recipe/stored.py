@@ -1,0 +1,42 @@
+"""The recipe of a run directory, which names code to run: read once, and only if it and the code are this user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncrl.errors import UserError
+from asyncrl.recipe.load import load
+from asyncrl.recipe.paths import named
+from asyncrl.recipe.schema import Recipe
+from asyncrl.run_dir import MOST_BYTES, open_file
+from asyncrl.writers import FETCHED, of_status, others, refusal
+
+
+def load_stored(run_dir: Path, overrides: Sequence[str], trust: bool) -> tuple[Recipe, Recipe]:
+    """With the overrides, and as it stands. UserError if someone else may have written the directory, the recipe, or
+    the code and the model that it names; not with `trust`."""
+    path = run_dir / "recipe.yaml"
+    with open_file(run_dir, path.name) as file:
+        if not trust:
+            _require_own(run_dir, path, os.fstat(file.fileno()))
+        text = file.read(MOST_BYTES).decode(errors="replace")
+    changed, stored = load(path, overrides, text), load(path, (), text)
+    for place in [] if trust else named(changed):
+        # What is imported imports what lies beside it.
+        beside = place.parent if place.suffix == ".py" else place
+        for one in (place, beside, *(beside.iterdir() if place.is_dir() else ())):
+            if fault := others(one):
+                raise refusal(fault)
+    return changed, stored
+
+
+def _require_own(run_dir: Path, path: Path, status: os.stat_result) -> None:
+    if (run_dir / FETCHED).exists():
+        raise UserError(
+            f"{run_dir} was fetched from a URL, where others may write, and its recipe names code that would run as "
+            "you; look at its recipe.yaml, then say --trust"
+        )
+    if fault := others(run_dir) or of_status(path, status):
+        raise refusal(fault)

@@ -1,0 +1,250 @@
+"""To resume a run is to run what its directory names: only if nobody else can have written it, or if one says so."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stranger import NOBODY, as_nobody
+
+from asyncrl import storage, writers
+from asyncrl.cli import main
+from asyncrl.errors import UserError
+from asyncrl.recipe import stored as stored_recipe
+from asyncrl.recipe.load import dump, load
+from asyncrl.recipe.stored import load_stored
+
+ROOT = Path(__file__).resolve().parents[2]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user, which only root can be")
+
+
+RECIPE = "recipe.yaml"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that another user can reach."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def run_dir(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of this user's, with a reward of this user's."""
+    monkeypatch.chdir(folder)
+    (folder / "code").mkdir()
+    (folder / "code/mine.py").write_text("def reward(completion, **row):\n    return 1.0\n")
+    run_dir = folder / "run"
+    (run_dir / "journal").mkdir(parents=True)
+    keys = [f"reward={folder}/code/mine.py:reward", "rollout.engine=simulated", "algorithm.loss=reinforce"]
+    (run_dir / RECIPE).write_text(dump(load(ROOT / "recipes/tiny.yaml", keys)))
+    return run_dir
+
+
+def put_in_code(run_dir: Path) -> str:
+    """What an attacker makes of the recipe: it names his reward, which says that it ran."""
+    own = run_dir.parent / "his.py"
+    own.write_text(f"open({str(run_dir.parent / 'RAN')!r}, 'w')\ndef reward(completion, **row):\n    return 1.0\n")
+    return (run_dir / RECIPE).read_text().replace("code/mine.py", "his.py")
+
+
+def writes(run_dir: Path, text: str) -> None:
+    (run_dir / RECIPE).write_text(text)
+
+
+def replaces(run_dir: Path, text: str) -> None:
+    run_dir.rename(run_dir.with_name("old"))
+    run_dir.mkdir()
+    writes(run_dir, text)
+
+
+@as_root
+@pytest.mark.parametrize("command", ["resume", "replay"])
+@pytest.mark.parametrize(
+    ("loosen", "attack"),
+    [
+        (lambda run: (run / RECIPE).chmod(0o666), writes),
+        (lambda run: run.parent.chmod(0o777), replaces),
+    ],
+)
+def test_what_another_user_wrote_is_not_run(
+    command: str,
+    loosen: Callable[[Path], None],
+    attack: Callable[[Path, str], None],
+    run_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = put_in_code(run_dir)
+    loosen(run_dir)
+    assert as_nobody(lambda: attack(run_dir, text)) == 0
+    assert "his.py" in (run_dir / RECIPE).read_text()
+    assert main([command, str(run_dir)]) == 2
+    assert "say --trust" in capsys.readouterr().err
+    assert not (run_dir.parent / "RAN").exists()
+
+
+def chown(path: Path) -> None:
+    os.lchown(path, NOBODY, -1)
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: chown(run), "/run belongs to another user (id 65534)"),
+        (lambda run: chown(run / RECIPE), "/run/recipe.yaml belongs to another user"),
+        (lambda run: chown(run.parent), " belongs to another user"),
+        (lambda run: chown(run.parent / "code/mine.py"), "/code/mine.py belongs to another user"),
+        (lambda run: chown(run.parent / "code"), "/code belongs to another user"),
+        (lambda run: (os.chown(run, -1, 100), run.chmod(0o770)), "/run can be written by group 100"),
+    ],
+)
+def test_the_owner_of_all_of_it_counts(change: Callable[[Path], None], said: str, run_dir: Path) -> None:
+    load_stored(run_dir, [], trust=False)
+    change(run_dir)
+    with pytest.raises(UserError, match="names code that would run as you") as error:
+        load_stored(run_dir, [], trust=False)
+    assert said in str(error.value)
+    load_stored(run_dir, [], trust=True)
+
+
+def linked(path: Path) -> None:
+    moved = path.with_name(f"{path.name}.real")
+    path.rename(moved)
+    path.symlink_to(moved.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: run.chmod(0o777), "/run can be written by everyone"),
+        (lambda run: run.chmod(0o1777), "/run can be written by everyone"),
+        (lambda run: (run / RECIPE).chmod(0o666), "/recipe.yaml can be written by everyone"),
+        (lambda run: run.parent.chmod(0o777), " can be written by everyone"),
+        (lambda run: (run.parent / "code").chmod(0o1777), "/code.real can be written by everyone"),
+        (lambda run: (run.parent / "code/mine.py").chmod(0o666), "/mine.py can be written by everyone"),
+        (lambda run: (run.parent / "code.real").chmod(0o777), "/code.real can be written by everyone"),
+        (lambda run: linked(run / RECIPE), "recipe.yaml is a link"),
+    ],
+)
+def test_so_do_the_modes(change: Callable[[Path], None], said: str, run_dir: Path) -> None:
+    linked(run_dir.parent / "code")
+    load_stored(run_dir, [], trust=False)
+    change(run_dir)
+    with pytest.raises(UserError) as error:
+        load_stored(run_dir, [], trust=False)
+    assert said in str(error.value)
+
+
+def test_a_models_folder_counts_too(run_dir: Path, tiny_model: Path) -> None:
+    model = shutil.copytree(tiny_model, run_dir.parent / "model")
+    text = (run_dir / RECIPE).read_text()
+    (run_dir / RECIPE).write_text(text.replace("random:tiny-llama", str(model)))
+    load_stored(run_dir, [], trust=False)
+    (model / "model.safetensors").chmod(0o666)
+    with pytest.raises(UserError, match="safetensors can be written by everyone"):
+        load_stored(run_dir, [], trust=False)
+
+
+def test_a_recipe_of_which_others_are_the_writers_is_trained_and_said(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(ROOT / "recipes/tiny_reward.py", run_dir.parent)
+    recipe = str(shutil.copy(ROOT / "recipes/tiny.yaml", run_dir.parent))
+    assert main(["train", recipe, "--dry-run"]) == 0
+    assert caplog.text == ""
+    os.chmod(recipe, 0o666)
+    assert main(["train", recipe, "--dry-run"]) == 0
+    assert "tiny.yaml can be written by everyone, and the code that a recipe names runs as you" in caplog.text
+
+
+def test_a_sticky_folder_on_the_way_keeps_what_is_in_it(run_dir: Path) -> None:
+    run_dir.parent.chmod(0o1777)
+    assert writers.others(run_dir) is None
+
+
+def test_a_fifo_is_no_recipe_and_nobody_waits_for_it(run_dir: Path) -> None:
+    (run_dir / RECIPE).unlink()
+    os.mkfifo(run_dir / RECIPE)
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        load_stored(run_dir, [], trust=False)
+
+
+def test_the_group_of_ones_own_is_nobody_else(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
+    """As most systems make one, whose umask then is 002."""
+    run_dir.chmod(0o770)
+    group = type("Group", (), {"gr_name": pwd.getpwuid(os.geteuid()).pw_name, "gr_mem": []})
+    status = os.stat_result([0o100664, 0, 0, 1, os.geteuid(), 4711, 0, 0, 0, 0])
+    monkeypatch.setattr(writers.grp, "getgrgid", lambda gid: group)
+    assert writers.of_status(run_dir, status) is None
+    group.gr_mem = ["somebody"]
+    assert "can be written by group 4711" in str(writers.of_status(run_dir, status))
+    group.gr_mem, group.gr_name = [], "staff"
+    assert "can be written by group 4711" in str(writers.of_status(run_dir, status))
+
+
+def test_the_recipe_that_was_looked_at_is_the_one_that_is_read(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the reading somebody puts another in its place."""
+    other = put_in_code(run_dir)
+    look = writers.of_status
+
+    def swap(path: Path, status: os.stat_result, last: bool = True) -> str | None:
+        if path == run_dir / RECIPE:
+            path.unlink()
+            path.write_text(other)
+        return look(path, status, last)
+
+    monkeypatch.setattr(stored_recipe, "of_status", swap)
+    recipe, stored = load_stored(run_dir, ["max_steps=3"], trust=False)
+    assert "his.py" in (run_dir / RECIPE).read_text()
+    assert recipe.reward == stored.reward
+    assert recipe.reward.endswith("/code/mine.py:reward")
+
+
+def test_what_was_fetched_is_someone_elses_until_one_says_so(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASYNCRL_CACHE", str(run_dir.parent / "cache"))
+    url = f"file://{run_dir.parent}/bucket/run"
+    mirror = storage.Mirror(url, run_dir)
+    mirror.begin()
+    mirror.push()
+    ran = []
+    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    # A second time it is here already, and the folder may be named itself.
+    for where in (url, url, str(storage.local_copy(url))):
+        assert main(["resume", where]) == 2
+        assert "was fetched from a URL" in capsys.readouterr().err
+    assert main(["resume", url, "--trust"]) == 0
+    assert len(ran) == 1
+    # The run of this machine has taken it over.
+    storage.Mirror(url, storage.local_copy(url)).begin()
+    assert main(["resume", url]) == 0
+
+
+def test_a_recipe_of_ones_own_that_says_the_same_is_enough(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As jobs that are started again do: nothing is run that this user does not name."""
+    monkeypatch.setenv("ASYNCRL_CACHE", str(run_dir.parent / "cache"))
+    url = f"file://{run_dir.parent}/bucket/run"
+    mine = run_dir.parent / "mine.yaml"
+    keys = [f"reward={run_dir.parent}/code/mine.py:reward", f"run_dir={url}"]
+    recipe = load(ROOT / "recipes/tiny.yaml", keys)
+    mine.write_text(dump(recipe))
+    (run_dir / RECIPE).write_text(dump(recipe))
+    mirror = storage.Mirror(url, run_dir)
+    mirror.begin()
+    mirror.push()
+    ran = []
+    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    assert main(["train", str(mine), "--or-resume"]) == 0
+    assert len(ran) == 1
+    other = dump(load(mine, [f"reward={run_dir.parent}/his.py:reward"]))
+    (storage.local_copy(url) / RECIPE).write_text(other)
+    assert main(["train", str(mine), "--or-resume"]) == 2
+    assert len(ran) == 1
