@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails
 from asyncrl.control import staleness
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
+from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.schema import Recipe
@@ -77,7 +78,14 @@ def load(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> 
     files, arguments = ([*map(_expand_preset, layers)] for layers in (files, arguments))
     layers = [*files, *arguments]
     # All arguments are one level: what describes the data may stand before data.path.
-    merged = _merge([*([layer] for layer in files), arguments], layers)
+    with secret.kept_from_recipes():
+        merged = _merge([*([layer] for layer in files), arguments], layers)
+    if key := secret.found(merged):
+        where = _origin(layers, tuple(key.split("."))) or path
+        raise UserError(
+            f"{where}: {key} looks like a secret, and a recipe is stored, shown and tracked; leave it out, and let the "
+            "code that needs it read the environment"
+        )
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -312,4 +320,5 @@ def _shown(value: Any) -> str:
 
 def _cause(error: Exception) -> str:
     """What a YAML or OmegaConf error says, without its pictures of the place."""
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
+    said = str(error).splitlines()[0].removeprefix("UserError raised while resolving interpolation: ")
+    return getattr(error, "problem", None) or said

@@ -18,7 +18,7 @@ from ray._private import ray_constants
 from asyncrl import ray_token
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.schema import Recipe
-from asyncrl.runtime.orphans import ProcessId, family, lives
+from asyncrl.runtime.orphans import RUN, ProcessId, begin_run, family, lives
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,9 @@ def start(recipe: Recipe) -> None:
     # Ray's own choice for its workers is 15, with which any other busy program starves a run.
     os.environ.setdefault("RAY_worker_niceness", str(os.getpriority(os.PRIO_PROCESS, 0)))
     address = recipe.ray_address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address} if address else _LOCAL
+    # Workers of a Ray that is there already do not have this process's environment.
+    its = {"address": address, "runtime_env": {"env_vars": begin_run()}}
+    options: dict[str, Any] = its if address else _LOCAL
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         _check_answers(address)
@@ -85,7 +87,8 @@ def _check_answers(address: str) -> None:
 
 def own_processes() -> dict[str, Any]:
     """The Ray that this process has started, if it has: whoever resumes the run ends what a kill -9 leaves of it."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "node": None, "processes": list(_ours)}
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "run": os.environ.get(RUN, ""), "node": None}
+    return {**me, "processes": list(_ours)}
 
 
 class ClusterDied(RunFailed):

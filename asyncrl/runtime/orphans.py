@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterable
@@ -21,6 +24,9 @@ from asyncrl.runtime.nodes import call_on
 
 logger = logging.getLogger(__name__)
 
+RUN = "ASYNCRL_RUN"
+"""Environment variable of the processes of a run, a secret from other users: who names it proves that they are the
+run's, which a pid and a start time in a file do not."""
 _POLL_S = 0.02
 # psutil adds the time of boot, which the kernel rounds to seconds. A pid comes back far later than that.
 _SAME_START_S = 2.0
@@ -33,6 +39,14 @@ class ProcessId:
     pid: int
     create_time: float
     name: str
+
+
+def begin_run() -> dict[str, str]:
+    """What the environment of a run's processes says, from now on that of this one and of what it starts."""
+    # Process titles are written over the environment where the kernel shows it, but with the latter.
+    said = {RUN: secrets.token_hex(16), "SPT_NOENV": "1"}
+    os.environ.update(said)
+    return said
 
 
 def identify(pid: int) -> ProcessId:
@@ -94,6 +108,7 @@ def here() -> dict[str, Any]:
     return {
         "pid": pid,
         "host": socket.gethostname(),
+        "run": os.environ.get(RUN, ""),
         "node": ray.get_runtime_context().get_node_id(),
         "processes": [identify(pid), *family(pid)],
     }
@@ -125,16 +140,20 @@ class ProcessTable:
 
     def _write(self) -> None:
         roles = {
-            role: {"host": started["host"], "processes": [asdict(p) for p in started["processes"]]}
+            role: {
+                "host": started["host"],
+                "proof": _proof(started["run"], self._path.parent),
+                "processes": [asdict(p) for p in started["processes"]],
+            }
             for role, started in self._roles.items()
         }
         replace(self._path, json.dumps(roles, indent=1) + "\n")
 
 
 def end_leftovers(path: Path, deadline_s: float) -> list[str]:
-    """End what a table names, if it is of this host and still lives, and what that has started since.
+    """End what a table names, if it is of this host, still lives and is the run's, and what that has started since.
 
-    Returns the roles that had something. A table that cannot be read is a warning.
+    Returns the roles that had something. A table that cannot be read is a warning, as is a process of another run.
     """
     if (text := read(path.parent, path.name)) is None:
         return []
@@ -143,12 +162,31 @@ def end_leftovers(path: Path, deadline_s: float) -> list[str]:
         # Each role's own host: pids of another one would name strangers here.
         hosts = {role: entry["host"] for role, entry in table.items()}
         known = {role: [ProcessId(**process) for process in entry["processes"]] for role, entry in table.items()}
+        proofs = {role: str(entry["proof"]) for role, entry in table.items()}
     except (RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
         logger.warning("%s cannot be read (%s); see that no process of the run is left", path, type(error).__name__)
         return []
-    members = {role: _with_families(known[role]) for role in known if hosts[role] == socket.gethostname()}
+    here = [role for role in known if hosts[role] == socket.gethostname()]
+    members = {role: _with_families([p for p in known[role] if _is_of(proofs[role], p, path)]) for role in here}
     ended = set(end([process for group in members.values() for process in group], deadline_s))
     return [role for role, group in members.items() if ended.intersection(group)]
+
+
+def _proof(run: str, run_dir: Path) -> str:
+    """That a table is of a run. It tells no one the secret, and is of no use in another directory."""
+    status = run_dir.stat()
+    return hashlib.sha256(f"{run} {status.st_dev} {status.st_ino}".encode()).hexdigest()
+
+
+def _is_of(proof: str, known: ProcessId, path: Path) -> bool:
+    """Whether a living process was started for the run: its environment says so."""
+    if (process := _living(known)) is None:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        if (run := process.environ().get(RUN)) and _proof(run, path.parent) == proof:
+            return True
+    logger.warning("process %d (%s), which %s names, is not of this run; it is left alone", known.pid, known.name, path)
+    return False
 
 
 def lives(known: ProcessId) -> bool:

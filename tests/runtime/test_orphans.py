@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,12 +38,13 @@ sys.stdin.read()
 def start() -> Iterator[Callable[[int], subprocess.Popen[str]]]:
     started: list[tuple[subprocess.Popen[str], list[ProcessId]]] = []
 
-    def make(depth: int = 0) -> subprocess.Popen[str]:
+    def make(depth: int = 0, run: str = "r") -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", TREE, str(depth), TREE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, orphans.RUN: run},
         )
         assert process.stdout.readline() == "ready\n"
         started.append((process, family(process.pid)))
@@ -64,7 +66,10 @@ def started_as(process: ProcessId, pid: int = 0, by_s: float = 0.0) -> ProcessId
 def table_of(path: Path, **roles: list[ProcessId]) -> None:
     table = ProcessTable(path)
     for role, processes in roles.items():
-        table.put(role, {"pid": 1, "host": socket.gethostname(), "node": "n", "processes": processes, "num_workers": 2})
+        table.put(
+            role,
+            {"pid": 1, "host": socket.gethostname(), "run": "r", "node": "n", "processes": processes, "num_workers": 2},
+        )
 
 
 def test_family_is_all_descendants(start) -> None:
@@ -161,6 +166,19 @@ def test_a_process_of_another_user_is_a_warning(start, monkeypatch, caplog) -> N
 # -- the table
 
 
+def test_what_a_copied_or_forged_table_names_is_left_alone(start, tmp_path: Path, caplog) -> None:
+    """Pids and start times are no secret; the environment of a process is."""
+    its, another, no = start(), start(0, "another run"), start(0, "")
+    path = tmp_path / "processes.json"
+    table_of(path, its=[identify(its.pid)], another=[identify(another.pid)], no=[identify(no.pid)])
+    (copied := tmp_path / "copy").mkdir()
+    shutil.copy(path, copied)
+    assert end_leftovers(copied / path.name, 20) == []
+    assert "is not of this run; it is left alone" in caplog.text
+    assert end_leftovers(path, 20) == ["its"]
+    assert all(orphans._living(identify(process.pid)) for process in (another, no))
+
+
 def test_leftovers_of_all_roles_are_ended_actor_or_not(start, tmp_path: Path) -> None:
     path = tmp_path / "processes.json"
     lives, died, whole = start(2), start(2), start()
@@ -205,10 +223,10 @@ def test_the_table_forgets_who_was_replaced_or_popped(start, tmp_path: Path) -> 
     first, second, third = (identify(start().pid) for _ in range(3))
     host = socket.gethostname()
     table = ProcessTable(path)
-    table.put("a", {"host": host, "processes": [first]})
-    table.put("b", {"host": host, "processes": [second]})
-    table.put("a", {"host": host, "processes": [third]})
-    assert table.pop("b") == {"host": host, "processes": [second]}
+    table.put("a", {"host": host, "run": "r", "processes": [first]})
+    table.put("b", {"host": host, "run": "r", "processes": [second]})
+    table.put("a", {"host": host, "run": "r", "processes": [third]})
+    assert table.pop("b") == {"host": host, "run": "r", "processes": [second]}
     assert table.pop("b") is table.get("b") is None
     assert table["a"]["processes"] == [third]
     assert end_leftovers(path, 20) == ["a"]

@@ -12,6 +12,7 @@ from asyncrl.control.messages import Train
 from asyncrl.errors import UserError
 from asyncrl.journal import log
 from asyncrl.journal.records import GROUP, GROUPS_STREAM
+from asyncrl.recipe.load import load
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.runtime import replay
 
@@ -55,7 +56,7 @@ def run_of(folder: Path, checkpoints: list[int], steps: range) -> list[Train]:
 
 def test_from_the_initial_model(tmp_path: Path, learner: Learner) -> None:
     batches = run_of(tmp_path, [2, 3], range(4))
-    assert list(replay._train(tmp_path, batches)) == [2, 3]
+    assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [2, 3]
     compared = [("compared", "step_000002"), (2, [2]), ("compared", "step_000003")]
     assert learner.done == [(0, [0]), (1, [1]), *compared]
 
@@ -63,12 +64,13 @@ def test_from_the_initial_model(tmp_path: Path, learner: Learner) -> None:
 def test_from_the_oldest_checkpoint_that_is_left(tmp_path: Path, learner: Learner) -> None:
     """The journal was pruned at checkpoint 2, which newer ones have replaced."""
     batches = run_of(tmp_path, [4, 6], range(2, 7))
-    assert list(replay._train(tmp_path, batches)) == [6]
+    assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [6]
     assert learner.done == ["step_000004", (4, [4]), (5, [5]), ("compared", "step_000006")]
 
 
 @pytest.mark.parametrize(("checkpoints", "steps"), [([4, 6], range(6, 7)), ([], range(3)), ([2], range(2, 5))])
 def test_what_it_takes_is_said(tmp_path: Path, learner: Learner, checkpoints: list[int], steps: range) -> None:
+    batches = run_of(tmp_path, checkpoints, steps)
     with pytest.raises(UserError, match=f"batches from step {steps[0]} on, and no checkpoint after that.*keep=all"):
-        list(replay._train(tmp_path, run_of(tmp_path, checkpoints, steps)))
+        list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches))
     assert learner.done == []

@@ -142,7 +142,7 @@ class Generator(Actor):
         self.version, self.cancelled = 0, set()
 
     def do_start(self) -> dict[str, Any]:
-        return {"pid": 1, "host": "here", "node": "here", "processes": [], "num_workers": 1, "probe": [0.0]}
+        return {"pid": 1, "host": "here", "run": "", "node": "here", "processes": [], "num_workers": 1, "probe": [0.0]}
 
     def do_score_probe(self) -> Any:
         return self.version, [float(self.version)]
@@ -215,7 +215,7 @@ class Trainer(Actor):
         self.snapshots = snapshots
         if max(origin.live, origin.version) == self.version:
             self._send(self.version)
-        return Loaded({"pid": 1, "host": "here", "node": "here", "processes": []}, ([0.0], self._probe()))
+        return Loaded({"pid": 1, "host": "here", "run": "", "node": "here", "processes": []}, ([0.0], self._probe()))
 
     def do_train_again(self, batch: Train, live: int) -> list[float] | None:
         self._learn(batch)
