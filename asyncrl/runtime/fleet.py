@@ -38,6 +38,9 @@ from asyncrl.weights.verify import Verification
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_STATS_S = 0.5
+"""A busy actor answers within milliseconds; a step does not wait for one that does not."""
+
 
 class PushBroken(Exception):
     """A push failed because the trainer or a generator was lost meanwhile; without them it can be tried again."""
@@ -77,6 +80,8 @@ class Fleet:
         """What each said of itself last."""
         self._in_a_row: Counter[str] = Counter()
         self._finished_at: dict[str, float] = {}
+        self._asked: dict[str, asyncio.Future[dict[str, float] | None]] = {}
+        """For its statistics, and not yet heard."""
         self._announced: set[str] = set()
         """Generators that the controller knows of, or will once it reads its inbox."""
         self._channel = asyncio.Lock()
@@ -317,8 +322,14 @@ class Fleet:
     # -- the rest
 
     async def take_stats(self) -> list[dict[str, float]]:
-        """Times and tokens of each generator since the last call; of those that answer."""
-        stats = await asyncio.gather(*(self._ask_stats(n, h) for n, h in list(self.serving.items())))
+        """Times and tokens of each generator since it was last asked. Who takes longer than a moment to answer holds
+        nobody up: its answer is of the next call."""
+        for name in self.serving.keys() - self._asked.keys():
+            self._asked[name] = asyncio.ensure_future(self._ask_stats(name, self.serving[name]))
+        if self._asked:
+            await asyncio.wait(self._asked.values(), timeout=_STATS_S)
+        answered = [name for name, asked in self._asked.items() if asked.done()]
+        stats = [self._asked.pop(name).result() for name in answered]
         return [s for s in stats if s]
 
     def status(self, loads: Mapping[str, int]) -> list[dict[str, Any]]:

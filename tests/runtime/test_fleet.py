@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,21 @@ def test_a_lost_generator_is_starting_again(fleet: Fleet, monkeypatch: pytest.Mo
     asyncio.run(run())
     assert fleet.posted == [GeneratorLost("generator-0")]
     assert status(fleet, generator_1=1) == [STARTING, {"state": "serving", "version": 0, "groups": 1}]
+
+
+def test_a_step_does_not_wait_for_a_generator_that_says_nothing(fleet: Fleet) -> None:
+    async def run() -> None:
+        silent, asked = asyncio.get_running_loop().create_future(), []
+        fleet.serving["generator-0"].take_stats.remote = lambda: asked.append(1) or silent
+        began = time.monotonic()
+        assert [s["idle"] for s in await fleet.take_stats()] == [0.0]
+        await fleet.take_stats()
+        assert time.monotonic() - began < 10
+        silent.set_result(({"busy": 1.0, "paused": 1.0, "idle": 5.0, "tokens": 7}, []))
+        assert sorted(s["idle"] for s in await fleet.take_stats()) == [0.0, 5.0]
+        assert asked == [1]
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(("version", "found"), [(None, -2.0), (None, -5.0), (1, -2.0), (1, -5.0)])
