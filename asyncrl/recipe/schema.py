@@ -105,6 +105,11 @@ class RewardsRecipe(Part):
     """Further keyword arguments of every call (verl's `reward_kwargs`); of a class, of its constructor."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text that the reward gets; false for a reward that looks for such marks."""
+    memory_gib: PositiveFloat | None = None
+    """What a reward process and all that it starts may hold together, in GiB; with more they are killed, as after
+    timeout_s. Default: half of the machine's memory."""
+    file_gib: PositiveFloat = 16.0
+    """No file that they write may be longer, in GiB."""
 
 
 class LoraRecipe(Part):

@@ -2,7 +2,8 @@
 
 A reward is the user's code, fed with whatever a model wrote: it may hang, hold the GIL for ever, exhaust memory
 or crash. So it runs in `workers` processes. Each has its own socket and its own thread here, which starts it,
-hands it one call at a time, and on a time-out or a crash kills it (and all that it started) and starts another.
+hands it one call at a time, and on a time-out or a crash kills it, with all that it started (`keeper.py`), and starts
+another.
 Nothing is shared between workers, so one that dies takes only its call with it.
 """
 
@@ -13,7 +14,6 @@ import contextlib
 import logging
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +25,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
@@ -54,16 +56,18 @@ class RewardPool:
         dataset: str = "",
         kwargs: Mapping[str, Any] | None = None,
         memory_gib: float | None = None,
+        file_gib: float = 16.0,
         start_timeout_s: float = 300.0,
     ) -> None:
         """Starts the workers without waiting for them; they import the function meanwhile.
 
         `timeout_s` bounds one call of the function in the worker, not its wait for a free worker nor a worker's
         start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions, `kwargs` are the
-        recipe's further arguments. `memory_gib` is what a worker, and each process that it starts, may map on top of
-        its imports.
+        recipe's further arguments. `memory_gib` bounds what a worker and all that it starts hold together, by
+        default half of this machine's memory, and `file_gib` each file that they write.
         """
-        self._settings = (spec, str(base_dir), dataset, kwargs or {}, memory_gib)
+        self._settings = (spec, str(base_dir), dataset, kwargs or {})
+        self._limits = (memory_gib or psutil.virtual_memory().total / 2**31, file_gib)
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -143,7 +147,7 @@ class RewardPool:
         try:
             if self._closed:
                 raise _WorkerLost("the reward pool was closed")
-            worker = _Worker(self._stop)
+            worker = _Worker(self._stop, *self._limits)
             answer = worker.ask(self._settings, self._start_timeout_s)
             if isinstance(answer, str):
                 worker.kill()
@@ -165,20 +169,22 @@ class _WorkerLost(Exception):
 class _Worker:
     """A reward process, seen from the thread that owns it."""
 
-    def __init__(self, stop: Connection) -> None:
+    def __init__(self, stop: Connection, memory_gib: float, file_gib: float) -> None:
         self._stop = stop
         self._connection, theirs = Pipe()
         # Not multiprocessing: its spawn would run the parent's __main__ again, whatever that is. Exec drops the
-        # parent's signal handlers; a session of its own keeps Ctrl-C away and lets kill() reach its children.
+        # parent's signal handlers; a session of its own keeps Ctrl-C away.
+        self._said, says = Pipe(duplex=False)
+        arguments = theirs.fileno(), says.fileno(), os.getpid(), memory_gib, file_gib
         code = (
             f"import sys; sys.path[:] = {[p or os.getcwd() for p in sys.path]!r}; "
-            f"from asyncrl.rewards.worker import main; main({theirs.fileno()}, {os.getpid()})"
+            f"from asyncrl.rewards.keeper import main; main{arguments}"
         )
-        with theirs:
+        with theirs, says:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), says.fileno()],
                 start_new_session=True,
             )
 
@@ -190,10 +196,7 @@ class _Worker:
             if self._connection in ready:
                 return self._connection.recv()
         except (EOFError, OSError):
-            how = self.kill()
-            if how == "SIGKILL":
-                raise _WorkerLost("the reward process was killed (SIGKILL; out of memory?)") from None
-            raise _WorkerLost(f"the reward process died ({how})") from None
+            raise _WorkerLost(self.kill()) from None
         self.kill()
         raise _WorkerLost("the reward pool was closed" if ready else f"timed out after {timeout_s:g} s")
 
@@ -205,14 +208,14 @@ class _Worker:
         return True
 
     def kill(self) -> str:
-        """Kills the worker and its children; says how it ended."""
-        # Reaped only afterwards: until then its process group id cannot belong to anyone else.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Ends the worker and all that it has started; says how it ended."""
+        self._process.terminate()
         self._connection.close()
         try:
             code = self._process.wait(_KILL_S)
         except subprocess.TimeoutExpired:
-            logger.warning("reward process %d does not die of SIGKILL", self._process.pid)
-            return "unkillable"
-        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+            self._process.kill()
+            logger.warning("reward process %d does not end what it started within %g s", self._process.pid, _KILL_S)
+            return "the reward process does not end"
+        with self._said:
+            return os.read(self._said.fileno(), 1000).decode() or f"the reward's keeper died ({code})"

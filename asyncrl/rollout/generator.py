@@ -20,6 +20,7 @@ from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task
 from asyncrl.errors import RunFailed
 from asyncrl.observe import relay, trace
+from asyncrl.recipe.schema import RewardsRecipe
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids
@@ -45,9 +46,7 @@ class GeneratorConfig:
     settings: RolloutSettings
     reward: str
     base_dir: Path
-    reward_workers: int
-    reward_timeout_s: float
-    reward_kwargs: dict[str, Any]
+    rewards: RewardsRecipe
     dataset: str
     run_dir: Path
 
@@ -74,10 +73,12 @@ class Generator:
         self.rewards = RewardPool(
             config.reward,
             config.base_dir,
-            config.reward_workers,
-            config.reward_timeout_s,
+            config.rewards.workers,
+            config.rewards.timeout_s,
             dataset=config.dataset,
-            kwargs=config.reward_kwargs,
+            kwargs=config.rewards.kwargs,
+            memory_gib=config.rewards.memory_gib,
+            file_gib=config.rewards.file_gib,
         )
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
         await self.engine.start()

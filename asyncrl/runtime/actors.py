@@ -110,9 +110,7 @@ class Actors:
             settings=settings,
             reward=recipe.reward,
             base_dir=self.base_dir,
-            reward_workers=recipe.rewards.workers,
-            reward_timeout_s=recipe.rewards.timeout_s,
-            reward_kwargs=recipe.rewards.kwargs,
+            rewards=recipe.rewards,
             dataset=recipe.data.name,
             run_dir=self.run_dir,
         )

@@ -44,8 +44,6 @@ def do(completion, **row):
         last = None
         while True:
             last = [last]
-    if completion == "map":
-        return len(bytearray(2**20 * row["mib"])) / 2**20
     if completion == "report and spin":
         with open(row["path"], "w") as file:
             file.write(str(os.getpid()))
@@ -62,6 +60,36 @@ def do(completion, **row):
         with open(row["path"], "w") as file:
             file.write(str(child.pid))
         child.wait()
+    if completion == "have a daemon":
+        # Forked twice, in a session of its own, with nothing left that binds it here.
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                for file in range(3):
+                    os.close(file)
+                with open(row["path"], "w") as file:
+                    file.write(str(os.getpid()))
+                time.sleep(1000)
+            os._exit(0)
+        os.wait()
+        while not os.path.exists(row["path"]) or not open(row["path"]).read():
+            time.sleep(0.01)
+        if row["then"] == "exit":
+            os._exit(3)
+        if row["then"] == "hang":
+            time.sleep(1000)
+    if completion == "share the hoard":
+        script = "import time; hoard = bytearray(2**20 * 60); time.sleep(1000)"
+        for _ in range(8):
+            subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+        time.sleep(1000)
+    if completion == "chat":
+        for _ in range(row["mib"]):
+            os.write(1, b"x" * 2**20)
+    if completion == "fill the disk":
+        with open(row["path"], "wb") as file:
+            for _ in range(64):
+                file.write(b"x" * 2**20)
     if completion == "read":
         return open(row["path"]).read() == "go"
     return 1
@@ -197,6 +225,45 @@ def test_what_a_killed_call_has_started_is_killed_too(pool_of, tmp_path):
     assert is_gone(int(path.read_text()))
 
 
+@pytest.mark.parametrize("then", ["hang", "exit", "return"])
+def test_its_daemons_end_with_it_however_it_ends(pool_of, tmp_path, then):
+    path = tmp_path / "daemon"
+    pool = pool_of(timeout_s=60.0 if then == "return" else 5.0)
+    [score] = run(pool, "have a daemon", path=str(path), then=then)
+    daemon = int(path.read_text())
+    if then == "return":
+        assert score == Score(1.0)
+        assert not is_gone(daemon, within_s=0)
+        pool.close()
+    else:
+        assert ("timed out" if then == "hang" else "exit code 3") in score.error
+    assert is_gone(daemon)
+
+
+def test_what_a_call_prints_is_bounded_and_said(pool_of, capfd):
+    pool = pool_of()
+    assert run(pool, "chat", "chat", mib=100) == [Score(1.0)] * 2
+    pool.close()
+    printed = capfd.readouterr().out
+    assert 2**26 < len(printed) < 2**26 + 1000
+    assert printed.endswith("x\n[the reward has printed 64 MiB; the rest is left out]\n")
+
+
+def test_what_a_call_writes_to_a_file_is_bounded(pool_of, tmp_path):
+    path = tmp_path / "file"
+    full, after = run(pool_of(file_gib=1 / 128), "fill the disk", "x", path=str(path))
+    assert "File too large" in full.error
+    assert path.stat().st_size <= 2**23
+    assert after == Score(1.0)
+
+
+def test_the_memory_of_all_that_a_call_has_started_counts_together(pool_of):
+    """No process has too much by itself."""
+    shared, after = run(pool_of(memory_gib=0.4), "share the hoard", "x")
+    assert "rewards.memory_gib is 0.4" in shared.error
+    assert after == Score(1.0)
+
+
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -219,9 +286,7 @@ def test_a_call_that_takes_all_memory_fails_alone_and_what_it_hoards_goes_with_i
     for _ in range(2):
         before, hoarder, after = run(pool, "pid", how, "pid")
         assert hoarder.reward is None
-        assert "the reward ran out of memory (the limit is 0.25 GiB): MemoryError" in hoarder.error
-        # Where it happened, if there was memory for a traceback.
-        assert "(rewards.py:" in hoarder.error or how == "hoard in crumbs"
+        assert "GiB of memory, and rewards.memory_gib is 0.25; raise it, or use less" in hoarder.error
         assert after.reward not in (None, before.reward)
         assert is_gone(int(before.reward))
 
@@ -230,16 +295,8 @@ def test_a_group_call_that_takes_all_memory_fails_as_a_group(pool_of):
     pool = pool_of("group_that_hoards", memory_gib=0.25)
     scores = run(pool, "x", "hoard in blocks")
     assert [score.reward for score in scores] == [None, None]
-    assert all("out of memory" in score.error for score in scores)
+    assert all("rewards.memory_gib is 0.25" in score.error for score in scores)
     assert run(pool, "x", "x") == [Score(1.0)] * 2
-
-
-def test_the_memory_limit_does_not_count_what_the_imports_have_mapped(pool_of, tmp_path):
-    (tmp_path / "large.py").write_text("TABLE = bytearray(2**29)\n" + REWARDS)
-    pool = pool_of("./large.py:do", memory_gib=0.25)
-    assert run(pool, "map", mib=128) == [Score(128.0)]
-    [score] = run(pool, "map", mib=512)
-    assert "the limit is 0.25 GiB" in score.error
 
 
 def test_an_idle_worker_that_dies_costs_no_call(pool_of):

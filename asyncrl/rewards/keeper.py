@@ -1,0 +1,142 @@
+"""Keeps the family of a reward process, which is all that it starts, daemons too: it ends together, and within limits.
+
+    pool --start, SIGTERM--> keeper --fork--> worker --> whatever the reward starts
+Who loses its parent in there becomes a child of the keeper, so that nobody gets away. It looks every `_LOOK_S` at what
+they hold together, and passes on what they print up to a limit. When the worker ends, however it does, so do they.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from asyncrl.processes import adopt_orphans, die_with_parent
+
+_LOOK_S = 0.1
+_END_S = 5.0
+_GIB = 2**30
+_MOST_PRINTED = 64 * 2**20
+_SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
+
+
+def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: float) -> None:
+    """Starts the worker that serves the socket `handle`; writes to the pipe `said` how it ended. SIGTERM ends all."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    die_with_parent(parent_pid, signal.SIGTERM)
+    adopt_orphans()
+    printed, prints = os.pipe()
+    keeper = os.getpid()
+    if (worker := os.fork()) == 0:
+        for file in (said, printed):
+            os.close(file)
+        _become_worker(prints, int(file_gib * _GIB))
+        from asyncrl.rewards.worker import main as serve
+
+        return serve(handle, keeper)
+    for file in (handle, prints):
+        os.close(file)
+    passing = threading.Thread(target=_pass_on, args=(printed,), daemon=True)
+    passing.start()
+    os.write(said, _keep(worker, memory_gib).encode())
+    passing.join(1.0)
+    return None
+
+
+def _become_worker(prints: int, most_bytes: int) -> None:
+    """A session of its own keeps Ctrl-C away."""
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(prints, stream)
+    os.close(prints)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes if hard == resource.RLIM_INFINITY else hard, hard))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _keep(worker: int, memory_gib: float) -> str:
+    """Waits for: the end of the worker, or of the pool's patience. Returns how the worker ended, when all have."""
+    reason, status = "", None
+    while status is None and not reason:
+        got = signal.sigtimedwait(_SIGNALS, _LOOK_S)
+        status = _reap(worker)
+        if status is None and got and got.si_signo == signal.SIGTERM:
+            break
+        held = _resident(_below(os.getpid()), memory_gib * _GIB)
+        if status is None and held > memory_gib * _GIB:
+            reason = (
+                f"the reward and what it started held {held / _GIB:.3g} GiB of memory, and rewards.memory_gib is "
+                f"{memory_gib:.3g}; raise it, or use less"
+            )
+    ends = time.monotonic() + _END_S
+    while (left := psutil.Process().children(recursive=True)) and time.monotonic() < ends:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.002)
+        ended = _reap(worker)
+        status = ended if status is None else status
+    return reason or _in_words(status)
+
+
+def _reap(worker: int) -> int | None:
+    """Take note of all who have ended; the worker's exit code (negative: the signal) if it is among them."""
+    found = None
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == worker:
+                found = os.waitstatus_to_exitcode(ended[1])
+    return found
+
+
+def _in_words(status: int | None) -> str:
+    if status == -signal.SIGKILL:
+        return "the reward process was killed (SIGKILL; out of memory?)"
+    how = "unkillable" if status is None else signal.Signals(-status).name if status < 0 else f"exit code {status}"
+    return f"the reward process died ({how})"
+
+
+def _below(pid: int) -> list[int]:
+    """All descendants that the kernel names, for the price of a few small files."""
+    found, todo = [], [pid]
+    while todo:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{(parent := todo.pop())}/task"):
+                children = [*map(int, Path(f"/proc/{parent}/task/{task}/children").read_text().split())]
+                found += children
+                todo += children
+    return found
+
+
+def _resident(pids: Iterable[int], enough: float) -> float:
+    """Bytes of memory that they hold; what they share counts once, where that matters."""
+    total = sum(_of(pid, "rss") for pid in pids)
+    return total if total <= enough else sum(_of(pid, "pss") for pid in pids)
+
+
+def _of(pid: int, what: str) -> int:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return getattr(process.memory_info() if what == "rss" else process.memory_full_info(), what)
+    return 0
+
+
+def _pass_on(printed: int) -> None:
+    """What the family prints, to where this process prints, up to a limit. Ends when nobody can print any more."""
+    left, told = _MOST_PRINTED, False
+    while some := os.read(printed, 2**16):
+        kept = some[:left]
+        left -= len(kept)
+        if len(kept) < len(some) and not told:
+            told = True
+            kept += f"\n[the reward has printed {_MOST_PRINTED // 2**20} MiB; the rest is left out]\n".encode()
+        with contextlib.suppress(OSError):
+            while kept:
+                kept = kept[os.write(1, kept) :]
