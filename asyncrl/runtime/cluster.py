@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants
 
-from asyncrl import ray_token
+from asyncrl import private, ray_token
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.orphans import RUN, ProcessId, begin_run, family, lives
@@ -26,9 +27,14 @@ _CONNECT_DEADLINE_S = 10.0
 _WATCH_S = 2.0
 _VITAL = ("raylet", "gcs_server")
 """Processes of a Ray without which it takes no more work."""
-_LOCAL = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+_LOOPBACK = "127.0.0.1"
+_LOCAL = {"address": "local", "include_dashboard": False, "_node_ip_address": _LOOPBACK}
+_LONGEST_PLACE = 24
+"""Characters that leave room for Ray's sockets below: the name of one has 107 at most."""
 _ours: list[ProcessId] = []
 """The Ray that `start` started, if it did: other processes below this one are not the run's."""
+_folder: Path | None = None
+"""Where that one has its files."""
 
 
 def start(recipe: Recipe) -> None:
@@ -48,24 +54,44 @@ def start(recipe: Recipe) -> None:
     try:
         # What Ray has to say of a dead worker, the driver says in its own words.
         ray._private.worker.listen_error_messages = lambda *_: None
-        with nullcontext() if address else _reachable_from_here_only():
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        with nullcontext({}) if address else _reachable_from_here_only() as more:
+            ray.init(**options, **more, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        _forget_folder()
         where = f"the cluster at {address}" if address else f"Ray in {tempfile.gettempdir()}"
         raise UserError(f"ray_address: cannot start or reach {where}: {str(error).splitlines()[0]}") from error
     _ours[:] = [] if address else [process for process in family(os.getpid()) if process not in before]
 
 
 @contextmanager
-def _reachable_from_here_only() -> Iterator[None]:
-    """Ray's ports on loopback. Ray itself asks who connects for a token, which it makes where there is none."""
+def _reachable_from_here_only() -> Iterator[dict[str, Any]]:
+    """Ray's ports and those of its workers on loopback, its files where no other user gets to; yields what else
+    ray.init is to be told. Ray itself asks who connects for a token, which it makes where there is none."""
+    global _folder
     ray_token.keep_private()
+    place = tempfile.gettempdir()
+    if len(place) > _LONGEST_PLACE:
+        logger.warning("TMPDIR is too long for the names of Ray's sockets: its files are in /tmp")
+        place = "/tmp"
+    _folder = private.make(Path(place))
+    # Ray gives its own folder to everyone, so it is a child of ours. Its workers have this environment.
+    loopback = next(name for name, at in psutil.net_if_addrs().items() if any(a.address == _LOOPBACK for a in at))
+    settings = {
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        "VLLM_HOST_IP": _LOOPBACK,
+        "VLLM_RPC_BASE_PATH": str(_folder),
+    }
+    before_settings = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     # ray.init puts the address of this machine in the place of 127.0.0.1, unless clusters are said to be unsupported.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
-        yield
+        yield {"_temp_dir": str(_folder / "ray")}
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+        for name, value in before_settings.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
         ray_token.keep_private()
 
 
@@ -148,4 +174,15 @@ def base_dir_of_actors(base_dir: Path) -> Path:
 
 def stop() -> None:
     """Leave the cluster; actors of this run end with it."""
+    died = any(process.name in _VITAL and not lives(process) for process in _ours)
     ray.shutdown()
+    _forget_folder(keep=died)
+
+
+def _forget_folder(*, keep: bool = False) -> None:
+    global _folder
+    if _folder is not None and keep:
+        logger.warning("Ray's logs are in %s until your next run begins", _folder / "ray/session_latest/logs")
+    elif _folder is not None:
+        private.remove(_folder)
+    _folder = None

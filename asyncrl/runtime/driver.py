@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,6 @@ from asyncrl.runtime.stop import Stop
 from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.trainer.actor import role
-from asyncrl.weights.files import shared_folder
 from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)
@@ -380,7 +378,7 @@ class Driver:
         await self.notices.last()
         self.journal.close()
         await asyncio.to_thread(self.trace.close)
-        shutil.rmtree(shared_folder(self.run_dir), ignore_errors=True)
+        await self.trainer.close()
         stacks.tidy(self.run_dir / "stacks")
 
 

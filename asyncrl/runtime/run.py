@@ -230,6 +230,7 @@ async def _run(
         except cluster.ClusterDied:
             # Nobody is left to be closed.
             driver.fleet.serving.clear()
+            driver.trainer.forget()
             raise
         finally:
             await driver.close()

@@ -188,6 +188,18 @@ class TrainerLink:
             except RayActorError as error:
                 self.lost(handle, error)
 
+    async def close(self) -> None:
+        """Of one that does not answer, this user's next run removes what it has in shared memory."""
+        if self._handle is not None:
+            try:
+                await self._waiting(self._handle.call("close"), "trainer", "to close", deadline_s=10.0)
+            except Exception as error:
+                logger.warning("the trainer did not close: %s", reason(error))
+
+    def forget(self) -> None:
+        """There is nobody left to call."""
+        self._handle = None
+
 
 def reason(error: Exception) -> str:
     """The gist of Ray's page about a dead actor."""

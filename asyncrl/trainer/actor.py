@@ -24,6 +24,7 @@ from typing import Any
 import ray
 import torch
 
+from asyncrl import private
 from asyncrl.checkpoint import atomic, files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.control.messages import Train
@@ -31,6 +32,7 @@ from asyncrl.models import load_tokenizer
 from asyncrl.observe import relay, trace
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
+from asyncrl.rendezvous import Meeting, open_meeting
 from asyncrl.rollout.trajectory import decode
 from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.crossing import crossing
@@ -42,10 +44,10 @@ from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lora import merged, transposed
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
-from asyncrl.trainer.ranks import Meeting, Team, open_meeting
+from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.step_report import StepReport
 from asyncrl.weights.channel import Channel, ChannelConfig, PublishReport, open_channel
-from asyncrl.weights.files import shared_folder
+from asyncrl.weights.files import SHARED_MEMORY
 from asyncrl.weights.staging import Staging, require_finite
 from asyncrl.weights.verify import probe_tokens
 
@@ -110,6 +112,7 @@ class TrainerActor:
         self.run_dir = run_dir
         self.buffer = buffer
         self.channel: Channel | None = None
+        self.shared: Path | None = None
 
     def meeting(self) -> Meeting:
         """Where the ranks meet: rank 0 says it, and holds the place."""
@@ -173,14 +176,11 @@ class TrainerActor:
         return self._score_probe() if live == batch.step + 1 else None
 
     def _staging(self, version: int, device: torch.device) -> Staging:
-        shared = None
         if self.backend == "shared_memory":
-            shared = shared_folder(self.run_dir) / str(self.rank)
-            # What a trainer left that was killed.
-            shutil.rmtree(shared, ignore_errors=True)
-            shared.mkdir(parents=True)
+            # With this, what a trainer has left that was killed is gone.
+            self.shared = private.make(SHARED_MEMORY)
         copies = device if self.backend == "nccl" else torch.device("cpu")
-        return Staging(self.learner.model, version, self._dtype, copies, shared)
+        return Staging(self.learner.model, version, self._dtype, copies, self.shared)
 
     def _hold(self, live: int, version: int) -> None:
         """Keep the weights if they are those that the generators hold."""
@@ -317,6 +317,12 @@ class TrainerActor:
     def take_notices(self) -> list[relay.Notice]:
         """Warnings since the last call."""
         return relay.take()
+
+    @ray.method(concurrency_group="notices")
+    def close(self) -> None:
+        """Nothing stays in shared memory but what is still mapped."""
+        if self.shared is not None:
+            private.remove(self.shared)
 
     @ray.method(concurrency_group="push")
     def ping(self) -> None:

@@ -7,29 +7,14 @@ gradients after it, and a few numbers per update.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import TCPStore
 
 from asyncrl.recipe.schema import TrainerRecipe
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where the ranks of one trainer find one another."""
-
-    address: str
-    port: int
-
-
-def open_meeting(address: str, timeout_s: float) -> tuple[Meeting, TCPStore]:
-    """At a free port of `address`, for as long as the store lives."""
-    store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
-    return Meeting(address, store.port), store
+from asyncrl.rendezvous import Meeting, SealedStore, require_members
 
 
 class Team:
@@ -39,12 +24,14 @@ class Team:
         self.device, self.rank, self.size = device, rank, size
         self.push_group: Any = None
         """Of all ranks, for pushes alone: they run beside the steps."""
+        self.store: SealedStore | None = None
+        """Kept, because torch keeps its C++ half alone."""
 
     @classmethod
     def join(
         cls,
         meeting: Meeting,
-        store: TCPStore | None,
+        store: SealedStore | None,
         rank: int,
         size: int,
         device: torch.device,
@@ -52,11 +39,14 @@ class Team:
     ) -> Team:
         """Meet the other ranks; `store` is rank 0's own. No collective waits longer than `timeout_s`."""
         timeout = timedelta(seconds=timeout_s)
-        store = store or TCPStore(meeting.address, meeting.port, is_master=False, timeout=timeout)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        store = store or meeting.join(timeout_s)
+        backend, place = ("nccl", store.bare) if device.type == "cuda" else ("gloo", store)
+        distributed.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
         team = cls(device, rank, size)
+        team.store = store
         team.push_group = distributed.new_group(timeout=timeout)
+        for group in (distributed.group.WORLD, team.push_group):
+            require_members(group, rank, meeting.key, device)
         return team
 
     def shard(self, called: torch.nn.Module, model: torch.nn.Module, recipe: TrainerRecipe) -> None:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from asyncrl.weights.files import write_push
 from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
@@ -181,7 +183,7 @@ class NcclChannel:
         self._engine: Any = None
 
     def end(self) -> Any:
-        return {"address": self._config.address, "pieces": [asdict(piece) for piece in self._staged.pieces]}
+        return {"pieces": [asdict(piece) for piece in self._staged.pieces]}
 
     def connect(self, replicas: Replicas | None, num_workers: int, ends: list[Any]) -> None:
         from asyncrl.weights import nccl
@@ -189,8 +191,15 @@ class NcclChannel:
         pieces = [[Piece.of_wire(piece) for piece in end["pieces"]] for end in ends]
         self._source = nccl.StagedSource(pieces, self._config.rank, self._config.group)
         self._client = nccl.SyncClient(replicas)
-        rank = self._config.rank
-        self._engine = nccl.trainer_engine(ends[0]["address"], 1 + num_workers, rank, self._client, self._source)
+        self._engine = nccl.trainer_engine(self._config.rank, self._client, self._source)
+        if replicas is None:
+            return
+        world_size, unique_id = 1 + num_workers, nccl.new_id()
+        invitation = nccl.invitation(self._engine, unique_id, world_size)
+        device = torch.accelerator.current_device_index()
+        _, self._engine.model_update_group = _side_by_side(
+            lambda: replicas.join(invitation), lambda: nccl.join(unique_id, world_size, device)
+        )
 
     def copy(self, version: int, staged: StagedWeights) -> Any:
         return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 import torch
 
+from asyncrl import private
 from asyncrl.errors import RunFailed
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -15,16 +15,11 @@ _KEEP_ON_DISK = 2
 """Pushes: a worker may still load the one before."""
 
 
-def shared_folder(run_dir: Path) -> Path:
-    """Where the copies of a run lie in shared memory."""
-    return SHARED_MEMORY / f"asyncrl-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:12]}"
-
-
 def create_file(path: Path, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
     """A new flat tensor that is the file's content. Raises RunFailed if there is no room."""
     num_bytes = num_elements * dtype.itemsize
     try:
-        with path.open("wb") as file:
+        with open(path, "xb", opener=_owner_only) as file:
             # Reserved now: a page that cannot be had later would end the process by SIGBUS.
             os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
     except OSError as error:
@@ -40,12 +35,26 @@ def open_file(path: Path, num_elements: int, dtype: torch.dtype) -> torch.Tensor
     return torch.from_file(str(path), shared=True, size=num_elements, dtype=dtype)
 
 
+def open_own(path: Path, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """Raises RunFailed if anyone else could have put the file there, or write to it."""
+    descriptor = private.open_file(path)
+    try:
+        return open_file(Path(f"/proc/self/fd/{descriptor}"), num_elements, dtype)
+    finally:
+        os.close(descriptor)
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def write_push(flat: torch.Tensor, folder: Path, version: int, rank: int) -> Path:
     """The buffer as a file of its own, whole under its name or not there; those of older pushes are deleted."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{version:08d}-{rank}.bin"
     part = path.with_suffix(".part")
-    part.write_bytes(flat.view(torch.uint8).numpy().data)
+    with open(part, "wb", opener=_owner_only) as file:
+        file.write(flat.view(torch.uint8).numpy().data)
     part.replace(path)
     for old in sorted(folder.glob(f"*-{rank}.bin"))[:-_KEEP_ON_DISK]:
         old.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ vLLM's own `nccl` engine needs GPUs; between CPUs this takes its place. A group 
 rank 0, and every engine worker. Every collective has a deadline.
 
 Both sides keep what went over last, so only what has changed is sent where that is less: at the small steps of RL most
-weights stay the same in bfloat16. A push is the number of changed elements (-1: all follow), their places and values.
+weights stay the same in bfloat16. A push is the number of changed elements (-1: all follow), their places and values,
+and last a MAC of all of it (keyed BLAKE3, whose key came through Ray): what others have put in its place is not loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import BroadcastOptions, ProcessGroupGloo, TCPStore
+from blake3 import blake3
+from torch.distributed import BroadcastOptions, ProcessGroupGloo
+
+from asyncrl.rendezvous import Meeting, SealedStore, open_meeting, own_address, require_members
 
 # Everyone who is to join is up and has been called: who is not here soon has died, and those who wait for it stand
 # still meanwhile.
@@ -28,22 +32,24 @@ class GlooReceiver:
     """A worker's end: one group with each rank of the trainer."""
 
     def __init__(self, ends: list[dict[str, Any]], rank: int, world_size: int, timeout_s: float) -> None:
-        self._groups = []
         # Kept: the page faults of new ones would cost more than the bytes.
         self._flats: list[torch.Tensor] = []
-        for end in ends:
-            timeout = timedelta(seconds=timeout_s)
-            store = TCPStore(end["address"], end["port"], is_master=False, timeout=timeout)
-            self._groups.append(_group(store, rank, world_size, timeout_s))
+        meetings = [Meeting.of_wire(end) for end in ends]
+        self._groups = [_group(m, m.join(timeout_s), rank, world_size, timeout_s) for m in meetings]
+        self._seals = [_Seal(meeting.key) for meeting in meetings]
 
     def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Raises RuntimeError, before it yields them, for weights that the trainer did not send."""
         self._flats = self._flats or [torch.empty(size, dtype=dtype) for size in sizes]
         counts = [torch.empty(1, dtype=torch.int64) for _ in sizes]
         _wait([_broadcast(group, count) for group, count in zip(self._groups, counts, strict=True)])
-        parts = [_parts(int(count), flat) for flat, count in zip(self._flats, counts, strict=True)]
+        parts = [[*_parts(int(count), flat), _macs()] for flat, count in zip(self._flats, counts, strict=True)]
         coming = [[_broadcast(group, p) for p in own] for group, own in zip(self._groups, parts, strict=True)]
-        for flat, own, work in zip(self._flats, parts, coming, strict=True):
+        ends = zip(self._flats, counts, parts, coming, self._seals, strict=True)
+        for number, (flat, count, (*own, mac), work, seal) in enumerate(ends):
             _wait(work)
+            if not torch.equal(mac, seal.of([count, *own])):
+                raise RuntimeError(f"the weights that arrived are not those that rank {number} of the trainer sent")
             if len(own) == 2:
                 places, values = own
                 flat[places] = values
@@ -63,12 +69,12 @@ class GlooEnd:
 
     def __init__(self, address: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        timeout = timedelta(seconds=timeout_s)
-        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        self.reach = {"address": address, "port": self._store.port}
+        self._meeting, self._store = open_meeting(address, timeout_s)
+        self._seal = _Seal(self._meeting.key)
+        self.reach = self._meeting.to_wire()
 
     def join(self, world_size: int) -> None:
-        self.group = _group(self._store, 0, world_size, self._timeout_s)
+        self.group = _group(self._meeting, self._store, 0, world_size, self._timeout_s)
 
     def prepare(self, flat: torch.Tensor) -> None:
         """Find out what there is to send of `flat`, which is as it is until that is done."""
@@ -81,8 +87,9 @@ class GlooEnd:
         parts = [flat] if places is None else [places, flat[places]] if len(places) else []
         count = torch.tensor([_ALL if places is None else len(places)])
         sent, self._sent = self._sent, None  # if this fails, nobody knows what has arrived
-        for part in (count, *parts):
-            _wait([_broadcast(self.group, part)])
+        under_way = [_broadcast(self.group, part) for part in (count, *parts)]
+        mac = self._seal.of([count, *parts])
+        _wait([*under_way, _broadcast(self.group, mac)])
         if sent is None:
             sent = flat.clone()
         elif places is None:
@@ -108,8 +115,35 @@ class GlooEnd:
             self.group.abort()
 
 
-def _group(store: TCPStore, rank: int, world_size: int, timeout_s: float) -> ProcessGroupGloo:
-    group = ProcessGroupGloo(store, rank, world_size, timedelta(seconds=min(timeout_s, _JOIN_S)))
+class _Seal:
+    """MACs of one push after another of one end, of which none stands for another."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key, self._number = key, 0
+
+    def of(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Of the next push."""
+        mac = blake3(self._number.to_bytes(8), key=self._key)
+        for part in parts:
+            mac.update(part.view(torch.uint8).numpy().data)
+        self._number += 1
+        return torch.tensor(list(mac.digest()), dtype=torch.uint8)
+
+
+def _macs() -> torch.Tensor:
+    """Where to receive one."""
+    return torch.empty(blake3.digest_size, dtype=torch.uint8)
+
+
+def _group(meeting: Meeting, store: SealedStore, rank: int, world_size: int, timeout_s: float) -> ProcessGroupGloo:
+    options = ProcessGroupGloo._Options()
+    # By itself gloo listens at the address of the host's name.
+    address = own_address(meeting.address)
+    options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = timedelta(seconds=min(timeout_s, _JOIN_S))
+    group = ProcessGroupGloo(store, rank, world_size, options)
+    require_members(group, rank, meeting.key)
+    store.close()
     group._set_default_timeout(timedelta(seconds=timeout_s))
     return group
 
@@ -118,6 +152,8 @@ def _parts(count: int, flat: torch.Tensor) -> list[torch.Tensor]:
     """What follows a count: where to receive it."""
     if count == _ALL:
         return [flat]
+    if not 0 <= count <= len(flat):
+        raise RuntimeError(f"{count} weights are announced, of {len(flat)} that there are")
     return [torch.empty(count, dtype=_index_dtype(flat)), torch.empty(count, dtype=flat.dtype)] if count else []
 
 

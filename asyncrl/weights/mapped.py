@@ -7,14 +7,13 @@ the trainer, nobody waits for anybody, and replicas can be updated one after the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asyncrl.weights.files import open_file
+from asyncrl.weights.files import open_file, open_own
 
 
 class SharedMemoryReceiver:
@@ -27,9 +26,12 @@ class SharedMemoryReceiver:
     def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
         for path, size in zip(copies, sizes, strict=True):
             if path not in self._maps:
-                if not os.path.exists(path):
-                    raise RuntimeError(f"{path} is not on this node, but the trainer is; set weights.channel=gloo")
-                self._maps[path] = open_file(Path(path), size, dtype)
+                try:
+                    self._maps[path] = open_own(Path(path), size, dtype)
+                except FileNotFoundError:
+                    raise RuntimeError(
+                        f"{path} is not on this node, but the trainer is; set weights.channel=gloo"
+                    ) from None
             yield self._maps[path]
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ class SyncClient:
         self.pauses: Mapping[str, float] = {}
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self.replicas.join(init_info)
+        """Nothing: who joins has been called by the channel."""
 
     def start_weight_update(self) -> None:
         """Nothing: `update` pauses the replica just before it receives."""
@@ -67,11 +68,38 @@ class SyncClient:
         """Nothing: `update` has stamped the version and resumed."""
 
 
-def trainer_engine(address: str, world_size: int, rank: int, client: SyncClient, source: StagedSource) -> Any:
-    """vLLM's trainer end; rank 0 listens at `address`."""
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-    from vllm.utils.network_utils import get_open_port
+def trainer_engine(rank: int, client: SyncClient, source: StagedSource) -> Any:
+    """vLLM's trainer end, without a communicator: rank 0 gets its own from `join`, the others have none."""
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
-    info = NCCLTrainerInitInfo(address, get_open_port(), world_size, rank=rank)
-    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+    return NCCLTrainerWeightTransferEngine(client=client, source=source, is_sender=rank == 0)
+
+
+def new_id() -> bytes:
+    """Of a communicator. NCCL listens for its ranks here from now on, and refuses who does not know it."""
+    from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+
+    return bytes(NCCLLibrary().ncclGetUniqueId().internal)
+
+
+def invitation(engine: Any, unique_id: bytes, world_size: int) -> dict[str, Any]:
+    """What workers are to know, through Ray. vLLM's own way is a store that anyone writes to, whose values it
+    unpickles."""
+    from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, worker_init_payload
+
+    info = NCCLWeightTransferInitInfo(
+        rank_offset=1,
+        world_size=world_size,
+        nccl_unique_id_b64=base64.b64encode(unique_id).decode(),
+        packed=engine.packed,
+        packed_buffer_size_bytes=engine.packed_buffer_size_bytes,
+        packed_num_buffers=engine.packed_num_buffers,
+    )
+    return worker_init_payload(info)
+
+
+def join(unique_id: bytes, world_size: int, device: int) -> Any:
+    """Rank 0's communicator, once all workers are there."""
+    from vllm.distributed.weight_transfer.nccl_common import uid_init_process_group
+
+    return uid_init_process_group(unique_id, 0, world_size, device)

@@ -12,8 +12,8 @@ import pytest
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.model import LogprobsMode
 from vllm.distributed.weight_transfer import base
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, uid_init_process_group
 from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -202,9 +202,10 @@ def test_what_a_worker_engine_finds_on_itself() -> None:
 
 
 def test_only_rank_0_sends() -> None:
-    inspect.signature(base.TrainerWeightTransferEngine).bind(client=None, source=None, is_sender=True)
-    assert NCCLTrainerInitInfo("127.0.0.1", 5, 2, rank=0).is_sender
-    assert not NCCLTrainerInitInfo("127.0.0.1", 5, 2, rank=1).is_sender
+    for rank in (0, 1):
+        engine = nccl.trainer_engine(rank, nccl.SyncClient(None), nccl.StagedSource([], rank, None))
+        assert engine.is_sender is (rank == 0)
+        assert engine.model_update_group is None
 
 
 def test_our_client_has_the_calls_of_vllms_protocol() -> None:
@@ -215,10 +216,12 @@ def test_our_client_has_the_calls_of_vllms_protocol() -> None:
         assert list(inspect.signature(our).parameters) == list(inspect.signature(their).parameters)
 
 
-def test_nccl_init_info_as_the_channel_makes_it() -> None:
-    info = NCCLTrainerInitInfo("127.0.0.1", 1234, 3, rank=0)
-    assert (info.master_address, info.master_port, info.world_size, info.rank) == ("127.0.0.1", 1234, 3, 0)
-    assert info.backend == "nccl"
+def test_workers_take_the_invitation_to_an_nccl_group() -> None:
+    engine = nccl.trainer_engine(0, nccl.SyncClient(None), nccl.StagedSource([], 0, None))
+    info = NCCLWeightTransferInitInfo(**nccl.invitation(engine, b"x" * 128, 3))
+    assert (info.nccl_unique_id_bytes, info.world_size, info.rank_offset, info.packed) == (b"x" * 128, 3, 1, True)
+    assert info.master_address is info.master_port is None
+    inspect.signature(uid_init_process_group).bind(b"", 0, 3, 0)
 
 
 def test_registering_makes_our_engine_known_beside_nccl() -> None:
@@ -228,19 +231,12 @@ def test_registering_makes_our_engine_known_beside_nccl() -> None:
     register()  # every vLLM process loads the plug-in, some twice
     assert WeightTransferEngineFactory._registry["asyncrl"]() is host.HostEngine
     assert "nccl" in WeightTransferEngineFactory._registry
-    assert "nccl" in WeightTransferTrainerFactory._registry
 
 
-def test_the_trainer_factory_takes_client_and_source_by_name() -> None:
-    inspect.signature(WeightTransferTrainerFactory.trainer_init).bind("init_info", client=None, source=None)
-
-
-def test_reloading_and_ports() -> None:
+def test_reloading() -> None:
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-    from vllm.utils.network_utils import get_open_port
 
     inspect.signature(initialize_layerwise_reload).bind("model")
     inspect.signature(finalize_layerwise_reload).bind("model", "model_config")
-    inspect.signature(get_open_port).bind()
     assert inspect.isclass(ParallelLMHead)

@@ -15,9 +15,10 @@ from torch import multiprocessing
 from asyncrl.algorithms.losses import LOSSES
 from asyncrl.checkpoint import files
 from asyncrl.recipe.schema import Recipe
+from asyncrl.rendezvous import Meeting, open_meeting
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.trainer.ranks import Meeting, Team, open_meeting
+from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.step_report import StepReport
 from asyncrl.weights.nccl import StagedSource
 from asyncrl.weights.pieces import assemble
