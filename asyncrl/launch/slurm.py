@@ -39,15 +39,22 @@ cat > "$recipe" <<'ASYNCRL_RECIPE'
 head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 head_ip="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{{print $1}}')"
 export RAY_ADDRESS="$head_ip:$((20000 + SLURM_JOB_ID % 10000))"
+# Ray lets everyone write to its own folder, so on every node it is in one that no one else enters.
+tmp="/tmp/asyncrl-$(python -c 'import secrets; print(secrets.token_hex(8))')"
+everywhere=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES")
+"${{everywhere[@]}}" mkdir -m 700 "$tmp"
 pids=()
-trap 'kill "${{pids[@]}}" 2>/dev/null || true; wait; rm -rf "$(dirname "$recipe")"' EXIT
+trap 'kill "${{pids[@]}}" 2>/dev/null || true; wait; rm -rf "$(dirname "$recipe")"
+  "${{everywhere[@]}}" rm -rf "$tmp" || true' EXIT
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" \\
-  ray start --head --block --include-dashboard=false --node-ip-address="$head_ip" --port="${{RAY_ADDRESS##*:}}" &
+  ray start --head --block --include-dashboard=false --node-ip-address="$head_ip" --port="${{RAY_ADDRESS##*:}}" \\
+  --temp-dir="$tmp/ray" &
 pids+=($!)
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   others=$((SLURM_JOB_NUM_NODES - 1))
-  srun --nodes="$others" --ntasks="$others" --exclude="$head" ray start --block --address="$RAY_ADDRESS" &
+  srun --nodes="$others" --ntasks="$others" --exclude="$head" \\
+    ray start --block --address="$RAY_ADDRESS" --temp-dir="$tmp/ray" &
   pids+=($!)
 fi
 python -m asyncrl.launch.wait "$SLURM_JOB_NUM_NODES"

@@ -6,12 +6,17 @@ Only files are read, so nothing in the run waits for it. Loopback unless told ot
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import json
+import logging
 import os
+import re
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +26,16 @@ from asyncrl.observe.console import Console
 from asyncrl.observe.report import Sections
 from asyncrl.run_dir import open_file, text
 
+logger = logging.getLogger(__name__)
+
 _SILENT_S = 10.0
 """The driver says where it stands every second."""
+_HEADERS = {
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
 _SCRIPT = """
 async function follow() {
   const state = document.getElementById("connection");
@@ -62,10 +75,15 @@ def watch(run_dir: Path, host: str, port: int) -> None:
     token = secrets.token_urlsafe(16)
     listening = _listen(host, port)
     url = f"http://{host}:{listening.getsockname()[1]}/{token}/"
+    if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+        logger.warning("the page and its token go over the network as they are: plain HTTP (docs/safety.md)")
     Console().print(
         f"{run_dir}: {url}\nCtrl-C ends it; the run goes on.", markup=False, highlight=False, soft_wrap=True
     )
-    config = uvicorn.Config(app(run_dir, token), log_level="warning", access_log=False)
+    # h11 takes no header of more than 64 KiB; httptools, which uvicorn prefers where it is, has no such limit.
+    config = uvicorn.Config(
+        app(run_dir, token), http="h11", ws="none", lifespan="off", log_level="warning", access_log=False
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -76,34 +94,46 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"watch: cannot listen at {host}:{port}: {error.strerror}; set --port or --host") from error
 
 
-def app(run_dir: Path, token: str) -> Any:
-    """The FastAPI application."""
-    from fastapi import FastAPI, HTTPException
-    from fastapi.responses import HTMLResponse
+def app(run_dir: Path, token: str) -> Callable[..., Awaitable[None]]:
+    """The ASGI application."""
+    following = Following(run_dir)
 
-    served, following = FastAPI(openapi_url=None), Following(run_dir)
+    def answer(scope: Mapping[str, Any], nonce: str) -> tuple[str, str] | None:
+        """Type and text; None for whoever has no token, and for all that is not there."""
+        _, given, *place = [*scope["path"].split("/"), ""]
+        if not secrets.compare_digest(given.encode(errors="replace"), token.encode()) or scope["method"] != "GET":
+            return None
+        if place == ["", ""]:
+            return "text/html", _whole(run_dir, *following.changed(0), nonce)
+        seen = re.fullmatch(rb"(?:seen=([0-9]{1,18}))?", scope["query_string"])
+        if place != ["sections", ""] or seen is None:
+            return None
+        newest, html = following.changed(int(seen[1] or 0))
+        return "application/json", json.dumps({"seen": newest, "sections": html})
 
-    def check(given: str) -> None:
-        if not secrets.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(404)
-
-    @served.get("/{given}/")
-    def whole(given: str) -> Any:
-        check(given)
-        seen, html = following.changed(0)
-        places = [page.place(name, part) for name, part in html.items()]
-        connection = '<p id="connection" class="soft" role="status"></p>'
-        script = f"<script>let seen = {seen};{_SCRIPT}</script>"
-        text = page.page(f"{run_dir.resolve().name} - asyncrl watch", [*places, connection, script])
-        return HTMLResponse(text, headers={"Referrer-Policy": "no-referrer"})
-
-    @served.get("/{given}/sections")
-    def changed(given: str, seen: int = 0) -> Any:
-        check(given)
-        newest, html = following.changed(seen)
-        return {"seen": newest, "sections": html}
+    async def served(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        nonce = secrets.token_urlsafe(16)
+        found = await asyncio.to_thread(answer, scope, nonce)
+        kind, text = found or ("text/plain", "Not Found")
+        named = {"content-type": f"{kind}; charset=utf-8", **_HEADERS, "content-security-policy": _policy(nonce)}
+        headers = [(name.encode(), value.encode()) for name, value in named.items()]
+        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
+        await send({"type": "http.response.body", "body": text.encode(errors="replace")})
 
     return served
+
+
+def _whole(run_dir: Path, seen: int, html: Mapping[str, str], nonce: str) -> str:
+    places = [page.place(name, part) for name, part in html.items()]
+    connection = '<p id="connection" class="soft" role="status"></p>'
+    script = f'<script nonce="{nonce}">let seen = {seen};{_SCRIPT}</script>'
+    return page.page(f"{run_dir.resolve().name} - asyncrl watch", [*places, connection, script])
+
+
+def _policy(nonce: str) -> str:
+    """What a browser lets the page do: its own script and looks, and asking here again."""
+    only = f"script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; connect-src 'self'"
+    return f"default-src 'none'; {only}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 class Following:

@@ -172,11 +172,10 @@ def base_dir_of_actors(base_dir: Path) -> Path:
     return Path() if ray.get_runtime_context().runtime_env.get("working_dir") else base_dir
 
 
-def stop() -> None:
-    """Leave the cluster; actors of this run end with it."""
-    died = any(process.name in _VITAL and not lives(process) for process in _ours)
+def stop(*, keep_logs: bool = False) -> None:
+    """Leave the cluster; actors of this run end with it. `keep_logs`: Ray's own, if it was started here."""
     ray.shutdown()
-    _forget_folder(keep=died)
+    _forget_folder(keep=keep_logs)
 
 
 def _forget_folder(*, keep: bool = False) -> None:

@@ -147,6 +147,7 @@ def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
     """Ray, with room for what the recipe asks for. An OSError of the run becomes a sentence: the disk is full, say."""
     view.phase("starting Ray")
     cluster.start(recipe)
+    failed = True
     try:
         if recipe.trainer.ranks > 1 and cluster.num_nodes() > 1 and storage.is_url(recipe.run_dir or ""):
             raise UserError(
@@ -154,13 +155,17 @@ def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
                 "that all nodes see; set run_dir to a path on one"
             )
         yield reserve(recipe, view.phase)
+        failed = False
+    except UserError:
+        failed = False
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise RunFailed(
             f"{where}{error.strerror or one_line(error)}; {remedy(error)}, then `asyncrl resume`"
         ) from error
     finally:
-        cluster.stop()
+        cluster.stop(keep_logs=failed)
 
 
 def make_run_dir(run_dir: Path, may_rename: bool) -> Path:

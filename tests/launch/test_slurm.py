@@ -57,17 +57,26 @@ def test_the_script_starts_two_nodes_runs_and_ends_what_it_started(script: Path,
         while not (metrics.exists() and metrics.read_text()):
             assert job.poll() is None, (tmp_path / "log").read_text()
             with_deadline(job)
+        folders = ray_folders(job.pid)
+        assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700]
         job.send_signal(signal.SIGTERM)
         assert job.wait(120) == 0, (tmp_path / "log").read_text()
     finally:
         for process in members(job.pid):
             process.kill()
     assert not members(job.pid)
+    assert not any(folder.exists() for folder in folders)
     last = json.loads(metrics.read_text().splitlines()[-1])
     assert 0 <= last["step"] < 1999
     assert (tmp_path / f"run/checkpoints/step_{last['step'] + 1:06d}/COMPLETE").exists()
     assert "stopped by SIGTERM" in (tmp_path / "log").read_text()
     assert job.pid not in psutil.pids()
+
+
+def ray_folders(session: int) -> set[Path]:
+    """Where the nodes have their folders."""
+    words = {word for process in members(session) for word in process.cmdline() if word.startswith("--temp-dir=")}
+    return {Path(word.removeprefix("--temp-dir=")).parent for word in words}
 
 
 def with_deadline(job: subprocess.Popen[bytes]) -> None:
@@ -96,6 +105,8 @@ def test_the_script_asks_for_what_the_recipe_needs(
     assert "#SBATCH --nodes=2\n" in text
     assert "gpus-per-node" not in text
     assert subprocess.run(["bash", "-n", script], timeout=30).returncode == 0
+    assert text.count('--temp-dir="$tmp/ray"') == text.count("ray start --") == 2
+    assert 'mkdir -m 700 "$tmp"' in text
     gpus = ["rollout.gpus_per_replica=1", "rollout.replicas=8", "trainer.ranks=8", "trainer.gpus_per_rank=1"]
     assert main(["submit", "recipes/tiny.yaml", "run_dir=/shared/x", *gpus, "--slurm"]) == 0
     text = capsys.readouterr().out

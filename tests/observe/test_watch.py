@@ -134,13 +134,58 @@ def test_a_driver_that_hangs_is_told_from_one_that_works(run_dir: Path, made_up:
     assert "said nothing" not in state(8.0)  # it has ended
 
 
+def told(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    """Status, headers but the date, and body."""
+    request = urllib.request.Request(url, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            status, headers, body = answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        status, headers, body = error.code, error.headers, error.read()
+    named = {name.lower(): value for name, value in headers.items() if name.lower() != "date"}
+    return status, named, body
+
+
 def test_without_the_token_there_is_nothing(watching: Watching) -> None:
+    """Nor anything that says what there would be."""
     host = watching.url.rsplit("/", 2)[0]
     watching.get()
-    for path in ("/", "/x/", "/x/sections", "/docs", "/openapi.json"):
-        with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(host + path, timeout=10)
-        assert error.value.code == 404
+    paths = ["/", "/x", "/x/", "/x/sections", "/x/sections?seen=abc", "/x/sections?seen=1&seen=2", "/docs", "/%ff/"]
+    answers = [told(host + path) for path in paths] + [told(host + "/x/", "POST"), told(watching.url, "POST")]
+    for status, headers, body in answers:
+        headers["content-security-policy"] = headers["content-security-policy"].partition(";")[0]
+        assert (status, headers, body) == (404, answers[0][1], b"Not Found")
+    assert told(watching.url + "sections?seen=abc")[0] == 404
+    with pytest.raises((urllib.error.URLError, ConnectionError)) as refused:  # an answer, or the end of the connection
+        urllib.request.urlopen(urllib.request.Request(host, headers={"X-Long": "x" * 2**17}), timeout=10)
+    assert getattr(refused.value, "code", 400) == 400
+    assert told(watching.url)[0] == 200
+
+
+def test_what_a_browser_is_told_not_to_do(watching: Watching) -> None:
+    watching.get()
+    nonces = []
+    for path in ("", "", "sections"):
+        status, headers, body = told(watching.url + path)
+        assert status == 200
+        expected = {"cache-control": "no-store", "x-content-type-options": "nosniff", "x-frame-options": "DENY"}
+        assert expected.items() <= headers.items()
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'nonce-")
+        nonces.append(re.search(r"'nonce-([\w-]{22})'", policy)[1])
+        assert path or f'<script nonce="{nonces[-1]}">' in body.decode()
+    assert len(set(nonces)) == len(nonces)
+
+
+def test_a_page_on_the_network_says_that_it_is_plain(run_dir: Path) -> None:
+    command = [sys.executable, "-m", "asyncrl", "watch", str(run_dir), "--port", "0", "--host", "0.0.0.0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        assert "plain HTTP" in process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
 
 
 def test_an_address_that_is_taken_is_one_sentence(
@@ -169,6 +214,10 @@ def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching,
         assert browser.value("document.querySelector('#charts details').open")
         assert browser.value("document.getElementById('by-gap').checked")
         assert browser.value("document.activeElement.id") == "by-gap"
+        # What a part brings that is no part of the page: nothing of it runs.
+        inject = "document.getElementById('state').innerHTML = '<img src=x onerror=\"window.ran = 1\">'"
+        browser.value(f"{inject}; new Promise((then) => setTimeout(then, 300))")
+        assert browser.value("window.ran") is None
         watching.close()
         browser.until("document.getElementById('connection').textContent.includes('does not answer')")
 

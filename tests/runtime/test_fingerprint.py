@@ -217,7 +217,7 @@ def test_a_resume_asks_before_anything_is_started_or_written(
         raise UserError("Ray is started")
 
     monkeypatch.setattr("asyncrl.runtime.cluster.start", start)
-    monkeypatch.setattr("asyncrl.runtime.cluster.stop", lambda: None)
+    monkeypatch.setattr("asyncrl.runtime.cluster.stop", lambda **_: None)
     assert main(["resume", "run"]) == 2
     assert "Ray is started" in capfd.readouterr().err
     changed_rows(tmp_path)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from test_run import asyncrl, kill_group, records, wait_for
+from torch.distributed import TCPStore
 
 from asyncrl import ray_token
 from asyncrl.errors import UserError
@@ -34,6 +40,7 @@ def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
     arguments = ["recipes/tiny.yaml", "max_steps=500", "track.wandb=offline", f"run_dir={run_dir}"]
+    arguments += ["trainer.ranks=2", "weights.channel=gloo"]
     process = asyncrl("train", *arguments, background=True)
     try:
         wait_for(lambda: records(run_dir), process, "the first step")
@@ -43,11 +50,18 @@ def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
         answer = said_to_a_stranger(process.pid, tmp_path / "other")
         assert "InvalidAuthToken" in answer
         assert "NodeID" not in answer
+        assert told_to_strangers(process.pid, metrics_port(run_dir)) == []
+        assert deface_stores(process.pid)
+        folders = private_folders(process.pid)
+        assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700]
+        done = len(records(run_dir))
+        wait_for(lambda: len(records(run_dir)) > done + 1, process, "two steps more")
         process.terminate()
         output, _ = process.communicate(timeout=120)
     finally:
         kill_group(process)
     assert process.returncode == 0, output
+    assert not any(folder.exists() for folder in folders)
     token = home / ".ray/auth_token"
     assert token.stat().st_mode & 0o077 == 0
     written = b"".join(path.read_bytes() for path in run_dir.rglob("*") if path.is_file()) + output.encode()
@@ -92,6 +106,60 @@ def addresses(pid: int) -> set[tuple[str, int]]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def metrics_port(run_dir: Path) -> int:
+    """The one port that answers anyone: Prometheus' format has no token."""
+    [found] = json.loads((run_dir / "prometheus.json").read_text())
+    return int(found["targets"][0].rpartition(":")[2])
+
+
+def told_to_strangers(pid: int, but: int) -> list[tuple[int, bytes]]:
+    """Ports that answer more than that they do not, but for one, and what they said."""
+    words = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /api/jobs/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        os.urandom(64),
+        b"\0" * 64,
+    ]
+
+    def ask(port: int, said: bytes) -> bytes:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 5) as connection:
+                connection.settimeout(1)
+                connection.sendall(said)
+                return connection.recv(2**16)
+        except OSError:
+            return b""
+
+    asked = [(port, said) for _, port in addresses(pid) if port != but for said in words]
+    with ThreadPoolExecutor(16) as executor:
+        answers = executor.map(lambda question: ask(*question), asked)
+        told = [(port, answer) for (port, _), answer in zip(asked, answers, strict=True)]
+    return [(port, answer) for port, answer in told if len(answer) > 1000 or b" 200 " in answer]
+
+
+def deface_stores(pid: int) -> int:
+    """Write to every torch store of the run what it does not expect; returns how many keys that were."""
+    trainers = [p for p in psutil.Process(pid).children(recursive=True) if "TrainerActor" in p.name()]
+    changed = 0
+    for _, port in sorted(place for trainer in trainers for place in addresses(trainer.pid)):
+        with suppress(RuntimeError):
+            store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=1))
+            for key in store.list_keys():
+                assert len(store.get(key)) < 1000  # no weights
+                store.set(key, "forged")
+                changed += 1
+    return changed
+
+
+def private_folders(pid: int) -> set[Path]:
+    """Where the run has its sockets."""
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found |= {Path(c.laddr) for c in process.net_connections("unix") if str(c.laddr).startswith("/")}
+    return {Path(*path.parts[:3]) for path in found}
 
 
 def said_to_a_stranger(driver: int, home: Path) -> str:
