@@ -50,6 +50,7 @@ class GlooReceiver:
             _wait(work)
             if not torch.equal(mac, seal.of([count, *own])):
                 raise RuntimeError(f"the weights that arrived are not those that rank {number} of the trainer sent")
+            seal.done += 1
             if len(own) == 2:
                 places, values = own
                 flat[places] = values
@@ -97,6 +98,7 @@ class GlooEnd:
         else:
             sent[places] = flat[places]
         self._sent = sent
+        self._seal.done += 1
         return sum(part.nbytes for part in parts)
 
     def _changed(self, flat: torch.Tensor) -> torch.Tensor | None:
@@ -118,15 +120,16 @@ class GlooEnd:
 class _Seal:
     """MACs of one push after another of one end, of which none stands for another."""
 
+    done = 0
+    """Pushes before this one."""
+
     def __init__(self, key: bytes) -> None:
-        self._key, self._number = key, 0
+        self._key = key
 
     def of(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        """Of the next push."""
-        mac = blake3(self._number.to_bytes(8), key=self._key)
+        mac = blake3(self.done.to_bytes(8), key=self._key)
         for part in parts:
             mac.update(part.view(torch.uint8).numpy().data)
-        self._number += 1
         return torch.tensor(list(mac.digest()), dtype=torch.uint8)
 
 
