@@ -6,6 +6,7 @@ import ipaddress
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,17 @@ def metrics_port(run_dir: Path) -> int:
     return int(found["targets"][0].rpartition(":")[2])
 
 
+def ask(port: int, said: bytes) -> bytes:
+    """What is answered within a second."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.settimeout(1)
+            connection.sendall(said)
+            return connection.recv(2**16)
+    except OSError:
+        return b""
+
+
 def told_to_strangers(pid: int, but: int) -> list[tuple[int, bytes]]:
     """Ports that answer more than that they do not, but for one, and what they said."""
     words = [
@@ -122,15 +134,6 @@ def told_to_strangers(pid: int, but: int) -> list[tuple[int, bytes]]:
         os.urandom(64),
         b"\0" * 64,
     ]
-
-    def ask(port: int, said: bytes) -> bytes:
-        try:
-            with socket.create_connection(("127.0.0.1", port), 5) as connection:
-                connection.settimeout(1)
-                connection.sendall(said)
-                return connection.recv(2**16)
-        except OSError:
-            return b""
 
     asked = [(port, said) for _, port in addresses(pid) if port != but for said in words]
     with ThreadPoolExecutor(16) as executor:
@@ -141,15 +144,13 @@ def told_to_strangers(pid: int, but: int) -> list[tuple[int, bytes]]:
 
 def deface_stores(pid: int) -> int:
     """Write to every torch store of the run what it does not expect; returns how many keys that were."""
-    trainers = [p for p in psutil.Process(pid).children(recursive=True) if "TrainerActor" in p.name()]
-    changed = 0
-    for _, port in sorted(place for trainer in trainers for place in addresses(trainer.pid)):
-        with suppress(RuntimeError):
-            store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=1))
-            for key in store.list_keys():
-                assert len(store.get(key)) < 1000  # no weights
-                store.set(key, "forged")
-                changed += 1
+    ping, nonce, changed = struct.pack("<BIB", 0, 0x3C85F7CE, 13), os.urandom(4), 0  # of torch's TCPStore
+    for port in {port for _, port in addresses(pid) if ask(port, ping + nonce) == nonce}:
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=10))
+        for key in store.list_keys():
+            assert len(store.get(key)) < 1000  # no weights
+            store.set(key, "forged")
+            changed += 1
     return changed
 
 
