@@ -15,6 +15,7 @@ import torch
 
 from asyncrl import private
 from asyncrl.errors import RunFailed
+from asyncrl.runtime import cluster
 from asyncrl.weights.files import create_file, open_own, write_push
 from asyncrl.weights.mapped import SharedMemoryReceiver
 
@@ -155,4 +156,26 @@ def test_weights_that_others_may_have_written_are_not_mapped(tmp_path: Path, how
     (FORGERIES | OTHERS)[how](folder / "copy")
     with pytest.raises((RunFailed, OSError)):
         open_own(folder / "copy", 4, torch.float32)
+    private.remove(folder)
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/tmp/a-folder-whose-name-is-too-long-for-a-socket"])
+def test_a_runs_own_ray_has_its_files_where_nobody_else_enters(
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what it starts binds loopback. Afterwards neither holds for others that this process starts."""
+    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: place)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    with cluster._reachable_from_here_only() as more:
+        folder = Path(more["_temp_dir"]).parent
+        assert folder.parent == Path("/tmp")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "eth0"
+    assert ("TMPDIR is too long" in caplog.text) == (place != "/tmp")
+    cluster._forget_folder(keep=True)
+    assert str(folder) in caplog.text
+    cluster._forget_folder()
     private.remove(folder)
