@@ -155,12 +155,12 @@ def deface_stores(pid: int) -> int:
 
 
 def private_folders(pid: int) -> set[Path]:
-    """Where the run has its sockets."""
+    """Where the run has its sockets; wandb's are wandb's."""
     found = set()
     for process in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             found |= {Path(c.laddr) for c in process.net_connections("unix") if str(c.laddr).startswith("/")}
-    return {Path(*path.parts[:3]) for path in found}
+    return {Path(*path.parts[:3]) for path in found if "wandb" not in str(path)}
 
 
 def said_to_a_stranger(driver: int, home: Path) -> str:
