@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,9 @@ def _json(path: Path, file: Any, field: str | None = None) -> Iterator[Found]:
     """A list of objects, one under the key `field`, or JSON Lines, as many files of this name are."""
     text = file.read()
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=_once)
+    except _Twice as twice:
+        raise _doubled(path, _row_with_twice(text, field), twice) from twice
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise _invalid(path, error.lineno, error) from error
@@ -170,12 +173,44 @@ def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> 
 
 def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
     try:
-        row = json.loads(text.decode().rstrip())
+        row = json.loads(text.decode().rstrip(), object_pairs_hook=_once)
+    except _Twice as twice:
+        raise _doubled(path, line, twice) from twice
     except (ValueError, RecursionError) as error:
         raise _invalid(path, line, error) from error
     if not isinstance(row, dict):
         raise UserError(f'data.path: {path} {_place(line)} is no object of columns, such as {{"prompt": "..."}}')
     return row
+
+
+class _Twice(Exception):
+    """An object has this key twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return found
+
+
+def _row_with_twice(text: bytes, field: str | None) -> int:
+    """The place of the first such object's row, as in `Found`; 0: it is no row's."""
+    whole = json.loads(text, object_pairs_hook=lambda pairs: d if len(d := dict(pairs)) == len(pairs) else _Twice)
+    rows = whole.get(field) if isinstance(whole, dict) else whole
+    for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
+        inside = [row]
+        while inside:
+            value = inside.pop()
+            if value is _Twice:
+                return -number
+            inside += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 0
+
+
+def _doubled(path: Path, line: int, twice: _Twice) -> UserError:
+    where = f"{path} {_place(line)}" if line else path
+    return UserError(f"data.path: {where} has the key '{str(twice)[:60]}' twice in one object; remove or rename one")
 
 
 def _invalid(path: Path, line: int, error: Exception) -> UserError:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,8 @@ class TaskSource:
         self._recipe = recipe
         self._seed = seed % 2**64
         self.draws = Draws()
+        self._examples: dict[str, int] = {}
+        """The first row with each trait of a prompt that a chat template may not take (`_traits`)."""
         self.column = _prompt_column(rows.column_names, recipe.prompt_column)
         columns = frozenset(rows.column_names)
         self._reader = PromptReader(recipe, self.column, columns, from_arrow=hasattr(rows, "features"))
@@ -105,7 +109,9 @@ class TaskSource:
 
     def task(self, draw: int) -> Task:
         """The task of draw number `draw`. Raises BadPrompt if its row has no usable prompt."""
-        index = self.row_of(draw)
+        return self._task(draw, self.row_of(draw))
+
+    def _task(self, draw: int, index: int) -> Task:
         row = self._rows[index]
         where = self._where(index)
         try:
@@ -135,6 +141,8 @@ class TaskSource:
                     faults.append(f"{self._where(index)} {fault}")
             else:
                 self._check_chat(prompt.value)
+                for trait in _traits(prompt.value, prompt.tools, prompt.template_kwargs):
+                    self._examples.setdefault(trait, index)
         if not reasons:
             return
         bad = f"{reasons.total()} of {num_rows} rows have no usable prompt"
@@ -152,18 +160,41 @@ class TaskSource:
     def first_prompt(self, tokenizer: Any) -> tuple[Task, list[int]]:
         """The first task that is one, and its tokens, as the model will see them.
 
-        Raises UserError if prompts are chats and there is no chat template, or it refuses them.
+        Raises UserError if prompts are chats and there is no chat template, or it refuses them: the first drawn, or the
+        first of the rows that has what the first drawn has not (after `check_prompts`, which looks for those).
         """
         last = min(_NUM_TRIED, len(self._rows)) - 1
         for draw in range(last + 1):
             try:
                 task = self.task(draw)
-                self._check_template(task, tokenizer)
-                return task, tokenize(task, tokenizer)
+                tokens = self._tokens_of(task, tokenizer)
             except BadPrompt as fault:
                 if self._recipe.on_bad_row == "error" or draw == last:
                     raise UserError(f"data.path: the first prompt, {fault}; take prompts that fit the model") from fault
+            else:
+                self._check_examples(task, tokenizer)
+                return task, tokens
         raise AssertionError("a table has at least one row")
+
+    def _check_examples(self, first: Task, tokenizer: Any) -> None:
+        seen = set(_traits(first.prompt, first.tools, first.template_kwargs))
+        for trait, index in self._examples.items():
+            if trait in seen:
+                continue
+            task = self._task(0, index)
+            seen.update(_traits(task.prompt, task.tools, task.template_kwargs))
+            try:
+                self._tokens_of(task, tokenizer)
+            except BadPrompt as fault:
+                if self._recipe.on_bad_row == "error":
+                    raise UserError(
+                        f"data.path: {fault}; take prompts that fit the model, or set data.on_bad_row=skip to leave "
+                        "such rows out"
+                    ) from fault
+
+    def _tokens_of(self, task: Task, tokenizer: Any) -> list[int]:
+        self._check_template(task, tokenizer)
+        return tokenize(task, tokenizer)
 
     def _check_template(self, task: Task, tokenizer: Any) -> None:
         if isinstance(task.prompt, str):
@@ -187,6 +218,19 @@ class TaskSource:
 
     def _make_order(self, epoch: int) -> np.ndarray:
         return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._rows))
+
+
+def _traits(prompt: str | list[Message], tools: Any, template_kwargs: Mapping[str, Any]) -> Iterator[str]:
+    """What a chat template may not take, or not show: which role follows which, tools, calls of them, variables."""
+    if isinstance(prompt, str):
+        yield "text"
+        return
+    yield from (f"{role} after {before}" for before, role in pairwise(["", *(str(m["role"]) for m in prompt)]))
+    if tools:
+        yield "tools"
+    if any(message.get("tool_calls") for message in prompt):
+        yield "tool calls"
+    yield from (f"variable {name}" for name in template_kwargs)
 
 
 def tokenize(task: Task, tokenizer: Any) -> list[int]:

@@ -199,6 +199,47 @@ def test_tools_that_the_model_does_not_see_are_said(tokenizer, caplog):
     assert "the model's chat template shows no tools: the model does not see column 'tools'" in caplog.text
 
 
+@pytest.fixture
+def last_first():
+    """Rows, all but one alike, as a source that draws the odd one, which is the first, last."""
+
+    def made(odd, **keys):
+        rows = [odd, *({"prompt": [USER], "tools": None} for _ in range(4))]
+        seed = next(seed for seed in range(100) if source(rows, seed).row_of(4) == 0)
+        tasks = source(rows, seed, **keys)
+        tasks.check_prompts()
+        return tasks
+
+    return made
+
+
+def test_tools_of_a_row_that_is_not_drawn_first_are_said_once(tokenizer, caplog, last_first):
+    tokenizer.chat_template = TEMPLATE
+    tools = [{"type": "function", "function": {"name": "two"}}]
+    task, _ = last_first({"prompt": [USER], "tools": tools}).first_prompt(tokenizer)
+    assert task.row_index != 0
+    assert caplog.text.count("the model's chat template shows no tools") == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [[SYSTEM, USER], [USER, USER], [USER, {"role": "assistant", "content": "two"}, {"role": "tool", "content": "two"}]],
+)
+def test_a_row_that_the_template_refuses_is_named_before_anything_starts(tokenizer, last_first, odd):
+    tokenizer.chat_template = "{{ raise_exception('No') if messages|length > 1 }}" + TEMPLATE
+    with pytest.raises(UserError, match=r"row 0, .* refused .*: No; .* or set data\.on_bad_row=skip"):
+        last_first({"prompt": odd, "tools": None}).first_prompt(tokenizer)
+    task, _ = last_first({"prompt": odd, "tools": None}, on_bad_row="skip").first_prompt(tokenizer)
+    assert task.row_index != 0
+
+
+def test_a_chat_among_texts_needs_a_template(tokenizer):
+    tasks = source([{"prompt": "two"}, {"prompt": [USER]}], shuffle=False)
+    tasks.check_prompts()
+    with pytest.raises(UserError, match="no chat template"):
+        tasks.first_prompt(tokenizer)
+
+
 def test_tokenize(tokenizer):
     tokenizer.chat_template = TEMPLATE
     assert tokenize(source().task(0), tokenizer) == [1, 5, 6, 5]
