@@ -5,13 +5,26 @@ The format (github.com/huggingface/safetensors): 8 bytes, the length of the head
 
 from __future__ import annotations
 
-import json
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
 
 from asyncrl.errors import UserError
+
+_MOST_BYTES = 100_000_000
+"""Of a header, as the format's own library has it."""
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**60)]
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: tuple[_Size, ...]
+    data_offsets: tuple[_Size, _Size]
 
 
 @dataclass(frozen=True)
@@ -34,11 +47,14 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
-                entries = json.loads(file.read(length))
+                entries = msgspec.json.decode(file.read(min(length, _MOST_BYTES)), type=dict[str, Any])
+                num_bytes = os.fstat(file.fileno()).st_size
             entries.pop("__metadata__", None)
-            for name, entry in entries.items():
-                start, stop = (8 + length + offset for offset in entry["data_offsets"])
-                found[name] = Header(path, entry["dtype"], tuple(entry["shape"]), start, stop)
-        except (struct.error, ValueError, KeyError, MemoryError, OverflowError) as error:
+            for name, entry in msgspec.convert(entries, dict[str, _Entry]).items():
+                start, stop = (8 + length + offset for offset in entry.data_offsets)
+                if not start <= stop <= num_bytes:
+                    raise ValueError(f"{name} ends behind the file")
+                found[name] = Header(path, entry.dtype, entry.shape, start, stop)
+        except (struct.error, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a whole safetensors file; copy it anew, or remove it") from error
     return found

@@ -56,14 +56,25 @@ def read(run_dir: Path, name: str, most: int = MOST_BYTES) -> bytes | None:
     return found
 
 
-def text(run_dir: Path, name: str) -> str:
+def text(run_dir: Path, name: str, most: int = MOST_BYTES) -> str:
     """'' if it is missing; what is not UTF-8 is replaced."""
-    return (read(run_dir, name) or b"").decode(errors="replace")
+    return (read(run_dir, name, most) or b"").decode(errors="replace")
 
 
-def json_object(run_dir: Path, name: str) -> dict[str, Any]:
+def json_object(run_dir: Path, name: str, most: int = MOST_BYTES) -> dict[str, Any]:
     """{} if it is missing, cut short, or no object."""
-    return parsed(read(run_dir, name) or b"")
+    return parsed(read(run_dir, name, most) or b"")
+
+
+def lines(file: BinaryIO, run_dir: Path, name: str) -> Iterator[bytes]:
+    """The rest of it. Raises UserError for a line of more than `MOST_BYTES`."""
+    while line := file.readline(MOST_BYTES):
+        if len(line) == MOST_BYTES:
+            raise UserError(
+                f"{run_dir / name} has a line of more than {MOST_BYTES} bytes, which no run writes there; see what it "
+                "is"
+            )
+        yield line
 
 
 def parsed(line: bytes) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
 def replace(path: Path, content: str, durable: bool = False) -> None:
     """`replacing`, of a text."""
     with replacing(path, durable) as file:
-        file.write(content.encode())
+        file.write(content.encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from asyncrl.errors import UserError
@@ -26,6 +26,8 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     whole: dict[str, tuple[int, ...]] = {}
     for key, header in read_headers(sorted(folder.glob("rank_*.safetensors"))).items():
         name, _, first = key.partition("@")
+        if first and not (header.shape and (name not in whole or whole[name][1:] == header.shape[1:])):
+            raise UserError(f"{header.file}: the rows of {name} do not fit together; copy the checkpoint anew")
         rows = header.shape[0] + (whole[name][0] if name in whole else 0) if first else 0
         whole[name] = (rows, *header.shape[1:]) if first else header.shape
     return whole
@@ -34,8 +36,18 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def read(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     """All tensors of all ranks that wrote it, or those whose names begin so; whole, however many ranks wrote them.
 
-    Raises UserError if there are none.
+    Raises UserError if there are none, or they are no checkpoint.
     """
+    try:
+        return _read(folder, prefix)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{folder} is no checkpoint of asyncrl ({error}); remove {folder.parent} to resume from the checkpoint "
+            "before"
+        ) from error
+
+
+def _read(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     whole: dict[str, torch.Tensor] = {}
     rows: dict[str, dict[int, torch.Tensor]] = {}
     for path in sorted(folder.glob("rank_*.safetensors")):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from dataclasses import astuple
 from typing import Any, cast, get_args
 
-from asyncrl.control.messages import Decision, Event, Train
+import msgspec
 
-_CLASSES = {cls.__name__: cls for cls in (*get_args(Event), *get_args(Decision)) if inspect.isclass(cls)}
+from asyncrl.control.messages import Decision, Event
+
+_CLASSES: dict[str, Any] = {
+    cls.__name__: cls for cls in (*get_args(Event), *get_args(Decision)) if inspect.isclass(cls)
+}
 
 
 def to_json(message: Event | Decision) -> list[Any]:
-    return [type(message).__name__, *astuple(message)]
+    return [type(message).__name__, *dataclasses.astuple(message)]
 
 
 def from_json(fields: list[Any]) -> Event | Decision:
-    """Inverse of `to_json`, from JSON or msgpack. Raises KeyError for a message that does not exist."""
+    """Inverse of `to_json`, from JSON or msgpack. Raises KeyError for a message that does not exist, ValueError for one
+    whose fields are of other types."""
     cls = _CLASSES[fields[0]]
-    if cls is Train:
-        step, groups, min_version = fields[1:]
-        return Train(step, tuple((task, attempt) for task, attempt in groups), min_version)
-    return cast(Event | Decision, cls(*fields[1:]))
+    # An older version may have written fewer of them.
+    given = zip(dataclasses.fields(cls)[: len(fields) - 1], fields[1:], strict=True)
+    return cast(Event | Decision, msgspec.convert({field.name: value for field, value in given}, cls))

@@ -13,9 +13,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from asyncrl.control.controller import Controller
 from asyncrl.control.messages import Decision, Event
 from asyncrl.control.settings import Settings
+from asyncrl.control.staleness import slots
+
+_MOST_SLOTS = 10**5
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,26 @@ class HistoryError(RuntimeError):
 def replay(entries: Iterable[Entry]) -> Controller:
     """The controller at the end of the list, which must begin with a snapshot.
 
-    Raises HistoryError if a decision made again, or a later snapshot, differs from the one that was written.
+    Raises HistoryError if a decision made again, or a later snapshot, differs from the one that was written, or if no
+    controller could have had such a history.
     """
+    try:
+        return _replay(entries)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
+        raise HistoryError(f"no run has such a history: {type(error).__name__}: {error}") from error
+
+
+def _replay(entries: Iterable[Entry]) -> Controller:
     controller: Controller | None = None
     for number, entry in enumerate(entries):
         if controller is None:
             if not isinstance(entry, Snapshot):
                 raise HistoryError("the history does not begin with a snapshot")
+            _settings(entry)
             controller = Controller.restore(entry.state)
         elif isinstance(entry, Snapshot):
             # Built anew, they have the keys that came after the entry was written.
-            settings = Settings(**entry.state["settings"])
+            settings = _settings(entry)
             if asdict(settings) != controller.state()["settings"]:
                 controller.change(settings)
             _compare(number, controller.state(), entry.state | {"settings": asdict(settings)})
@@ -61,6 +75,13 @@ def replay(entries: Iterable[Entry]) -> Controller:
     if controller is None:
         raise HistoryError("the history is empty")
     return controller
+
+
+def _settings(snapshot: Snapshot) -> Settings:
+    settings = msgspec.convert(snapshot.state["settings"], Settings)
+    if not slots(settings) <= _MOST_SLOTS:
+        raise HistoryError(f"its settings have more than {_MOST_SLOTS} groups under way")
+    return settings
 
 
 def _compare(number: int, now: Any, then: Any) -> None:

@@ -12,15 +12,18 @@ A group is in `groups` before its GroupFinished is in `control`, so what control
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from asyncrl.control.codec import from_json, to_json
 from asyncrl.control.history import Decisions, Entry, Snapshot
 from asyncrl.control.messages import Decision, Event, Train
+from asyncrl.errors import UserError
 from asyncrl.journal import log
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,9 @@ TRAINED = 4
 GROUPS_STREAM = "groups"
 CONTROL_STREAM = "control"
 TRAINED_STREAM = "trained"
+
+Groups = tuple[tuple[int, int], ...]
+_BATCH = msgspec.msgpack.Decoder(tuple[int, Groups])
 
 KEPT_BYTES = 2**30
 """`journal.keep: auto` keeps everything until the journal is larger."""
@@ -132,22 +138,42 @@ def read_control(folder: Path, read: Callable[[int], None] = lambda num_bytes: N
         num_bytes += record.position.num_bytes
         read(num_bytes)
         if record.kind == ENTRY:
-            kind, body = msgspec.msgpack.decode(record.payload)
-            match kind:
-                case "snapshot":
-                    yield Snapshot(body)
-                case "event":
-                    yield from_json(body)  # type: ignore[misc]
-                case "decisions":
-                    yield Decisions(tuple(from_json(fields) for fields in body))  # type: ignore[misc]
+            with _fitting(folder, CONTROL_STREAM, record):
+                entry = _entry(*msgspec.msgpack.decode(record.payload))
+            yield entry
+
+
+def _entry(kind: str, body: Any) -> Entry:
+    match kind:
+        case "snapshot":
+            return Snapshot(msgspec.convert(body, dict[str, Any]))
+        case "event":
+            return from_json(body)  # type: ignore[return-value]
+        case "decisions":
+            return Decisions(tuple(from_json(fields) for fields in body))  # type: ignore[misc]
+    raise ValueError(f"no entry is called {kind!r:.40}")
+
+
+@contextlib.contextmanager
+def _fitting(folder: Path, stream: str, record: log.Record) -> Iterator[None]:
+    """A record of another version, or of no asyncrl, is one sentence."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        path = log.segment_path(folder, stream, record.position.segment)
+        raise UserError(
+            f"{path}: the record at offset {record.position.offset} does not fit this version of asyncrl "
+            f"({error!s:.200}); restore the file from a copy, or move {folder} away to go on from the newest checkpoint"
+        ) from error
 
 
 def trained(folder: Path) -> dict[tuple[int, int], int]:
     """The step that trained a group, or is about to, by (task, attempt)."""
-    batches: dict[int, tuple[tuple[int, int], ...]] = {}
+    batches: dict[int, Groups] = {}
     for record in log.read(folder, TRAINED_STREAM):
-        step, keys = msgspec.msgpack.decode(record.payload)
-        batches[step] = keys
+        with _fitting(folder, TRAINED_STREAM, record):
+            step, keys = _BATCH.decode(record.payload)
+            batches[step] = keys
     # Journals from before there was this stream have it here, as far back as they go.
     for entry in read_control(folder):
         if isinstance(entry, Decisions):

@@ -12,8 +12,8 @@ from asyncrl.observe import page
 from asyncrl.observe.charts import Chart, Series, svg
 from asyncrl.observe.curves import thin
 from asyncrl.observe.live import number
-from asyncrl.observe.metrics import read_lines
 from asyncrl.observe.progress import duration
+from asyncrl.observe.run_files import RunFiles
 from asyncrl.run_dir import replace
 
 _MOST_COLUMNS = 300
@@ -65,10 +65,11 @@ def _names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def _records(run_dir: Path) -> list[dict[str, Any]]:
-    records = [r for r in read_lines(run_dir / "metrics.jsonl") if isinstance(r.get("step"), int)]
-    if not records:
+    files = RunFiles(run_dir)
+    files.refresh()
+    if not files.records:
         raise UserError(f"{run_dir} has no finished step to compare")
-    return records
+    return files.records
 
 
 def _chart(key: str, title: str, unit: str, runs: Mapping[str, Records]) -> Chart:

@@ -91,7 +91,7 @@ def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
     """The trajectories of the journal that pass, in the order in which their groups were committed."""
     steps = trained(run_dir / "journal")
     for record in groups(run_dir / "journal"):
-        if filters.task is not None and filters.task != header_of(record.payload)["task"]:
+        if filters.task is not None and filters.task != header_of(record.payload).task:
             continue
         group = decode(record.payload)
         step = steps.get((group.task, group.attempt))
@@ -107,10 +107,10 @@ def count(run_dir: Path, filters: Filters) -> int:
         return sum(1 for _ in find(run_dir, filters))
     headers = (header_of(record.payload) for record in groups(run_dir / "journal"))
     return sum(
-        filters.reward is None or _within(trajectory["reward"], filters.reward)
+        filters.reward is None or _within(trajectory.reward, filters.reward)
         for header in headers
-        if filters.task is None or filters.task == header["task"]
-        for trajectory in header["trajectories"]
+        if filters.task is None or filters.task == header.task
+        for trajectory in header.trajectories
     )
 
 

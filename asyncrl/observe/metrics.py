@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import naming
-from asyncrl.run_dir import open_file, parsed, replace
+from asyncrl.run_dir import lines, open_file, parsed, replace
 
 STEP_KEYS: tuple[str, ...] = (
     "step",
@@ -98,7 +98,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none if it is missing. A line that a crash cut short is left out."""
     records: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError), open_file(path.parent, path.name) as file:
-        records = [record for line in file if (record := parsed(line))]
+        records = [record for line in lines(file, path.parent, path.name) if (record := parsed(line))]
     return records
 
 

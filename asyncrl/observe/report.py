@@ -19,6 +19,7 @@ from asyncrl.observe.curves import charts, column, thin
 from asyncrl.observe.live import number
 from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
+from asyncrl.observe.shapes import is_figure
 from asyncrl.observe.timeline import timeline
 from asyncrl.run_dir import replace
 
@@ -174,7 +175,7 @@ def _mean_shares(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _bound(recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> float | None:
     bound = summary.get("worst_case_staleness", recipe.get("max_staleness"))
-    return bound if isinstance(bound, int | float) else None
+    return bound if is_figure(bound) else None
 
 
 def _percent(share: float | None) -> str:

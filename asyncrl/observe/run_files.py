@@ -10,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import yaml
-
+from asyncrl.errors import UserError
 from asyncrl.observe.health import Health
-from asyncrl.run_dir import json_object, open_file, parsed, text
+from asyncrl.observe.shapes import SAMPLE, STATUS, SUMMARY, fitting, record
+from asyncrl.recipe.unfolded import yaml_object
+from asyncrl.run_dir import json_object, lines, open_file, parsed, text
 
-_STEP = re.compile(rb'\{"step": (\d+)')
+_STEP = re.compile(rb'\{"step": (\d{1,9})\b')
 """How a line of samples.jsonl begins. Thousands of them are long, and a few are shown."""
+
+_MOST_KEPT = 5_000_000
+"""Figures of all steps, or places of samples; a hundred thousand steps have so many."""
+_MOST_BYTES = 2**20
+"""Of a file that is one object; those of runs have a few KiB."""
 
 Signature = tuple[int, int, int] | None
 
@@ -32,25 +38,27 @@ class Growing:
         self._place = run_dir, name
         self._file_id, self._end = 0, 0
 
-    def new(self) -> tuple[bool, list[tuple[int, bytes]]]:
-        """Whether it is another file than at the last call, or was cut; and the lines since, with their offsets."""
+    def new(self) -> tuple[bool, Iterator[tuple[int, bytes]]]:
+        """Whether it is another file than at the last call, or was cut; and the lines since, with their offsets, to be
+        read before the next call. UserError for a line that is longer than those of runs."""
         try:
             file = open_file(*self._place)
         except FileNotFoundError:
             anew, self._file_id, self._end = self._end > 0, 0, 0
-            return anew, []
+            return anew, iter(())
+        stat = os.fstat(file.fileno())
+        anew = stat.st_ino != self._file_id or stat.st_size < self._end
+        if anew:
+            self._file_id, self._end = stat.st_ino, 0
+        return anew, self._lines(file)
+
+    def _lines(self, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         with file:
-            stat = os.fstat(file.fileno())
-            anew = stat.st_ino != self._file_id or stat.st_size < self._end
-            if anew:
-                self._file_id, self._end = stat.st_ino, 0
             file.seek(self._end)
-            data = file.read(stat.st_size - self._end)
-        lines = []
-        for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-            lines.append((self._end, line))
-            self._end += len(line)
-        return anew, lines
+            for line in lines(file, *self._place):
+                if line.endswith(b"\n"):
+                    yield self._end, line
+                    self._end += len(line)
 
 
 class RunFiles:
@@ -63,24 +71,32 @@ class RunFiles:
         self.health = Health()
         """Has checked all records."""
         self._metrics, self._samples = Growing(run_dir, "metrics.jsonl"), Growing(run_dir, "samples.jsonl")
+        self._num_figures = self._num_samples = 0
         self._sample_lines: dict[int, list[tuple[int, int]]] = {}
         """Of each step the offsets and lengths of its samples."""
 
     def refresh(self) -> None:
-        anew, lines = self._metrics.new()
+        anew, new = self._metrics.new()
         if anew:
-            self.records, self.health = [], Health()
-        for _, line in lines:
-            record = parsed(line)
-            if isinstance(record.get("step"), int):
-                self.records.append(record)
-                self.health.check(record)
-        anew, lines = self._samples.new()
+            self.records, self.health, self._num_figures = [], Health(), 0
+        for _, line in new:
+            if found := record(parsed(line)):
+                self.records.append(found)
+                self.health.check(found)
+                self._num_figures += len(found)
+                self._bound(self._num_figures, "metrics.jsonl")
+        anew, new = self._samples.new()
         if anew:
-            self._sample_lines = {}
-        for offset, line in lines:
+            self._sample_lines, self._num_samples = {}, 0
+        for offset, line in new:
             if found := _STEP.match(line):
                 self._sample_lines.setdefault(int(found[1]), []).append((offset, len(line)))
+                self._num_samples += 1
+                self._bound(self._num_samples, "samples.jsonl")
+
+    def _bound(self, count: int, name: str) -> None:
+        if count > _MOST_KEPT:
+            raise UserError(f"{self.run_dir / name} holds more than memory has room for; look at a part of the file")
 
     @property
     def sampled_steps(self) -> list[int]:
@@ -92,7 +108,7 @@ class RunFiles:
         with contextlib.suppress(FileNotFoundError), open_file(self.run_dir, "samples.jsonl") as file:
             for offset, length in (place for step in steps for place in self._sample_lines[step]):
                 found.append(parsed(os.pread(file.fileno(), length, offset)))
-        return [sample for sample in found if isinstance(sample.get("step"), int)]
+        return [sample for sample in (fitting(line, SAMPLE) for line in found) if "step" in sample]
 
     def signature(self, name: str) -> Signature:
         """Another one whenever the file has changed; None if it is not there."""
@@ -104,22 +120,18 @@ class RunFiles:
 
     @property
     def recipe_text(self) -> str:
-        return text(self.run_dir, "recipe.yaml")
+        return text(self.run_dir, "recipe.yaml", _MOST_BYTES)
 
     @property
     def recipe(self) -> dict[str, Any]:
-        try:
-            recipe = yaml.safe_load(self.recipe_text)
-        except yaml.YAMLError:
-            return {}
-        return recipe if isinstance(recipe, dict) else {}
+        return yaml_object(self.recipe_text, str(self.run_dir / "recipe.yaml"))
 
     @property
     def summary(self) -> dict[str, Any]:
         """Totals; {} until the run has ended."""
-        return json_object(self.run_dir, "summary.json")
+        return fitting(json_object(self.run_dir, "summary.json", _MOST_BYTES), SUMMARY)
 
     @property
     def status(self) -> dict[str, Any]:
         """Where the run stood in its last second (`runtime/status.py`)."""
-        return json_object(self.run_dir, "status.json")
+        return fitting(json_object(self.run_dir, "status.json", _MOST_BYTES), STATUS)

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from asyncrl.observe.progress import duration
+from asyncrl.observe.shapes import is_figure
 from asyncrl.run_dir import open_file, parsed
 
 WINDOW_S = 120.0
@@ -99,8 +100,11 @@ def _bar(line: bytes, names: Mapping[int, str]) -> Bar | None:
     try:
         event = parsed(line.rstrip(b", \n"))
         actor, lane = names[event["pid"]], names[event["tid"]]
-        return Bar(f"{actor} {lane}", event["name"], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
-    except (ValueError, KeyError, TypeError):
+        times_us = event["ts"], event["ts"] + event["dur"]
+        if not all(map(is_figure, times_us)) or not isinstance(event["name"], str):
+            return None
+        return Bar(f"{actor} {lane}", event["name"], times_us[0] / 1e6, times_us[1] / 1e6)
+    except (KeyError, TypeError):
         return None
 
 

@@ -153,6 +153,8 @@ class Following:
         """The number of the newest change, and the parts that changed after `seen`."""
         with self._lock:
             for name, html in self._now().items():
+                # Half a pair of surrogates cannot be sent.
+                html = html.encode(errors="backslashreplace").decode()
                 if self._html.get(name) != html:
                     self._number += 1
                     self._html[name], self._changed_at[name] = html, self._number

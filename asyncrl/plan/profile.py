@@ -10,11 +10,11 @@ from typing import Any
 
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
-from asyncrl.observe.metrics import read_lines
+from asyncrl.observe.run_files import RunFiles
 from asyncrl.plan.work import Work
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
-from asyncrl.run_dir import read as read_file
+from asyncrl.run_dir import text as read_text
 from asyncrl.simulate.engine import DecodeSpeed
 from asyncrl.simulate.figures import Figures, figures, steady
 from asyncrl.simulate.lengths import Lengths
@@ -86,16 +86,28 @@ def simulated_steps(settings: Settings, group_size: int) -> int:
 
 def read(run_dir: Path) -> Profile:
     """Raises UserError if it is no run, or too short a one."""
-    if read_file(run_dir, "recipe.yaml") is None:
+    if not (text := read_text(run_dir, "recipe.yaml")):
         raise UserError(f"--profile {run_dir} is not a run directory: it has no recipe.yaml")
-    recipe, records = load(run_dir / "recipe.yaml"), read_lines(run_dir / "metrics.jsonl")
+    try:
+        return _read(run_dir, load(run_dir / "recipe.yaml", text=text))
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"--profile {run_dir}: its metrics are not those of a run ({error!r:.100}); take another"
+        ) from error
+
+
+def _read(run_dir: Path, recipe: Recipe) -> Profile:
+    files = RunFiles(run_dir)
+    files.refresh()
+    records = files.records
     if len(records) < LEAST_STEPS:
         raise UserError(f"--profile {run_dir} has {len(records)} steps; a plan needs a run of at least {LEAST_STEPS}")
     kept, num_samples = steady(records), recipe.groups_per_step * recipe.group_size
     found = figures(kept, num_samples, recipe.rollout.replicas)
     if not found.busy_tokens_per_s:
         raise UserError(f"--profile {run_dir} has no generator that was ever busy; take a run that generates")
-    lengths = [len(line["tokens"]) for line in read_lines(run_dir / "samples.jsonl") if line.get("tokens")]
+    sampled = (sample for step in files.sampled_steps for sample in files.samples([step]))
+    lengths = [len(sample["tokens"]) for sample in sampled if sample.get("tokens")]
     last = kept[-1]
     ended = last["groups/filtered"] + last["groups/trained"]
     return Profile(

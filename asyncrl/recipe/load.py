@@ -31,6 +31,7 @@ from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.unfolded import require_modest
 
 _MAX_SHOWN_CHARS = 60
 _NO_KEYS = ("[key]", "str", "list[str]")
@@ -143,7 +144,7 @@ def nearest_file(path: Path, suffixes: Sequence[str], base_dir: Path = Path()) -
 # -- layers
 
 
-def _file_layers(path: Path, above: list[Path], text: str | None = None) -> list[Layer]:
+def _file_layers(path: Path, above: list[Path], given: str | None = None) -> list[Layer]:
     """The file and those it is based on, lowest first; `above` are the files that led here."""
     chain = [*above, path]
     said_by = f"{above[-1]}: base " if above else ""
@@ -152,12 +153,14 @@ def _file_layers(path: Path, above: list[Path], text: str | None = None) -> list
     if not path.exists():
         raise UserError(f"{said_by}{path} does not exist{nearest_file(path, _RECIPE_FILES)}")
     try:
-        text = path.read_text(encoding="utf-8") if text is None else text
+        text = path.read_text(encoding="utf-8") if given is None else given
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"{said_by}{path} cannot be read as a recipe: {reason}") from error
     config = _parse(text, str(path))
     base = config.pop("base", None)
+    if given is not None and base is not None:
+        raise UserError(f"{path}: the recipe of a run has no base, and this one names {_shown(base)}; see who wrote it")
     keys = OmegaConf.to_container(config)
     layer = Layer(str(path), OmegaConf.create(beside(keys, path)), tuple(_emptied(keys)))
     if base is None:
@@ -189,6 +192,7 @@ def _emptied(keys: Any, prefix: str = "") -> Iterator[str]:
 
 def _parse(text: str, where: str) -> DictConfig:
     try:
+        require_modest(text, where)
         config = OmegaConf.create(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -198,6 +202,8 @@ def _parse(text: str, where: str) -> DictConfig:
         raise UserError(f"{where}: {error.full_key}: {_cause(error)}") from error
     except AssertionError:  # a number, in OmegaConf's way
         config = None
+    except (ValueError, RecursionError) as error:  # no such date, say
+        raise UserError(f"{where} is not valid YAML: {_cause(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{where} must hold lines of the form key: value")
     return config

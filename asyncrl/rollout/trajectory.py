@@ -8,12 +8,47 @@ header, then the arrays of each trajectory as raw little-endian bytes: tokens, v
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
+from asyncrl.errors import UserError
+
 _FORMAT = 1
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class NoGroup(UserError, ValueError):
+    """Bytes that are no encoded group of this version."""
+
+
+class _Member(msgspec.Struct):
+    length: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    reward: float | None
+    finish_reason: str
+    extras: dict[str, float]
+    error: str | None
+    notes: dict[str, str] = {}
+
+
+class _Form(msgspec.Struct):
+    format: int
+
+
+class Header(msgspec.Struct):
+    """All of a group but the arrays."""
+
+    task: _Number
+    attempt: _Number
+    row: _Number
+    trajectories: list[_Member]
+
+
+_DTYPES = ("<i4", "<i4", "<f4", "?")
+"""Of the arrays, in their order."""
+_TOKEN_BYTES = 13
+_FORM, _HEADER = msgspec.msgpack.Decoder(_Form), msgspec.msgpack.Decoder(Header)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,37 +137,40 @@ def encode(group: Group) -> bytes:
 def key_of(frame: bytes) -> tuple[int, int]:
     """(task, attempt) of an encoded group."""
     header = header_of(frame)
-    return header["task"], header["attempt"]
+    return header.task, header.attempt
 
 
-def header_of(frame: bytes) -> dict[str, Any]:
-    """All of an encoded group but the arrays."""
-    return _header(memoryview(frame))
+def header_of(frame: bytes | memoryview) -> Header:
+    """Raises NoGroup."""
+    head = frame[4 : 4 + int.from_bytes(frame[:4], "little")]
+    try:
+        form = _FORM.decode(head).format
+        if form != _FORMAT:
+            raise _no_group(f"it is of format {form}, this version reads {_FORMAT}")
+        return _HEADER.decode(head)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _no_group(str(error)) from error
 
 
-def _header(frame: memoryview) -> dict[str, Any]:
-    header = msgspec.msgpack.decode(frame[4 : 4 + int.from_bytes(frame[:4], "little")])
-    if header["format"] != _FORMAT:
-        raise ValueError(f"group frame of format {header['format']}, this version reads {_FORMAT}")
-    return header
+def _no_group(why: str) -> NoGroup:
+    return NoGroup(f"a group of trajectories cannot be read: {why}; if a journal has it, restore that from a copy")
 
 
 def decode(frame: bytes) -> Group:
-    """Inverse of `encode`, of anything that holds its bytes; arrays are read-only views of that. Raises ValueError on
-    another format."""
+    """Inverse of `encode`, of anything that holds its bytes; arrays are read-only views of that. Raises NoGroup."""
     view = memoryview(frame)
-    header = _header(view)
+    header = header_of(view)
     offset = 4 + int.from_bytes(view[:4], "little")
+    described = offset + sum(_TOKEN_BYTES * t.length for t in header.trajectories)
+    if described != len(view):
+        raise _no_group(f"it has {len(view)} bytes, its header describes {described}")
     trajectories = []
-    for t in header["trajectories"]:
+    for t in header.trajectories:
         arrays = []
-        for dtype in ("<i4", "<i4", "<f4", "?"):
-            array = np.frombuffer(view, dtype, count=t["length"], offset=offset)
-            offset += array.nbytes
-            arrays.append(array)
-        trajectories.append(
-            Trajectory(*arrays, t["reward"], t["finish_reason"], t["extras"], t["error"], t.get("notes", {})),
-        )
-    if offset != len(view):
-        raise ValueError(f"group frame has {len(view)} bytes, its header describes {offset}")
-    return Group(header["task"], header["attempt"], header["row"], tuple(trajectories))
+        for dtype in _DTYPES:
+            arrays.append(np.frombuffer(view, dtype, t.length, offset))
+            offset += arrays[-1].nbytes
+        if t.length and (arrays[0].min() < 0 or arrays[3].view(np.uint8).max() > 1):
+            raise _no_group("it has a token below 0, or a mask of neither 0 nor 1")
+        trajectories.append(Trajectory(*arrays, t.reward, t.finish_reason, t.extras, t.error, t.notes))
+    return Group(header.task, header.attempt, header.row, tuple(trajectories))

@@ -10,31 +10,36 @@ from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.run_files import Growing, RunFiles
 
 
+def new(growing: Growing) -> tuple[bool, list[tuple[int, bytes]]]:
+    anew, lines = growing.new()
+    return anew, [*lines]
+
+
 def test_only_what_is_new_is_read_and_only_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     growing = Growing(tmp_path, "lines")
-    assert growing.new() == (False, [])
+    assert new(growing) == (False, [])
     path.write_bytes(b"one\ntw")
-    assert growing.new() == (True, [(0, b"one\n")])
+    assert new(growing) == (True, [(0, b"one\n")])
     with path.open("ab") as file:
         file.write(b"o\nthree\nfo")
-    assert growing.new() == (False, [(4, b"two\n"), (8, b"three\n")])
-    assert growing.new() == (False, [])
+    assert new(growing) == (False, [(4, b"two\n"), (8, b"three\n")])
+    assert new(growing) == (False, [])
 
 
 def test_another_file_is_read_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\n")
     growing = Growing(tmp_path, "lines")
-    growing.new()
+    new(growing)
     other = tmp_path / "other"
     other.write_bytes(b"uno\ndue\ntre\n")
     other.replace(path)  # longer than the one before
-    assert growing.new() == (True, [(0, b"uno\n"), (4, b"due\n"), (8, b"tre\n")])
+    assert new(growing) == (True, [(0, b"uno\n"), (4, b"due\n"), (8, b"tre\n")])
     path.write_bytes(b"ein\n")
-    assert growing.new() == (True, [(0, b"ein\n")])
+    assert new(growing) == (True, [(0, b"ein\n")])
     path.unlink()
-    assert growing.new() == (True, [])
+    assert new(growing) == (True, [])
 
 
 def test_a_resume_that_cuts_the_files_is_followed(made_up: Any, tmp_path: Path) -> None:
@@ -70,8 +75,8 @@ def test_damaged_files_are_empty(tmp_path: Path) -> None:
 
 
 def test_samples_are_found_by_their_places(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": step, "prompt": "é" * step, "number": n}) for step in range(5) for n in range(2)]
+    lines = [json.dumps({"step": step, "prompt": "é" * step, "task": n}) for step in range(5) for n in range(2)]
     (tmp_path / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     files = RunFiles(tmp_path)
     files.refresh()
-    assert [(s["step"], s["number"]) for s in files.samples([3, 1])] == [(3, 0), (3, 1), (1, 0), (1, 1)]
+    assert [(s["step"], s["task"]) for s in files.samples([3, 1])] == [(3, 0), (3, 1), (1, 0), (1, 1)]

@@ -34,7 +34,7 @@ def write_run(folder: Path, ran: Recipe, records: list[dict[str, Any]], lengths:
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(dump(ran))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    lines = [json.dumps({"tokens": ["x"] * tokens}) + "\n" for tokens in lengths]
+    lines = [json.dumps({"step": 0, "tokens": ["x"] * tokens}) + "\n" for tokens in lengths]
     (folder / "samples.jsonl").write_text("".join(lines))
     return folder
 
