@@ -342,8 +342,9 @@ def _doctor(path: Path | None) -> int:
     with _importing():
         from asyncrl.trainer.model import would_take_trees
     if would_take_trees(recipe):
-        return doctor([Finding("ok", "attention", f"{recipe.model} takes prefix trees")])
-    return doctor([Finding("warn", "attention", f"{recipe.model} is trained one trajectory at a time", "see above")])
+        return doctor([Finding("ok", "attention", f"{recipe.model} takes prefix trees")], path)
+    one = Finding("warn", "attention", f"{recipe.model} is trained one trajectory at a time", "see above")
+    return doctor([one], path)
 
 
 def _check_run_dir(run_dir: Path) -> None:

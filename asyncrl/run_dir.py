@@ -95,6 +95,23 @@ def names(run_dir: Path, folder: str) -> list[str]:
         return []
 
 
+@contextlib.contextmanager
+def open_to(run_dir: Path, readers: str) -> Iterator[None]:
+    """Whom the directory is open to: its `owner`, or its `group` too; in the block, what this process makes as well."""
+    with contextlib.suppress(PermissionError):  # another user's keeps its own mode
+        run_dir.chmod({"owner": 0o700, "group": 0o750}[readers])
+    before = make_alike(run_dir)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def make_alike(run_dir: Path) -> int:
+    """From now on, what this process makes is open to those whom the directory is; returns the umask before."""
+    return os.umask(0o777 & ~run_dir.stat().st_mode)
+
+
 def require_plain(run_dir: Path) -> None:
     """Raises UserError if there is anything but files and folders in it: who writes there would write elsewhere."""
     for above, folders, files in os.walk(run_dir):

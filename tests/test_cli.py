@@ -161,6 +161,7 @@ def test_doctor_of_a_recipe_tries_its_models_attention(
 ) -> None:
     if not takes:
         monkeypatch.setattr("asyncrl.trainer.fit._misfit", lambda *_: "its attention has sinks")
+    monkeypatch.setenv("COLUMNS", "500")
     main(["doctor", "recipes/tiny.yaml"])
     words = " ".join(capsys.readouterr().out.split())
     assert ("ok attention random:tiny-llama takes prefix trees" in words) == takes

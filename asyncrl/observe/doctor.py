@@ -17,6 +17,7 @@ import psutil
 from packaging.requirements import Requirement
 from rich.table import Table
 
+from asyncrl.observe import safety
 from asyncrl.observe.console import Console
 from asyncrl.recipe.cores import usable_cores
 
@@ -35,14 +36,14 @@ class Finding:
     change: str = ""
 
 
-def findings() -> list[Finding]:
-    """Everything that is looked at, in order."""
-    return [_python(), *_packages(), *_unwanted(), *_machine(), _gpus(), _ray()]
+def findings(recipe: Path | None = None) -> list[Finding]:
+    """Everything that is looked at, in order; for a recipe also who may write where it lies."""
+    return [_python(), *_packages(), *_unwanted(), *_machine(), _gpus(), _ray(), *_safety(recipe)]
 
 
-def doctor(more: Sequence[Finding] = ()) -> int:
+def doctor(more: Sequence[Finding] = (), recipe: Path | None = None) -> int:
     """Print the findings; returns 1 if one of them would stop a run. `more`: of whoever called."""
-    found = [*findings(), *more]
+    found = [*findings(recipe), *more]
     table = Table("", "what", "found", "what to change", box=None, pad_edge=False)
     for f in found:
         style = {"ok": "green", "warn": "yellow", "fail": "red"}[f.status]
@@ -129,6 +130,19 @@ def _gpus() -> Finding:
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
     return Finding("ok", "Ray cluster", address or "RAY_ADDRESS is not set: a run starts Ray on this machine")
+
+
+def _safety(recipe: Path | None) -> list[Finding]:
+    """Ways in for other users of the machine."""
+    found = [
+        Finding("warn", "folder", fault, "chmod go-w, or work elsewhere: others may replace recipes, rewards and runs")
+        for fault in safety.open_folders(recipe)
+    ] or [Finding("ok", "folder", "nobody else may write here")]
+    if fault := safety.open_temporary_folder():
+        found.append(Finding("warn", "temporary folder", fault, "chmod +t, or set TMPDIR to a folder of yours"))
+    listening = "; ".join(safety.listeners())
+    change = "who reaches this machine reaches them; keep it on a private network"
+    return [*found, Finding("warn", "listens on all addresses", listening, change)] if listening else found
 
 
 def _version(name: str) -> str | None:

@@ -274,6 +274,8 @@ class Recipe(Part):
     run_dir: str | None = None
     """Default runs/<recipe>-<time>; an existing one is an error. A URL such as s3://BUCKET/NAME: the run lies on this
     machine's disk, and every 30 s what is new goes there."""
+    readable_by: Literal["owner", "group"] = "owner"
+    """Who may read the run directory: you alone (mode 0700, files 0600), or its folder's group too (0750, 0640)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seeds the data order, the sampling of every rollout, and a random model."""
     algorithm: AlgorithmRecipe = AlgorithmRecipe()

@@ -26,6 +26,7 @@ from asyncrl.journal.records import GROUP, GROUPS_STREAM, groups
 from asyncrl.observe import relay
 from asyncrl.recipe.schema import JournalRecipe
 from asyncrl.rollout.trajectory import key_of
+from asyncrl.run_dir import make_alike
 from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
 
@@ -129,6 +130,7 @@ class BufferShell(Buffer):
 
     def __init__(self, folder: Path, recipe: JournalRecipe) -> None:
         super().__init__(folder, recipe)
+        make_alike(folder.parent)
         relay.relay()
 
     async def take_notices(self) -> list[relay.Notice]:

@@ -34,7 +34,7 @@ from asyncrl.recipe.check_data import described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, worst_case_staleness
 from asyncrl.recipe.paths import anchored
 from asyncrl.recipe.schema import Recipe
-from asyncrl.run_dir import replace
+from asyncrl.run_dir import open_to, replace
 from asyncrl.runtime import cluster, fingerprint, same_model
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.driver import Driver
@@ -70,7 +70,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
         _check_model(recipe, view)
         with _ray(recipe, view) as places:
             run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
-            with RunLock(run_dir):
+            with open_to(run_dir, recipe.readable_by), RunLock(run_dir):
                 (run_dir / "checkpoints").mkdir()
                 replace(run_dir / "recipe.yaml", dump(_settled(recipe, base_dir)))
                 same_model.record(run_dir, recipe.model)
@@ -106,7 +106,7 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
             goes_on_with.write(run_dir)
             (run_dir / "summary.json").unlink(missing_ok=True)
 
-        with _ray(recipe, view) as places, Pushes(recipe, run_dir):
+        with _ray(recipe, view) as places, open_to(run_dir, recipe.readable_by), Pushes(recipe, run_dir):
             return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places, begun))
 
 
@@ -173,7 +173,7 @@ def make_run_dir(run_dir: Path, may_rename: bool) -> Path:
     free, number = run_dir, 1
     while True:
         try:
-            free.mkdir(parents=True)
+            free.mkdir(mode=0o700, parents=True)
             return free
         except OSError as error:
             if not may_rename or not free.is_dir():

@@ -34,6 +34,7 @@ from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rendezvous import Meeting, open_meeting
 from asyncrl.rollout.trajectory import decode
+from asyncrl.run_dir import make_alike
 from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.replicas import RayReplicas
@@ -148,6 +149,8 @@ class TrainerActor:
         self.staging = self._staging(origin.version, device)
         self._hold(max(origin.live, origin.version), origin.version)
         self.idle_since = trace.now()
+        # Not before: what a hub gives is for whom its cache is.
+        make_alike(self.run_dir)
         return Loaded(orphans.here(), (initial, self._score_probe() if origin.version else initial))
 
     def _compare_untouched(self, model: torch.nn.Module) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from asyncrl.observe import doctor
+from asyncrl.observe import doctor, safety
 
 
 def test_this_machine_can_run() -> None:
@@ -36,6 +39,44 @@ def test_programs_that_compute_beside_a_run_are_said(monkeypatch: pytest.MonkeyP
     assert doctor._cores() == doctor.Finding("ok", "cores", "2")
     monkeypatch.setattr("os.getloadavg", lambda: (3.2, 0.0, 0.0))
     assert doctor._cores().change == "3 programs compute on this machine: steps will take longer"
+
+
+def test_ways_in_for_others_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> dict[str, str]:
+        return {f.what: f.found for f in doctor.findings(tmp_path / "theirs/recipe.yaml") if f.status == "warn"}
+
+    here, theirs, shared = tmp_path / "here", tmp_path / "theirs", tmp_path / "tmp"
+    for folder in (here, theirs, shared):
+        folder.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setattr("tempfile.tempdir", str(shared))
+    monkeypatch.chdir(here)
+    assert not {"folder", "temporary folder"} & said().keys()
+    theirs.chmod(0o777)
+    shared.chmod(0o777)
+    assert said()["folder"] == f"{theirs} can be written by everyone"
+    assert said()["temporary folder"] == f"{shared} can be written by everyone"
+    (here / "runs").mkdir()
+    (here / "runs").chmod(0o777)
+    assert said()["folder"] in (f"{here}/runs can be written by everyone", f"{theirs} can be written by everyone")
+
+
+@pytest.mark.parametrize(("address", "heard"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False)])
+def test_a_listener_of_a_run_on_all_addresses_is_said(address: str, heard: bool) -> None:
+    script = (
+        "import socket, sys; s = socket.create_server((sys.argv[1], 0), family=int(sys.argv[2]));"
+        "print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    )
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    command = [sys.executable, "-c", script, address, str(int(family))]
+    its, pipe = {**os.environ, "ASYNCRL_RUN": "x"}, subprocess.PIPE
+    with subprocess.Popen(command, env=its, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        port = process.stdout.readline().strip()
+        found = [line for line in safety.listeners() if f"({process.pid})" in line]
+        process.stdin.close()
+    assert [line.endswith(f"({process.pid}) at {port}") for line in found] == [True] * heard
 
 
 def test_it_loads_no_heavy_library() -> None:
