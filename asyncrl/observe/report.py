@@ -21,6 +21,7 @@ from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
 from asyncrl.observe.shapes import is_figure
 from asyncrl.observe.timeline import timeline
+from asyncrl.recipe.secret import masked
 from asyncrl.run_dir import replace
 
 _MOST_COLUMNS = 300
@@ -147,7 +148,9 @@ def _samples(files: RunFiles) -> str:
 
 
 def _recipe(files: RunFiles) -> str:
-    return page.section("Recipe", page.folded("recipe.yaml", f'<pre tabindex="0">{escape(files.recipe_text)}</pre>'))
+    return page.section(
+        "Recipe", page.folded("recipe.yaml", f'<pre tabindex="0">{escape(masked(files.recipe_text))}</pre>')
+    )
 
 
 _PARTS: dict[str, tuple[Callable[[RunFiles], str], tuple[str, ...]]] = {

@@ -45,6 +45,17 @@ def found(value: Any, key: str = "") -> str | None:
     return key if _SHAPED.search(value) or (looks and _NAMED.search(key.rpartition(".")[2])) else None
 
 
+def masked(text: str) -> str:
+    """The text of a recipe that is stored already, as it may be shown."""
+    lines = [_SHAPED.sub("…", line) for line in text.splitlines(keepends=True)]
+    return "".join(_masked(line) for line in lines)
+
+
+def _masked(line: str) -> str:
+    key, colon, value = line.partition(": ")
+    return f"{key}: …\n" if colon and found(value.strip().strip("'\""), key.strip(" -'\"")) else line
+
+
 @contextmanager
 def kept_from_recipes() -> Iterator[None]:
     """In here `${oc.env:NAME}` reads only what is no secret."""

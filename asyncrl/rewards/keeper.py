@@ -57,7 +57,9 @@ def _become_worker(prints: int, most_bytes: int) -> None:
         os.dup2(prints, stream)
     os.close(prints)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes if hard == resource.RLIM_INFINITY else hard, hard))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard), hard)
+    )
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 

@@ -87,6 +87,21 @@ def test_words_that_only_sound_like_it_are_none(keys: str) -> None:
     load(ROOT / "recipes/tiny.yaml", [keys])
 
 
+def test_one_that_an_older_run_has_is_not_shown(tmp_path: Path) -> None:
+    import stranger
+
+    run_dir = stranger.write_run(tmp_path / "run")
+    with (run_dir / "recipe.yaml").open("a") as file:
+        file.write(
+            f"rewards:\n  kwargs:\n    api_key: '{SECRET}'\n    said: [sk-{SECRET}, plain]\n    eos_token: <s>\n"
+        )
+    assert main(["report", str(run_dir)]) == 0
+    page = (run_dir / "report.html").read_text()
+    assert SECRET not in page
+    for shown in ("    api_key: …\n", "said: […, plain]", "eos_token: &lt;s&gt;"):
+        assert shown in page
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_shipped_recipe_is_refused(path: Path) -> None:
     load(path)
