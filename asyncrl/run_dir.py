@@ -177,6 +177,8 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_FILE:
             raise _no_file(path) from error
+        if error.errno == errno.ENAMETOOLONG:  # the command line has words for it
+            raise
         raise UserError(f"{path} cannot be read: {error.strerror}; name a run directory that you may read") from error
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_CONTEXT, TINY_LLAMA
 from asyncrl.plugins import load_object
+from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import control_settings, nearest, nearest_file
@@ -71,6 +72,11 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
 
     `elsewhere`: it will run on other machines; what has an absolute path and is not here may be there.
     """
+    if key := secret.found(recipe.model_dump()):
+        raise UserError(
+            f"{key} looks like a secret, and a recipe is stored, shown and tracked; leave it out, and let the code "
+            "that needs it read the environment"
+        )
     _check_run_dir(recipe, base_dir)
     control_settings(recipe)
     _check_rollout(recipe)

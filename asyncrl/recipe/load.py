@@ -81,12 +81,6 @@ def load(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> 
     # All arguments are one level: what describes the data may stand before data.path.
     with secret.kept_from_recipes():
         merged = _merge([*([layer] for layer in files), arguments], layers)
-    if key := secret.found(merged):
-        where = _origin(layers, tuple(key.split("."))) or path
-        raise UserError(
-            f"{where}: {key} looks like a secret, and a recipe is stored, shown and tracked; leave it out, and let the "
-            "code that needs it read the environment"
-        )
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:

@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from asyncrl.cli import main
 from asyncrl.errors import UserError
 from asyncrl.recipe import secret
-from asyncrl.recipe.load import load
+from asyncrl.recipe.check import check
+from asyncrl.recipe.load import dump, load
+from asyncrl.recipe.stored import load_stored
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -67,10 +69,20 @@ def test_others_who_use_omegaconf_here_are_not_in_its_way(monkeypatch: pytest.Mo
     ],
 )
 def test_a_literal_secret_is_refused_and_not_repeated(keys: str, named: str) -> None:
+    recipe = load(ROOT / "recipes/tiny.yaml", [keys % SECRET])
     with pytest.raises(UserError, match="looks like a secret") as error:
-        load(ROOT / "recipes/tiny.yaml", [keys % SECRET])
-    assert f"command line: {named} " in str(error.value)
+        check(recipe, ROOT)
+    assert str(error.value).startswith(f"{named} ")
     assert SECRET not in str(error.value)
+
+
+def test_an_older_run_that_has_one_is_read_and_goes_on_without_it(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        dump(load(ROOT / "recipes/tiny.yaml", [f"rewards.kwargs={{api_key: {SECRET}}}"]))
+    )
+    recipe, stored = load_stored(tmp_path, ["rewards.kwargs.api_key=null"], trust=False)
+    assert secret.found(stored.model_dump()) == "rewards.kwargs.api_key"
+    assert secret.found(recipe.model_dump()) is None
 
 
 @pytest.mark.parametrize(
@@ -84,7 +96,7 @@ def test_a_literal_secret_is_refused_and_not_repeated(keys: str, named: str) -> 
     ],
 )
 def test_words_that_only_sound_like_it_are_none(keys: str) -> None:
-    load(ROOT / "recipes/tiny.yaml", [keys])
+    assert secret.found(load(ROOT / "recipes/tiny.yaml", [keys]).model_dump()) is None
 
 
 def test_one_that_an_older_run_has_is_not_shown(tmp_path: Path) -> None:
@@ -104,7 +116,7 @@ def test_one_that_an_older_run_has_is_not_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_shipped_recipe_is_refused(path: Path) -> None:
-    load(path)
+    assert secret.found(load(path).model_dump()) is None
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), st.lists))
