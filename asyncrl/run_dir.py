@@ -100,6 +100,13 @@ def open_to(run_dir: Path, readers: str) -> Iterator[None]:
     """Whom the directory is open to: its `owner`, or its `group` too; in the block, what this process makes as well."""
     with contextlib.suppress(PermissionError):  # another user's keeps its own mode
         run_dir.chmod({"owner": 0o700, "group": 0o750}[readers])
+    with alike(run_dir):
+        yield
+
+
+@contextlib.contextmanager
+def alike(run_dir: Path) -> Iterator[None]:
+    """`make_alike` in the block only."""
     before = make_alike(run_dir)
     try:
         yield

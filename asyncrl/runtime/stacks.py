@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
+from asyncrl.run_dir import alike
 from asyncrl.runtime.nodes import call_on
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,13 @@ def record(folder: Path, role: str) -> None:
     """
     path = folder / f"{role}-{os.getpid()}.txt"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.glob(f"{role}-*.txt"):
-            # `a-1.txt` is not of role a if it is of role a-1: only digits may follow.
-            if other.stem.removeprefix(f"{role}-").isdecimal():
-                _remove_if_empty(other)
-        file = path.open("ab", buffering=0)
+        with alike(folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+            for other in folder.glob(f"{role}-*.txt"):
+                # `a-1.txt` is not of role a if it is of role a-1: only digits may follow.
+                if other.stem.removeprefix(f"{role}-").isdecimal():
+                    _remove_if_empty(other)
+            file = path.open("ab", buffering=0)
     except OSError as error:
         logger.warning("%s: there will be no stacks of %s: %s", folder, role, error.strerror)
         return
