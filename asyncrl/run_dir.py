@@ -115,8 +115,13 @@ def alike(run_dir: Path) -> Iterator[None]:
 
 
 def make_alike(run_dir: Path) -> int:
-    """From now on, what this process makes is open to those whom the directory is; returns the umask before."""
-    return os.umask(0o777 & ~run_dir.stat().st_mode)
+    """From now on, what this process makes is open to those whom the directory is, or to its user alone where there is
+    none, as on a node that does not see it; returns the umask before."""
+    try:
+        mode = run_dir.stat().st_mode
+    except FileNotFoundError:
+        mode = 0o700
+    return os.umask(0o777 & ~mode)
 
 
 def require_plain(run_dir: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.run_dir import make_alike, open_to, replace
+from asyncrl.run_dir import alike, make_alike, open_to, replace
 from asyncrl.runtime.run import make_run_dir
 
 
@@ -45,6 +45,12 @@ def test_an_actor_learns_it_from_the_directory(umask: int, tmp_path: Path) -> No
     assert make_alike(run_dir) == umask
     (run_dir / "weights").touch()
     assert modes(run_dir / "weights") == ["0o640"]
+
+
+def test_a_node_that_does_not_see_it_makes_it_its_users(tmp_path: Path) -> None:
+    with alike(tmp_path / "elsewhere/run"):
+        (tmp_path / "elsewhere/run/stacks").mkdir(parents=True)
+    assert modes(*(tmp_path / "elsewhere").rglob("*")) == ["0o700"] * 2
 
 
 def test_an_older_run_is_closed_when_it_goes_on(tmp_path: Path) -> None:
