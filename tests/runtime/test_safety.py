@@ -110,14 +110,14 @@ def addresses(pid: int) -> set[tuple[str, int]]:
 
 
 def ask(port: int, said: bytes) -> bytes:
-    """What is answered within a second."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), 5) as connection:
-            connection.settimeout(1)
-            connection.sendall(said)
-            return connection.recv(2**16)
-    except OSError:
-        return b""
+    """What is answered until nothing has come for a second."""
+    answer = b""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.settimeout(1)
+        connection.sendall(said)
+        while more := connection.recv(2**16):
+            answer += more
+    return answer
 
 
 def told_to_strangers(pid: int) -> list[tuple[int, bytes]]:
