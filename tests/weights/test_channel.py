@@ -22,6 +22,7 @@ from asyncrl.rollout.engine import Completion, SamplingParams
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
 from asyncrl.weights.channel import ChannelConfig, PublishReport, open_channel
+from asyncrl.weights.gloo import _Seal
 from asyncrl.weights.staging import StagedWeights
 
 RECIPE = Recipe.model_validate(
@@ -195,6 +196,14 @@ def test_channel_can_be_rebuilt(
 ) -> None:
     again = Push(backend, one_replica, learner.model, tmp_path)
     perturb(learner, 3)
+    if backend == "gloo":
+        before = vllm_engine.version
+        again.channel._gloo._seal = _Seal(b"x" * 32)  # type: ignore[attr-defined]
+        with pytest.raises(RunFailed, match="not those that rank 0 of the trainer sent"):
+            again.publish(3)
+        assert vllm_engine.version == before
+        again.channel.close()
+        again = Push(backend, one_replica, learner.model, tmp_path)
     again.publish(3)
     assert gap(learner, vllm_engine, loop_thread, 3) < 1e-4
     again.channel.close()
