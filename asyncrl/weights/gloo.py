@@ -35,7 +35,7 @@ class GlooReceiver:
         # Kept: the page faults of new ones would cost more than the bytes.
         self._flats: list[torch.Tensor] = []
         meetings = [Meeting.of_wire(end) for end in ends]
-        self._groups = [_group(m, m.join(timeout_s), rank, world_size, timeout_s) for m in meetings]
+        self._groups = [join_group(m, m.join(timeout_s), rank, world_size, timeout_s) for m in meetings]
         self._seals = [_Seal(meeting.key) for meeting in meetings]
 
     def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
@@ -75,7 +75,7 @@ class GlooEnd:
         self.reach = self._meeting.to_wire()
 
     def join(self, world_size: int) -> None:
-        self.group = _group(self._meeting, self._store, 0, world_size, self._timeout_s)
+        self.group = join_group(self._meeting, self._store, 0, world_size, self._timeout_s)
 
     def prepare(self, flat: torch.Tensor) -> None:
         """Find out what there is to send of `flat`, which is as it is until that is done."""
@@ -138,7 +138,7 @@ def _macs() -> torch.Tensor:
     return torch.empty(blake3.digest_size, dtype=torch.uint8)
 
 
-def _group(meeting: Meeting, store: SealedStore, rank: int, world_size: int, timeout_s: float) -> ProcessGroupGloo:
+def join_group(meeting: Meeting, store: SealedStore, rank: int, world_size: int, timeout_s: float) -> ProcessGroupGloo:
     options = ProcessGroupGloo._Options()
     # By itself gloo listens at the address of the host's name.
     address = own_address(meeting.address)
