@@ -26,6 +26,7 @@ class Team:
         """Of all ranks, for pushes alone: they run beside the steps."""
         self.store: SealedStore | None = None
         """Kept, because torch keeps its C++ half alone."""
+        self._key = b""
 
     @classmethod
     def join(
@@ -43,11 +44,14 @@ class Team:
         backend, place = ("nccl", store.bare) if device.type == "cuda" else ("gloo", store)
         distributed.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
         team = cls(device, rank, size)
-        team.store = store
+        team.store, team._key = store, meeting.key
         team.push_group = distributed.new_group(timeout=timeout)
-        for group in (distributed.group.WORLD, team.push_group):
-            require_members(group, rank, meeting.key, device)
+        team._require_members(distributed.group.WORLD, team.push_group)
         return team
+
+    def _require_members(self, *groups: Any) -> None:
+        for group in groups:
+            require_members(group, group.rank(), self._key, self.device)
 
     def shard(self, called: torch.nn.Module, model: torch.nn.Module, recipe: TrainerRecipe) -> None:
         """Divide the model's parameters among the ranks, in place; `called` is what is called, `model` is in it.
@@ -62,6 +66,7 @@ class Team:
 
         per_copy = recipe.shard_ranks or self.size
         mesh = init_device_mesh(self.device.type, (self.size // per_copy, per_copy), mesh_dim_names=("copy", "shard"))
+        self._require_members(*mesh.get_all_groups())
         if per_copy == self.size:
             mesh = mesh["shard"]
         trained = {p for p in model.parameters() if p.requires_grad}
