@@ -109,8 +109,8 @@ def test_run_directory_that_cannot_be_made(
 ) -> None:
     """Root may write everywhere but below a file, and where only the kernel makes files."""
     for name in ("start", "stop"):
-        monkeypatch.setattr(cluster, name, lambda *_: None)
-    monkeypatch.setattr(run, "reserve", lambda *_: None)
+        monkeypatch.setattr(cluster, name, lambda *_, **__: None)
+    monkeypatch.setattr(run, "reserve", lambda *_, **__: None)
     monkeypatch.chdir(ROOT)
     (tmp_path / "a_file").touch()
     run_dir = tmp_path / parent / "run"
