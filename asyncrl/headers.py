@@ -5,6 +5,7 @@ The format (github.com/huggingface/safetensors): 8 bytes, the length of the head
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable
@@ -47,13 +48,16 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
-                entries = msgspec.json.decode(file.read(min(length, _MOST_BYTES)), type=dict[str, Any])
                 num_bytes = os.fstat(file.fileno()).st_size
+                if length > min(_MOST_BYTES, num_bytes - 8):
+                    raise ValueError("its header ends behind the file")
+                entries = msgspec.json.decode(file.read(length), type=dict[str, Any])
             entries.pop("__metadata__", None)
             for name, entry in msgspec.convert(entries, dict[str, _Entry]).items():
                 start, stop = (8 + length + offset for offset in entry.data_offsets)
-                if not start <= stop <= num_bytes:
-                    raise ValueError(f"{name} ends behind the file")
+                # No type takes less than a bit.
+                if not start <= stop <= num_bytes or math.prod(entry.shape) > 8 * (stop - start):
+                    raise ValueError(f"{name} has more than the file")
                 found[name] = Header(path, entry.dtype, entry.shape, start, stop)
         except (struct.error, ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a whole safetensors file; copy it anew, or remove it") from error

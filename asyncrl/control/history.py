@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,6 +26,15 @@ _MOST_SLOTS = 10**5
 @dataclass(frozen=True)
 class Snapshot:
     state: dict[str, Any]
+
+
+class _State(msgspec.Struct):
+    """Of a controller, as far as others count with it."""
+
+    settings: Settings
+    steps_done: Annotated[int, msgspec.Meta(ge=0)]
+    live: int
+    publishing: int | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def _replay(entries: Iterable[Entry]) -> Controller:
 
 
 def _settings(snapshot: Snapshot) -> Settings:
-    settings = msgspec.convert(snapshot.state["settings"], Settings)
+    settings = msgspec.convert(snapshot.state, _State).settings
     if not slots(settings) <= _MOST_SLOTS:
         raise HistoryError(f"its settings have more than {_MOST_SLOTS} groups under way")
     return settings

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import io
 import json
-import sys
 import tempfile
 import zlib
 from array import array
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from asyncrl.data import bounds
 from asyncrl.errors import UserError
 from asyncrl.recipe.load import nearest
 
@@ -110,13 +110,14 @@ def _read(path: Path, options: dict[str, Any]) -> Iterator[Found]:
     reader = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}[kind]
     try:
         with gzip.open(path) if path.suffix == _COMPRESSED else path.open("rb") as file:
-            yield from reader(path, file, **options)
+            unpacked = io.BufferedReader(bounds.Unpacked(path, file)) if path.suffix == _COMPRESSED else file
+            yield from reader(path, unpacked, **options)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data.path: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _json_lines(path: Path, file: Any) -> Iterator[Found]:
-    for line, text in enumerate(file, 1):
+    for line, text in bounds.lines(path, file):
         text = text.removeprefix(b"\xef\xbb\xbf") if line == 1 else text
         if text.strip():
             yield line, text
@@ -124,7 +125,7 @@ def _json_lines(path: Path, file: Any) -> Iterator[Found]:
 
 def _json(path: Path, file: Any, field: str | None = None) -> Iterator[Found]:
     """A list of objects, one under the key `field`, or JSON Lines, as many files of this name are."""
-    text = file.read()
+    text = bounds.read_whole(path, file)
     try:
         whole = json.loads(text, object_pairs_hook=_once)
     except _Twice as twice:
@@ -132,7 +133,7 @@ def _json(path: Path, file: Any, field: str | None = None) -> Iterator[Found]:
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise _invalid(path, error.lineno, error) from error
-        yield from _json_lines(path, text.splitlines(keepends=True))
+        yield from _json_lines(path, io.BytesIO(text))
         return
     except (ValueError, RecursionError) as error:
         raise _invalid(path, 1, error) from error
@@ -146,14 +147,26 @@ def _json(path: Path, file: Any, field: str | None = None) -> Iterator[Found]:
 
 def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> Iterator[Found]:
     """Cells are text, an empty one is ''."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(bounds.ROW_BYTES)
+    num_chars = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal num_chars
+        for line, text in bounds.lines(path, io.TextIOWrapper(file, encoding, newline="")):
+            # A quoted cell may have many lines.
+            num_chars += len(text)
+            if num_chars > bounds.ROW_BYTES:
+                raise bounds.too_long(path, line)
+            yield text
+
     dialect = {"delimiter" if name == "sep" else name: value for name, value in dialect.items()}
     try:
-        reader = csv.reader(io.TextIOWrapper(file, encoding, newline=""), strict=True, **dialect)
+        reader = csv.reader(lines(), strict=True, **dialect)
         header = next(reader, [])
         if twice := sorted({name for name in header if header.count(name) > 1}):
             raise UserError(f"data.path: {path} has two columns '{twice[0]}'; rename one")
         for cells in reader:
+            num_chars = 0
             if cells and len(cells) != len(header):
                 raise UserError(
                     f"data.path: {path} line {reader.line_num} has {len(cells)} cells, its header {len(header)}; put "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from asyncrl.checkpoint import atomic
 from asyncrl.control.controller import Controller
-from asyncrl.control.history import Decisions, Entry, HistoryError, replay
+from asyncrl.control.history import Decisions, Entry, HistoryError, Snapshot, replay
 from asyncrl.control.messages import Train
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
@@ -42,12 +42,17 @@ def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lam
     checkpoint = complete[-1] if complete else None
     control = json_object(checkpoint, "control.json") if checkpoint else {}
     version = control.get("steps_done", 0)
+    if type(version) is not int:
+        raise UserError(
+            f"{checkpoint}/control.json is not as asyncrl writes it; remove {checkpoint} to resume from the checkpoint "
+            "before"
+        )
     try:
         entries = list(read_control(run_dir / "journal", read))
         if entries:
             controller = replay(entries)
         elif checkpoint:
-            controller = Controller.restore(control["controller"])
+            controller = replay([Snapshot(control["controller"])])
         else:
             raise UserError(
                 f"{run_dir} has neither a checkpoint nor a journal to resume from; start it again with `asyncrl train`"
@@ -58,10 +63,10 @@ def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lam
             f"checkpoint {version}, at the cost of what was done since"
         ) from error
     batches = {step: batch for step, batch in leases(entries).items() if step >= version}
-    missing = [step for step in range(version, controller.steps_done) if step not in batches]
-    if missing:
+    missing = next((step for step in range(version, controller.steps_done) if step not in batches), None)
+    if missing is not None:
         raise UserError(
-            f"{run_dir}/journal lacks the batch of step {missing[0]}, which checkpoint {version} does not contain; "
+            f"{run_dir}/journal lacks the batch of step {missing}, which checkpoint {version} does not contain; "
             "put the missing segments back, or move the folder away to go on from the checkpoint"
         )
     controller.change(settings)

@@ -23,6 +23,7 @@ from asyncrl.journal import log
 from asyncrl.journal.records import GROUPS_STREAM, groups, read_control
 from asyncrl.models import TINY_LLAMA
 from asyncrl.observe.progress import shown
+from asyncrl.plugins import one_line
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode, key_of
@@ -59,7 +60,18 @@ def replay_run(run_dir: Path, recipe: Recipe, verify: bool) -> Replayed:
     controller.ledger.check()
     batches = _batches([d for e in entries if isinstance(e, Decisions) for d in e.decisions if isinstance(d, Train)])
     steps = range(min(batches, default=controller.steps_done), controller.steps_done)
-    compared = tuple(_train(run_dir, recipe, [batches[step] for step in steps])) if verify else ()
+    missing = next((step for step in steps if step not in batches), None)
+    if missing is not None:
+        raise RunFailed(f"{run_dir}/journal contradicts itself: step {missing} is done, and has no batch")
+    try:
+        compared = tuple(_train(run_dir, recipe, [batches[step] for step in steps])) if verify else ()
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RunFailed):
+            raise
+        raise RunFailed(
+            f"{run_dir} cannot be trained again: {one_line(error)}; its checkpoints or its journal are not those of a "
+            "run with this recipe"
+        ) from error
     trained = sum(len(batches[step].groups) for step in steps)
     return Replayed(len(entries), steps, trained, compared)
 
@@ -118,8 +130,13 @@ def _learner(recipe: Recipe, run_dir: Path) -> Learner:
     return Learner(partial(load_model, model, recipe, device), recipe, loss, device)
 
 
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _compare(version: int, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    differ = [n for n in theirs if n != "rng" and not torch.equal(ours[n].cpu(), theirs[n])]
+    names = (ours.keys() | theirs.keys()) - {"rng"}
+    differ = sorted(n for n in names if not (n in ours and n in theirs and _equal(ours[n].cpu(), theirs[n])))
     if differ:
         raise RunFailed(
             f"version {version} trained again differs from its checkpoint in {len(differ)} tensors: {differ[0]}"

@@ -165,6 +165,9 @@ def control(draw: st.DrawFn) -> bytes:
 
 def report(run_dir: Path) -> None:
     write_report(run_dir)
+
+
+def watch(run_dir: Path) -> None:
     Following(run_dir).changed(0)
 
 
@@ -219,7 +222,7 @@ TARGETS: dict[str, tuple[str, Any, Callable[[Path], None]]] = {
     "metrics": ("metrics.jsonl", json_lines(RECORDS), compare),
     "samples": ("samples.jsonl", json_lines(SAMPLES), report),
     "summary": ("summary.json", json_file(made_up.summary(RECORDS[-1])), report),
-    "status": ("status.json", json_file({**made_up.status(), "time_s": 1.0, "log": [[1.0, "so"]]}), report),
+    "status": ("status.json", json_file({**made_up.status(), "time_s": 1.0, "log": [[1.0, "so"]]}), watch),
     "recipe": ("recipe.yaml", mutated(made_up.RECIPE.encode()), recipe),
     "trace": ("trace.json", mutated(TRACE) | json_lines([json.loads(TRACE[2:-2])] * 2), report),
     "groups": (f"journal/{GROUPS_STREAM}_000000.log", stream(GROUP, group()), inspect),
