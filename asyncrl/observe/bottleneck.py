@@ -4,6 +4,7 @@ Each role is charged with the time that the others lose to it; the dearest one l
 
     trainer      the generators stand idle: every slot is taken, the staleness bound holds them back
     generators   the trainer waits for a batch
+    rewards      likewise, and most of the time the generators only wait for rewards
     publish      the trainer waits for the last push, or the generators are paused by one
     checkpoint   the trainer saves
     driver       the trainer does nothing that is measured
@@ -15,13 +16,16 @@ from collections.abc import Mapping
 
 NOTICEABLE = 0.15
 """Share of a role's time below which a loss is not worth a change."""
+MOST = 0.5
 
 
 def bottleneck(shares: Mapping[str, float]) -> str:
-    """The line for mean `trainer_time/*` and `generator_time/*` ratios (0 to 1); a missing one counts as 0."""
+    """The line for mean `trainer_time/*`, `generator_time/*` and `reward_time/*` ratios (0 to 1); a missing one counts
+    as 0."""
     waiting = shares.get("trainer_time/wait_batch", 0.0)
     idle = shares.get("generator_time/idle", 0.0)
     wait_publish = shares.get("trainer_time/wait_publish", 0.0)
+    rewards = shares.get("reward_time/waiting", 0.0)
     paused = shares.get("generator_time/paused", 0.0)
     saving = shares.get("trainer_time/checkpoint", 0.0)
     unaccounted = shares.get("trainer_time/unaccounted", 0.0)
@@ -38,11 +42,15 @@ def bottleneck(shares: Mapping[str, float]) -> str:
         role = "turns"
     elif losses[role] < NOTICEABLE:
         role = "balanced"
+    elif role == "generators" and rewards >= MOST:
+        role = "rewards"
     lines = {
         "trainer": f"trainer-bound: generators idle {_percent(idle)} of the time at the staleness bound; "
         "give the trainer more cores or GPUs, or shorten its step",
         "generators": f"generator-bound: the trainer waits for a batch {_percent(waiting)} of the time; "
         "raise rollout.replicas, give the generators more cores or GPUs, or lower max_new_tokens",
+        "rewards": f"reward-bound: the trainer waits for a batch {_percent(waiting)} of the time, and generators only "
+        f"wait for rewards {_percent(rewards)}; raise rewards.workers, or make the reward faster",
         "publish": f"publish-bound: the trainer waits for weight pushes {_percent(wait_publish)} of the time and "
         f"generators are paused {_percent(paused)}; use a faster weights.channel, or raise groups_per_step",
         "checkpoint": f"checkpoint-bound: saving takes {_percent(saving)} of the trainer's time; "

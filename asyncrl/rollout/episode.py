@@ -18,6 +18,7 @@ from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score, TrainerState
 from asyncrl.rollout.engine import Completion, Engine, SamplingParams
+from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.trajectory import Group, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,11 @@ class GroupAborted(Exception):
 class GroupRunner:
     """Runs groups on one engine; any number at a time."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, rewards: RewardPool, settings: RolloutSettings) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Any, rewards: RewardPool, settings: RolloutSettings, occupancy: Occupancy
+    ) -> None:
         self.engine = engine
+        self.occupancy = occupancy
         self.tokenizer = tokenizer
         self.rewards = rewards
         self.settings = settings
@@ -76,7 +80,7 @@ class GroupRunner:
         if any(c.finish_reason == "abort" for c in completions):
             raise GroupAborted
         texts = self._texts(completions)
-        with trace.span("reward", lane):
+        with trace.span("reward", lane), self.occupancy.scoring():
             request = RewardRequest(
                 task.prompt,
                 texts,

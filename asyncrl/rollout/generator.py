@@ -82,9 +82,8 @@ class Generator:
         )
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
         await self.engine.start()
-        self.runner = GroupRunner(
-            self.engine, load_tokenizer(config.engine_config.model), self.rewards, config.settings
-        )
+        tokenizer = load_tokenizer(config.engine_config.model)
+        self.runner = GroupRunner(self.engine, tokenizer, self.rewards, config.settings, self.occupancy)
         probe = await self._first_probe()
         self.occupancy.take()
         args = config.engine_config.engine_args

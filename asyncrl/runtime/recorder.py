@@ -19,6 +19,7 @@ from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
 from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, read_lines, shares, write_summary
 from asyncrl.observe.trackers import Trackers
+from asyncrl.rollout.occupancy import REWARDS, STATES
 from asyncrl.rollout.summary import GroupSummary
 from asyncrl.runtime import fingerprint
 from asyncrl.runtime.buffer import Key
@@ -228,8 +229,9 @@ def _ledger(ledger: Ledger) -> dict[str, int]:
 
 def _generator_time(generators: list[dict[str, float]]) -> dict[str, float]:
     """Mean over the generators that answered; all idle if none did."""
-    seconds = {s: sum(g[s] for g in generators) for s in ("busy", "paused", "idle")}
-    total = sum(seconds.values())
+    seconds = {s: sum(g.get(s, 0.0) for g in generators) for s in (*STATES, REWARDS)}
+    total = sum(seconds[s] for s in STATES)
     if not total:
-        return {"generator_time/busy": 0.0, "generator_time/paused": 0.0, "generator_time/idle": 1.0}
-    return {f"generator_time/{s}": v / total for s, v in seconds.items()}
+        seconds, total = {**dict.fromkeys(seconds, 0.0), "idle": 1.0}, 1.0
+    states = {f"generator_time/{s}": seconds[s] / total for s in STATES}
+    return {**states, "reward_time/waiting": seconds[REWARDS] / total}

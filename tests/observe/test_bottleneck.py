@@ -12,6 +12,8 @@ from asyncrl.observe.bottleneck import bottleneck
     [
         ({"trainer_time/busy": 1.0, "generator_time/idle": 0.71}, "trainer-bound", "71 %"),
         ({"trainer_time/wait_batch": 0.6, "generator_time/busy": 1.0}, "generator-bound", "60 %"),
+        ({"trainer_time/wait_batch": 0.9, "reward_time/waiting": 0.8}, "reward-bound", "rewards.workers"),
+        ({"trainer_time/wait_batch": 0.9, "reward_time/waiting": 0.3}, "generator-bound", "90 %"),
         ({"generator_time/paused": 0.4, "generator_time/idle": 0.1}, "publish-bound", "40 %"),
         ({"trainer_time/checkpoint": 0.5}, "checkpoint-bound", "50 %"),
         ({"trainer_time/unaccounted": 0.3}, "driver-bound", "30 %"),

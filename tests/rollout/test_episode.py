@@ -19,6 +19,7 @@ from asyncrl.models import load_tokenizer
 from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
 from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
 from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids, trajectory
+from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.simulated import SimulatedEngine
 from asyncrl.rollout.trajectory import Group
 from asyncrl.weights.channel import WeightUpdate
@@ -59,7 +60,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def make_runner(tokenizer: Any, rewards: Rewards | None = None, settings: RolloutSettings = SETTINGS) -> GroupRunner:
-    return GroupRunner(RecordingEngine(), tokenizer, rewards or Rewards(), settings)
+    return GroupRunner(RecordingEngine(), tokenizer, rewards or Rewards(), settings, Occupancy())
 
 
 def run_group(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.rollout.occupancy import STATES, Occupancy
+from asyncrl.rollout.occupancy import REWARDS, STATES, Occupancy
 
 
 class Clock:
@@ -33,7 +33,22 @@ def test_time_goes_to_the_state_it_was_spent_in() -> None:
     clock.now += 32
     occupancy.add_running(-1)
     clock.now += 64
-    assert occupancy.take() == {"busy": 2 + 4 + 32, "paused": 8 + 16, "idle": 1 + 64}
+    assert occupancy.take() == {"busy": 2 + 4 + 32, "paused": 8 + 16, "idle": 1 + 64, REWARDS: 0}
+
+
+def test_rewards_are_waited_for_while_no_group_samples() -> None:
+    clock = Clock()
+    occupancy = Occupancy(clock)
+    occupancy.add_running(2)
+    with occupancy.scoring():
+        clock.now += 1  # the other group samples
+        with occupancy.scoring():
+            clock.now += 2
+            occupancy.set_paused(True)
+            clock.now += 4
+            occupancy.set_paused(False)
+        clock.now += 8
+    assert occupancy.take() == {"busy": 1 + 2 + 8, "paused": 4, "idle": 0, REWARDS: 2}
 
 
 def test_take_starts_a_new_window_and_keeps_the_state() -> None:
@@ -42,9 +57,9 @@ def test_take_starts_a_new_window_and_keeps_the_state() -> None:
     occupancy.add_running(1)
     clock.now += 3
     assert occupancy.take()["busy"] == 3
-    assert occupancy.take() == dict.fromkeys(STATES, 0)
+    assert set(occupancy.take().values()) == {0}
     clock.now += 5
-    assert occupancy.take() == {"busy": 5, "paused": 0, "idle": 0}
+    assert occupancy.take() == {"busy": 5, "paused": 0, "idle": 0, REWARDS: 0}
 
 
 EVENTS = st.one_of(st.just(1), st.just(-1), st.booleans(), st.just("take"))
@@ -61,6 +76,7 @@ def test_every_second_belongs_to_exactly_one_state(events: list[tuple[int, objec
         spent["paused" if paused else "busy" if running else "idle"] += seconds
         if event == "take":
             taken = occupancy.take()
+            assert taken.pop(REWARDS) == 0
             assert taken == spent
             assert sum(taken.values()) == clock.now - window_from
             window_from, spent = clock.now, dict.fromkeys(STATES, 0.0)
