@@ -183,10 +183,9 @@ def _local(run_dir: str, whole: bool) -> Path:
 
 def _check_same(recipe: Recipe, before: Recipe) -> None:
     """UserError if the run that is there was started with another recipe."""
-    from asyncrl.recipe.paths import anchored
+    from asyncrl.recipe.paths import changed_keys
 
-    asked, there = (anchored(one, Path.cwd()).model_dump() for one in (recipe, before))
-    if changed := [key for key in asked if asked[key] != there[key]]:
+    if changed := changed_keys(before, recipe):
         raise UserError(
             f"run_dir {recipe.run_dir} holds a run of another recipe (other {', '.join(changed)}); choose another "
             f"run_dir, or say the change to it: asyncrl resume {recipe.run_dir} key=value"

@@ -20,14 +20,14 @@ _GENERATORS = {"busy": "green", "paused": "violet", "idle": "amber"}
 _AGE_COLOURS = ("green", "teal", "blue", "violet", "amber", "red")
 
 
-def charts(records: Sequence[Mapping[str, Any]], bound: float | None) -> list[Chart]:
-    """Of a run. `bound`: on the staleness, in updates."""
+def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Of a run."""
     steps = [r["step"] for r in records]
 
     def line(name: str, key: str, colour: str, spread: str | None = None) -> Series:
         return Series(name, column(records, key), colour, spread=column(records, spread) if spread else None)
 
-    limit = [Series("bound", [bound] * len(steps), "red", dashed=True)] if bound is not None else []
+    bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
     return [
         Chart(
             "Reward",
@@ -48,7 +48,7 @@ def charts(records: Sequence[Mapping[str, Any]], bound: float | None) -> list[Ch
             "Staleness of trained tokens",
             "age (updates)",
             steps,
-            [line("mean", "staleness/mean", "blue"), line("max", "staleness/max", "amber"), *limit],
+            [line("mean", "staleness/mean", "blue"), line("max", "staleness/max", "amber"), bound],
         ),
         _ages(steps, records),
         Chart(

@@ -61,15 +61,16 @@ def shares(durations: Mapping[str, float], wall_s: float) -> dict[str, float]:
 
 
 def accuracy(rewards: Sequence[float | None], extras: Sequence[Mapping[str, float]]) -> float | None:
-    """Mean of the extra named `accuracy`, or verl's `acc`, if a reward returned one, else the share of rewards >= 1.
+    """Mean of the extra named `accuracy`, or verl's `acc`, if a reward returned one, else the share of rewards of 1.
 
-    Failed rewards (None) count neither way (I7); None if no trajectory was scored.
+    Failed rewards (None) count neither way (I7); None if no trajectory was scored, or a reward is above 1: then nobody
+    said what is right.
     """
     for name in ("accuracy", "acc"):
         if named := [extra[name] for extra in extras if name in extra]:
             return sum(named) / len(named)
     scored = [reward for reward in rewards if reward is not None]
-    return sum(reward >= 1.0 for reward in scored) / len(scored) if scored else None
+    return sum(reward == 1.0 for reward in scored) / len(scored) if scored and max(scored) <= 1.0 else None
 
 
 class MetricsWriter:

@@ -102,12 +102,13 @@ def _headline(files: RunFiles) -> str:
         (number(last.get("reward/mean")), f"{word} reward", f"first step {number(first.get('reward/mean'))}"),
         (f"{last['step'] + 1}", "steps", f"of {planned} planned" if planned else ""),
         (duration(summary.get("wall_s") or last.get("time_s") or 0.0), "wall time", ""),
-        (number(worst, 0), "largest staleness", f"bound {number(_bound(recipe, summary), 0)} updates"),
+        (number(worst, 0), "largest staleness", f"bound {number(_bound(records, summary), 0)} updates"),
         (f"{last.get('tokens/generated') or 0:,}", "tokens generated", ""),
         (f"{failed or 0:,}", "rewards failed", f"{_percent(share)} lately"),
     ]
+    changes = [f"From step {c['step']} on: {c['kind']}, {c['what']}" for c in summary.get("changes", ())]
     limits = summary.get("bottleneck") or bottleneck(_mean_shares(records))
-    return page.tiles(figures) + page.line(limits)
+    return page.tiles(figures) + "".join(map(page.line, [limits, *changes]))
 
 
 def _warnings(files: RunFiles) -> str:
@@ -117,7 +118,7 @@ def _warnings(files: RunFiles) -> str:
 def _charts(files: RunFiles) -> str:
     if not files.records:
         return ""
-    made = charts(thin(files.records, _MOST_COLUMNS), _bound(files.recipe, files.summary))
+    made = charts(thin(files.records, _MOST_COLUMNS))
     drawn = "".join(svg(chart) for chart in made)
     return page.section("By step", f'<div class="charts">{drawn}</div>{_listed(files.records)}')
 
@@ -176,9 +177,10 @@ def _mean_shares(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {key: statistics.fmean(values) for key, values in columns.items() if values}
 
 
-def _bound(recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> float | None:
-    bound = summary.get("worst_case_staleness", recipe.get("max_staleness"))
-    return bound if is_figure(bound) else None
+def _bound(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> float | None:
+    """The largest: a resume may change it. Records of older versions have none."""
+    bounds = [bound for bound in column(records, "staleness/bound") if bound is not None]
+    return max(bounds, default=summary.get("worst_case_staleness"))
 
 
 def _percent(share: float | None) -> str:

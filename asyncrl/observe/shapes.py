@@ -32,7 +32,14 @@ class Generator(TypedDict, total=False):
     idle: Figure | None
 
 
+class Change(TypedDict):
+    step: Step
+    kind: str
+    what: str
+
+
 SUMMARY: dict[str, Any] = {
+    "changes": list[Change],
     "ledger": _Counts,
     "wall_s": Figure,
     "worst_case_staleness": Figure,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,18 @@ def _changed(keys: Any, place: list[str], change: Callable[[str], str]) -> Any:
     if isinstance(keys, list):
         return [_changed(item, [], change) for item in keys]
     return change(keys) if isinstance(keys, str) else keys
+
+
+def changed_keys(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Keys, with dots, whose values differ, and both; a path is where it leads from the working directory."""
+    was, is_now = (dict(_leaves(anchored(one, Path.cwd()).model_dump())) for one in (before, now))
+    keys = [key for key in {**was, **is_now} if was.get(key) != is_now.get(key)]
+    return {key: (was.get(key), is_now.get(key)) for key in keys}
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _leaves(part, f"{key}.{name}" if key else name)
+    else:
+        yield key, value

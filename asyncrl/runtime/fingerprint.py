@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ KINDS = {
 """What may change, and what accepting it means."""
 _FILE = "fingerprint.json"
 _HASH_CHARS = 16
+_HASHED = ("content", "source", "chat template")
 
 Parts = dict[str, dict[str, Any]]
 
@@ -87,9 +88,15 @@ def changes(run_dir: Path) -> list[dict[str, Any]]:
     return before.changes if before else []
 
 
-def compared(run_dir: Path, now: Fingerprint, accepted: Collection[str], controller: Controller) -> Fingerprint:
+def compared(
+    run_dir: Path,
+    now: Fingerprint,
+    accepted: Collection[str],
+    controller: Controller,
+    keys: Mapping[str, tuple[Any, Any]] | None = None,
+) -> Fingerprint:
     """What the run goes on with. Raises UserError if it differs from what the run was begun with in a kind that is not
-    accepted."""
+    accepted. keys: those of the recipe that were changed, before and now."""
     before = read(run_dir)
     if before is None:
         logger.warning(
@@ -101,8 +108,8 @@ def compared(run_dir: Path, now: Fingerprint, accepted: Collection[str], control
         shown = " and ".join(f"another {kind} ({differences[kind]})" for kind in refused)
         meaning = ", ".join(KINDS[kind] for kind in refused)
         raise UserError(
-            f"{run_dir} was begun with {shown}; put back what it was, or `asyncrl resume {run_dir} --accept "
-            f"{','.join(refused)}`, which {meaning}"
+            f"{run_dir} was begun with {shown}; put back what it was, or resume with `--accept {','.join(refused)}` "
+            f"too, which {meaning}"
         )
     draws = before.draws
     if "data" in differences:
@@ -111,6 +118,10 @@ def compared(run_dir: Path, now: Fingerprint, accepted: Collection[str], control
     changes = [{"step": step, "kind": kind, "what": what} for kind, what in differences.items()]
     for change in changes:
         logger.warning("from step %d on with another %s (%s): accepted", step, change["kind"], change["what"])
+    for key, (was, new) in (keys or {}).items():
+        what = f"{key} was {json.dumps(was)}, is {json.dumps(new)}"
+        logger.info("from step %d on %s", step, what)
+        changes.append({"step": step, "kind": "recipe", "what": what})
     return replace(now, draws=draws, changes=[*before.changes, *changes])
 
 
@@ -132,7 +143,7 @@ def _hash(content: bytes) -> str:
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The facts that differ, in words; nothing if none does. One that only one version of asyncrl keeps is none."""
     return ", ".join(
-        f"{fact} was {json.dumps(was)}, is {json.dumps(now[fact])}"
+        f"other {fact}" if fact in _HASHED else f"{fact} was {json.dumps(was)}, is {json.dumps(now[fact])}"
         for fact, was in before.items()
         if fact in now and was != now[fact]
     )

@@ -253,7 +253,9 @@ class Fleet:
         version, logprobs = await self._waiting(scoring, name, "log-probs to verify its weights", deadline_s)
         gap = self._verification.compare(name, version, logprobs)
         if gap is not None:
-            logger.info("%s has version %d: %.2g nats a token from the trainer", name, version, gap)
+            logger.info(
+                "%s computes with version %d as the trainer does (%.2g nats a token, rounding)", name, version, gap
+            )
 
     async def _compare_beside(self, name: str, handle: ActorHandle) -> None:
         self._comparing.add(name)

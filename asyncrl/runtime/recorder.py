@@ -122,6 +122,7 @@ class Recorder:
             "time_s": self.wall_s,
             **_rewards(batch),
             **_staleness(step, batch, result),
+            "staleness/bound": train.step - train.min_version,
             **_ledger(ledger),
             "tokens/generated": self._tokens_generated,
             "tokens/trained": result.report.tokens_trained,

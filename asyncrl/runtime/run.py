@@ -32,7 +32,7 @@ from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check, check_context, context_of
 from asyncrl.recipe.check_data import described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, worst_case_staleness
-from asyncrl.recipe.paths import anchored
+from asyncrl.recipe.paths import anchored, changed_keys
 from asyncrl.recipe.schema import Recipe
 from asyncrl.run_dir import open_to, replace
 from asyncrl.runtime import cluster, fingerprint, same_model
@@ -97,7 +97,7 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
         same_model.require_same(run_dir, recipe, stored, trained, recovered.checkpoint)
         view.phase("loading the data")
         tasks, now = _tasks(recipe, base_dir)
-        goes_on_with = fingerprint.compared(run_dir, now, accepted, recovered.controller)
+        goes_on_with = fingerprint.compared(run_dir, now, accepted, recovered.controller, changed_keys(stored, recipe))
         tasks.draws = goes_on_with.draws
 
         def begun() -> None:
@@ -210,7 +210,7 @@ async def _run(
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
-    trackers = _trackers(recipe, run_dir, base_dir, controller.worst_case_staleness)
+    trackers = _trackers(recipe, run_dir, base_dir)
     recorder = Recorder(run_dir, writer, trackers)
     driver = Driver(recipe, run_dir, actors, recovered, tasks, recorder, view)
     # Until all is closed: a signal while the engines stop is no other than one before.
@@ -249,9 +249,9 @@ async def _run(
     return 0
 
 
-def _trackers(recipe: Recipe, run_dir: Path, base_dir: Path, bound: int) -> Trackers:
+def _trackers(recipe: Recipe, run_dir: Path, base_dir: Path) -> Trackers:
     run = TrackedRun.of(run_dir, recipe.track.project, recipe.model_dump())
-    more = {"Prometheus": lambda: Prometheus(run_dir, {"staleness/bound": bound, "max_steps": recipe.max_steps})}
+    more = {"Prometheus": lambda: Prometheus(run_dir, {"max_steps": recipe.max_steps})}
     return Trackers(run, recipe.track, recipe.max_steps, base_dir, more)
 
 

@@ -57,6 +57,7 @@ def _record(step: int, rng: random.Random) -> dict[str, Any]:
         "groups/trained": GROUPS * (step + 1),
         "groups/filtered": step // 6,
         "groups/stale": step // 9,
+        "staleness/bound": 2,
         "groups/failed": 0,
         "groups/requeued": step // 9,
         "groups/running": 18,

@@ -13,7 +13,7 @@ def test_ages_are_summed_over_thinned_steps_and_the_oldest_drawn_together(made_u
     assert [r["staleness/histogram"] for r in thin(records, 2)] == [[7] + [2] * 8, [3] + [4] * 16 + [2] * 8]
     records = made_up.records(4)
     records[3]["staleness/histogram"] = [6] + [1] * 9 + [0, 5]
-    drawn = "".join(svg(chart) for chart in charts(records, bound=2))
+    drawn = "".join(svg(chart) for chart in charts(records))
     assert "step 3\nage 0: 30 %\nage 1: 5 %\nage 2: 5 %\nage 3: 5 %\nage 4: 5 %\nage 5 to 11: 50 %" in drawn
 
 
@@ -28,6 +28,6 @@ def test_a_long_run_is_thinned_to_means_and_its_largest_age_stays(made_up: Any) 
 
 def test_figures_that_are_missing_leave_gaps(made_up: Any) -> None:
     records = [{"step": step} for step in range(3)]
-    assert all("no figures yet" in svg(chart) for chart in charts(records, bound=None))
+    assert all("no figures yet" in svg(chart) for chart in charts(records))
     records[1]["reward/mean"] = 0.5
-    assert svg(charts(records, bound=None)[0]).count("<circle") == 1
+    assert svg(charts(records)[0]).count("<circle") == 1

@@ -30,7 +30,8 @@ def test_shares_of_a_known_window() -> None:
 
 
 def test_accuracy_leaves_failed_rewards_out() -> None:
-    assert accuracy([1.0, 0.5, None, 2.0], []) == pytest.approx(2 / 3)
+    assert accuracy([1.0, 0.5, None, -1.0], []) == pytest.approx(1 / 3)
+    assert accuracy([1.0, 0.5, 2.0], []) is None
     assert accuracy([None], []) is None
     assert accuracy([0.0, 0.0], [{"accuracy": 1.0}, {"accuracy": 0.0}]) == 0.5
 

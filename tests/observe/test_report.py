@@ -37,7 +37,12 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     run = run_dir(made_up, tmp_path, 20)
     write_summary(
         run / "summary.json",
-        {"ledger": {"drawn": 320, "trained": 320}, "reward_failures": 1609, "bottleneck": "trainer-bound: x"},
+        {
+            "ledger": {"drawn": 320, "trained": 320},
+            "reward_failures": 1609,
+            "bottleneck": "trainer-bound: x",
+            "changes": [{"step": 5, "kind": "reward", "what": "source was <a>, is <b>"}],
+        },
     )
     sample = {"step": 0, "task": 1, "prompt": "<script>alert(1)</script>", "completion": "3", "reward": 1.0}
     (run / "samples.jsonl").write_text(json.dumps({**sample, "tokens": ["3"], "versions": [0]}) + "\n")
@@ -48,6 +53,8 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert "&lt;script&gt;" in text
     assert "trainer-bound: x" in text
+    assert "From step 5 on: reward, source was &lt;a&gt;, is &lt;b&gt;" in text
+    assert "<b>2</b><span>bound 2 updates</span>" in text
     assert "<span>rewards failed</span><b>1,609</b><span>27.0 % lately</span>" in text
     assert "Completions cut off, rewards that failed" in text
     assert "prefers-color-scheme: dark" in text

@@ -217,7 +217,9 @@ def test_asynchronous_run_with_a_lost_trainer_equals_the_replay_of_its_journal(t
     assert code == 0, output
     assert check(run_dir, steps)["trained"] == 4 * steps
     accepted = summary(run_dir)["changes"]
-    assert [change["kind"] for change in accepted] == ["data", "reward"]
+    assert [change["kind"] for change in accepted[:2]] == ["data", "reward"]
+    keys = {change["what"].split()[0] for change in accepted[2:]}
+    assert keys == {"max_steps", "rollout.replicas", "data.shuffle", "reward"}
     assert accepted[0]["what"] == "shuffle was true, is false"
     begun = json.loads((run_dir / "fingerprint.json").read_text())["draws"]
     trained = sorted(
@@ -400,7 +402,7 @@ def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path, mixture: Callabl
     process = asyncrl("train", "recipes/tiny.yaml", *overrides, f"run_dir={run_dir}", background=True, log=log)
     try:
         # Until then the run waits for the engines' log-probs too, which a stopped one does not give.
-        verified = re.compile(r"generator-(\d) has version \d+:")
+        verified = re.compile(r"generator-(\d) computes with version \d+ as the trainer does")
         wait_for(lambda: len(set(verified.findall(log.read_text()))) == 2, process, "two verified engines")
         children = psutil.Process(process.pid).children(recursive=True)
         engine = next(p for p in children if "EngineCore" in " ".join(p.cmdline()))
