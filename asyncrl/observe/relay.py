@@ -33,7 +33,7 @@ _EXPECTED = (
     "Reset SSM cache type",
     "Passing raw prompts to InputProcessor is deprecated",
     "libtcmalloc is not found",
-    "is set; leaving Torch threads at",
+    "OMP_NUM_THREADS=",
     "libiomp is not found",
     # Layers that hold no weights of their own; a tied head is repacked by `weights/host.py`.
     "RotaryEmbedding: Failed to load weights",
