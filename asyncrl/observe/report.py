@@ -19,7 +19,6 @@ from asyncrl.observe.curves import charts, column, thin
 from asyncrl.observe.live import number
 from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
-from asyncrl.observe.shapes import is_figure
 from asyncrl.observe.timeline import timeline
 from asyncrl.recipe.secret import masked
 from asyncrl.run_dir import replace
