@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -10,10 +11,14 @@ from typing import Any
 
 from asyncrl.data.template import FolderTokenizer
 from asyncrl.errors import UserError
+from asyncrl.headers import read_headers
 
 TINY_LLAMA = "random:tiny-llama"
 TINY_CONTEXT = 512
 """Positions of that model."""
+MODEL_FILE = "model.json"
+"""In a run directory: the fingerprint of the model that the run began with."""
+_SAMPLE_BYTES = 64
 _TINY_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -94,6 +99,21 @@ def _folder_here(path: str) -> Path | None:
 
 def is_local(path: str) -> bool:
     return os.path.isdir(path)
+
+
+def fingerprint(model: str) -> str:
+    """The same for two folders only if they hold the same model."""
+    if not is_local(model):
+        return model
+    digest = hashlib.sha256(Path(model, "config.json").read_bytes())
+    headers = read_headers(weight_files(model))
+    for name, header in sorted(headers.items()):
+        digest.update(f"{name} {header.dtype} {header.shape}\n".encode())
+        with header.file.open("rb") as file:
+            for start in (header.start, max(header.start, header.stop - _SAMPLE_BYTES)):
+                file.seek(start)
+                digest.update(file.read(min(_SAMPLE_BYTES, header.stop - start)))
+    return digest.hexdigest()
 
 
 def make_tiny_llama(folder: Path, seed: int) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from asyncrl.control.staleness import slots
 from asyncrl.errors import UserError
+from asyncrl.models import fingerprint
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.plan import gpus, memory, models, speed
 from asyncrl.plan.gpus import Gpu
@@ -77,7 +78,7 @@ def plan(
     mean_tokens: float | None = None,
 ) -> Plan:
     """Raises UserError if nothing fits, or if there is nothing to go by."""
-    if profile is not None and profile.recipe.model != recipe.model:
+    if profile is not None and not _is_same_model(profile, recipe.model, base_dir):
         raise UserError(
             f"--profile {profile.name} is of a run of {profile.recipe.model}, the plan is for {recipe.model}; "
             "take a run of the same model"
@@ -104,6 +105,12 @@ def plan(
         for split in quickest
     ]
     return Plan(recipe, _best_first(rows), gpu, shape, origin, work, profile)
+
+
+def _is_same_model(profile: Profile, model: str, base_dir: Path) -> bool:
+    """By the folder that is meant, or by what is in it; hub names are paths that lead nowhere here."""
+    path, before = (base_dir / model).resolve(), (base_dir / profile.recipe.model).resolve()
+    return path == before or profile.model_fingerprint == fingerprint(str(path) if path.is_dir() else model)
 
 
 def _best_first(rows: list[Row]) -> list[Row]:

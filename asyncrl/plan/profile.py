@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
+from asyncrl.journal.records import groups
+from asyncrl.models import MODEL_FILE
 from asyncrl.observe.run_files import RunFiles
-from asyncrl.plan.work import Work
+from asyncrl.plan.work import Work, assumed
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.trajectory import decode
+from asyncrl.run_dir import json_object
 from asyncrl.run_dir import text as read_text
 from asyncrl.simulate.engine import DecodeSpeed
 from asyncrl.simulate.figures import Figures, figures, steady
@@ -22,6 +27,7 @@ from asyncrl.simulate.simulation import Scene, simulate
 
 LEAST_STEPS = 4
 _LEAST_SAMPLES = 16
+_MOST_GROUPS = 500
 _ROUNDS = 4
 
 
@@ -34,7 +40,10 @@ class Profile:
     figures: Figures
     sample: Sequence[float]
     """Completions, in tokens: one trajectory each of two groups a step. Empty if there are too few."""
-    prompt_tokens: float
+    prompt_tokens: float | None
+    """In the mean; None if nothing of the run says it."""
+    model_fingerprint: object
+    """As `models.fingerprint`, of the model that it began with; None if it kept none."""
     push_s: float
     checkpoint_s: float
     """Of one."""
@@ -64,8 +73,15 @@ class Profile:
         longest = recipe.rollout.max_new_tokens
         mean = min(max(1.0, self.figures.completion_tokens), longest)
         shape = Lengths.measured(self.sample, mean, longest) if self.sample else Lengths.log_normal(mean, longest)
-        origin = f"measured in {self.name}: prompts of {self.prompt_tokens:.0f} tokens and completions of {mean:.0f}"
-        return Work(recipe.groups_per_step, recipe.group_size, self.prompt_tokens, shape, origin)
+        prompt = self.prompt_tokens
+        origin = f"measured in {self.name}: prompts of {prompt or 0:.0f} tokens and completions of {mean:.0f}"
+        if prompt is None:
+            prompt = assumed(recipe).prompt_tokens
+            origin = (
+                f"measured in {self.name}: completions of {mean:.0f} tokens; assumed: prompts of {prompt:.0f}, as "
+                "its journal has none"
+            )
+        return Work(recipe.groups_per_step, recipe.group_size, prompt, shape, origin)
 
     def calibrated(self, settings: Settings, scene: Scene) -> DecodeSpeed:
         """The scene's decoding, faster or slower, so that the run it was measured in, simulated, makes as many tokens
@@ -115,20 +131,19 @@ def _read(run_dir: Path, recipe: Recipe) -> Profile:
         recipe=recipe,
         figures=found,
         sample=lengths if len(lengths) >= _LEAST_SAMPLES else (),
-        prompt_tokens=_prompt_tokens(recipe, kept),
+        prompt_tokens=_prompt_tokens(run_dir),
+        model_fingerprint=json_object(run_dir, MODEL_FILE).get("fingerprint"),
         push_s=fmean(record["publish/pause_s"] or 0.0 for record in kept),
         checkpoint_s=_checkpoint_s(recipe, kept),
         filtered_share=last["groups/filtered"] / ended if ended else 0.0,
     )
 
 
-def _prompt_tokens(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> float:
-    """What passed the model less what was trained, per group: shared beginnings, which are mostly prompts."""
-    epochs = recipe.trainer.epochs
-    spare = [
-        r["trainer/forward_tokens"] / epochs - r["tokens/trained"] for r in records if "trainer/forward_tokens" in r
-    ]
-    return max(0.0, fmean(spare) / recipe.groups_per_step) if spare else 0.0
+def _prompt_tokens(run_dir: Path) -> float | None:
+    """In the mean over the groups that the journal begins with; None if it has none."""
+    frames = (record.payload for record in islice(groups(run_dir / "journal"), _MOST_GROUPS))
+    lengths = [decode(frame).trajectories[0].prompt_length for frame in frames]
+    return fmean(lengths) if lengths else None
 
 
 def _checkpoint_s(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> float:

@@ -6,28 +6,23 @@ of its tensors, and a few bytes of each. A hub name stands for itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from asyncrl.checkpoint import files
 from asyncrl.errors import UserError
-from asyncrl.headers import read_headers
-from asyncrl.models import is_local, weight_files
+from asyncrl.models import MODEL_FILE, fingerprint
 from asyncrl.recipe.schema import Recipe
 from asyncrl.run_dir import parsed, read, replace
 from asyncrl.trainer.loading import some
-
-_FILE = "model.json"
-_SAMPLE_BYTES = 64
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def record(run_dir: Path, model: str) -> None:
     """Remember the model that a run starts with."""
-    replace(run_dir / _FILE, json.dumps({"model": model, "fingerprint": fingerprint(model)}))
+    replace(run_dir / MODEL_FILE, json.dumps({"model": model, "fingerprint": fingerprint(model)}))
 
 
 def require_same(run_dir: Path, recipe: Recipe, before: Recipe, trained: Shapes, checkpoint: Path | None) -> None:
@@ -49,7 +44,7 @@ def require_same(run_dir: Path, recipe: Recipe, before: Recipe, trained: Shapes,
 
 def require_model(run_dir: Path, model: str, before: str) -> None:
     """Raises UserError if `model` is not the run's, which its recipe calls `before`."""
-    known = read(run_dir, _FILE)
+    known = read(run_dir, MODEL_FILE)
     if known is not None and parsed(known).get("fingerprint") != fingerprint(model):
         raise UserError(
             f"model {model} is not the one that the run was started with, {before}: its tensors or its config.json "
@@ -72,18 +67,3 @@ def _require_fit(checkpoint: Path, recipe: Recipe, trained: Shapes) -> None:
         )
     if recipe.algorithm.advantage == "gae" and not any(name.startswith("critic.") for name in saved):
         raise UserError(f"algorithm.advantage gae: {checkpoint} has no critic; leave it as it was, or train anew")
-
-
-def fingerprint(model: str) -> str:
-    """The same for two folders only if they hold the same model."""
-    if not is_local(model):
-        return model
-    digest = hashlib.sha256(Path(model, "config.json").read_bytes())
-    headers = read_headers(weight_files(model))
-    for name, header in sorted(headers.items()):
-        digest.update(f"{name} {header.dtype} {header.shape}\n".encode())
-        with header.file.open("rb") as file:
-            for start in (header.start, max(header.start, header.stop - _SAMPLE_BYTES)):
-                file.seek(start)
-                digest.update(file.read(min(_SAMPLE_BYTES, header.stop - start)))
-    return digest.hexdigest()

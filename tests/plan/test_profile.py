@@ -7,15 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asyncrl.cli import main
 from asyncrl.errors import UserError
+from asyncrl.journal.log import JournalWriter
+from asyncrl.journal.records import GROUP, GROUPS_STREAM
+from asyncrl.models import MODEL_FILE, fingerprint
 from asyncrl.observe.metrics import shares
 from asyncrl.plan import profile, show
 from asyncrl.plan.plan import Plan, plan
 from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.trajectory import Group, Trajectory, encode
 from asyncrl.simulate.engine import DecodeSpeed
 from asyncrl.simulate.figures import figures
 from asyncrl.simulate.lengths import Lengths
@@ -43,7 +48,7 @@ def of_run(record: Record, ran: Recipe, push_s: float) -> dict[str, Any]:
     """A simulated step with what else metrics.jsonl has."""
     groups = ran.groups_per_step
     trained = {"groups/trained": groups * (record["step"] + 1), "groups/filtered": 0, "publish/pause_s": push_s}
-    return {**record, **trained, "trainer/forward_tokens": record["tokens/trained"] + 10.0 * groups}
+    return {**record, **trained}
 
 
 @pytest.fixture
@@ -146,6 +151,43 @@ def test_a_run_on_gpus_corrects_the_formulas(tmp_path: Path) -> None:
     assert formula is not None
     assert corrected is not None
     assert formula.figures.samples_per_s == pytest.approx(2 * corrected.figures.samples_per_s, rel=0.15)
+
+
+def test_prompts_are_as_long_as_the_journal_says(turns: Path) -> None:
+    """What the trainer's passes share says nothing of them: trajectories without a gradient do not pass."""
+    on_gpus = recipe("rollout.max_prompt_tokens=100", name="tiny")
+    (said,) = (line for line in show.lines(plan(on_gpus, ROOT, 2, profile=profile.read(turns))) if "lengths" in line)
+    assert said.endswith("completions of 8 tokens; assumed: prompts of 25, as its journal has none")
+    writer = JournalWriter(turns / "journal", GROUPS_STREAM)
+    for task, prompt in enumerate((10, 20, 30)):
+        tokens = np.zeros(prompt + 4, np.int32)
+        sampled = np.arange(prompt + 4) >= prompt
+        one = Trajectory(tokens, sampled - 1, np.zeros(prompt + 4, np.float32), sampled, 1.0, "stop")
+        writer.append(GROUP, encode(Group(task, 0, task, (one, one))))
+    writer.close()
+    found = plan(on_gpus, ROOT, 2, profile=profile.read(turns))
+    assert found.work.prompt_tokens == 20
+    assert ": prompts of 20 tokens and completions of 8" in found.work.origin
+
+
+def test_a_model_is_known_by_its_folder_however_it_is_named(
+    turns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "models/one"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    ran = load(turns / "recipe.yaml")
+    (turns / "recipe.yaml").write_text(dump(ran.model_copy(update={"model": str(model)})))
+    monkeypatch.chdir(tmp_path)
+    asked = ran.model_copy(update={"model": "models/one"})
+    assert plan(asked, tmp_path, 0, profile=profile.read(turns)).rows
+    (turns / MODEL_FILE).write_text(json.dumps({"fingerprint": fingerprint(str(model))}))
+    moved = ran.model_copy(update={"model": "models/moved"})
+    model.rename("models/moved")
+    assert plan(moved, tmp_path, 0, profile=profile.read(turns)).rows
+    (tmp_path / "models/moved/config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(UserError, match="take a run of the same model"):
+        plan(moved, tmp_path, 0, profile=profile.read(turns))
 
 
 def test_of_a_run_on_cpus_a_plan_for_gpus_takes_the_lengths(turns: Path) -> None:
