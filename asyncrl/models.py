@@ -16,6 +16,11 @@ from asyncrl.headers import read_headers
 TINY_LLAMA = "random:tiny-llama"
 TINY_CONTEXT = 512
 """Positions of that model."""
+TINY_MODULES = (
+    *("embed_tokens", "norm", "input_layernorm", "post_attention_layernorm", "q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
+"""Last parts of the names of its modules."""
 MODEL_FILE = "model.json"
 """In a run directory: the fingerprint of the model that the run began with."""
 _SAMPLE_BYTES = 64

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl.errors import UserError
-from asyncrl.recipe.load import nearest
-
-_FOLDER = Path(__file__).with_name("shipped")
+from asyncrl.recipe.load import SHIPPED, nearest
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Entry:
 
 
 def entries() -> Iterator[Entry]:
-    for path in sorted(_FOLDER.glob("*.yaml")):
+    for path in sorted(SHIPPED.glob("*.yaml")):
         head = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
         planned = re.search(r"Planned for (\d+ x \w+)", " ".join(head))
         what = re.split(r"\.(?= )", " ".join(head), maxsplit=1)[0]
@@ -38,13 +36,13 @@ def copy(name: str, folder: Path) -> list[Path]:
     name = name.removesuffix(".yaml")
     if name not in known:
         raise UserError(f"recipes: {name} is not one of {', '.join(known)}{nearest(name, known)}")
-    text = (_FOLDER / f"{name}.yaml").read_text()
+    text = (SHIPPED / f"{name}.yaml").read_text()
     files = [f"{name}.yaml", *sorted(set(re.findall(r"\./(\w+\.py):", text)))]
     for file in files:
         if (folder / file).exists():
             raise UserError(f"recipes: {folder / file} exists; move it away, or name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [Path(shutil.copyfile(_FOLDER / file, folder / file)) for file in files]
+        return [Path(shutil.copyfile(SHIPPED / file, folder / file)) for file in files]
     except OSError as error:
         raise UserError(f"recipes: {folder} cannot be written: {error.strerror}; name another folder") from error

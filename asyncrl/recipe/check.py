@@ -11,14 +11,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import UserError
-from asyncrl.models import TINY_CONTEXT, TINY_LLAMA
+from asyncrl.headers import read_headers
+from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, weight_files
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import LOSSES
@@ -194,6 +195,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
         if model != TINY_LLAMA:
             raise UserError(f"model {model} is not known; the only random model is {TINY_LLAMA}")
         check_context(recipe, TINY_CONTEXT)
+        _check_targets(recipe, TINY_MODULES)
         return
     folder = base_dir / model
     if not model.startswith((".", "/", "models/")) and not folder.exists():
@@ -201,12 +203,18 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
             raise UserError(f"model '{model}' is neither a directory, {TINY_LLAMA} nor a hub name organisation/name")
         return
     if not (folder / "config.json").is_file():
-        fault = "does not exist" if not folder.exists() else "is not a model directory: it has no config.json"
+        fault = "is not a model directory: it has no config.json"
+        if not folder.exists():
+            looked = "" if Path(model).is_absolute() else f" in {base_dir}, nor beside the recipe"
+            fault = f"does not exist{looked}"
         cure = "name a directory as save_pretrained writes it"
         if Path(model) == Path(_QUICKSTART_MODEL):
-            cure = f"./scripts/quickstart makes it, or say model={_QUICKSTART_HUB}"
+            cure = f"./scripts/quickstart makes it; if it is elsewhere say model=PATH, or take model={_QUICKSTART_HUB}"
         raise UserError(f"model {model} {fault}; {cure}")
     check_context(recipe, context_of(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    if recipe.trainer.lora.rank:
+        names = (name.removesuffix(".weight") for name in read_headers(weight_files(str(folder))))
+        _check_targets(recipe, {part for name in names for part in name.split(".")})
     if recipe.data.chat:
         from asyncrl.data.template import chat_template
 
@@ -214,6 +222,17 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
             raise UserError(
                 f"data.chat is true, but model {model} has no chat template; "
                 "use an instruct model, or set data.chat=false"
+            )
+
+
+def _check_targets(recipe: Recipe, parts: Collection[str]) -> None:
+    """Raises UserError for a name that no module has; `parts`: of the names of tensors, none if they are not known. What
+    a regular expression finds is seen with the model's classes, when the run starts."""
+    lora = recipe.trainer.lora
+    for target in lora.names if lora.rank and parts else ():
+        if (last := target.rpartition(".")[2]) not in parts:
+            raise UserError(
+                f"trainer.lora.targets: model {recipe.model} has no module {target}{nearest(last, sorted(parts))}"
             )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,9 @@ _EXPECTED = {
 }
 
 _RECIPE_FILES = (".yaml", ".yml")
+
+SHIPPED = Path(__file__).with_name("shipped")
+"""The recipes that come with asyncrl (`recipe/catalogue.py`)."""
 
 _OF_ONE_DATA_SET = ("options", "split", "prompt_column")
 """Keys of `data` that say nothing about any other path."""
@@ -135,6 +139,14 @@ def nearest_file(path: Path, suffixes: Sequence[str], base_dir: Path = Path()) -
     return f"; did you mean {path.parent / by_stem[near[0]]}?" if near else ""
 
 
+def _shipped(path: Path) -> str:
+    """How to get a recipe that comes with asyncrl, and is not here."""
+    if path.suffix not in ("", ".yaml") or not (SHIPPED / f"{path.stem}.yaml").is_file():
+        return ""
+    folder = "" if path.parent == Path() else f" {shlex.quote(str(path.parent))}"
+    return f"; `asyncrl recipes copy {path.stem}{folder}` makes {path.with_suffix('.yaml')}"
+
+
 # -- layers
 
 
@@ -145,7 +157,7 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     if path.resolve() in [p.resolve() for p in above]:
         raise UserError(f"{above[-1]}: base goes in a circle, {' -> '.join(map(str, chain))}; remove one of them")
     if not path.exists():
-        raise UserError(f"{said_by}{path} does not exist{nearest_file(path, _RECIPE_FILES)}")
+        raise UserError(f"{said_by}{path} does not exist{nearest_file(path, _RECIPE_FILES) or _shipped(path)}")
     try:
         text = path.read_text(encoding="utf-8") if given is None else given
     except (OSError, UnicodeDecodeError) as error:
@@ -162,6 +174,8 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     if not isinstance(base, str):
         raise UserError(f"{path}: base must be the path of another recipe, got {_shown(base)}")
     below = Path(os.path.normpath(path.parent / base))
+    if not below.exists() and Path(base).exists():
+        below = Path(os.path.normpath(base))
     return [*_file_layers(below, chain), layer]
 
 

@@ -6,6 +6,7 @@ Checks that need only the recipe are here; those that look at files are in `chec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -118,12 +119,19 @@ class LoraRecipe(Part):
     alpha: PositiveFloat = 32.0
     """The adapters' product counts alpha/rank times."""
     targets: str | list[str] = "all-linear"
-    """peft's `target_modules`: names of linear layers or embeddings such as [q_proj, v_proj], a regular expression of
-    them, or all linear layers but the output (fused experts and their routers are none)."""
+    """peft's `target_modules`: names of linear layers or embeddings such as q_proj or [q_proj, v_proj], a regular
+    expression of whole names, or all linear layers but the output (fused experts and their routers are none)."""
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank if self.rank else 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """The targets, unless they are `all-linear` or a regular expression."""
+        if isinstance(self.targets, list):
+            return self.targets
+        return [self.targets] if re.fullmatch(r"[\w.]+", self.targets) else []
 
 
 class TrainerRecipe(Part):

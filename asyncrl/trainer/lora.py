@@ -24,7 +24,7 @@ def inject(model: Any, recipe: LoraRecipe) -> Any:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = _targets(model, recipe.targets)
+    targets = _targets(model, recipe)
     stored_in_out = any(map(_is_transposed, targets.values()))
     config = LoraConfig(
         r=recipe.rank,
@@ -38,16 +38,16 @@ def inject(model: Any, recipe: LoraRecipe) -> Any:
     return model
 
 
-def _targets(model: Any, targets: str | list[str]) -> dict[str, torch.nn.Module]:
+def _targets(model: Any, recipe: LoraRecipe) -> dict[str, torch.nn.Module]:
     """The modules to adapt, by name. peft's rules: names or their last parts, or a regular expression; `all-linear`
     leaves out the output head."""
     modules, head = dict(model.named_modules()), model.get_output_embeddings()
-    key = f"trainer.lora.targets {targets}"
-    if targets == "all-linear":
+    key = f"trainer.lora.targets {recipe.targets}"
+    if recipe.targets == "all-linear":
         return {n: m for n, m in modules.items() if _takes_adapter(m, embedding=False) and m is not head}
     chosen: dict[str, torch.nn.Module] = {}
-    for target in [targets] if isinstance(targets, str) else targets:
-        pattern = target if isinstance(targets, str) else rf"(.*\.)?{re.escape(target)}"
+    for target in recipe.names or [str(recipe.targets)]:
+        pattern = rf"(.*\.)?{re.escape(target)}" if recipe.names else target
         found = {name: module for name, module in modules.items() if re.fullmatch(pattern, name)}
         if not found:
             raise UserError(f"{key}: {type(model).__name__} has no module {target}; its last is {list(modules)[-1]}")

@@ -3,7 +3,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from asyncrl.algorithms.losses import LOSSES as LOSS_FUNCTIONS
 from asyncrl.errors import UserError
@@ -47,6 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "models/plain/config.json").write_text("{}")
     (tmp_path / "models/chat/config.json").write_text('{"max_position_embeddings": 1280}')
     (tmp_path / "models/short/config.json").write_text('{"text_config": {"max_position_embeddings": 1279}}')
+    weights = {f"model.layers.0.self_attn.{name}.weight": np.zeros((1, 1)) for name in ("q_proj", "v_proj")}
+    save_file(weights, tmp_path / "models/chat/model.safetensors")
     (tmp_path / "models/chat/tokenizer_config.json").write_text('{"chat_template": "x"}')
     return tmp_path
 
@@ -103,16 +107,23 @@ BAD = {
     ),
     "model=random:tiny-llama": r"rollout\.max_prompt_tokens .* = 1280, but model .*tiny-llama has 512 positions .*",
     "model=a/b/c": r"model 'a/b/c' is neither a directory, .*",
-    "model=./models/none": r"model \./models/none does not exist; name .*",
+    "model=./models/none": r"model \./models/none does not exist in /.*, nor beside the recipe; name .*",
     "model=/nowhere": r"model /nowhere does not exist; name .*",
     "model=models/empty": r"model models/empty is not a model directory: it has no config\.json; name .*",
     "model=models/smollm2-135m-instruct": (
-        r"model models/smollm2-135m-instruct does not exist; \./scripts/quickstart makes it, "
-        r"or say model=HuggingFaceTB/SmolLM2-135M-Instruct"
+        r"model models/smollm2-135m-instruct does not exist in /.*, nor beside the recipe; \./scripts/quickstart makes "
+        r"it; if it is elsewhere say model=PATH, or take model=HuggingFaceTB/SmolLM2-135M-Instruct"
     ),
     "model=models/plain data.chat=true": (
         r"data\.chat is true, but model models/plain has no chat template; "
         r"use an instruct model, or set data\.chat=false"
+    ),
+    "model=models/chat trainer.lora.rank=4 trainer.lora.targets=[q_proj,v_prj]": (
+        r"trainer\.lora\.targets: model models/chat has no module v_prj; did you mean v_proj\?"
+    ),
+    "model=random:tiny-llama rollout.max_new_tokens=64 rollout.max_prompt_tokens=64 trainer.lora.rank=4 "
+    "trainer.lora.targets=mlp.up_prj": (
+        r"trainer\.lora\.targets: model random:tiny-llama has no module mlp\.up_prj; did you mean up_proj\?"
     ),
     # data
     "data.path=row.jsonl": r"data\.path row\.jsonl does not exist; did you mean rows\.jsonl\?",

@@ -218,6 +218,28 @@ def test_a_missing_recipe_file_names_the_nearest(folder: Path) -> None:
         load(Path("nowhere/x.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "cure"),
+    [
+        ("dapo-7b", None, "dapo-7b does not exist; `asyncrl recipes copy dapo-7b` makes dapo-7b.yaml"),
+        ("sub/a.yaml", "tiny", "sub/tiny does not exist; `asyncrl recipes copy tiny sub` makes sub/tiny.yaml"),
+        ("a.yaml", "./in/tiny.yaml", "in/tiny.yaml does not exist; `asyncrl recipes copy tiny in` makes in/tiny.yaml"),
+    ],
+)
+def test_a_missing_recipe_that_is_shipped_can_be_copied(folder: Path, name: str, base: str | None, cure: str) -> None:
+    if base:
+        write(name, f"base: {base}\n")
+    with pytest.raises(UserError) as caught:
+        load(Path(name))
+    assert str(caught.value) == (f"{name}: base {cure}" if base else cure)
+
+
+def test_a_base_that_is_not_beside_the_recipe_may_be_in_the_working_directory(folder: Path) -> None:
+    write("recipes/below.yaml", MINIMAL)
+    write("mine/a.yaml", "base: recipes/below.yaml\nseed: 7\n")
+    assert load(Path("mine/a.yaml")).seed == 7
+
+
 def test_a_file_that_is_no_text_is_refused(folder: Path) -> None:
     Path("weights.bin").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"^weights\.bin cannot be read as a recipe: it is not UTF-8 text$"):

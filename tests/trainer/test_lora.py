@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
+from asyncrl.models import TINY_MODULES
 from asyncrl.recipe.schema import LoraRecipe
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import outline
@@ -51,7 +52,7 @@ def test_only_adapters_are_trained_staged_and_saved(tiny_model: Path) -> None:
     ("family", "targets"),
     [
         ("llama_tied", ["q_proj", "v_proj", "down_proj"]),
-        ("llama_tied", ["embed_tokens"]),
+        ("llama_tied", "embed_tokens"),
         ("llama", ["embed_tokens", "o_proj"]),
         ("gemma3", ["embed_tokens", "k_proj"]),
         ("qwen2", "all-linear"),
@@ -116,6 +117,7 @@ def test_restored_it_goes_on_bit_for_bit(tiny_model: Path) -> None:
     [
         ("llama", ["q_proj", "nope"], r"\['q_proj', 'nope'\]: LlamaForCausalLM has no module nope"),
         ("llama", r".*\.nope", r".*: LlamaForCausalLM has no module .*nope"),
+        ("llama", "q_prj", "q_prj: LlamaForCausalLM has no module q_prj"),
         ("llama", ["norm"], "embeddings, not for model.norm; leave it out"),
         ("llama", ["lm_head"], "the output head takes no adapter; leave it out"),
         ("llama_tied", ["lm_head"], "the output head takes no adapter; leave it out"),
@@ -130,6 +132,11 @@ def test_targets_that_take_no_adapter_are_named(
     model = outline(str(make_model(family, tmp_path)))
     with pytest.raises(UserError, match=rf"trainer\.lora\.targets .*{said}"):
         inject(model, LoraRecipe(rank=4, targets=targets))
+
+
+def test_the_tiny_model_has_the_modules_that_a_dry_run_knows(tiny_model: Path) -> None:
+    names = {name.split(".")[-2] for name in read_headers([tiny_model / "model.safetensors"])}
+    assert names == set(TINY_MODULES)
 
 
 def test_what_all_linear_leaves_out_of_experts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
