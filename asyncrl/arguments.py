@@ -130,12 +130,16 @@ def _parser() -> _Parser:
     watch.add_argument("--port", type=_port, default=8642, help="port to listen at (default: 8642; 0: any free one)")
 
     compare = commands.add_parser(
-        "compare", help="one page with the curves of several runs", usage="asyncrl compare RUN_DIR RUN_DIR ..."
+        "compare", help="one page with the curves of one run or more", usage="asyncrl compare RUN_DIR ... [--out FILE]"
     )
     compare.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help=run_dir_help)
-    compare.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
+    compare.add_argument(
+        "--out", type=Path, default=Path("compare.html"), help="the page, written anew (default: compare.html here)"
+    )
 
-    inspect = commands.add_parser("inspect", help="list, show or export a run's trajectories")
+    inspect = commands.add_parser(
+        "inspect", help="list, show or export a run's trajectories", epilog="exit code 1: there is no such trajectory"
+    )
     inspect.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
     inspect.add_argument("--task", type=int, metavar="N", help="only those of this task")
     inspect.add_argument("--reward", metavar="LOW:HIGH", help="only rewards in this range; either end may be left out")

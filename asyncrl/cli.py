@@ -1,8 +1,8 @@
 """The command line: `asyncrl COMMAND ...`; `asyncrl --help` lists the commands.
 
 What a command needs is imported when it runs: `--help` and `--dry-run` load neither torch nor ray nor vllm.
-Exit codes: 0 done, 1 the run failed, 2 bad input (one sentence on stderr, nothing written), 130 interrupted, 141 who
-read the output has gone (`| head`).
+Exit codes: 0 done, 1 the run failed or nothing was found, 2 bad input (one sentence on stderr, nothing written),
+130 interrupted, 141 who read the output has gone (`| head`).
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def _compare(names: list[str], path: Path) -> int:
         _check_run_dir(run_dir)
     from asyncrl.observe.compare import write_comparison
 
-    _print(write_comparison(run_dirs, path))
+    _print(write_comparison(run_dirs, path).resolve())
     return 0
 
 
@@ -307,8 +307,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     reward, age = (value and inspection.parse_range(value) for value in (arguments.reward, arguments.age))
     filters = inspection.Filters(arguments.task, reward, age)
-    inspection.inspect(arguments.run_dir, filters, arguments.limit, arguments.show, arguments.export)
-    return 0
+    found = inspection.inspect(arguments.run_dir, filters, arguments.limit, arguments.show, arguments.export)
+    return 0 if found else 1
 
 
 def _replay(run_dir: Path, verify: bool, trust: bool) -> int:

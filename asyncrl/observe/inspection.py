@@ -114,8 +114,10 @@ def count(run_dir: Path, filters: Filters) -> int:
     )
 
 
-def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path | None) -> None:
-    """What the command does: print the first `limit` trajectories, in full if `whole`; or write all to `path`."""
+def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path | None) -> int:
+    """What the command does: print the first `limit` trajectories, in full if `whole`; or write all to `path`.
+
+    Returns how many."""
     if not segments(run_dir / "journal", GROUPS_STREAM):
         raise UserError(
             f"inspect: {run_dir}/journal has no trajectories: the run broke off before the first, or lost it"
@@ -124,17 +126,19 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
     found, console = find(run_dir, filters), Console()
     if path is not None:
         num_rows = export(path, found, tokenizer.decode)
-        return console.print(f"{num_rows} trajectories in {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{num_rows} trajectories in {path}", markup=False, highlight=False, soft_wrap=True)
+        return num_rows
     shown = list(islice(found, limit))
     if not shown:
-        journal = run_dir / "journal"
-        return console.print(f"no such trajectory in {journal}", markup=False, highlight=False, soft_wrap=True)
-    if not whole:
+        console.print(f"no such trajectory in {run_dir / 'journal'}", markup=False, highlight=False, soft_wrap=True)
+    elif not whole:
         left_out = max(0, count(run_dir, filters) - limit) if len(shown) == limit else 0
         text = listing(shown, left_out, tokenizer.decode, console.width)
-        return console.print(text, markup=False, highlight=False, soft_wrap=True)
-    for one in shown:
-        show(console, one, tokenizer.decode)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        for one in shown:
+            show(console, one, tokenizer.decode)
+    return len(shown)
 
 
 def _tokenizer(run_dir: Path) -> Any:

@@ -226,7 +226,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
 
 
 def _check_targets(recipe: Recipe, parts: Collection[str]) -> None:
-    """Raises UserError for a name that no module has; `parts`: of the names of tensors, none if they are not known. What
+    """Raises UserError for a name that no module has; `parts`: of the names of tensors, none if not known. What
     a regular expression finds is seen with the model's classes, when the run starts."""
     lora = recipe.trainer.lora
     for target in lora.names if lora.rank and parts else ():

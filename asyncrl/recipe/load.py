@@ -141,10 +141,11 @@ def nearest_file(path: Path, suffixes: Sequence[str], base_dir: Path = Path()) -
 
 def _shipped(path: Path) -> str:
     """How to get a recipe that comes with asyncrl, and is not here."""
-    if path.suffix not in ("", ".yaml") or not (SHIPPED / f"{path.stem}.yaml").is_file():
+    there = path.with_suffix(".yaml")
+    if path.suffix not in ("", ".yaml") or there.exists() or not (SHIPPED / there.name).is_file():
         return ""
     folder = "" if path.parent == Path() else f" {shlex.quote(str(path.parent))}"
-    return f"; `asyncrl recipes copy {path.stem}{folder}` makes {path.with_suffix('.yaml')}"
+    return f"; `asyncrl recipes copy {path.stem}{folder}` makes {there}"
 
 
 # -- layers
@@ -157,7 +158,7 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     if path.resolve() in [p.resolve() for p in above]:
         raise UserError(f"{above[-1]}: base goes in a circle, {' -> '.join(map(str, chain))}; remove one of them")
     if not path.exists():
-        raise UserError(f"{said_by}{path} does not exist{nearest_file(path, _RECIPE_FILES) or _shipped(path)}")
+        raise UserError(f"{said_by}{path} does not exist{_shipped(path) or nearest_file(path, _RECIPE_FILES)}")
     try:
         text = path.read_text(encoding="utf-8") if given is None else given
     except (OSError, UnicodeDecodeError) as error:

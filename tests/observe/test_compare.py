@@ -36,6 +36,14 @@ def test_curves_of_all_runs_are_in_each_chart(run_of: Any, tmp_path: Path) -> No
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_it_says_where_the_page_is(
+    run_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", run_of("one", 3)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'compare.html'}\n"
+
+
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [

@@ -87,9 +87,11 @@ def test_in_full(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert words in text
 
 
-def test_nothing_found_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(run_dir), "--task", "7"]) == 0
+def test_nothing_found_is_said_and_is_exit_code_1(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run_dir), "--task", "7"]) == 1
     assert "no such trajectory" in capsys.readouterr().out
+    assert main(["inspect", str(run_dir), "--task", "7", "--export", str(run_dir / "none.parquet")]) == 1
+    assert "0 trajectories in " in capsys.readouterr().out
 
 
 @pytest.mark.slow
