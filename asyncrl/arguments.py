@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import asyncrl
 from asyncrl.errors import UserError
 
-KINDS = ("data", "reward", "prompt")
+KINDS = ("data", "reward", "prompt", "training")
 """What a run knows again (`runtime/fingerprint.py`)."""
 
 

@@ -1,4 +1,4 @@
-"""What a run was begun with: data, reward and prompts, known again by their contents, wherever they lie.
+"""What a run was begun with: data, reward, prompts and training, known again by their contents, wherever they lie.
 
 RUN_DIR/fingerprint.json    parts: kind -> fact -> value    draws: where the data begins    changes: those accepted
 
@@ -27,11 +27,14 @@ KINDS = {
     "data": "begins the new data at its first row",
     "reward": "goes on with the new reward",
     "prompt": "goes on with the new prompts",
+    "training": "goes on with the new from the last checkpoint, whatever the steps since were trained with",
 }
 """What may change, and what accepting it means."""
 _FILE = "fingerprint.json"
 _HASH_CHARS = 16
-_HASHED = ("content", "source", "chat template")
+_HASHED = ("content", "source", "chat template", "loss", "engine")
+_PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
+"""Where is trained, not what."""
 
 Parts = dict[str, dict[str, Any]]
 
@@ -70,6 +73,10 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
             "chat template": _hash(json.dumps(template, sort_keys=True).encode()),
             "chat_template_kwargs": data.chat_template_kwargs,
         },
+        "training": {
+            "loss": _source(recipe.algorithm.loss, base_dir),
+            "engine": _source(recipe.rollout.engine, base_dir),
+        },
     }
     # As it comes back from the file.
     return Fingerprint(json.loads(json.dumps(parts)))
@@ -93,17 +100,23 @@ def compared(
     now: Fingerprint,
     accepted: Collection[str],
     controller: Controller,
-    keys: Mapping[str, tuple[Any, Any]] | None = None,
+    keys: Mapping[str, tuple[Any, Any]],
+    again: int = 0,
 ) -> Fingerprint:
     """What the run goes on with. Raises UserError if it differs from what the run was begun with in a kind that is not
-    accepted. keys: those of the recipe that were changed, before and now."""
+    accepted. keys: those of the recipe that were changed, before and now. again: steps that are to be trained again."""
     before = read(run_dir)
     if before is None:
         logger.warning(
             "%s says nothing of what it was begun with: see that data, reward and prompts are the same as then", run_dir
         )
         return now
-    differences = {kind: found for kind in KINDS if (found := _difference(before.parts[kind], now.parts[kind]))}
+    parts = {kind: (before.parts.get(kind, {}), now.parts[kind]) for kind in KINDS}
+    differences = {kind: found for kind, (was, new) in parts.items() if (found := _difference(was, new))}
+    trained = {key: values for key, values in keys.items() if shapes_training(key)}
+    if trained and again:
+        found = f"{_listed(trained)}, and the {again} steps since the last checkpoint are trained again"
+        differences["training"] = ", ".join(filter(None, [differences.get("training"), found]))
     if refused := [kind for kind in differences if kind not in accepted]:
         shown = " and ".join(f"another {kind} ({differences[kind]})" for kind in refused)
         meaning = ", ".join(KINDS[kind] for kind in refused)
@@ -118,16 +131,29 @@ def compared(
     changes = [{"step": step, "kind": kind, "what": what} for kind, what in differences.items()]
     for change in changes:
         logger.warning("from step %d on with another %s (%s): accepted", step, change["kind"], change["what"])
-    for key, (was, new) in (keys or {}).items():
-        what = f"{key} was {json.dumps(was)}, is {json.dumps(new)}"
+    for key, values in keys.items():
+        what = _listed({key: values})
         logger.info("from step %d on %s", step, what)
         changes.append({"step": step, "kind": "recipe", "what": what})
     return replace(now, draws=draws, changes=[*before.changes, *changes])
 
 
+def shapes_training(key: str) -> bool:
+    """Whether the weights after a step depend on this key of the recipe."""
+    return key.startswith(("trainer.", "algorithm.")) and key not in _PLACES
+
+
+def trained_anew_at(run_dir: Path) -> int:
+    """The last step from which on a resume trained otherwise than before; 0 if none did."""
+    found = (c["step"] for c in changes(run_dir) if c["kind"] == "training" or shapes_training(c["what"].split()[0]))
+    return max(found, default=0)
+
+
 def _source(spec: str, base_dir: Path) -> str | None:
     """Of the file that a reward is in; it may have moved."""
     where = spec.rpartition(":")[0]
+    if not where:
+        return None  # one of ours
     if where.endswith(".py"):
         path = base_dir / where
     else:
@@ -142,8 +168,11 @@ def _hash(content: bytes) -> str:
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The facts that differ, in words; nothing if none does. One that only one version of asyncrl keeps is none."""
+    return _listed({fact: (was, now[fact]) for fact, was in before.items() if fact in now and was != now[fact]})
+
+
+def _listed(values: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(
-        f"other {fact}" if fact in _HASHED else f"{fact} was {json.dumps(was)}, is {json.dumps(now[fact])}"
-        for fact, was in before.items()
-        if fact in now and was != now[fact]
+        f"other {fact}" if fact in _HASHED else f"{fact} was {json.dumps(was)}, is {json.dumps(new)}"
+        for fact, (was, new) in values.items()
     )

@@ -27,6 +27,7 @@ from asyncrl.plugins import one_line
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode, key_of
+from asyncrl.runtime.fingerprint import trained_anew_at
 from asyncrl.runtime.same_model import require_model
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.losses import load_loss
@@ -96,6 +97,15 @@ def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]
     require_model(run_dir, recipe.model, recipe.model)
     checkpoints = {int(p.name.removeprefix("step_")): p for p in atomic.complete(run_dir / "checkpoints")}
     first = batches[0].step if batches else max(checkpoints, default=0)
+    if anew := trained_anew_at(run_dir):
+        # From that checkpoint on a resume went, and trained with what the recipe says now.
+        begun = max(version for version in (0, *checkpoints) if version <= anew)
+        first = max(first, begun)
+        logger.warning(
+            "a resume at step %d changed the training; the steps before %d, trained with other keys, are not trained again",
+            anew,
+            begun,
+        )
     if first:
         # Checkpoint `first` may be gone by now, where newer ones came.
         first = min((version for version in checkpoints if version >= first), default=first)

@@ -97,7 +97,9 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
         same_model.require_same(run_dir, recipe, stored, trained, recovered.checkpoint)
         view.phase("loading the data")
         tasks, now = _tasks(recipe, base_dir)
-        goes_on_with = fingerprint.compared(run_dir, now, accepted, recovered.controller, changed_keys(stored, recipe))
+        controller, keys = recovered.controller, changed_keys(stored, recipe)
+        again = controller.steps_done - recovered.version
+        goes_on_with = fingerprint.compared(run_dir, now, accepted, controller, keys, again)
         tasks.draws = goes_on_with.draws
 
         def begun() -> None:

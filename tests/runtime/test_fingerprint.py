@@ -25,7 +25,7 @@ from asyncrl.recipe.check_data import load_tasks
 from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime import fingerprint
-from asyncrl.runtime.fingerprint import Fingerprint, changes, compared, read, taken
+from asyncrl.runtime.fingerprint import Fingerprint, changes, compared, read, shapes_training, taken, trained_anew_at
 
 REWARD = "def reward(completion, **row): return 1.0\n"
 
@@ -47,11 +47,15 @@ def write_rows(path: Path, numbers: range) -> None:
 
 
 def take(folder: Path, tokenizer: Any = Tokenizer, seed: int = 0, **keys: Any) -> Fingerprint:
-    data = {"path": str(folder / "rows.jsonl"), **{k: v for k, v in keys.items() if k not in ("model", "reward")}}
+    data = {
+        "path": str(folder / "rows.jsonl"),
+        **{k: v for k, v in keys.items() if k not in ("model", "reward", "algorithm")},
+    }
     recipe = Recipe(
         model=keys.get("model", "model"),
         data=data,
         reward=keys.get("reward", "./mine.py:reward"),
+        algorithm=keys.get("algorithm", {}),
         max_steps=1,
         seed=seed,
     )
@@ -81,7 +85,7 @@ def test_the_same_elsewhere_is_the_same(folder: Path) -> None:
         file.write((folder / "rows.jsonl").read_bytes())
     shutil.copy(folder / "mine.py", folder / "moved" / "other.py")
     elsewhere = take(folder, path=str(folder / "moved/again.jsonl.gz"), reward="./moved/other.py:reward")
-    assert compared(folder / "run", elsewhere, (), run_of()) == take(folder)
+    assert compared(folder / "run", elsewhere, (), run_of(), {}) == take(folder)
     assert changes(folder / "run") == []
 
 
@@ -130,17 +134,47 @@ def test_another_is_refused_by_kind_or_accepted(
     now = take(folder, **keys)
     for accepted in ((), set(fingerprint.KINDS) - {kind}):
         with pytest.raises(UserError, match=rf"run was begun with another {kind} \({what}") as caught:
-            compared(run_dir, now, accepted, run_of())
+            compared(run_dir, now, accepted, run_of(), {})
         assert f"resume with `--accept {kind}` too, which {fingerprint.KINDS[kind]}" in str(caught.value)
     assert run_dir.joinpath("fingerprint.json").read_text() == before
-    goes_on = compared(run_dir, now, {kind}, run_of())
+    goes_on = compared(run_dir, now, {kind}, run_of(), {})
     assert f"from step 0 on with another {kind}" in caplog.text
     goes_on.write(run_dir)
     assert [(c["step"], c["kind"]) for c in changes(run_dir)] == [(0, kind)]
-    assert compared(run_dir, now, (), run_of()) == goes_on
+    assert compared(run_dir, now, (), run_of(), {}) == goes_on
     compared(run_dir, now, (), run_of(), {"trainer.learning_rate": (0.1, 0.2)}).write(run_dir)
     last = {"step": 0, "kind": "recipe", "what": "trainer.learning_rate was 0.1, is 0.2"}
     assert changes(run_dir)[1:] == [last]
+
+
+def test_another_loss_is_another_training(folder: Path) -> None:
+    own = {"algorithm": {"loss": "./mine.py:loss"}}
+    take(folder, **own).write(folder / "run")
+    assert take(folder).parts["training"] == {"loss": None, "engine": None}
+    changed_reward(folder)
+    with pytest.raises(UserError, match=r"another training \(other loss\); .*--accept reward,training"):
+        compared(folder / "run", take(folder, **own), (), run_of(), {})
+
+
+@pytest.mark.parametrize("key", ["trainer.learning_rate", "algorithm.clip_low", "trainer.ranks", "max_steps"])
+def test_steps_are_not_trained_again_otherwise_without_a_word(folder: Path, key: str) -> None:
+    run_dir, keys = folder / "run", {key: (1, 2)}
+    take(folder).write(run_dir)
+    if not shapes_training(key):
+        compared(run_dir, take(folder), (), run_of(), keys, again=3).write(run_dir)
+        assert trained_anew_at(run_dir) == 0
+        return
+    assert changes(run_dir) == []
+    compared(run_dir, take(folder), (), run_of(), keys)
+    with pytest.raises(
+        UserError, match=rf"{key} was 1, is 2, and the 3 steps since the last checkpoint are trained ag"
+    ):
+        compared(run_dir, take(folder), {"data"}, run_of(), keys, again=3)
+    run = run_of()
+    run._steps_done = 8
+    compared(run_dir, take(folder), {"training"}, run, keys, again=3).write(run_dir)
+    assert {change["kind"] for change in changes(run_dir)} == {"training", "recipe"}
+    assert trained_anew_at(run_dir) == 8
 
 
 def test_several_kinds_are_one_sentence(folder: Path) -> None:
@@ -150,11 +184,11 @@ def test_several_kinds_are_one_sentence(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"another data \(rows was .*\) and another reward \(.*--accept data,reward` too, which"
     ):
-        compared(folder / "run", take(folder), {"prompt"}, run_of())
+        compared(folder / "run", take(folder), {"prompt"}, run_of(), {})
 
 
 def test_a_run_without_one_goes_on_with_a_word(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert compared(folder / "run", take(folder), (), run_of()) == take(folder)
+    assert compared(folder / "run", take(folder), (), run_of(), {}) == take(folder)
     assert "says nothing of what it was begun with" in caplog.text
 
 
@@ -162,7 +196,7 @@ def test_a_fact_that_another_version_keeps_is_no_difference(folder: Path) -> Non
     run_dir, now = folder / "run", take(folder)
     older = {kind: dict(list(facts.items())[:1]) for kind, facts in now.parts.items()}
     Fingerprint({**older, "prompt": {"a fact": 1}}).write(run_dir)
-    assert compared(run_dir, now, (), run_of()) == now
+    assert compared(run_dir, now, (), run_of(), {}) == now
 
 
 def test_new_data_begins_at_its_first_row(folder: Path) -> None:
@@ -179,7 +213,7 @@ def test_new_data_begins_at_its_first_row(folder: Path) -> None:
         max_steps=1,
     )
     tasks = load_tasks(recipe, folder)
-    tasks.draws = compared(folder / "run", take(folder, shuffle=False), {"data"}, controller).draws
+    tasks.draws = compared(folder / "run", take(folder, shuffle=False), {"data"}, controller, {}).draws
     assert tasks.draws.again == list(range(2, drawn - 3))
     draws = [*tasks.draws.again, *range(drawn, drawn + 5)]
     found = [tasks.task(draw) for draw in draws]

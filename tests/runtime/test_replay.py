@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ def test_from_the_oldest_checkpoint_that_is_left(tmp_path: Path, learner: Learne
     batches = run_of(tmp_path, [4, 6], range(2, 7))
     assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [6]
     assert learner.done == ["step_000004", (4, [4]), (5, [5]), ("compared", "step_000006")]
+
+
+@pytest.mark.parametrize("kind", ["recipe", "training"])
+def test_from_where_a_resume_trained_otherwise(
+    tmp_path: Path, learner: Learner, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Resumed at step 5 from checkpoint 4; the recipe that there is now is not that of the steps before."""
+    batches = run_of(tmp_path, [2, 4, 6], range(7))
+    change = {"step": 5, "kind": kind, "what": "trainer.learning_rate was 0.1, is 0.2"}
+    (tmp_path / "fingerprint.json").write_text(json.dumps({"parts": {}, "draws": {}, "changes": [change]}))
+    assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [6]
+    assert learner.done == ["step_000004", (4, [4]), (5, [5]), ("compared", "step_000006")]
+    assert "a resume at step 5 changed the training; the steps before 4" in caplog.text
 
 
 @pytest.mark.parametrize(("checkpoints", "steps"), [([4, 6], range(6, 7)), ([], range(3)), ([2], range(2, 5))])
