@@ -102,7 +102,8 @@ def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]
         begun = max(version for version in (0, *checkpoints) if version <= anew)
         first = max(first, begun)
         logger.warning(
-            "a resume at step %d changed the training; the steps before %d, trained with other keys, are not trained again",
+            "a resume at step %d changed the training; the steps before %d, trained with other keys, are not trained "
+            "again",
             anew,
             begun,
         )
