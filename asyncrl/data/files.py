@@ -27,6 +27,8 @@ from asyncrl.recipe.load import nearest
 
 _IN_MEMORY_BYTES = 64 * 2**20
 _COMPRESSED = ".gz"
+_WHITE = b" \t\r\n"
+"""What JSON allows around a value; Python's own `strip` takes more."""
 _OPTIONS = {
     ".jsonl": (),
     ".json": ("field",),
@@ -63,7 +65,7 @@ class FileRows:
             raise UserError(
                 f"data.path: no copy fits in {where}: {error.strerror}; set TMPDIR to a larger disk"
             ) from error
-        self._hash.update(text.strip() + b"\n")
+        self._hash.update(text.strip(_WHITE) + b"\n")
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
         self._lines.append(line)
 
@@ -73,7 +75,7 @@ class FileRows:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         start, end = self._ends[index - 1] if index else 0, self._ends[index]
         self._text.seek(start)
-        row = json.loads(self._text.read(end - start))
+        row = json.loads(self._text.read(end - start).decode())
         return {name: row.get(name) for name in self.column_names}
 
     def digest(self) -> str:
@@ -119,7 +121,7 @@ def _read(path: Path, options: dict[str, Any]) -> Iterator[Found]:
 def _json_lines(path: Path, file: Any) -> Iterator[Found]:
     for line, text in bounds.lines(path, file):
         text = text.removeprefix(b"\xef\xbb\xbf") if line == 1 else text
-        if text.strip():
+        if text.strip(_WHITE):
             yield line, text
 
 
@@ -186,7 +188,7 @@ def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> 
 
 def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
     try:
-        row = json.loads(text.decode().rstrip(), object_pairs_hook=_once)
+        row = json.loads(text.rstrip(_WHITE).decode(), object_pairs_hook=_once)
     except _Twice as twice:
         raise _doubled(path, line, twice) from twice
     except (ValueError, RecursionError) as error:

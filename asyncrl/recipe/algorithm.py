@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from asyncrl.recipe.part import Part
+from asyncrl.recipe.part import Part, PositiveInt
 
 
 class AlgorithmRecipe(Part):

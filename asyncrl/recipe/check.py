@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,9 +114,13 @@ def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
     if run_dir.exists():
         raise UserError(f"run_dir {recipe.run_dir} exists; choose another run_dir, or `asyncrl resume` it")
     above = next(folder for folder in run_dir.parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        fault = "you may not write there" if above.is_dir() else "it is not a directory"
-        raise UserError(f"run_dir {recipe.run_dir} cannot be made in {above}: {fault}; choose another run_dir")
+    try:
+        # Modes alone do not tell: root may write in /proc by them, and nobody in a file system that is read-only.
+        os.rmdir(tempfile.mkdtemp(prefix=".asyncrl.", dir=above))
+    except OSError as error:
+        raise UserError(
+            f"run_dir {recipe.run_dir} cannot be made in {above}: {error.strerror}; choose another run_dir"
+        ) from error
 
 
 def _check_rollout(recipe: Recipe) -> None:

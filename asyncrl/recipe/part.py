@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
+"""A number of things: with more digits it is a slip, and libraries' integers have no room for it."""
 
 
 class Part(BaseModel):

@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
-from asyncrl.recipe.part import Part, listed
+from asyncrl.recipe.part import Part, PositiveInt, listed
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
@@ -279,7 +279,7 @@ class Recipe(Part):
     """W: a finished group may overtake at most W - 1 older ones; the bound becomes S + ceil((W - 1)/P)."""
     over_age: Literal["wait", "drop", "mask"] = "wait"
     """Stragglers: wait for them, cancel and restart them, or train only their tokens of age <= S."""
-    run_dir: str | None = None
+    run_dir: Annotated[str, Field(min_length=1)] | None = None
     """Default runs/<recipe>-<time>; an existing one is an error. A URL such as s3://BUCKET/NAME: the run lies on this
     machine's disk, and every 30 s what is new goes there."""
     readable_by: Literal["owner", "group"] = "owner"

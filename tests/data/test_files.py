@@ -121,6 +121,11 @@ def test_options(tmp_path):
         ("a.json", '{"d": [{}, {"a": 1, "a": 1}]}', {"field": "d"}, "PATH row 2 has the key 'a' twice in one object"),
         ("a.json", '{"d": [], "d": []}', {"field": "d"}, "PATH has the key 'd' twice in one object"),
         ("a.json", '{"a": 1}\n{"a": 2, "a": 3}', {}, "PATH line 2 has the key 'a' twice in one object"),
+        *(
+            ("a.jsonl", f'{{"a": 1}}\n{{"a": 2}}{odd}\n', {}, "PATH line 2 is not valid JSON: Extra data, column 9")
+            for odd in "\xa0\x85\u2028\u3000\x0b\x0c\x1c\x1f"
+        ),
+        ("a.jsonl", '{"a": 1}\n\x0c\n', {}, "PATH line 2 is not valid JSON: Expecting value, column 1"),
         ("a.jsonl", f'{{"a": {"[" * 10**5}', {}, "PATH line 1 is not valid JSON: it is nested too deep"),
         ("a.jsonl", f'{{"a": {"1" * 5000}}}', {}, "PATH line 1 is not valid JSON: Exceeds the limit .*"),
         ("a.json", '[\n{"a": 1},\n]', {}, "PATH line 3 is not valid JSON: Expecting value, column 1"),
