@@ -11,6 +11,7 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,13 +52,21 @@ def load_object(spec: str, base_dir: Path, what: str) -> Any:
 
 def one_line(error: BaseException) -> str:
     """`Type: message (file.py:12)`; the place is the deepest frame outside asyncrl and installed libraries."""
-    text = " ".join(str(error).split())
+    text = " ".join(shown(error).split())
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)
     ]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     kind = error.kind if isinstance(error, ActorError) else type(error).__name__
     return f"{kind}{': ' if text else ''}{text}{place}"
+
+
+def shown(value: object, how: Callable[[Any], str] = str) -> str:
+    """`str` or `repr` of what is another's and may have none, as an int of 5000 digits."""
+    try:
+        return how(value)
+    except Exception as error:
+        return f"{type(value).__name__} without a text ({type(error).__name__})"
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -1,11 +1,13 @@
-"""Child processes that do not outlive their parent."""
+"""Child processes that do not outlive their parent, nor go on with its work."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -26,6 +28,24 @@ def die_with_parent(parent_pid: int | None = None, by: signal.Signals = signal.S
 def adopt_orphans() -> None:
     """Descendants of this process whose parent is gone become its children, not those of process 1. Linux only."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[None]:
+    """Only the process that enters the block leaves it. A child that was forked in it ends where it would: with 0, or
+    the code that Python has for what it raised."""
+    owner, code = os.getpid(), 0
+    try:
+        yield
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+    except BaseException:
+        code = 1
+        raise
+    finally:
+        if os.getpid() != owner:
+            os._exit(code & 0xFF)
 
 
 def _prctl(option: int, value: int) -> None:

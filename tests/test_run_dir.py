@@ -37,6 +37,11 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_half_a_pair_of_surrogates_is_written_as_its_escape(tmp_path: Path) -> None:
+    run_dir.replace(tmp_path / "report.html", "half \ud83d")
+    assert run_dir.text(tmp_path, "report.html") == "half \\ud83d"
+
+
 def test_what_is_missing_and_what_is_too_long(tmp_path: Path) -> None:
     assert run_dir.read(tmp_path, "a") is None
     assert run_dir.text(tmp_path, "none/a") == ""

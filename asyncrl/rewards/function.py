@@ -23,8 +23,9 @@ from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
+from asyncrl.processes import one_process
 from asyncrl.rewards.logs import Logs
-from asyncrl.rewards.score import RewardRequest, Score, failed, to_score
+from asyncrl.rewards.score import NO_LISTS, RewardRequest, Score, failed, to_score
 
 _TRL_GIVES = frozenset({"completion_ids", "trainer_state", "log_extra", "log_metric"})
 _ON_REQUEST = _TRL_GIVES | {"finish_reason"}
@@ -127,15 +128,21 @@ class RewardFunction:
         number = len(request.completions)
         logs = Logs(number)
         try:
-            value = self._invoke(request, logs)
-            values = list(value) if self.per_group else [value]
+            with one_process():
+                value = self._invoke(request, logs)
+                if self.per_group and isinstance(value, NO_LISTS):
+                    kind = type(value).__name__
+                    return [
+                        failed(f"{kind} was returned for {number} completions; return a list, a reward each")
+                    ] * number
+                values = list(value) if self.per_group else [value]
+                if len(values) != number:
+                    return [failed(f"{len(values)} rewards were returned for {number} completions")] * number
+                return logs.onto([to_score(value) for value in values])
         except MemoryError:
             raise
         except BaseException as error:  # sys.exit() in a reward must not end the worker
             return [failed(one_line(error))] * number
-        if len(values) != number:
-            return [failed(f"{len(values)} rewards were returned for {number} completions")] * number
-        return logs.onto([to_score(value) for value in values])
 
     def _invoke(self, request: RewardRequest, logs: Logs) -> Any:
         arguments = _ARGUMENTS[self.style](request, self.dataset)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from asyncrl.rewards.score import RESERVED, Score, failed, finite
+from asyncrl.plugins import shown
+from asyncrl.rewards.score import NO_LISTS, RESERVED, Score, failed, finite
 
 _MAX_NOTE_CHARS = 500
 
@@ -26,8 +26,11 @@ class Logs:
 
     def log_extra(self, column: str, values: Any) -> None:
         """A value for each completion, or one alone if there is one completion."""
-        each = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-        self._columns.setdefault(_checked(column), []).extend(each)
+        try:  # not by type: arrays of numpy and torch are no sequences
+            several = not isinstance(values, NO_LISTS) and (len(values) == 1 or self._number > 1)
+        except TypeError:
+            several = False
+        self._columns.setdefault(_checked(column), []).extend(values if several else [values])
 
     def onto(self, scores: list[Score]) -> list[Score]:
         """The scores with what was logged: numbers as extras, anything else as notes. A column of another length
@@ -48,7 +51,7 @@ class Logs:
             if (number := finite(values[place])) is not None:
                 extras[column] = number
             else:
-                notes[column] = str(values[place])[:_MAX_NOTE_CHARS]
+                notes[column] = shown(values[place])[:_MAX_NOTE_CHARS]
         return replace(score, extras={**extras, **score.extras}, notes=notes)
 
 

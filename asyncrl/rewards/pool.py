@@ -171,6 +171,7 @@ class _Worker:
 
     def __init__(self, stop: Connection, memory_gib: float, file_gib: float) -> None:
         self._stop = stop
+        self._asked = 0
         self._connection, theirs = Pipe()
         # Not multiprocessing: its spawn would run the parent's __main__ again, whatever that is. Exec drops the
         # parent's signal handlers; a session of its own keeps Ctrl-C away.
@@ -189,12 +190,17 @@ class _Worker:
             )
 
     def ask(self, message: Any, timeout_s: float) -> Any:
-        """Sends a message and waits for the answer. Raises _WorkerLost, or what pickling the message raises."""
+        """Sends a message and waits for its answer. Raises _WorkerLost, or what pickling the message raises."""
         try:
-            self._connection.send(message)
+            self._asked += 1
+            self._connection.send((self._asked, message))
             ready = wait([self._stop, self._connection], timeout_s)
             if self._connection in ready:
-                return self._connection.recv()
+                match self._connection.recv():
+                    case (self._asked, answer):
+                        return answer
+                self.kill()
+                raise _WorkerLost("the reward process answered what it was not asked")
         except (EOFError, OSError):
             raise _WorkerLost(self.kill()) from None
         self.kill()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from asyncrl.plugins import shown
 
 _MAX_ERROR_CHARS = 500
 RESERVED = ("mean", "std")
 """Under `reward/` in the records."""
+NO_LISTS = (str, bytes, bytearray, Mapping, Set)
+"""Have a length, but not a value for each completion, in order."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,14 @@ class Score:
     notes: dict[str, str] = field(default_factory=dict)
     """Texts that the reward logged, for people."""
 
+    def __post_init__(self) -> None:
+        """Half a pair of surrogates, which a model's JSON may have, becomes its escape: UTF-8 has no room for it."""
+        vars(self).update(
+            extras={_encodable(name): number for name, number in self.extras.items()},
+            error=self.error if self.error is None else _encodable(self.error),
+            notes={_encodable(column): _encodable(text) for column, text in self.notes.items()},
+        )
+
 
 def failed(error: str) -> Score:
     """A reward that could not be had; never a zero."""
@@ -71,13 +84,13 @@ def to_score(value: Any) -> Score:
     """Reads what a reward function returned for one completion: a number, or a dict with `reward` or `score`."""
     if not isinstance(value, dict):
         reward = finite(value)
-        return failed(f"the reward is {value!r}, not a finite number") if reward is None else Score(reward)
+        return failed(f"the reward is {shown(value, repr)}, not a finite number") if reward is None else Score(reward)
     key = "reward" if "reward" in value else "score"
     if key not in value:
-        return failed(f"the dict returned has neither 'reward' nor 'score', only {', '.join(map(str, value))}")
+        return failed(f"the dict returned has neither 'reward' nor 'score', only {', '.join(map(shown, value))}")
     if taken := [name for name in RESERVED if name in value]:
         return failed(f"the dict returned has the key '{taken[0]}', which the records use themselves; rename it")
-    numbers = {str(name): finite(other) for name, other in value.items() if name != key}
+    numbers = {shown(name): finite(other) for name, other in value.items() if name != key}
     main = to_score(value[key]) if not isinstance(value[key], dict) else failed(f"'{key}' is a dict")
     return Score(main.reward, {name: n for name, n in numbers.items() if n is not None}, main.error)
 
@@ -92,3 +105,7 @@ def finite(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

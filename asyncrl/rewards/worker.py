@@ -8,12 +8,13 @@ from pathlib import Path
 
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
-from asyncrl.processes import die_with_parent
+from asyncrl.processes import die_with_parent, one_process
 from asyncrl.rewards.load import load
 
 
 def main(handle: int, parent_pid: int) -> None:
-    """Serves the socket `handle`. Receives (spec, base_dir, dataset, kwargs), then RewardRequests.
+    """Serves the socket `handle`. Receives (spec, base_dir, dataset, kwargs), then RewardRequests, each with a
+    number that its answer repeats.
 
     Answers the first with the function's `per_group`, or with a text if it cannot be loaded, and each request
     with its list of Scores, or with a text if it ran out of memory: then this process had better be replaced.
@@ -21,21 +22,22 @@ def main(handle: int, parent_pid: int) -> None:
     die_with_parent(parent_pid)
     os.set_inheritable(handle, False)
     connection = Connection(handle)
-    spec, base_dir, dataset, kwargs = connection.recv()
+    number, (spec, base_dir, dataset, kwargs) = connection.recv()
     try:
-        function = load(spec, Path(base_dir), dataset, kwargs)
-        _ = function.ready
+        with one_process():
+            function = load(spec, Path(base_dir), dataset, kwargs)
+            _ = function.ready
     except UserError as error:
-        connection.send(str(error))
+        connection.send((number, str(error)))
         return
-    connection.send(function.per_group)
+    connection.send((number, function.per_group))
     while True:
         try:
-            request = connection.recv()
+            number, request = connection.recv()
         except EOFError:
             return
         try:
             answer: object = function.score(request)
         except MemoryError as error:
             answer = f"the reward ran out of memory: {one_line(error)}"
-        connection.send(answer)
+        connection.send((number, answer))

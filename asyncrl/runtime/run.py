@@ -261,8 +261,10 @@ def _report(run_dir: Path) -> str:
     """Where the report is. One that cannot be written ends no run, and hides no error of it."""
     try:
         return str(write_report(run_dir, run_dir / "report.html"))
-    except (OSError, UserError) as error:
-        return f"not written ({getattr(error, 'strerror', error)}); `asyncrl report {run_dir}` writes it"
+    except Exception as error:
+        why = str(error) if isinstance(error, UserError) else getattr(error, "strerror", None) or one_line(error)
+        logger.warning("the report was not written: %s", why)
+        return f"not written ({why}); `asyncrl report {run_dir}` writes it"
 
 
 @contextmanager

@@ -2,7 +2,9 @@ import asyncio
 import functools
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from asyncrl.errors import UserError
 from asyncrl.rewards.function import Style, recognise
@@ -214,6 +216,64 @@ def test_a_column_that_was_logged_with_too_few_values_is_nobodys():
         return [1.0 for _ in completions]
 
     assert [s.error for s in score(reward_func)] == ["log_extra('extracted') was given 1 values for 2 completions"] * 2
+
+
+@pytest.mark.parametrize("lists", [np.array, torch.tensor, tuple])
+def test_arrays_are_lists(lists):
+    def reward_func(completions, log_extra):
+        log_extra("length", lists([len(c) for c in completions]))
+        return lists([0.5, 1.0])
+
+    assert score(reward_func, completions=["a", "bc"]) == [Score(0.5, {"length": 1.0}), Score(1.0, {"length": 2.0})]
+
+
+@pytest.mark.parametrize(
+    "value", [np.array(3), np.array([3, 4]), {"a": 1}, pytest.param(10**5000, id="huge"), "half \ud83d"]
+)
+def test_one_completion_may_log_anything(value):
+    def reward(completion, log_extra):
+        log_extra("found", value)
+        return 1
+
+    found = score(reward, completions=["4"])[0]
+    assert (found.reward, found.error) == (1.0, None)
+    assert found.extras == {"found": 3.0} or found.notes["found"].encode()
+
+
+@pytest.mark.parametrize(
+    "value", [{0: 1.0, 1: 2.0}, {1.0, 2.0}, frozenset((1.0, 2.0)), b"12", "12", {0: 0, 1: 1}.keys()]
+)
+def test_what_has_no_order_or_is_text_is_no_list_of_rewards(value):
+    (first, _) = score(lambda completions: value)
+    assert first.reward is None
+    assert first.error == f"{type(value).__name__} was returned for 2 completions; return a list, a reward each"
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise OSError
+
+
+def mute(value):
+    raise Mute(value)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda completion: 10**5000, "the reward is int without a text (ValueError), not a finite number"),
+        (lambda completion: {"score": 10**5000}, "the reward is int without a text"),
+        (lambda completions: [10**5000, 1], "the reward is int without a text"),
+        (lambda completion: {10**5000: 1}, "the dict returned has neither 'reward' nor 'score', only int without"),
+        (lambda completion: mute(completion), "Mute: Mute without a text (OSError)"),
+        (lambda completion: int("\ud83d"), "invalid literal for int() with base 10: '\\ud83d'"),
+    ],
+)
+def test_a_reason_is_given_whatever_there_is_to_say(function, reason):
+    first = score(function)[0]
+    assert first.reward is None
+    assert reason in first.error
+    assert first.error.encode()
 
 
 @pytest.mark.parametrize("log", ["log_extra", "log_metric"])

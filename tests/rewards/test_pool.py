@@ -110,6 +110,32 @@ def pooled(completion, **row):
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return one[0] + pool.submit(twice, 4).result()
 
+def forks(completion, **row):
+    """The child forgets to exit, and the parent waits for it or goes on, or tells its exit status."""
+    child = os.fork()
+    if child == 0:
+        if completion == "raise":
+            raise ValueError("in the child")
+        if completion == "exit":
+            sys.exit(3)
+        if completion == "later":
+            time.sleep(0.02)
+        return -1
+    return 7 if completion == "later" else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+if os.environ.get("FORK_AT_IMPORT") and os.fork() == 0:
+    raise ValueError("in the child")
+
+def answers(completion, **row):
+    """Has the socket, and answers for itself."""
+    import gc
+    from multiprocessing.connection import Connection
+    from asyncrl.rewards.score import Score
+    if completion == "early":
+        [connection] = [it for it in gc.get_objects() if isinstance(it, Connection) and not it.closed]
+        connection.send((1, [Score(-1.0)]))
+    return 1
+
 class Made:
     def __init__(self, base):
         self.base = base
@@ -278,6 +304,26 @@ def test_a_call_that_crashes_fails_alone(pool_of, how, reason):
     assert good == after == Score(1.0)
     assert crashed.reward is None
     assert reason in crashed.error
+
+
+@pytest.mark.parametrize("at_import", ["", "1"])
+def test_a_forked_child_ends_with_its_own_call(pool_of, monkeypatch, at_import):
+    """And its parent sees how: an exception is no success."""
+    monkeypatch.setenv("FORK_AT_IMPORT", at_import)
+    pool = pool_of("forks")
+    for _ in range(3):
+        assert run(pool, *["later"] * 8, "return", "raise", "exit") == [
+            *[Score(7.0)] * 8,
+            Score(0.0),
+            Score(1.0),
+            Score(3.0),
+        ]
+
+
+def test_an_answer_to_another_request_is_never_taken(pool_of):
+    early, *others = run(pool_of("answers"), "early", "x", "x")
+    assert early == Score(None, error="the reward process answered what it was not asked")
+    assert others == [Score(1.0)] * 2
 
 
 @pytest.mark.parametrize("how", ["hoard in blocks", "hoard in crumbs"])

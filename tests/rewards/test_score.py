@@ -49,6 +49,11 @@ def test_errors_are_short():
     assert len(failed("x" * 10_000).error) == 500
 
 
+def test_what_utf8_cannot_hold_is_escaped():
+    score = Score(1.0, {"a\ud83d": 1.0}, "b\ud83d", {"c\ud83d": "d\ud83d 😀"})
+    assert score == Score(1.0, {"a\\ud83d": 1.0}, "b\\ud83d", {"c\\ud83d": "d\\ud83d 😀"})
+
+
 def test_split_keeps_each_completion_with_its_ids():
     request = RewardRequest("p", ["a", "b"], [[1], [2, 3]], ["stop", "length"], {"answer": "c"})
     parts = request.split()

@@ -100,6 +100,23 @@ def test_disk_that_is_full_in_the_middle(small_disk: Path) -> None:
     finished(run_dir, steps=6)
 
 
+# -- a report that cannot be made
+
+
+@pytest.mark.parametrize("error", [UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "no"), OSError(28, "disk full")])
+def test_a_report_that_cannot_be_written_hides_no_error_and_is_told(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "write_report", fail)
+    said = run._report(tmp_path)
+    assert said.startswith("not written (")
+    assert f"`asyncrl report {tmp_path}` writes it" in said
+    assert "the report was not written" in caplog.text
+
+
 # -- a place that cannot be written
 
 
