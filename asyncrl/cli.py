@@ -2,7 +2,7 @@
 
 What a command needs is imported when it runs: `--help` and `--dry-run` load neither torch nor ray nor vllm.
 Exit codes: 0 done, 1 the run failed or nothing was found, 2 bad input (one sentence on stderr, nothing written),
-130 interrupted, 141 who read the output has gone (`| head`).
+130 interrupted, 143 ended by SIGTERM, 141 who read the output has gone (`| head`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import errno
 import logging
 import os
 import select
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         try:
-            return _run(parse(argv))
+            with _terminable():
+                return _run(parse(argv))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -62,8 +65,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An error raised in an actor arrives inside Ray's, whose text is a traceback.
         cause = getattr(error, "cause", error)
         return _fail(" ".join(str(cause).split()), 2 if isinstance(error, UserError) else 1)
+    except _Terminated:
+        return _fail("ended by SIGTERM", 143)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM cleans up as Ctrl-C does."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """In the block SIGTERM raises, once: what cleans up then is not interrupted. A run under way has its own way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminated(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _fail(sentence: str, code: int) -> int:

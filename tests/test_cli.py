@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -188,6 +189,24 @@ def test_errors_of_a_run_become_one_line_and_an_exit_code(
     runtime.outcome = error
     assert main(["train", "recipes/tiny.yaml"]) == code
     assert capsys.readouterr().err == f"asyncrl: {message}\n"
+
+
+def test_sigterm_is_told_and_cleans_up(
+    folder: Path, runtime: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, left = signal.getsignal(signal.SIGTERM), []
+
+    def train(*_: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not interrupt what the first has begun
+            left.append("cleaned up")
+
+    monkeypatch.setattr(sys.modules["asyncrl.runtime.run"], "train", train)
+    assert main(["train", "recipes/tiny.yaml"]) == 143
+    assert (capsys.readouterr().err, left) == ("asyncrl: ended by SIGTERM\n", ["cleaned up"])
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_bug_keeps_its_traceback(folder: Path, runtime: types.SimpleNamespace) -> None:

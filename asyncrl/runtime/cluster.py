@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -19,12 +20,13 @@ from ray._private import ray_constants
 from asyncrl import private, ray_token
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.schema import Recipe
-from asyncrl.runtime.orphans import RUN, ProcessId, begin_run, family, lives
+from asyncrl.runtime.orphans import RUN, ProcessId, begin_run, end, family, lives
 
 logger = logging.getLogger(__name__)
 
 _CONNECT_DEADLINE_S = 10.0
 _WATCH_S = 2.0
+_END_S = 10.0
 _VITAL = ("raylet", "gcs_server")
 """Processes of a Ray without which it takes no more work."""
 _LOOPBACK = "127.0.0.1"
@@ -38,7 +40,8 @@ _folder: Path | None = None
 
 
 def start(recipe: Recipe) -> None:
-    """Connect to `ray_address` or RAY_ADDRESS, else start Ray on this machine. UserError if it cannot be reached."""
+    """Connect to `ray_address` or RAY_ADDRESS, else start Ray on this machine. UserError if it cannot be reached,
+    RunFailed if it does not come up; nothing of it is left then but its logs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's own choice for its workers is 15, with which any other busy program starves a run.
@@ -54,13 +57,30 @@ def start(recipe: Recipe) -> None:
     try:
         # What Ray has to say of a dead worker, the driver says in its own words.
         ray._private.worker.listen_error_messages = lambda *_: None
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # whoever set that knows what to do
+            ray._private.utils.set_sigterm_handler = lambda *_: None
         with nullcontext({}) if address else _reachable_from_here_only() as more:
             ray.init(**options, **more, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (OSError, ValueError, RuntimeError) as error:
-        _forget_folder()
+        _end_started(before)
         where = f"the cluster at {address}" if address else f"Ray in {tempfile.gettempdir()}"
         raise UserError(f"ray_address: cannot start or reach {where}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # Ray has no class of its own for it
+        _end_started(before, keep_logs=True)
+        why = " ".join(str(error).split()).rstrip(".")
+        raise RunFailed(
+            f"Ray did not start: {why}; see its logs, and what this machine has left (`asyncrl doctor`), then try again"
+        ) from error
+    except BaseException:
+        _end_started(before)
+        raise
     _ours[:] = [] if address else [process for process in family(os.getpid()) if process not in before]
+
+
+def _end_started(before: list[ProcessId], *, keep_logs: bool = False) -> None:
+    """All of a Ray that did not come up; it would else end with this process, and write to its folder until then."""
+    end([process for process in family(os.getpid()) if process not in before], _END_S)
+    _forget_folder(keep=keep_logs)
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
             )
         yield reserve(recipe, view.phase)
         failed = False
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         failed = False
         raise
     except OSError as error:
