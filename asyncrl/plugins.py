@@ -69,6 +69,11 @@ def shown(value: object, how: Callable[[Any], str] = str) -> str:
         return f"{type(value).__name__} without a text ({type(error).__name__})"
 
 
+def encodable(text: str) -> str:
+    """Half a pair of surrogates, which UTF-8 has no room for, becomes its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _import_file(path: Path) -> ModuleType:
     """Imports a file once per process, however often and for whatever part it is named."""
     if not path.is_file():

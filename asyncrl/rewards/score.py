@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from asyncrl.plugins import shown
+from asyncrl.plugins import encodable, shown
 
 _MAX_ERROR_CHARS = 500
 RESERVED = ("mean", "std")
@@ -67,11 +67,11 @@ class Score:
     """Texts that the reward logged, for people."""
 
     def __post_init__(self) -> None:
-        """Half a pair of surrogates, which a model's JSON may have, becomes its escape: UTF-8 has no room for it."""
+        """Its texts can be written down, whatever the JSON of a model had."""
         vars(self).update(
-            extras={_encodable(name): number for name, number in self.extras.items()},
-            error=self.error if self.error is None else _encodable(self.error),
-            notes={_encodable(column): _encodable(text) for column, text in self.notes.items()},
+            extras={encodable(name): number for name, number in self.extras.items()},
+            error=self.error if self.error is None else encodable(self.error),
+            notes={encodable(column): encodable(text) for column, text in self.notes.items()},
         )
 
 
@@ -105,7 +105,3 @@ def finite(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()

@@ -1,7 +1,8 @@
 """Errors of actors that cross Ray as themselves.
 
 Ray pickles what a method raises. Of one that cannot be pickled it sends two kilobytes about pickling, and one that
-cannot be built again at the other end is an error of Ray's own; either hides what went wrong.
+cannot be built again at the other end is an error of Ray's own; either hides what went wrong. One whose traceback is
+no UTF-8 ends the actor.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from ray.exceptions import RayError
 
-from asyncrl.errors import ActorError
+from asyncrl.errors import ActorError, UserError
+from asyncrl.plugins import encodable, shown
 
 C = TypeVar("C", bound=type)
 
@@ -47,9 +50,14 @@ def _crossing(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _raise(error: Exception) -> NoReturn:
+    said = encodable(shown(error))
+    told = UserError(said) if isinstance(error, UserError) else ActorError(type(error).__name__, said)
+    text = "".join(traceback.format_exception(error))
+    if text != encodable(text):
+        raise told.with_traceback(error.__traceback__) from None
     if isinstance(error, RayError) or _arrives(error):
         raise error
-    raise ActorError(type(error).__name__, str(error)) from error
+    raise told from error
 
 
 def _arrives(error: Exception) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import inspect
 import pickle
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,16 @@ def test_an_error_that_cannot_be_pickled_arrives_with_its_type_and_text(method: 
         assert isinstance(raised(error, method).__cause__, pydantic.ValidationError | TwoWords)
         # As Ray wraps it.
         assert text in one_line(RayTaskError("start", "traceback", arrived).as_instanceof_cause().cause)
+
+
+@pytest.mark.parametrize("method", ["sync", "later"])
+def test_an_error_that_utf8_cannot_hold_arrives_with_its_escape(method: str) -> None:
+    """Ray encodes the whole traceback, and ends the actor if it cannot."""
+    for error in (UserError("half \ud83d"), ValueError("half \ud83d")):
+        arrived = raised(error, method)
+        assert "in _do" in "".join(traceback.format_exception(arrived)).encode().decode()
+        assert one_line(arrived).startswith(f"{type(error).__name__}: half \\ud83d")
+        assert isinstance(arrived, UserError) == isinstance(error, UserError)
 
 
 @pytest.mark.parametrize("method", ["sync", "later"])
