@@ -72,6 +72,6 @@ def sentence(capsys: object, *command: str) -> str:
     """What a command says of bad input: one line, and exit code 2."""
     assert main(list(command)) == 2
     said: str = capsys.readouterr().err  # type: ignore[attr-defined]
-    assert said.startswith("asyncrl: ")
+    assert said.startswith("asyncrl: "), said[:1500]
     assert said.count("\n") == 1
     return said

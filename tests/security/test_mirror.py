@@ -52,10 +52,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         fsspec.filesystem("memory").rm("/bucket", recursive=True)
     else:
         handler = functools.partial(_Quiet, directory=str(bucket))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        with _Server(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
             yield f"http://127.0.0.1:{server.server_port}/run"
             server.shutdown()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has enough hangs up."""
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
