@@ -66,8 +66,14 @@ def tiny_tokenizer() -> FolderTokenizer:
     return FolderTokenizer(_TINY_TEMPLATE, special, tokenizer, adds_bos=None)
 
 
+def local_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model; {} if it has none here."""
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def hub_config(name: str) -> dict[str, Any]:
-    """The config.json of a model of the hub; {} if it has none. UserError if it cannot be had."""
+    """The same of a model of the hub. UserError if it cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

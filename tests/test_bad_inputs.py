@@ -47,6 +47,10 @@ FILES = {
     "alternating/config.json": "{}",
     "alternating/chat_template.jinja": "{{ raise_exception('System role not supported') }}",
     "alternating/tokenizer.json": json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}),
+    "small/config.json": '{"vocab_size": 30}',
+    "small/tokenizer.json": json.dumps(
+        {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 258}, "unk_token": "a"}, "added_tokens": []}
+    ),
     "broken.jsonl": '{"prompt": "a", "answer"\n',
     "rows.txt": "a\n",
     "problems.jsonl": '{"prompt": "a"}\n',

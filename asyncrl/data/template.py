@@ -97,6 +97,13 @@ class FolderTokenizer:
         bos = self.special_tokens.get("bos_token")
         return None if bos is None else self.tokenizer.token_to_id(bos)
 
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        return self.tokenizer.get_added_tokens_decoder()
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
     def __call__(self, text: str) -> Any:
         ids = self.tokenizer.encode(text).ids
         bos = self.bos_token_id

@@ -11,7 +11,8 @@ from typing import Any
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import Task, TaskSource
 from asyncrl.data.template import FolderTokenizer
-from asyncrl.models import TINY_LLAMA, tiny_tokenizer
+from asyncrl.errors import UserError
+from asyncrl.models import TINY_LLAMA, local_config, tiny_tokenizer
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rewards.load import load as load_reward
 
@@ -40,12 +41,29 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     if tokenizer is None:
         return [f"prompt     {recipe.model} has no tokenizer.json here: shown when the run starts"]
     task, tokens = tasks.first_prompt(tokenizer)
+    if recipe.model != TINY_LLAMA:
+        check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
     text = tokenizer.decode(tokens)
     if len(text) > _MAX_SHOWN_CHARS:
         half = _MAX_SHOWN_CHARS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
     exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
     return [f"prompt     {described(task, tokens, tokenizer)}{exact}", *(f"  | {line}" for line in text.split("\n"))]
+
+
+def check_vocabulary(config: dict[str, Any], tokenizer: Any, tokens: list[int]) -> None:
+    """Raises UserError if the model (by its config.json) has no embedding of what the tokenizer makes of text.
+    `tokens`: of a prompt. Added tokens count only there: some models have more of them than embeddings (Gemma 3 1B that
+    of an image), and are never given them."""
+    num_embeddings = {**config, **(config.get("text_config") or {})}.get("vocab_size")
+    added = tokenizer.added_tokens_decoder  # of mistral-common's class a method that raises
+    ordinary = {*tokenizer.get_vocab().values()} - {*(added if isinstance(added, dict) else ())}
+    largest = max(ordinary | {*tokens}, default=0)
+    if num_embeddings is not None and largest >= num_embeddings:
+        raise UserError(
+            f"model: its tokenizer gives tokens up to {largest}, but its embedding has {num_embeddings} (vocab_size in "
+            "config.json); take the tokenizer that the model was trained with"
+        )
 
 
 def described(task: Task, tokens: list[int], tokenizer: Any) -> str:

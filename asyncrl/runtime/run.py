@@ -23,14 +23,22 @@ from asyncrl.control.controller import Controller
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import RunFailed, UserError, remedy
 from asyncrl.journal.records import control_bytes
-from asyncrl.models import TINY_LLAMA, hub_config, is_local, load_tokenizer, make_tiny_llama, tiny_tokenizer
+from asyncrl.models import (
+    TINY_LLAMA,
+    hub_config,
+    is_local,
+    load_tokenizer,
+    local_config,
+    make_tiny_llama,
+    tiny_tokenizer,
+)
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.report import write_report
 from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.plugins import one_line
 from asyncrl.recipe.check import check, check_context, context_of
-from asyncrl.recipe.check_data import described, load_tasks
+from asyncrl.recipe.check_data import check_vocabulary, described, load_tasks
 from asyncrl.recipe.load import control_settings, dump, worst_case_staleness
 from asyncrl.recipe.paths import anchored, changed_keys
 from asyncrl.recipe.schema import Recipe
@@ -188,9 +196,11 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, Fingerprint]:
     """Load the data and see that prompts, chat template and reward columns are there; and what all of them are."""
     tasks = load_tasks(recipe, base_dir)
     tokenizer = tiny_tokenizer() if recipe.model == TINY_LLAMA else load_tokenizer(recipe.model)
-    if recipe.model != TINY_LLAMA and not is_local(recipe.model):
-        check_context(recipe, context_of(hub_config(recipe.model)))
     task, tokens = tasks.first_prompt(tokenizer)
+    if recipe.model != TINY_LLAMA:
+        config = local_config(Path(recipe.model)) if is_local(recipe.model) else hub_config(recipe.model)
+        check_context(recipe, context_of(config))
+        check_vocabulary(config, tokenizer, tokens)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
     return tasks, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
 

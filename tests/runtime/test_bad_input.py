@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from asyncrl.cli import main
+from asyncrl.recipe.load import load
+from asyncrl.runtime import run
 
 TINY = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny.yaml")
 REWARD = "def reward(completion, answer, **row):\n    return 1.0\n"
@@ -59,6 +62,27 @@ def test_model_that_lacks_a_tensor(folder: Path, tiny_model: Path, capfd: pytest
     save_file(weights, folder / "holed" / "model.safetensors", metadata={"format": "pt"})
     overrides = [f"model={folder}/holed", "data.path=words.jsonl", "data.options={}"]
     assert f"it lacks {lost}. Name a whole folder" in refused(capfd, folder, *overrides)
+
+
+@pytest.mark.parametrize(("size", "prompt", "largest"), [(30, "a", 258), (260, "a<new>", 260), (260, "a", None)])
+def test_tokenizer_that_is_larger_than_the_embedding(
+    folder: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str], size: int, prompt: str, largest: int | None
+) -> None:
+    """Of tokens beyond the embedding, those that were added are no fault until a prompt has them."""
+    small, config = folder / "small", json.loads((tiny_model / "config.json").read_text())
+    LlamaForCausalLM(LlamaConfig(**{**config, "vocab_size": size})).save_pretrained(small)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<image>", "<new>"])
+    tokenizer.save_pretrained(small)
+    Path("rows.jsonl").write_text(json.dumps({"prompt": prompt, "answer": "b"}))
+    overrides = [f"model={small}", "data.path=rows.jsonl", "data.options={}"]
+    if largest is None:
+        tasks, _ = run._tasks(load(Path(TINY), [*overrides, "reward=./mine.py:reward"]), folder)
+        assert len(tasks.first_prompt(tokenizer)[1]) == 1
+        return
+    for more in ([], ["--dry-run"]):
+        sentence = refused(capfd, folder, *overrides, *more)
+        assert f"its tokenizer gives tokens up to {largest}, but its embedding has {size} (vocab_size" in sentence
 
 
 def test_adapters_on_no_layer(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
