@@ -354,7 +354,9 @@ class World:
         monkeypatch.setattr("asyncrl.runtime.orphans.end_on_node", nobody)
         monkeypatch.setattr("asyncrl.runtime.waiting.time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr("asyncrl.runtime.driver.snapshots.create", lambda *_: self.snapshots)
-        monkeypatch.setattr("asyncrl.runtime.driver.own_processes", lambda: {"host": "here", "run": "", "processes": []})
+        monkeypatch.setattr(
+            "asyncrl.runtime.driver.own_processes", lambda: {"host": "here", "run": "", "processes": []}
+        )
 
     # -- as `runtime/actors.py`
 
