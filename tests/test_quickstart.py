@@ -41,7 +41,12 @@ def install(tmp_path: Path, train: str) -> Path:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
 def test_signals_reach_the_training_which_is_waited_for(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = subprocess.Popen(install(tmp_path, WAIT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def as_from_a_terminal() -> None:
+        """Whoever started the tests in the background ignores SIGINT, and so would they."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    script, pipe = install(tmp_path, WAIT), subprocess.PIPE
+    process = subprocess.Popen(script, stdout=pipe, stderr=subprocess.STDOUT, text=True, preexec_fn=as_from_a_terminal)
     assert process.stdout
     assert process.stdout.readline() == "waits\n"
     process.send_signal(number)
