@@ -144,16 +144,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> int:
+    from asyncrl import storage
     from asyncrl.recipe.check import check
-    from asyncrl.recipe.load import dump, load
+    from asyncrl.recipe.load import dump
+    from asyncrl.recipe.stored import load_stored
 
     base_dir = Path.cwd()
     recipe = _loaded(path, overrides)
     if or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
-        stored = load(there / "recipe.yaml")
-        # Then nothing but what this user's own recipe names is run.
+        require_plain(there)
+        # What is run is this user's own recipe. The copy of a URL is this user's too, whoever wrote what is in it.
+        _, stored = load_stored(there, [], trust=storage.is_url(recipe.run_dir))
         _check_same(recipe, stored)
-        return _go_on(there, stored, stored, [])
+        return _go_on(there, recipe, stored, [])
     check(recipe, base_dir)
     if dry_run:
         from asyncrl.recipe.check_data import preview

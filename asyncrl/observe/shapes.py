@@ -77,7 +77,7 @@ def fitting(found: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any
         if name in found:
             try:
                 fits[name] = msgspec.convert(found[name], kind)
-            except (msgspec.ValidationError, RecursionError):
+            except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
                 continue
     if "ledger" in fits:
         # How many for each reason, and nothing else, is a mapping.

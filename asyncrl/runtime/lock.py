@@ -28,7 +28,7 @@ class RunLock:
     def __enter__(self) -> RunLock:
         try:
             # Not inherited by programs that are started (Python's default): what lives on must not hold the lock.
-            self._file = os.open(self._run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(self._run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise UserError(
                 f"cannot write to {self._run_dir}: {error.strerror}; name a run directory of yours"

@@ -59,6 +59,7 @@ from asyncrl.runtime.status import told
 from asyncrl.runtime.stop import Stop, StopSignals
 from asyncrl.runtime.trainer_link import reason
 from asyncrl.trainer.model import trained_shapes
+from asyncrl.writers import others
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,8 @@ def _recovered(recipe: Recipe, run_dir: Path, view: LiveView) -> Recovered:
 def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
     """Ray, with room for what the recipe asks for. An OSError of the run becomes a sentence: the disk is full, say."""
     view.phase("starting Ray")
+    if fault := others(Path.cwd()):
+        logger.warning("%s: Ray's workers import from the working directory first; start in a folder of yours", fault)
     cluster.start(recipe)
     failed = True
     try:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stranger import NOBODY, as_nobody
@@ -18,6 +19,7 @@ from asyncrl.errors import UserError
 from asyncrl.recipe import stored as stored_recipe
 from asyncrl.recipe.load import dump, load
 from asyncrl.recipe.stored import load_stored
+from asyncrl.runtime.lock import RunLock
 
 ROOT = Path(__file__).resolve().parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user, which only root can be")
@@ -248,3 +250,55 @@ def test_a_recipe_of_ones_own_that_says_the_same_is_enough(run_dir: Path, monkey
     (storage.local_copy(url) / RECIPE).write_text(other)
     assert main(["train", str(mine), "--or-resume"]) == 2
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: run.chmod(0o777), "can be written by everyone"),
+        (lambda run: (run / RECIPE).chmod(0o666), "can be written by everyone"),
+        (lambda run: (run / ".lock").symlink_to(run.parent / "precious"), "is a link"),
+        (lambda run: (run / "checkpoints").symlink_to(run.parent), "is a link"),
+    ],
+    ids=["folder", "recipe", "lock", "checkpoints"],
+)
+def test_jobs_that_are_started_again_look_who_wrote_too(
+    change: Callable[[Path], None],
+    said: str,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One who made the folder before the first job, or may write to it."""
+    (run_dir.parent / "precious").write_text("mine")
+    mine = run_dir.parent / "mine.yaml"
+    mine.write_text(dump(load(run_dir / RECIPE, [f"run_dir={run_dir}"])))
+    shutil.copy(mine, run_dir / RECIPE)
+    ran: list[object] = []
+    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    assert main(["train", str(mine), "--or-resume"]) == 0
+    change(run_dir)
+    assert main(["train", str(mine), "--or-resume"]) == 2
+    assert said in capsys.readouterr().err
+    assert len(ran) == 1
+
+
+def test_the_recipe_of_ones_own_is_run_not_the_one_that_says_the_same(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path through a link and back looks the same, and may lead elsewhere."""
+    mine = run_dir.parent / "mine.yaml"
+    mine.write_text(dump(load(run_dir / RECIPE, [f"run_dir={run_dir}"])))
+    (run_dir / RECIPE).write_text(mine.read_text().replace("/code/mine.py", "/link/../code/mine.py"))
+    ran: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    assert main(["train", str(mine), "--or-resume"]) == 0
+    assert ran[0][1].reward == f"{run_dir.parent}/code/mine.py:reward"
+
+
+def test_a_lock_is_not_written_through_a_link(run_dir: Path) -> None:
+    (run_dir.parent / "precious").write_text("mine")
+    (run_dir / ".lock").symlink_to(run_dir.parent / "precious")
+    with pytest.raises(UserError, match="cannot write to"), RunLock(run_dir):
+        pass
+    assert (run_dir.parent / "precious").read_text() == "mine"
