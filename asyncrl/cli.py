@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from asyncrl.arguments import parse
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.cores import SPIN
-from asyncrl.run_dir import open_file, require_plain
+from asyncrl.run_dir import open_file
 from asyncrl.terminal import VisibleFormatter, visible
 
 if TYPE_CHECKING:
@@ -152,7 +152,6 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
     base_dir = Path.cwd()
     recipe = _loaded(path, overrides)
     if or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
-        require_plain(there)
         # What is run is this user's own recipe. The copy of a URL is this user's too, whoever wrote what is in it.
         _, stored = load_stored(there, [], trust=storage.is_url(recipe.run_dir))
         _check_same(recipe, stored)
@@ -294,7 +293,6 @@ def _resume(run_dir: Path, overrides: list[str], accepted: list[str], trust: boo
     from asyncrl.recipe.stored import load_stored
 
     _check_run_dir(run_dir)
-    require_plain(run_dir)
     return _go_on(run_dir, *load_stored(run_dir, overrides, trust), accepted)
 
 
@@ -345,7 +343,6 @@ def _replay(run_dir: Path, verify: bool, trust: bool) -> int:
     from asyncrl.recipe.stored import load_stored
 
     _check_run_dir(run_dir)
-    require_plain(run_dir)
     _, recipe = load_stored(run_dir, [], trust)
     with _importing():
         from asyncrl.runtime.replay import replay_run

@@ -135,6 +135,15 @@ def require_plain(run_dir: Path) -> None:
         folders[:] = [name for name in folders if name != "wandb"]
 
 
+def sync(path: Path) -> None:
+    """fsync of a file, or of a folder: then the names in it outlast a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
     """A new file to write, which takes the place of `path` when the block ends well. `durable`: a power failure does
@@ -153,11 +162,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
             part.unlink(missing_ok=True)
             raise
         if durable:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync(path.parent)
 
 
 def replace(path: Path, content: str, durable: bool = False) -> None:

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from asyncrl.errors import UserError
-from asyncrl.run_dir import json_object
+from asyncrl.run_dir import json_object, sync
 
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -31,14 +31,14 @@ def commit(part: Path) -> Path:
     """Make the written folder durable, give it its name and mark it complete."""
     for folder, _, files in os.walk(part):
         for name in files:
-            _fsync(Path(folder, name))
-        _fsync(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
     final = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
     _remove(final)
     part.rename(final)
-    _fsync(final.parent)
+    sync(final.parent)
     (final / "COMPLETE").touch()
-    _fsync(final)
+    sync(final)
     return final
 
 
@@ -84,11 +84,3 @@ def _remove(folder: Path) -> None:
     # COMPLETE goes first: a crash half-way must not leave a folder that looks whole.
     (folder / "COMPLETE").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -76,7 +76,7 @@ class JournalWriter:
         path = segment_path(self._folder, self._stream, segment)
         with _named(path):
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-            _fsync(self._folder)
+            run_dir.sync(self._folder)
         self._file, self.segment, self._end = file, segment, 0
 
     def append(self, kind: int, payload: bytes | memoryview) -> Position:
@@ -158,7 +158,7 @@ def read_at(folder: Path, stream: str, position: Position) -> bytes:
 def sync_last(folder: Path, stream: str) -> None:
     """Make durable what a writer that died had handed to the operating system."""
     for segment in segments(folder, stream)[-1:]:
-        _fsync(segment_path(folder, stream, segment))
+        run_dir.sync(segment_path(folder, stream, segment))
 
 
 def _read_segment(path: Path, segment: int) -> Iterator[Record]:
@@ -198,14 +198,6 @@ def _corrupt(path: Path, offset: int) -> JournalCorrupt:
         f"{path}: the record at offset {offset} is damaged (it does not match its CRC); restore the file from a copy, "
         f"or move {path.parent} away to go on from the newest checkpoint, at the cost of what was done since"
     )
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 GAP_BOUNDS_NATS = (0.01, 0.05, 0.2, 1.0)
 """Where one colour ends and the next begins: below the first is rounding in bf16, above the last the trainer thinks the
@@ -19,10 +21,10 @@ _MOST_SAMPLES = 5
 _MOST_CHARS = 6000
 
 
-def spread(steps: Sequence[int]) -> list[int]:
-    """A few of the steps, from first to last."""
-    last, count = len(steps) - 1, min(_MOST_SAMPLES, len(steps))
-    return [steps[place] for place in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]
+def spread(found: Sequence[T], most: int = _MOST_SAMPLES) -> list[T]:
+    """A few of them, from first to last, at even distances."""
+    last, count = len(found) - 1, min(most, len(found))
+    return [found[place] for place in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]
 
 
 def choose(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -10,13 +10,14 @@ from asyncrl.errors import UserError
 from asyncrl.recipe.load import load
 from asyncrl.recipe.paths import named
 from asyncrl.recipe.schema import Recipe
-from asyncrl.run_dir import MOST_BYTES, open_file
+from asyncrl.run_dir import MOST_BYTES, open_file, require_plain
 from asyncrl.writers import FETCHED, of_status, others, refusal
 
 
 def load_stored(run_dir: Path, overrides: Sequence[str], trust: bool) -> tuple[Recipe, Recipe]:
-    """With the overrides, and as it stands. UserError if someone else may have written the directory, the recipe, or
-    the code and the model that it names; not with `trust`."""
+    """With the overrides, and as it stands. UserError if there is a link in the directory; if someone else may have
+    written it, the recipe, or the code and the model that it names, too, but not with `trust`."""
+    require_plain(run_dir)
     path = run_dir / "recipe.yaml"
     with open_file(run_dir, path.name) as file:
         if not trust:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from asyncrl.errors import UserError
 from asyncrl.journal.records import groups
 from asyncrl.models import TINY_LLAMA
 from asyncrl.observe.progress import shown
+from asyncrl.observe.samples import spread
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory, decode
 
-T = TypeVar("T")
 _ROUNDING = 8.0
 """A gap of so many times the rounding of a token is none. In fp32 at most 2 were seen between vLLM and transformers."""
 _SAMPLE = 64
@@ -171,18 +171,13 @@ def check(run_dir: Path, sample: int | None = None) -> Iterator[Scored]:
         raise UserError(f"{run_dir} was made by an engine that gives no log-probs; there is nothing to compare")
     # Neighbours have versions in common: fewer are loaded twice.
     recorded.sort(key=lambda found: Spans.of(found[2]).parts[0][0])
-    rounded = rounding(weights, [trajectory for _, _, trajectory in _spread(recorded, _SAMPLE)])
-    recorded = _spread(recorded, sample or len(recorded))
+    rounded = rounding(weights, [trajectory for _, _, trajectory in spread(recorded, _SAMPLE)])
+    recorded = spread(recorded, sample or len(recorded))
     recompute = recipe.rollout.kv_after_update == "recompute"
     with shown("scoring the trajectories", total=len(recorded)) as advance:
         for done, (group, member, trajectory) in enumerate(recorded, 1):
             yield _scored(weights, group, member, trajectory, rounded, recompute)
             advance(done)
-
-
-def _spread(found: list[T], number: int) -> list[T]:
-    """So many of them at even distances; all, if there are fewer."""
-    return [found[i] for i in np.linspace(0, len(found) - 1, min(number, len(found))).astype(int)]
 
 
 def _scored(
