@@ -28,6 +28,8 @@ from asyncrl.terminal import visible
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _CONNECT_DEADLINE_S = 10.0
 _SUBMIT_DEADLINE_S = 60.0
@@ -60,7 +62,7 @@ def submit(recipe: Recipe, name: str, base_dir: Path, address: str, detach: bool
 
 def _send(client: JobSubmissionClient, job: str, folder: str, recipe: Recipe) -> None:
     """Raises RunFailed if the cluster does not take the job; one that has just been started may need a moment."""
-    ends = time.monotonic() + _SUBMIT_DEADLINE_S
+    ends, waited = time.monotonic() + _SUBMIT_DEADLINE_S, False
     while True:
         try:
             client.submit_job(
@@ -73,6 +75,9 @@ def _send(client: JobSubmissionClient, job: str, folder: str, recipe: Recipe) ->
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > ends:
                 raise RunFailed(f"the cluster did not take the job: {_first_line(error)}") from error
+            if not waited:
+                logger.warning("no node of the cluster takes jobs yet; trying again for %g s", _SUBMIT_DEADLINE_S)
+            waited = True
             time.sleep(_AGAIN_S)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,11 +34,20 @@ class Neighbour:
     def ping(self) -> None: ...
 
 
-@pytest.fixture
-def two_gpus() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def two_gpus(local_ray: Callable[..., None]) -> None:
+    local_ray(num_cpus=2, num_gpus=2)
+
+
+def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(two_gpus: None) -> None:
+    rollout = RECIPE.rollout.model_copy(update={"gpus_per_replica": 1})
+    with pytest.raises(UserError) as error:
+        reserve(RECIPE.model_copy(update={"rollout": rollout}), print)
+    assert re.search(
+        r"asks for 3 GPUs \(2 trainer ranks x 1 \+ 1 generator x 1\), the cluster has 2 \(\S+ 2 of 2 free\): "
+        r"no room for 1 generator x 1; lower",
+        str(error.value),
+    )
 
 
 def test_all_take_their_places_together_or_none_does(two_gpus: None, tmp_path: Path) -> None:
@@ -53,14 +62,3 @@ def test_all_take_their_places_together_or_none_does(two_gpus: None, tmp_path: P
     ranks = Actors(RECIPE, "x", tmp_path, tmp_path, reserve(RECIPE, said.append)).trainer(neighbour)
     ray.get([handle.ping.remote() for handle in ranks.handles], timeout=120)
     assert ray.available_resources().get("GPU", 0) == 0
-
-
-def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(two_gpus: None) -> None:
-    rollout = RECIPE.rollout.model_copy(update={"gpus_per_replica": 1})
-    with pytest.raises(UserError) as error:
-        reserve(RECIPE.model_copy(update={"rollout": rollout}), print)
-    assert re.search(
-        r"asks for 3 GPUs \(2 trainer ranks x 1 \+ 1 generator x 1\), the cluster has 2 \(\S+ 2 of 2 free\): "
-        r"no room for 1 generator x 1; lower",
-        str(error.value),
-    )

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -418,11 +418,9 @@ def test_a_consumer_waits_for_the_next_group_until_it_is_durable(
 # -- the real actor
 
 
-@pytest.fixture
-def one_cpu() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def one_cpu(local_ray: Callable[..., None]) -> None:
+    local_ray(num_cpus=1)
 
 
 def process_of_the_buffer(other_than: int = -1) -> psutil.Process:

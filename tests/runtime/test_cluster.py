@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from test_run import below
 
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.load import load
@@ -75,10 +76,9 @@ def test_sigterm_while_ray_starts(place: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([*command, "track.wandb=off"], **more, **pipes)
     try:
         until = time.monotonic() + 120
-        family: list[psutil.Process] = []
-        while "raylet" not in {child.name() for child in family} and time.monotonic() < until:
+        while not below(process.pid, "raylet/raylet ") and time.monotonic() < until:
             time.sleep(0.05)
-            family = psutil.Process(process.pid).children(recursive=True)
+        family = below(process.pid)
         process.terminate()
         out, error = process.communicate(timeout=60)
     finally:

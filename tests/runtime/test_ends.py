@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from ray.exceptions import ObjectStoreFullError
-from test_run import ROOT, SIMULATED, asyncrl, check, kill_group, records, summary, wait_for
+from test_run import ROOT, SIMULATED, asyncrl, below, check, kill_group, records, summary, wait_for
 
 from asyncrl import cli
 from asyncrl.checkpoint import atomic
@@ -213,8 +213,9 @@ def killed_by_the_second(process: Any, run_dir: Path, steps: int) -> None:
     try:
         wait_for(lambda: len(records(run_dir)) >= steps and mark.exists(), process, f"a step after {steps}")
         # Ray's agents only look now and then whether they are alone.
-        family = [c for c in psutil.Process(process.pid).children(recursive=True) if "Agent" not in c.cmdline()[0]]
-        assert any("ray::TrainerActor" in child.cmdline()[0] for child in family)
+        agents = below(process.pid, "Agent")
+        family = [child for child in below(process.pid) if child not in agents]
+        assert below(process.pid, "ray::TrainerActor")
         process.terminate()
         began = time.monotonic()
         # Two that come together may be delivered as one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,8 @@ from asyncrl.runtime.follow import follow, new_name
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_cpu() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
+def one_cpu(local_ray: Callable[..., None]) -> None:
+    local_ray(num_cpus=1)
 
 
 def frame(task: int, attempt: int = 0) -> bytes:

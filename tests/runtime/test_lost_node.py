@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from test_run import ROOT, SIMULATED, asyncrl, check, kill_group, records, wait_for
+from test_run import ROOT, SIMULATED, asyncrl, below, check, kill_group, records, wait_for
 
 from asyncrl import cli
 
@@ -30,8 +30,7 @@ def cluster() -> Iterator[Cluster]:
 def actors_on(node: Any, name: str) -> list[psutil.Process]:
     """Workers below the node's raylet that run an actor of this class; Ray puts its name in their title."""
     [raylet] = node.all_processes["raylet"]
-    workers = psutil.Process(raylet.process.pid).children(recursive=True)
-    return [worker for worker in workers if f"ray::{name}" in " ".join(worker.cmdline())]
+    return below(raylet.process.pid, f"ray::{name}")
 
 
 def test_the_run_goes_on_without_the_lost_node(cluster: Cluster, tmp_path: Path) -> None:
@@ -75,8 +74,7 @@ def test_without_any_node_the_run_ends_at_once_and_goes_on_when_asked(tmp_path: 
     process = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, f"run_dir={run_dir}", background=True)
     try:
         wait_for(lambda: len(records(run_dir)) >= 1, process, "step 1")
-        children = psutil.Process(process.pid).children(recursive=True)
-        next(child for child in children if child.name() == "raylet").kill()
+        below(process.pid, "raylet/raylet ")[0].kill()
         output, _ = process.communicate(timeout=60)
     finally:
         kill_group(process)

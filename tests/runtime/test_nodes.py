@@ -39,8 +39,8 @@ def nodes() -> Iterator[tuple[str, str]]:
     """Ray ids of this node and of the other one."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     other = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         here = ray.get_runtime_context().get_node_id()
         assert other.node_id != here
         yield here, other.node_id

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,20 @@ def wait_for(condition: Any, process: subprocess.Popen[str], what: str, deadline
     return result
 
 
+def below(pid: int, title: str = "") -> list[psutil.Process]:
+    """Processes below one that have this in their command line, by pid. Others may end while one looks."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if title in " ".join(child.cmdline()):
+                found.append(child)
+    return sorted(found, key=lambda child: child.pid)
+
+
 def actor_pid(process: subprocess.Popen[str], name: str, index: int) -> int:
     """Pid of the Ray worker that runs the index-th actor of a class; Ray puts the class name in its title."""
-
-    def find() -> list[psutil.Process]:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return sorted((c for c in children if f"ray::{name}" in " ".join(c.cmdline())), key=lambda c: c.pid)
-
-    return wait_for(lambda: find()[index : index + 1], process, f"{name} {index}")[0].pid
+    title = f"ray::{name}"
+    return wait_for(lambda: below(process.pid, title)[index : index + 1], process, f"{name} {index}")[0].pid
 
 
 def check(run_dir: Path, steps: int, *, stopped: bool = False) -> dict[str, Any]:
@@ -404,8 +411,7 @@ def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path, mixture: Callabl
         # Until then the run waits for the engines' log-probs too, which a stopped one does not give.
         verified = re.compile(r"generator-(\d) computes with version \d+ as the trainer does")
         wait_for(lambda: len(set(verified.findall(log.read_text()))) == 2, process, "two verified engines")
-        children = psutil.Process(process.pid).children(recursive=True)
-        engine = next(p for p in children if "EngineCore" in " ".join(p.cmdline()))
+        engine = below(process.pid, "EngineCore")[0]
         # A control call that vLLM has sent and that is never answered.
         engine.suspend()
         wait_for(lambda: waits_for(process, run_dir, "generators: version"), process, "a push")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,18 +25,10 @@ OBJECT_STORE_BYTES = 80 * 2**20
 
 
 @pytest.fixture(scope="module")
-def holders() -> Iterator[Snapshots]:
+def holders(local_ray: Callable[..., None]) -> Snapshots:
     """Two data shards and parity, with a deadline that a test may change."""
-    ray.init(
-        address="local",
-        num_cpus=1,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
-    yield create(num_shards=2, deadline_s=DEADLINE_S)
-    ray.shutdown()
+    local_ray(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
+    return create(num_shards=2, deadline_s=DEADLINE_S)
 
 
 @pytest.fixture
