@@ -28,8 +28,6 @@ from asyncrl.terminal import visible
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _CONNECT_DEADLINE_S = 10.0
 _SUBMIT_DEADLINE_S = 60.0
@@ -76,7 +74,8 @@ def _send(client: JobSubmissionClient, job: str, folder: str, recipe: Recipe) ->
             if "No available agent" not in str(error) or time.monotonic() > ends:
                 raise RunFailed(f"the cluster did not take the job: {_first_line(error)}") from error
             if not waited:
-                logger.warning("no node of the cluster takes jobs yet; trying again for %g s", _SUBMIT_DEADLINE_S)
+                said = f"no node of the cluster takes jobs yet; trying again for {_SUBMIT_DEADLINE_S:g} s"
+                Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
             waited = True
             time.sleep(_AGAIN_S)
 
