@@ -31,7 +31,7 @@ from asyncrl.run_dir import is_plain, open_file, parsed
 from asyncrl.writers import FETCHED
 
 _MANIFEST = "MANIFEST.json"
-_NOT_PUSHED = (".lock", ".owner", FETCHED, ".push", "weights", "stacks", "prometheus.json")
+_NOT_PUSHED = (".lock", ".nonce", ".owner", FETCHED, ".push", "weights", "stacks", "prometheus.json")
 _TRIES = 10
 _MOST_MANIFEST_BYTES = 64 * 2**20
 _PATIENCE_S, _LEAST_BYTES_PER_S = 60.0, 2**16

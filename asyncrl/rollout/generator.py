@@ -9,6 +9,7 @@ Waits for: engine tokens, rewards, the buffer's acknowledgement. Unblocked by: t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.crossing import crossing
+from asyncrl.runtime.sight import Sight
 from asyncrl.weights.channel import WeightUpdate
 from asyncrl.weights.verify import probe_tokens
 
@@ -48,7 +50,8 @@ class GeneratorConfig:
     base_dir: Path
     rewards: RewardsRecipe
     dataset: str
-    run_dir: Path
+    sight: Sight
+    """Of the run directory."""
 
 
 @ray.remote(max_concurrency=1000)
@@ -68,8 +71,10 @@ class Generator:
         from asyncrl.models import load_tokenizer
         from asyncrl.rollout.engines import engine_class
 
-        config = self.config
-        stacks.record(config.run_dir / "stacks", config.name)
+        config, run_dir = self.config, self.config.sight.run_dir
+        if config.engine_config.channel == "disk" or Path(config.engine_config.model).is_relative_to(run_dir):
+            await asyncio.to_thread(config.sight.require, config.name)
+        stacks.record(run_dir / "stacks", config.name)
         self.rewards = RewardPool(
             config.reward,
             config.base_dir,

@@ -22,6 +22,7 @@ from asyncrl.runtime.follow import new_name
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
 from asyncrl.runtime.places import Places
 from asyncrl.runtime.ranks import Ranks
+from asyncrl.runtime.sight import Sight
 from asyncrl.trainer.actor import TrainerActor
 
 # Large tensors come and go in every step: without these glibc returns the pages each time and faults them in anew, in
@@ -41,9 +42,14 @@ class Actors:
 
     recipe: Recipe
     model: str
-    run_dir: Path
+    sight: Sight
+    """Of the run directory."""
     base_dir: Path
     places: Places
+
+    @property
+    def run_dir(self) -> Path:
+        return self.sight.run_dir
 
     def buffer(self) -> ActorHandle:
         """On this node if it can be: here the journal's files are surely in reach."""
@@ -74,7 +80,7 @@ class Actors:
         handles = []
         for rank in range(trainer.ranks):
             actor = TrainerActor.options(**options, scheduling_strategy=self.places.of_rank(rank))
-            handles.append(actor.remote(self.recipe, self.model, channel, self.base_dir, self.run_dir, buffer, rank))
+            handles.append(actor.remote(self.recipe, self.model, channel, self.base_dir, self.sight, buffer, rank))
         return Ranks(handles)
 
     def _generator_config(self, name: str) -> GeneratorConfig:
@@ -112,7 +118,7 @@ class Actors:
             base_dir=self.base_dir,
             rewards=recipe.rewards,
             dataset=recipe.data.name,
-            run_dir=self.run_dir,
+            sight=self.sight,
         )
 
 

@@ -29,6 +29,7 @@ from asyncrl.rollout.trajectory import key_of
 from asyncrl.run_dir import make_alike
 from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.nodes import ALMOST_NO_CPU
+from asyncrl.runtime.sight import Sight
 
 Key = tuple[int, int]
 """(task, attempt) of a group."""
@@ -63,6 +64,10 @@ class Buffer:
     def _commit(self) -> GroupCommit:
         writer = log.JournalWriter(self._folder, GROUPS_STREAM)
         return GroupCommit(writer, self._recipe.sync_window_s, self._recipe.sync_window_bytes)
+
+    async def see(self, sight: Sight) -> None:
+        """Raises UserError if the journal is not where the driver has it."""
+        await asyncio.to_thread(sight.require, "the buffer")
 
     async def put(self, keys: list[Key], frames: list[bytes]) -> None:
         """Commit finished groups; returns once they are durable. A repeated call changes nothing.

@@ -95,6 +95,7 @@ class Driver:
         self.journal = ControlLog(run_dir / "journal", self.controller.state())
         self.notices = Notices()
         self.buffer = self.notices.of("buffer", actors.buffer())
+        self._sight = actors.sight
         every = recipe.checkpoint.snapshot_every_steps
         self.snapshots = (
             snapshots.create(recipe.checkpoint.snapshot_shards, recipe.deadlines.start_s) if every else None
@@ -215,6 +216,8 @@ class Driver:
         over = self.controller.steps_done >= self.recipe.max_steps
         if not fresh:
             self.view.phase("taking up the groups in the journal")
+        deadline_s = self.recipe.deadlines.start_s
+        await self.waiting(self.buffer.see.remote(self._sight), "buffer", "to see the run directory", deadline_s)
         await self._take_up()
         roles = "the trainer" if over else f"{self.recipe.rollout.replicas} generator(s) and the trainer"
         starting = self.view.phase(f"starting {roles}", total=1 if over else self.recipe.rollout.replicas + 1)
@@ -223,9 +226,8 @@ class Driver:
             starting.done += 1
 
         self.trainer.start().add_done_callback(up)
-        if not over:
-            await self.fleet.start(up)
-        await self.trainer.ready()
+        # Who cannot start says so while the others still load.
+        await asyncio.gather(self.trainer.ready(), *([] if over else [self.fleet.start(up)]))
         if not over:
             await self._go_live(fresh)
         self.recorder.begin()

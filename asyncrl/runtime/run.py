@@ -55,6 +55,7 @@ from asyncrl.runtime.prometheus import Prometheus
 from asyncrl.runtime.pushes import Pushes
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
+from asyncrl.runtime.sight import Sight
 from asyncrl.runtime.status import told
 from asyncrl.runtime.stop import Stop, StopSignals
 from asyncrl.runtime.trainer_link import reason
@@ -162,11 +163,6 @@ def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
     cluster.start(recipe)
     failed = True
     try:
-        if recipe.trainer.ranks > 1 and cluster.num_nodes() > 1 and storage.is_url(recipe.run_dir or ""):
-            raise UserError(
-                f"run_dir {recipe.run_dir}: trainer ranks on several nodes write their checkpoints to a file system "
-                "that all nodes see; set run_dir to a path on one"
-            )
         yield reserve(recipe, view.phase)
         failed = False
     except (UserError, KeyboardInterrupt):
@@ -221,7 +217,8 @@ async def _run(
     """`begun` is called once all actors have started."""
     controller = recovered.controller
     logger.info("staleness is at most %d updates", controller.worst_case_staleness)
-    actors = Actors(recipe, _model(recipe, run_dir), run_dir, cluster.base_dir_of_actors(base_dir), places)
+    model, sight = _model(recipe, run_dir), Sight.begin(run_dir)
+    actors = Actors(recipe, model, sight, cluster.base_dir_of_actors(base_dir), places)
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)

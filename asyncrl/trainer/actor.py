@@ -38,6 +38,7 @@ from asyncrl.run_dir import make_alike
 from asyncrl.runtime import orphans, stacks
 from asyncrl.runtime.crossing import crossing
 from asyncrl.runtime.replicas import RayReplicas
+from asyncrl.runtime.sight import Sight
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.trainer.comparison import require_same, require_unchanged
 from asyncrl.trainer.export import names_of, write_model
@@ -102,7 +103,7 @@ class TrainerActor:
     """Calls run one at a time, but for those of the groups `push`, `save` and `notices`, which run beside them."""
 
     def __init__(
-        self, recipe: Recipe, model: str, channel: str, base_dir: Path, run_dir: Path, buffer: Any, rank: int
+        self, recipe: Recipe, model: str, channel: str, base_dir: Path, sight: Sight, buffer: Any, rank: int
     ) -> None:
         relay.relay()
         self.rank = rank
@@ -110,7 +111,7 @@ class TrainerActor:
         self.model_path = model
         self.backend = channel
         self.base_dir = base_dir
-        self.run_dir = run_dir
+        self.sight, self.run_dir = sight, sight.run_dir
         self.buffer = buffer
         self.channel: Channel | None = None
         self.shared: Path | None = None
@@ -124,6 +125,7 @@ class TrainerActor:
         """Load the model and the state; `train_again` is for the batches of `origin`. `snapshots`: where to send new
         ones."""
         recipe, trainer = self.recipe, self.recipe.trainer
+        self.sight.require(f"trainer rank {self.rank}")
         stacks.record(self.run_dir / "stacks", role(self.rank))
         torch.set_num_threads(trainer_threads(recipe))
         torch.manual_seed(recipe.seed)

@@ -13,6 +13,7 @@ from asyncrl.errors import DeadlineExceeded, UserError
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.actors import Actors
 from asyncrl.runtime.places import reserve
+from asyncrl.runtime.sight import Sight
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,6 @@ def test_all_take_their_places_together_or_none_does(two_gpus: None, tmp_path: P
     assert re.search(r"waiting for others on the cluster: .* the cluster has 2 \(\S+ 1 of 2 free\)", said[0])
     assert ray.available_resources()["GPU"] == 1
     ray.kill(neighbour)
-    ranks = Actors(RECIPE, "x", tmp_path, tmp_path, reserve(RECIPE, said.append)).trainer(neighbour)
+    ranks = Actors(RECIPE, "x", Sight.begin(tmp_path), tmp_path, reserve(RECIPE, said.append)).trainer(neighbour)
     ray.get([handle.ping.remote() for handle in ranks.handles], timeout=120)
     assert ray.available_resources().get("GPU", 0) == 0

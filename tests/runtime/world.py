@@ -42,6 +42,7 @@ from asyncrl.runtime.driver import Driver
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.recorder import Recorder
 from asyncrl.runtime.recovery import Recovered, recover
+from asyncrl.runtime.sight import Sight
 from asyncrl.trainer.actor import Loaded, Origin, TrainResult
 from asyncrl.trainer.step_report import StepReport
 from asyncrl.weights.channel import PublishReport
@@ -477,7 +478,10 @@ class World:
         writer.truncate_after(recovered.controller.steps_done)
         recorder = Recorder(run_dir, writer, SimpleNamespace(log=lambda *_: None))
         actors = SimpleNamespace(
-            buffer=lambda: self.buffer, generator=self.create_generator, trainer=self.create_trainer
+            sight=Sight.begin(run_dir),
+            buffer=lambda: self.buffer,
+            generator=self.create_generator,
+            trainer=self.create_trainer,
         )
         tasks = SimpleNamespace(task=lambda number: Task(number, 0, "prompt", {}))
         view = LiveView(recipe.max_steps, "test", 1, Console(quiet=True))
