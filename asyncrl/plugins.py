@@ -5,13 +5,16 @@ There is no registry: whatever Python can import can be named. Only the standard
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import importlib.machinery
+import importlib.util
 import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +27,8 @@ _NOT_THE_USERS = (
     os.path.join(os.path.dirname(__file__), ""),
     "<",
 )
+_SUFFIXES = tuple(importlib.machinery.all_suffixes())
+_INSTALLED = ("site-packages", "dist-packages")
 
 
 def load_object(spec: str, base_dir: Path, what: str) -> Any:
@@ -48,6 +53,30 @@ def load_object(spec: str, base_dir: Path, what: str) -> Any:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"{what} '{spec}': {where} has no '{name}'{hint}")
     return getattr(module, name)
+
+
+def places(spec: str) -> Iterator[Path]:
+    """The folders, or files, from which what `spec` names is imported, and what it imports from beside itself; nothing
+    is imported to find out. Python's own are left out: asyncrl comes from there too."""
+    where = spec.rpartition(":")[0]
+    if where.endswith(".py"):
+        path = Path(where).resolve()
+        yield from dict.fromkeys((Path(where), path.parent, top_folder(path)))
+        return
+    top = where.partition(".")[0]
+    with contextlib.suppress(ImportError, ValueError):  # there is no such module, as importing it will say
+        # Ray's workers look in the working directory first.
+        for found in (importlib.util.find_spec(top), importlib.machinery.PathFinder.find_spec(top, [os.getcwd()])):
+            if found is not None:
+                origin = [found.origin] if found.has_location and found.origin else []
+                for place in map(Path, found.submodule_search_locations or origin):
+                    if not f"{place}{os.sep}".startswith(_NOT_THE_USERS):
+                        yield place if place.parent.name in _INSTALLED else place.parent
+
+
+def is_importable(entry: os.DirEntry[str]) -> bool:
+    """Whether `import` may read it: a folder too, that of bytecode among them."""
+    return entry.name.isidentifier() if entry.is_dir() else entry.name.endswith(_SUFFIXES)
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,8 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from asyncrl.errors import UserError
@@ -19,6 +20,7 @@ from asyncrl.errors import UserError
 FETCHED = ".fetched"
 """A file in a folder that came from a URL, until a run of this machine has taken it over: as much someone else's as the
 storage is."""
+MOST_LOOKED_AT = 100_000
 _ACCESS_LIST = "system.posix_acl_access"
 
 
@@ -29,6 +31,33 @@ def others(path: Path) -> str | None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if fault := of_status(place, place.lstat(), last=place.resolve() == path.resolve()):
                 return fault
+    return None
+
+
+def others_below(place: Path, counts: Callable[[os.DirEntry[str]], bool]) -> str | None:
+    """`others` of a file, or of a folder and of all in it and below that `counts`. Raises UserError if that is too much
+    to look at."""
+    seen: set[Path] = set()
+    todo, num_looked_at = deque([place]), 0
+    while todo:
+        above = todo.popleft()
+        if (real := above.resolve()) in seen:
+            continue
+        seen.add(real)
+        if fault := others(above):
+            return fault
+        with contextlib.suppress(PermissionError, FileNotFoundError, NotADirectoryError), os.scandir(above) as entries:
+            for entry in filter(counts, entries):
+                path, num_looked_at = Path(entry.path), num_looked_at + 1
+                if num_looked_at > MOST_LOOKED_AT:
+                    raise UserError(
+                        f"{place} has more than {MOST_LOOKED_AT} files and folders of code, too many to see who may "
+                        "have written them; put the recipe's code in a folder of its own, or say --trust"
+                    )
+                if fault := others(path) if entry.is_symlink() else of_status(path, entry.stat()):
+                    return fault
+                if entry.is_dir():
+                    todo.append(path)
     return None
 
 

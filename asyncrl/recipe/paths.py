@@ -41,19 +41,6 @@ def beside(keys: dict[str, Any], file: Path) -> dict[str, Any]:
     return _mapped(keys, found) if file.parent.resolve() != Path.cwd() else keys
 
 
-def named(recipe: Recipe) -> list[Path]:
-    """The files of code that a recipe names, and its model's folder if that is here."""
-    found = []
-
-    def note(key: str, path: str, is_file: bool) -> str:
-        if key in _CODE or (key == "model" and os.path.isdir(path)):
-            found.append(Path(path))
-        return path
-
-    _mapped(recipe.model_dump(), note)
-    return found
-
-
 def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
     """The recipe with absolute paths; relative ones go from `base_dir`."""
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl.errors import UserError
+from asyncrl.plugins import is_importable, places
 from asyncrl.recipe.load import load
-from asyncrl.recipe.paths import named
 from asyncrl.recipe.schema import Recipe
 from asyncrl.run_dir import MOST_BYTES, open_file, require_plain
-from asyncrl.writers import FETCHED, of_status, others, refusal
+from asyncrl.writers import FETCHED, of_status, others, others_below, refusal
 
 
 def load_stored(run_dir: Path, overrides: Sequence[str], trust: bool) -> tuple[Recipe, Recipe]:
@@ -24,13 +24,21 @@ def load_stored(run_dir: Path, overrides: Sequence[str], trust: bool) -> tuple[R
             _require_own(run_dir, path, os.fstat(file.fileno()))
         text = file.read(MOST_BYTES).decode(errors="replace")
     changed, stored = load(path, overrides, text), load(path, (), text)
-    for place in [] if trust else named(changed):
-        # What is imported imports what lies beside it.
-        beside = place.parent if place.suffix == ".py" else place
-        for one in (place, beside, *(beside.iterdir() if place.is_dir() else ())):
-            if fault := others(one):
-                raise refusal(fault)
+    if not trust and (fault := _fault_of_named(changed)):
+        raise refusal(fault)
     return changed, stored
+
+
+def _fault_of_named(recipe: Recipe) -> str | None:
+    """As `others`, of the files of the model, and of the code and all that it may import from where it lies."""
+    model = Path(recipe.model)
+    if model.is_dir() and (fault := others_below(model, lambda entry: not entry.is_dir())):
+        return fault
+    code = (recipe.reward, recipe.algorithm.loss, recipe.rollout.engine, *recipe.track.also)
+    for place in dict.fromkeys(place for spec in code if ":" in spec for place in places(spec)):
+        if fault := others_below(place, is_importable):
+            return fault
+    return None
 
 
 def _require_own(run_dir: Path, path: Path, status: os.stat_result) -> None:

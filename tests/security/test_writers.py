@@ -144,6 +144,52 @@ def test_so_do_the_modes(change: Callable[[Path], None], said: str, run_dir: Pat
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("named", "written"),
+    [
+        ("code/mine.py", "code/mine.py"),
+        ("code/mine.py", "code/below/deeper/more.py"),
+        ("code/mine.py", "code/below/__pycache__"),
+        ("code/pack/mine.py", "code/other.py"),
+        ("mine", "code/mine.py"),
+        ("pack.mine", "code/pack/mine.py"),
+        ("pack.mine", "code/pack/below/more.py"),
+        ("pack.mine", "code/other.py"),
+        ("spaced.mine", "code/spaced/mine.py"),
+        ("here", "here.py"),
+    ],
+)
+def test_so_does_all_that_the_code_may_import(
+    named: str, written: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found without running any of it."""
+    for name in ("pack/__init__", "pack/mine", "pack/below/more", "below/deeper/more", "other", "spaced/mine", "mine"):
+        path = run_dir.parent / f"code/{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit\n")
+    shutil.copy(path, run_dir.parent / "here.py")
+    (run_dir.parent / "code/below/__pycache__").mkdir()
+    # No code, and no folder that a name can lead to.
+    (run_dir.parent / "code/rows.jsonl").touch(0o666)
+    (run_dir.parent / "code/at 10:15").mkdir()
+    (run_dir.parent / "code/at 10:15").chmod(0o777)
+    monkeypatch.syspath_prepend(run_dir.parent / "code")
+    spec = f"{run_dir.parent}/{named}" if named.endswith(".py") else named
+    (run_dir / RECIPE).write_text(dump(load(run_dir / RECIPE, [f"reward={spec}:reward"])))
+    load_stored(run_dir, [], trust=False)
+    (run_dir.parent / written).chmod(0o777)
+    with pytest.raises(UserError, match=f"{written} can be written by everyone, and a run directory's recipe names"):
+        load_stored(run_dir, [], trust=False)
+    load_stored(run_dir, [], trust=True)
+
+
+def test_more_code_than_can_be_looked_at_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir.parent / "code/other.py").touch()
+    monkeypatch.setattr(writers, "MOST_LOOKED_AT", 1)
+    with pytest.raises(UserError, match="code has more than 1 files and folders of code, too many to see who may have"):
+        load_stored(run_dir, [], trust=False)
+
+
 def test_a_models_folder_counts_too(run_dir: Path, tiny_model: Path) -> None:
     model = shutil.copytree(tiny_model, run_dir.parent / "model")
     text = (run_dir / RECIPE).read_text()
