@@ -133,9 +133,7 @@ def _parser() -> _Parser:
         "compare", help="one page with the curves of one run or more", usage="asyncrl compare RUN_DIR ... [--out FILE]"
     )
     compare.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help=run_dir_help)
-    compare.add_argument(
-        "--out", type=Path, default=Path("compare.html"), help="the page, written anew (default: compare.html here)"
-    )
+    compare.add_argument("--out", type=Path, metavar="FILE", help="the page, written anew (default: compare.html here)")
 
     inspect = commands.add_parser(
         "inspect", help="list, show or export a run's trajectories", epilog="exit code 1: there is no such trajectory"

@@ -319,13 +319,13 @@ def _watch(run_dir: Path, host: str, port: int) -> int:
     return 0
 
 
-def _compare(names: list[str], path: Path) -> int:
+def _compare(names: list[str], out: Path | None) -> int:
     run_dirs = [_local(name, whole=False) for name in names]
     for run_dir in run_dirs:
         _check_run_dir(run_dir)
     from asyncrl.observe.compare import write_comparison
 
-    _print(write_comparison(run_dirs, path).resolve())
+    _print(write_comparison(run_dirs, out).resolve())
     return 0
 
 

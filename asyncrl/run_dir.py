@@ -148,7 +148,7 @@ def sync(path: Path) -> None:
 def replacing(path: Path, durable: bool = False) -> Iterator[IO[bytes]]:
     """A new file to write, which takes the place of `path` when the block ends well. `durable`: a power failure does
     not undo it."""
-    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    part = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}.part"
     with naming(path):
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:

@@ -14,7 +14,6 @@ from asyncrl.observe.curves import thin
 from asyncrl.observe.live import number
 from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles
-from asyncrl.run_dir import replace
 
 _MOST_COLUMNS = 300
 _COLOURS = ("blue", "amber", "green", "violet", "red", "teal")
@@ -35,8 +34,10 @@ _FIGURES = {"reward/mean": "final reward", "accuracy/mean": "final accuracy", "t
 Records = Sequence[Mapping[str, Any]]
 
 
-def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
-    """Write the page. Raises UserError if a run has no step, or there are too many to tell apart."""
+def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page, by default to compare.html in the working directory. Raises UserError if that is another file of
+    the user's, a run has no step, or there are too many to tell apart."""
+    path = out or page.of_ours(Path("compare.html"))
     if len(run_dirs) > len(_COLOURS):
         raise UserError(f"compare: {len(run_dirs)} runs are more than the {len(_COLOURS)} that can be told apart")
     runs = dict(zip(_names(run_dirs), map(_records, run_dirs), strict=True))
@@ -48,8 +49,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
         _table(runs),
         page.section("By step", f'<div class="charts">{charts}</div>'),
     ]
-    replace(path, page.page("asyncrl compare", parts))
-    return path
+    return page.write(path, "asyncrl compare", parts)
 
 
 def _names(run_dirs: Sequence[Path]) -> list[str]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+
+from asyncrl.errors import UserError
+from asyncrl.run_dir import replace
 
 _FIGURE = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?( ?%)?|(\d+ (h|min|s) ?)+")
+_HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="asyncrl">'
 _STYLE = """
 :root { color-scheme: light dark; --paper:#fbfbfa; --card:#ffffff; --ink:#1d2127; --soft:#5c6470; --rule:#e3e5e8;
   --blue:#1f6fd1; --green:#1a8a5a; --amber:#c77700; --violet:#7b4fc9; --teal:#0f8fa3; --red:#c93a3a; --grey:#7f8794;
@@ -96,10 +102,31 @@ pre { overflow-x: auto; font-size: 13px; }
 def page(title: str, parts: list[str]) -> str:
     """A whole HTML document; `parts` are HTML, `title` is text."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f"{_HEAD}<title>{escape(title)}</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{_STYLE}</style></head>\n<body>\n" + "<main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
     )
+
+
+def of_ours(path: Path) -> Path:
+    """The path, if there is nothing or a page of asyncrl's. Raises UserError: what a run is called, which may be
+    another's choice, makes no file of the user's go away."""
+    try:
+        taken = path.is_symlink() or not path.is_file() or not path.read_bytes().startswith(_HEAD.encode())
+    except OSError:
+        taken = True
+    if taken and os.path.lexists(path):
+        raise UserError(f"{path} exists and is no page of asyncrl's; say --out FILE, or move it away")
+    return path
+
+
+def write(path: Path, title: str, parts: list[str]) -> Path:
+    """`page` as a file, which takes the place of the one that is there. Raises UserError if it cannot."""
+    try:
+        replace(path, page(title, parts))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; say --out FILE with another one") from error
+    return path
 
 
 def tiles(figures: list[tuple[str, str, str]]) -> str:

@@ -21,7 +21,6 @@ from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
 from asyncrl.observe.timeline import timeline
 from asyncrl.recipe.secret import masked
-from asyncrl.run_dir import replace
 
 _MOST_COLUMNS = 300
 _MOST_LISTED = 50
@@ -43,9 +42,9 @@ _LISTED = {
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """Write the page anew and return its path: `out`, by default RUN_DIR/report.html, or, if the directory is another
-    user's, NAME.html in the working directory."""
+    user's, NAME.html in the working directory. Raises UserError if that is another file of the user's."""
     own = run_dir.stat().st_uid == os.geteuid()
-    path = out or (run_dir / "report.html" if own else Path(f"{run_dir.resolve().name}.html"))
+    path = out or (run_dir / "report.html" if own else page.of_ours(Path(f"{run_dir.resolve().name}.html")))
     title = f"{run_dir.resolve().name} - asyncrl"
     sections = Sections(run_dir)
     parts = sections.html()
@@ -53,8 +52,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         said = "There is no readable summary.json: the run crashed, was stopped, or still goes on."
         parts = {"title": parts.pop("title"), "state": page.line(said, warn=True), **parts}
     places = [page.place(name, html) for name, html in parts.items()]
-    replace(path, page.page(title, places))
-    return path
+    return page.write(path, title, places)
 
 
 class Sections:

@@ -13,6 +13,7 @@ from asyncrl.errors import UserError
 from asyncrl.observe.inspection import Filters, find
 from asyncrl.observe.watch import Following
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user: run the suite as root")
 COMMANDS = {
     "recipe.yaml": "report",
     "metrics.jsonl": "report",
@@ -90,7 +91,41 @@ def test_no_output_goes_through_a_link(run_dir: Path, tmp_path: Path, command: s
     assert out.stat().st_size > 1000
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user: run the suite as root")
+@pytest.mark.parametrize("kind", ["page", "folder", "link", "pipe"])
+@pytest.mark.parametrize("command", ["compare", pytest.param("report", marks=as_root)])
+def test_no_file_of_the_users_own_goes_away(
+    run_dir: Path, working_directory: Path, capsys: pytest.CaptureFixture[str], command: str, kind: str
+) -> None:
+    """Whatever the run is called by who made it."""
+    if command == "report":
+        run_dir = run_dir.rename(run_dir.with_name("index"))
+        os.chown(run_dir, stranger.NOBODY, -1)
+    mine = working_directory / ("index.html" if command == "report" else "compare.html")
+    other = working_directory / "mine"
+    other.write_text("<html>mine\n")
+    {"page": other.rename, "folder": Path.mkdir, "link": lambda to: to.symlink_to(other), "pipe": os.mkfifo}[kind](mine)
+    before = mine.lstat()
+    said = stranger.sentence(capsys, command, str(run_dir))
+    assert f"{mine.name} exists and is no page of asyncrl's; say --out FILE" in said
+    assert mine.lstat() == before
+    mine.rename(working_directory / "moved")
+    # A page of asyncrl's is written anew.
+    assert [main([command, str(run_dir)]) for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("out", ["folder", ".", "/", "none/page.html", "mine/page.html"])
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_place_where_no_page_can_be_is_one_sentence(
+    run_dir: Path, working_directory: Path, capsys: pytest.CaptureFixture[str], command: str, out: str
+) -> None:
+    (working_directory / "folder").mkdir()
+    (working_directory / "mine").touch()
+    said = stranger.sentence(capsys, command, str(run_dir), "--out", out)
+    assert f"{out} cannot be written: " in said
+    assert sorted(os.listdir(working_directory)) == ["folder", "mine"]
+
+
+@as_root
 def test_nothing_is_written_into_another_users_directory(
     run_dir: Path, working_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
