@@ -4,8 +4,8 @@ Every token sees the tokens on its own path and no others. On a CPU the row is n
 of a large node are seen by the node itself, causally, and by everything below it; what is left of the paths below are
 short sequences of their own, their tails. These parts are joined by their log-sum-exp, the way FlashAttention joins
 its blocks (Dao et al. 2022, section 3.1); its backward pass needs no more than the joined output and log-sum-exp, so
-the parts' gradients add up. On a GPU FlexAttention skips the blocks that the tree hides. Layers with a sliding window
-take a dense mask.
+the parts' gradients add up. On a GPU FlexAttention skips the blocks that the tree, or a sliding window, hides; on a CPU
+layers with a sliding window take a dense mask.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from asyncrl.trainer.tree import Node
 logger = logging.getLogger(__name__)
 
 NAME = "asyncrl_tree"
+_BLOCK = 128
+"""Tokens of FlexAttention's blocks."""
 _LARGE = 2**14
 """Query-key pairs of a node from which on it pays to attend to it alone: PyTorch's kernel is the fastest there, and
 slower than plain products on many small ones, in its backward pass by a factor of five."""
@@ -129,12 +131,52 @@ class RowTree:
         return [Tails.of(buckets[size], news[size], self.ends.device) for size in buckets]
 
     @cached_property
-    def block_mask(self) -> Any:
-        """For FlexAttention."""
-        from torch.nn.attention.flex_attention import create_block_mask
+    def _block_masks(self) -> dict[int | None, Any]:
+        return {}
 
-        ends, length = self.ends, len(self.ends)
-        return create_block_mask(lambda b, h, i, j: (j <= i) & (i < ends[j]), None, None, length, length, ends.device)
+    def block_mask(self, window: int | None = None) -> Any:
+        """For FlexAttention, the same as `mask`. Made from the blocks' bounds, never from T x T pairs: a block is left
+        out if no token of it is seen, and seen without a mask if all are."""
+        if window not in self._block_masks:
+            self._block_masks[window] = _block_mask(self.depths, self.ends, window)
+        return self._block_masks[window]
+
+
+def _block_mask(depths: torch.Tensor, ends: torch.Tensor, window: int | None) -> Any:
+    """depths and ends: int64 [T]."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    length = len(ends)
+    number = -(-length // _BLOCK)
+    # What fills up the last block is seen by none, and is as deep as the last token.
+    padded = torch.nn.functional.pad(ends, (0, number * _BLOCK - length)).view(number, _BLOCK)
+    deep = torch.cat([depths, depths[-1:].expand(number * _BLOCK - length)]).view(number, _BLOCK)
+    block = torch.arange(number, device=ends.device)
+    start = block[:, None] * _BLOCK
+    seen = (block <= block[:, None]) & (padded.amax(1) > start)
+    whole = (block < block[:, None]) & (padded.amin(1) >= start + _BLOCK)
+    whole[-1] &= length % _BLOCK == 0
+    if window is not None:
+        seen &= deep.amin(1)[:, None] - deep.amax(1) < window
+        whole &= deep.amax(1)[:, None] - deep.amin(1) < window
+    # A tensor, for not every backend of FlexAttention takes numbers from outside.
+    oldest = depths - (window or 0)
+
+    def sees(batch: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return (j <= i) & (i < ends[j])
+
+    def sees_near(batch: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return (j <= i) & (i < ends[j]) & (depths[j] > oldest[i])
+
+    lists = [part for blocks in (seen & ~whole, whole) for part in _listed(blocks)]
+    mask = sees if window is None else sees_near
+    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=_BLOCK, mask_mod=mask, seq_lengths=(length, length))
+
+
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """bool [n, n] -> how many there are in each row, int32 [1, 1, n], and which, int32 [1, 1, n, n], those first."""
+    places = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], places.to(torch.int32)[None, None]
 
 
 def tree_attention(
@@ -162,13 +204,14 @@ def tree_attention(
     window = sliding_window if sliding_window is not None and sliding_window < length else None
     exact = query.dtype == torch.float64
     narrow = value.shape[-1] != query.shape[-1]
-    if window is not None or narrow or (exact and query.device.type == "cuda"):
+    on_gpu = query.device.type == "cuda"
+    if narrow or (exact if on_gpu else window is not None):
         if not exact:
             _say_dense("keys and values of different widths" if narrow else "a sliding window shorter than a row")
         mask = tree.mask(window)
         out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
-    elif query.device.type == "cuda":
-        out = _flex()(query, key, value, block_mask=tree.block_mask, scale=scale, enable_gqa=True)
+    elif on_gpu:
+        out = _flex()(query, key, value, block_mask=tree.block_mask(window), scale=scale, enable_gqa=True)
     else:
         with torch.autocast(query.device.type, enabled=False):  # It would take fp32 products in bf16.
             out = _Blockwise.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]
@@ -182,9 +225,11 @@ def _say_dense(why: str) -> None:
 
 @cache
 def _flex() -> Any:
+    """As a whole graph or not at all: past dynamo's limit of recompilations it would go on without a kernel, with the
+    scores of T x T pairs in memory."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 class _Blockwise(torch.autograd.Function):

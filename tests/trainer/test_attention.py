@@ -132,13 +132,37 @@ def test_a_mask_of_the_whole_row_is_said_once(
     assert len(caplog.records) == 1
 
 
-def test_the_mask_for_flex_attention_is_that_of_the_tree() -> None:
-    from torch.nn.attention.flex_attention import flex_attention
+@pytest.mark.parametrize("window", [None, 1, 30, 200])
+@pytest.mark.parametrize("lengths", [(150, 40, 90, 20), (128, 128, 128, 128), (600, 300, 500, 1), (3, 2, 2, 2)])
+def test_the_mask_for_flex_attention_is_that_of_the_tree(lengths: tuple[int, ...], window: int | None) -> None:
+    from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-    tree, _ = tree_of([[0] * 150 + [1] * 40, [0] * 150 + [2] * 90, [3] * 20])
-    query, key, value = (t.detach().float() for t in row(len(tree.ends), 4, 2))
-    flex = flex_attention(query, key, value, block_mask=tree.block_mask, enable_gqa=True)
-    torch.testing.assert_close(flex.transpose(1, 2), tree_attention(MODULE, query, key, value, None, tree=tree)[0])
+    shared, *others = lengths
+    tree, _ = tree_of([[0] * shared + [1] * others[0], [0] * shared + [2] * others[1], [3] * others[2]])
+    blocks, length, expected = tree.block_mask(window), len(tree.ends), tree.mask(window)
+    assert torch.equal(create_mask(blocks.mask_mod, 1, 1, length, length, "cpu")[0, 0], expected)
+    # What is computed of it: nothing outside of the blocks that are listed, everything in the full ones.
+    number = blocks.kv_num_blocks.shape[-1]
+    cells = torch.zeros(number * 128, number * 128, dtype=torch.bool)
+    cells[:length, :length] = expected
+    tiles = cells.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).transpose(1, 2)
+    for i in range(number):
+        full = blocks.full_kv_indices[0, 0, i, : blocks.full_kv_num_blocks[0, 0, i]].tolist()
+        partial = blocks.kv_indices[0, 0, i, : blocks.kv_num_blocks[0, 0, i]].tolist()
+        assert all(tiles[i, j].all() for j in full)
+        assert not any(tiles[i, j].any() for j in set(range(number)) - {*full, *partial})
+        assert window or all(tiles[i, j].any() and not tiles[i, j].all() for j in partial)
+    query, key, value = (t.detach().float() for t in row(length, 4, 2))
+    flex = flex_attention(query, key, value, block_mask=blocks, enable_gqa=True)
+    got, _ = tree_attention(MODULE, query, key, value, None, tree=tree, sliding_window=window)
+    torch.testing.assert_close(flex.transpose(1, 2), got)
+
+
+def test_the_mask_for_flex_attention_takes_no_memory_for_pairs_of_tokens() -> None:
+    """Of 2**18 tokens: 64 GiB as pairs."""
+    length = 2**18
+    blocks = RowTree.of_one(length, torch.device("cpu")).block_mask(window=4096)
+    assert blocks.kv_num_blocks.max() + blocks.full_kv_num_blocks.max() <= 4096 // 128 + 2
 
 
 def test_without_a_tree_the_row_is_one_sequence() -> None:
