@@ -42,22 +42,28 @@ class StagedWeights:
     def copy(self) -> None:
         """Cast and copy every parameter; a few hundredths of a second per 100 M parameters on a CPU.
 
-        Raises RunFailed if a copy is not finite: such weights must never reach a generator.
+        Raises RunFailed if a copy is not finite: such weights must never reach a generator. Whoever looks waits for a
+        GPU, so it is done once for all, and then the copy is complete.
         """
-        for piece, copy, original in zip(self._parameters, self._copies, self._originals, strict=True):
+        for copy, original in zip(self._copies, self._originals, strict=True):
             copy.copy_(original.flatten())
-            require_finite({piece.name: copy})
+        if not _is_finite(self.flat):
+            require_finite({piece.name: copy for piece, copy in zip(self._parameters, self._copies, strict=True)})
 
 
 def require_finite(weights: Mapping[str, torch.Tensor]) -> None:
     """Raises RunFailed, naming the first tensor that is not finite."""
     for name, tensor in weights.items():
-        # NaN if any element is; five times as fast as a sum, and it takes no memory.
-        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        if not _is_finite(tensor):
             raise RunFailed(
                 f"the weights {name} are not finite in {tensor.dtype}; they were not sent and not saved. "
                 "Resume with a lower trainer.learning_rate or trainer.max_grad_norm"
             )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # NaN if any element is; five times as fast as a sum, and it takes no memory.
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
 class Staging:
@@ -77,6 +83,8 @@ class Staging:
     ) -> None:
         """folder: in shared memory, if the copies are to be seen by other processes."""
         self._version = version
+        self._model_on = next(model.parameters()).device
+        self._written = _mark(self._model_on)
         # Names of their own: who has mapped the copies of a trainer that died must not take these for them.
         paths = [folder / uuid.uuid4().hex if folder else None for _ in range(2)]
         self._next, self._sending = (StagedWeights(model, dtype, device, path) for path in paths)
@@ -117,13 +125,21 @@ class Staging:
             self._stage()
 
     def changed(self, version: int) -> None:
-        """The model has the weights of this version now."""
+        """The model has the weights of this version now. Called by the thread that has changed them, on its stream."""
         with self._changed:
-            self._version = version
+            self._version, self._written = version, _mark(self._model_on)
 
     def _stage(self) -> None:
         if self._version not in (self._next_version, self._sending_version):
             # If the copy fails, the version that was there is gone too.
             self._next_version = None
+            # The thread that pushes has a stream of its own, on which the optimizer's kernels may still be awaited.
+            if self._written is not None:
+                torch.cuda.current_stream(self._model_on).wait_event(self._written)
             self._next.copy()
             self._next_version = self._version
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """The end of all that this thread has given a GPU to do."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None

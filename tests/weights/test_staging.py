@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from asyncrl.errors import DeadlineExceeded, RunFailed
+from asyncrl.weights import staging
 from asyncrl.weights.files import open_file
 from asyncrl.weights.pieces import assemble
 from asyncrl.weights.staging import StagedWeights, Staging
@@ -213,3 +214,25 @@ def test_a_later_push_lets_a_step_go_on_whose_push_never_came() -> None:
     assert steps.sent(2) == (2, 2.0)
     waiting.join(5.0)
     assert not waiting.is_alive()
+
+
+def test_a_copy_waits_for_what_the_gpu_was_given_to_do_before_the_version_was_called_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In whichever thread, so on whichever stream, it is made. No GPU here: its streams are played."""
+    did: list[str] = []
+
+    class Stream:
+        def wait_event(self, event: str) -> None:
+            did.append(f"wait for {event}")
+
+    marks = iter(range(9))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(staging, "_mark", lambda device: f"mark {next(marks)}")
+    monkeypatch.setattr(StagedWeights, "copy", lambda self: did.append("copy"))
+    steps = Steps(0)
+    steps.staging.send(0)
+    steps.step(1)
+    steps.step(2)
+    steps.staging.send(2)
+    assert did == ["wait for mark 1", "copy", "wait for mark 2", "copy", "wait for mark 3", "copy"]
