@@ -8,7 +8,8 @@ P parameters, s ranks per copy of the model (FSDP2), d the width. On a rank:
     bf16 copies  2 P of autocast on one rank; on several what FSDP2 gathers: the root and two layers
     activations  what autograd saves of each layer, for tokens_per_microbatch tokens
     head         the tiles of `algorithms/logprobs.py`
-    staging      two copies of P/s in weights.dtype, and on rank 0 the largest parameter twice (channel nccl)
+    staging      two copies of P/s in weights.dtype, the buffers they are sent from, and on rank 0 of several the
+                 largest parameter twice (channel nccl)
 
 While it loads, each rank has the whole model in fp32 on its GPU (`trainer/model.py`) before FSDP2 divides it.
 """
@@ -25,9 +26,12 @@ from asyncrl.recipe.schema import Recipe
 TRAINER_RESERVE = 2 * GIB
 """CUDA's context, NCCL's buffers, and what lies unused between tensors. An assumption."""
 GENERATOR_RESERVE = 4 * GIB
-"""Of vLLM within gpu_memory_utilization: activations of its largest batch, logits, CUDA graphs. An assumption."""
+"""Of vLLM within gpu_memory_utilization: activations of its largest batch, logits, CUDA graphs. An assumption. The
+transfer's buffers are in what it leaves."""
 GPU_MEMORY_UTILIZATION = 0.92
 """vLLM 0.32's default."""
+TRANSFER_BUFFERS = 2 * 2**28
+"""On either side of a push over NCCL (`weights/nccl.py`)."""
 WIDTH = {"bfloat16": 2, "float32": 4}
 """Bytes of a number in `weights.dtype`."""
 TILE = 8192
@@ -84,7 +88,8 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
         "reserve": TRAINER_RESERVE,
     }
     if channel(recipe) == "nccl":
-        parts["staging"] = 2 * sent * trained / shard_ranks + (2 * sent * shape.embedding if ranks > 1 else 0)
+        gathered = 2 * sent * shape.embedding if ranks > 1 else 0
+        parts["staging"] = 2 * sent * trained / shard_ranks + gathered + TRANSFER_BUFFERS
     loading = float(4 * whole + TRAINER_RESERVE)
     if needs_reference(recipe) and not adapters:
         parts["reference"] = sent * whole / shard_ranks

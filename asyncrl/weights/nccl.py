@@ -12,6 +12,10 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
 
+BUFFER_BYTES, NUM_BUFFERS = 2**28, 2
+"""On each side, outside of what vLLM counts as the KV cache's; the last tensor of a buffer may reach over its end.
+vLLM's own 1 GiB saves nothing: a buffer of this size takes NCCL milliseconds."""
+
 
 class StagedSource(WeightSource):
     """vLLM's view of the staged weights, set anew before each push. Every rank of the trainer has one.
@@ -72,7 +76,8 @@ def trainer_engine(rank: int, client: SyncClient, source: StagedSource) -> Any:
     """vLLM's trainer end, without a communicator: rank 0 gets its own from `join`, the others have none."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
-    return NCCLTrainerWeightTransferEngine(client=client, source=source, is_sender=rank == 0)
+    buffers = {"packed_buffer_size_bytes": BUFFER_BYTES, "packed_num_buffers": NUM_BUFFERS}
+    return NCCLTrainerWeightTransferEngine(client=client, source=source, is_sender=rank == 0, **buffers)
 
 
 def new_id() -> bytes:
