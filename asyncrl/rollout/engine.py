@@ -65,6 +65,15 @@ class EngineConfig:
     kv_cache_gib: float
     seed: int
     engine_args: dict[str, Any] = field(default_factory=dict)
+    num_gpus: int = 0
+    """That it may use, whatever the machine has; 0 = CPU."""
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that the model is divided among."""
+        args = self.engine_args
+        workers: int = args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1)
+        return workers
 
 
 class Engine(Protocol):

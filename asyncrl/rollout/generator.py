@@ -91,9 +91,7 @@ class Generator:
         self.runner = GroupRunner(self.engine, tokenizer, self.rewards, config.settings, self.occupancy)
         probe = await self._first_probe()
         self.occupancy.take()
-        args = config.engine_config.engine_args
-        workers = args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1)
-        return {**orphans.here(), "num_workers": workers, "probe": probe}
+        return {**orphans.here(), "num_workers": config.engine_config.num_workers, "probe": probe}
 
     async def _first_probe(self) -> list[float] | str | None:
         """Log-probs before any push; in words why there are none; None from an engine that holds no weights."""

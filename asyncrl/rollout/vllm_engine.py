@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from asyncrl.errors import RunFailed
+from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.cores import SPIN
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.weights.channel import WeightUpdate
@@ -39,30 +40,8 @@ class VllmEngine:
 
         from asyncrl.rollout.vllm_scheduler import one_version
 
-        config = self.config
-        args: dict[str, Any] = {
-            "model": config.model,
-            "dtype": config.dtype,
-            "seed": config.seed,
-            "max_model_len": config.max_tokens,
-            "logprobs_mode": "processed_logprobs",
-            "weight_transfer_config": {"backend": "nccl" if config.channel == "nccl" else "asyncrl"},
-            "disable_log_stats": True,
-            "generation_config": "vllm",
-            "trust_remote_code": False,
-        }
-        if not _has_gpu():
-            args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
-            # A chunked prefill rewinds the request's random generator, which a CPU generator cannot do: one seeded
-            # request would end the engine ("CPU Generator does not use offset").
-            args["enable_chunked_prefill"] = False
-            args["max_num_batched_tokens"] = max(4096, config.max_tokens)
-            args["block_size"] = 32  # by default 128: the group of a shorter prompt would share none of it
-            if config.engine_args.get("tensor_parallel_size", 1) == 1:
-                # vLLM's own choice is a worker process that the engine process waits for with sched_yield(): it
-                # takes a core from the products.
-                args["distributed_executor_backend"] = _one_process()
-        engine_args = AsyncEngineArgs(**{**args, **config.engine_args})
+        _require_build(self.config.num_gpus)
+        engine_args = AsyncEngineArgs(**arguments(self.config))
         try:
             vllm_config = engine_args.create_engine_config()
             scheduler_config = vllm_config.scheduler_config
@@ -81,7 +60,7 @@ class VllmEngine:
         # Ray sets OMP_NUM_THREADS=1 in actors.
         os.environ.pop("OMP_NUM_THREADS", None)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = self.config.cpu_cores  # read where there are worker processes
-        if not _has_gpu():
+        if not self.config.num_gpus:
             cores = [core for part in self.config.cpu_cores.split("|") for core in parse_id_list(part)]
             os.environ["OMP_NUM_THREADS"] = str(len(cores))
             os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
@@ -183,6 +162,36 @@ class VllmEngine:
         self.llm.shutdown(timeout=10)
 
 
+def arguments(config: EngineConfig) -> dict[str, Any]:
+    """Of vLLM's AsyncEngineArgs."""
+    args: dict[str, Any] = {
+        "model": config.model,
+        "dtype": config.dtype,
+        "seed": config.seed,
+        "max_model_len": config.max_tokens,
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": {"backend": "asyncrl_nccl" if config.channel == "nccl" else "asyncrl"},
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        "trust_remote_code": False,
+    }
+    if config.num_workers > 1:
+        # In a placement group vLLM takes Ray, which wants a bundle of one GPU for each worker.
+        args["distributed_executor_backend"] = "mp"
+    if not config.num_gpus:
+        args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+        # A chunked prefill rewinds the request's random generator, which a CPU generator cannot do: one seeded
+        # request would end the engine ("CPU Generator does not use offset").
+        args["enable_chunked_prefill"] = False
+        args["max_num_batched_tokens"] = max(4096, config.max_tokens)
+        args["block_size"] = 32  # by default 128: the group of a shorter prompt would share none of it
+        if config.num_workers == 1:
+            # vLLM's own choice is a worker process that the engine process waits for with sched_yield(): it takes a
+            # core from the products.
+            args["distributed_executor_backend"] = _one_process()
+    return {**args, **config.engine_args}
+
+
 def sampling(params: SamplingParams) -> Any:
     """vLLM's parameters of a completion."""
     from vllm import SamplingParams as VllmSamplingParams
@@ -223,7 +232,17 @@ def _one_process() -> type:
     return UniProcExecutor
 
 
-def _has_gpu() -> bool:
-    import torch
+def _require_build(num_gpus: int) -> None:
+    """Raises UserError if the vLLM that is installed computes on something else than was asked for."""
+    from vllm.platforms import current_platform
 
-    return torch.cuda.is_available()
+    if current_platform.is_cpu() and num_gpus:
+        raise UserError(
+            f"rollout.gpus_per_replica is {num_gpus}, but the vLLM on {socket.gethostname()} is built for CPUs; "
+            "install asyncrl[gpu] there, or set it to 0"
+        )
+    if not current_platform.is_cpu() and not num_gpus:
+        raise UserError(
+            f"rollout.gpus_per_replica is 0, but the vLLM on {socket.gethostname()} is built for GPUs; set it to 1, or "
+            "install asyncrl[cpu] there"
+        )

@@ -36,6 +36,10 @@ _KEEP_PAGES = {
 }
 
 
+# Ray leaves an actor that asks for no GPU all that its node has.
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
 @dataclass(frozen=True)
 class Actors:
     """Makes each role as often as it is needed: one that was lost is made again from the same words."""
@@ -61,6 +65,7 @@ class Actors:
         return Generator.options(
             num_cpus=ALMOST_NO_CPU,
             num_gpus=self.recipe.rollout.gpus_per_replica,
+            runtime_env={"env_vars": {} if self.recipe.rollout.gpus_per_replica else _NO_GPU},
             scheduling_strategy=self.places.of_generator(_number(name)),
         ).remote(self._generator_config(name), buffer)
 
@@ -69,7 +74,7 @@ class Actors:
         environment = {
             "OMP_NUM_THREADS": str(trainer_threads(self.recipe)),
             **{name: os.environ.get(name, value) for name, value in SPIN.items()},
-            **({} if trainer.gpus_per_rank else _KEEP_PAGES),
+            **({} if trainer.gpus_per_rank else {**_KEEP_PAGES, **_NO_GPU}),
         }
         options = {
             "num_cpus": ALMOST_NO_CPU,
@@ -96,6 +101,7 @@ class Actors:
             kv_cache_gib=rollout.kv_cache_gib,
             seed=recipe.seed,
             engine_args=dict(rollout.engine_args),
+            num_gpus=rollout.gpus_per_replica,
         )
         settings = RolloutSettings(
             group_size=recipe.group_size,

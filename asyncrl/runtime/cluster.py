@@ -43,7 +43,6 @@ def start(recipe: Recipe) -> None:
     """Connect to `ray_address` or RAY_ADDRESS, else start Ray on this machine. UserError if it cannot be reached,
     RunFailed if it does not come up; nothing of it is left then but its logs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's own choice for its workers is 15, with which any other busy program starves a run.
     os.environ.setdefault("RAY_worker_niceness", str(os.getpriority(os.PRIO_PROCESS, 0)))
     address = recipe.ray_address or os.environ.get("RAY_ADDRESS")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
+from asyncrl.errors import RunFailed
 from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
 
@@ -107,4 +110,22 @@ def join(unique_id: bytes, world_size: int, device: int) -> Any:
     """Rank 0's communicator, once all workers are there."""
     from vllm.distributed.weight_transfer.nccl_common import uid_init_process_group
 
-    return uid_init_process_group(unique_id, 0, world_size, device)
+    return enabled(uid_init_process_group(unique_id, 0, world_size, device))
+
+
+class NcclEngine(NCCLWeightTransferEngine):
+    """A worker's end: vLLM's own, which must not be without a communicator."""
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        super().init_transfer_engine(init_info)
+        enabled(self.model_update_group)
+
+
+def enabled(communicator: Any) -> Any:
+    """The communicator. Raises RunFailed if it would do nothing: a worker would load what is in its memory."""
+    if communicator.disabled:
+        raise RunFailed(
+            f"weights.channel nccl: vLLM on {socket.gethostname()} has switched its NCCL off; unset "
+            "VLLM_DISABLE_PYNCCL, see that NCCL's library can be loaded there, or set weights.channel=gloo"
+        )
+    return communicator

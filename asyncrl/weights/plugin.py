@@ -7,7 +7,7 @@ import multiprocessing
 
 
 def register() -> None:
-    """Make our weight-transfer engine known, and let vLLM's child processes die with their owner and tell it their
+    """Make our weight-transfer engines known, and let vLLM's child processes die with their owner and tell it their
     warnings."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
@@ -16,6 +16,7 @@ def register() -> None:
 
     if "asyncrl" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("asyncrl", "asyncrl.weights.host", "HostEngine")
+        WeightTransferEngineFactory.register_engine("asyncrl_nccl", "asyncrl.weights.nccl", "NcclEngine")
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
         die_with_parent(parent.pid)
         relay_to_parent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,15 @@ class Neighbour:
 @pytest.fixture(scope="module")
 def two_gpus(local_ray: Callable[..., None]) -> None:
     local_ray(num_cpus=2, num_gpus=2)
+
+
+def test_who_asks_for_no_gpu_sees_none(two_gpus: None, tmp_path: Path) -> None:
+    keys = RECIPE.model_dump(mode="json")
+    recipe = Recipe.model_validate({**keys, "trainer": {"ranks": 1}, "rollout": {"engine": "simulated"}})
+    actors = Actors(recipe, "x", Sight.begin(tmp_path), tmp_path, reserve(recipe, print))
+    handles = [actors.generator("generator-0", None), *actors.trainer(None).handles]  # type: ignore[arg-type]
+    seen = [handle.__ray_call__.remote(lambda actor: os.environ.get("CUDA_VISIBLE_DEVICES")) for handle in handles]
+    assert ray.get(seen, timeout=120) == ["", ""]
 
 
 def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(two_gpus: None) -> None:
