@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from asyncrl.errors import UserError
 ROW_BYTES = 64 * 2**20
 """Of a row; a prompt of a million tokens has a few MiB."""
 UNPACKED_BYTES = 2 * 2**30
+FEW_ROWS = 2**20
+"""So many a file of any size may have; more only if it has a byte for each, with which to tell them apart."""
 _RATIO = 100
 """What may unpack to more than that may do so to so many times its own size; texts pack to a thirtieth at best."""
 _BATCH_BYTES, _BATCH_ROWS = 2**28, 4096
@@ -50,6 +53,7 @@ def lines(path: Path, file: Any) -> Iterator[tuple[int, Any]]:
         number += 1
         if len(text) > ROW_BYTES:
             raise too_long(path, number)
+        check_rows(path, number)
         yield number, text
 
 
@@ -58,6 +62,14 @@ def too_long(path: Path, line: int) -> UserError:
         f"data.path: {path} line {line} has more than {ROW_BYTES // 2**20} MiB, which is no task for a model; see what "
         "it is, and shorten it"
     )
+
+
+def check_rows(path: Path, number: int) -> None:
+    """Raises UserError for more rows than a file of its size can tell apart: each takes time."""
+    if number > FEW_ROWS and number > (size := path.stat().st_size):
+        raise UserError(
+            f"data.path: {path} has {number} rows or more in {size} bytes, so that most are the same; see what it is"
+        )
 
 
 def read_whole(path: Path, file: Any) -> bytes:
@@ -80,7 +92,9 @@ def check_parquet(path: Path) -> None:
     most, num_bytes = most_unpacked(path), 0
     try:
         with parquet.ParquetFile(path) as file:
-            for number in range(file.metadata.num_row_groups):
+            groups = range(file.metadata.num_row_groups)
+            check_rows(path, sum(file.metadata.row_group(number).num_rows for number in groups))
+            for number in groups:
                 group = file.metadata.row_group(number)
                 columns = [group.column(place) for place in range(group.num_columns)]
                 widest = max((column.total_uncompressed_size for column in columns), default=0)
@@ -98,6 +112,24 @@ def check_parquet(path: Path) -> None:
                         _too_much(path)
     except (OSError, ValueError):
         return
+
+
+def check_arrow(path: Path) -> None:
+    """The same of an Arrow file or stream, whose batches are mapped, not read, unless they are compressed."""
+    import pyarrow
+
+    most, num_bytes, num_rows = most_unpacked(path), 0, 0
+    with contextlib.suppress(OSError, ValueError), pyarrow.memory_map(str(path)) as source:
+        try:
+            batches = pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            file = pyarrow.ipc.open_file(source)
+            batches = map(file.get_batch, range(file.num_record_batches))
+        for batch in batches:
+            num_rows, num_bytes = num_rows + batch.num_rows, num_bytes + sum(map(_num_bytes, batch.columns))
+            check_rows(path, num_rows)
+            if num_bytes > most:
+                _too_much(path)
 
 
 def _num_bytes(column: Any) -> int:

@@ -143,7 +143,9 @@ def _json(path: Path, file: Any, field: str | None = None) -> Iterator[Found]:
         if not isinstance(whole, dict) or field not in whole:
             raise UserError(f"data.options.field: {path} has no key '{field}' at its top; name the one of the rows")
         whole = whole[field]
-    for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
+    rows = whole if isinstance(whole, list) else [whole]
+    bounds.check_rows(path, len(rows))
+    for number, row in enumerate(rows, 1):
         yield -number, json.dumps(row).encode()
 
 

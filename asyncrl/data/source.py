@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from asyncrl.data.bounds import check_parquet
+from asyncrl.data.bounds import check_arrow, check_parquet
 from asyncrl.data.files import FileRows
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import REASONING_GYM, TABLE_FILES, TEXT_FILES, DataRecipe
@@ -124,8 +124,7 @@ def _table_files(paths: list[Path], options: dict[str, Any]) -> Rows:
     for path in paths:
         if not path.is_file():
             raise UserError(f"data.path: there is no file {path}")
-        if path.suffix == ".parquet":
-            check_parquet(path)
+        (check_parquet if path.suffix == ".parquet" else check_arrow)(path)
     if len({path.suffix for path in paths}) > 1:
         raise UserError("data.path: parquet and arrow files cannot be mixed in one list; convert some")
     files = [str(path) for path in paths]

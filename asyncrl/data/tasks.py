@@ -24,6 +24,8 @@ from asyncrl.recipe.schema import DataRecipe
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 _NUM_SHOWN = 3
+_MOST_COUNTED = 10_000
+"""Bad rows, where one is enough to refuse the data."""
 _NUM_TRIED = 16
 """Prompts that a template may refuse, where bad rows are skipped, before it is the template that is wrong."""
 
@@ -139,13 +141,16 @@ class TaskSource:
                 reasons[fault.reason] += 1
                 if len(faults) < _NUM_SHOWN:
                     faults.append(f"{self._where(index)} {fault}")
+                if self._recipe.on_bad_row == "error" and reasons.total() == _MOST_COUNTED:
+                    break
             else:
                 self._check_chat(prompt.value)
                 for trait in _traits(prompt.value, prompt.tools, prompt.template_kwargs):
                     self._examples.setdefault(trait, index)
         if not reasons:
             return
-        bad = f"{reasons.total()} of {num_rows} rows have no usable prompt"
+        first = "" if num_rows == len(self._rows) else "the first "
+        bad = f"{reasons.total()} of {first}{num_rows} rows have no usable prompt"
         shown = "; ".join(faults) + ("; and others" if reasons.total() > len(faults) else "")
         if self._recipe.on_bad_row == "error" or reasons.total() == num_rows:
             raise UserError(f"data.path: {bad}: {shown}. Mend them, or set data.on_bad_row=skip to leave them out")

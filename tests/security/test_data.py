@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from asyncrl.data import bounds
+from asyncrl.data import bounds, tasks
 from asyncrl.data.source import load_rows
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import DataRecipe
@@ -88,3 +88,45 @@ def test_a_parquet_file_that_unpacks_to_more(tmp_path: Path, shape: str, monkeyp
     monkeypatch.setattr(bounds, "UNPACKED_BYTES", 2**22)
     with pytest.raises(UserError, match=r"unpacks to more than \d+ MiB"):
         load_rows(DataRecipe(path=str(path)), 0)
+
+
+def write_rows(path: Path, num_rows: int) -> None:
+    """Of nothing, in a few KB."""
+    columns = {"prompt": pyarrow.nulls(num_rows), "answer": pyarrow.nulls(num_rows)}
+    match path.name.split("."):
+        case [_, "parquet"]:
+            parquet.write_table(pyarrow.table(columns), path)
+        case [kind, "arrow"]:
+            batch = pyarrow.record_batch(columns)
+            with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(path, batch.schema) as writer:
+                writer.write_batch(batch)
+        case [_, "json", "gz"]:
+            path.write_bytes(gzip.compress(b"[" + b"{}," * (num_rows - 1) + b"{}]"))
+        case _:
+            path.write_bytes(gzip.compress(b"{}\n" * num_rows))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "name", ["rows.parquet", "file.arrow", "stream.arrow", "rows.jsonl.gz", "rows.json.gz", "rows.csv.gz"]
+)
+def test_more_rows_than_a_file_can_tell_apart(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / name
+    if not name.endswith("gz"):
+        write_rows(path, 30_000_000)
+    else:
+        monkeypatch.setattr(bounds, "FEW_ROWS", 2**14)
+        write_rows(path, 20_000)
+    assert path.stat().st_size < 2**17
+    with pytest.raises(UserError, match=rf"{name} has \d+ rows or more in \d+ bytes, so that most are the same"):
+        load_rows(DataRecipe(path=str(path)), 0)
+    write_rows(path, 5)
+    assert len(load_rows(DataRecipe(path=str(path)), 0)) > 0
+
+
+def test_bad_rows_are_not_counted_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_MOST_COUNTED", 5)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n' + '{"prompt": null}\n' * 100)
+    recipe = DataRecipe(path=str(tmp_path / "rows.jsonl"))
+    with pytest.raises(UserError, match="5 of the first 6 rows have no usable prompt"):
+        tasks.TaskSource(load_rows(recipe, 0), recipe, 0).check_prompts()
