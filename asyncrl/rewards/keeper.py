@@ -1,13 +1,15 @@
 """Keeps the family of a reward process, which is all that it starts, daemons too: it ends together, and within limits.
 
-    pool --start, SIGTERM--> keeper --fork--> worker --> whatever the reward starts
+    pool --start, SIGTERM--> guard --fork, SIGTERM--> keeper --fork--> worker --> whatever the reward starts
 Who loses its parent in there becomes a child of the keeper, so that nobody gets away. It looks every `_LOOK_S` at what
-they hold together, and passes on what they print up to a limit. When the worker ends, however it does, so do they.
+they hold together, and passes on what they print up to a limit. When the worker ends, however it does, so do they. If
+the reward ends the keeper, the guard inherits them and does the same; if it ends the guard, the keeper is told to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -32,6 +34,12 @@ def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: f
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     die_with_parent(parent_pid, signal.SIGTERM)
     adopt_orphans()
+    guard = os.getpid()
+    if keeper := os.fork():
+        os.close(handle)
+        return _guard(keeper, said)
+    die_with_parent(guard, signal.SIGTERM)
+    adopt_orphans()
     printed, prints = os.pipe()
     keeper = os.getpid()
     if (worker := os.fork()) == 0:
@@ -48,6 +56,22 @@ def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: f
     os.write(said, _keep(worker, memory_gib).encode())
     passing.join(1.0)
     return None
+
+
+def _guard(keeper: int, said: int) -> None:
+    """Waits for the end of the keeper, which is told of SIGTERM; then ends whom it leaves behind."""
+    status, ends = None, math.inf
+    while status is None and time.monotonic() < ends:
+        got = signal.sigtimedwait(_SIGNALS, 1.0)
+        status = _reap(keeper)
+        if status is None and got and got.si_signo == signal.SIGTERM:
+            for number in (signal.SIGTERM, signal.SIGCONT):  # the reward may have stopped it
+                os.kill(keeper, number)
+            ends = time.monotonic() + _END_S + 1.0
+    if status != 0:
+        how = signal.Signals(-status).name if status is not None and status < 0 else status
+        os.write(said, f"the reward's keeper died ({how})".encode())
+    _end_all()
 
 
 def _become_worker(prints: int, most_bytes: int) -> None:
@@ -77,7 +101,13 @@ def _keep(worker: int, memory_gib: float) -> str:
                 f"the reward and what it started held {held / _GIB:.3g} GiB of memory, and rewards.memory_gib is "
                 f"{memory_gib:.3g}; raise it, or use less"
             )
-    ends = time.monotonic() + _END_S
+    ended = _end_all(worker)
+    return reason or _in_words(ended if status is None else status)
+
+
+def _end_all(worker: int = -1) -> int | None:
+    """Ends all descendants, in a few seconds at most; as `_reap`."""
+    status, ends = None, time.monotonic() + _END_S
     while (left := psutil.Process().children(recursive=True)) and time.monotonic() < ends:
         for process in left:
             with contextlib.suppress(psutil.Error):
@@ -85,7 +115,7 @@ def _keep(worker: int, memory_gib: float) -> str:
         time.sleep(0.002)
         ended = _reap(worker)
         status = ended if status is None else status
-    return reason or _in_words(status)
+    return status
 
 
 def _reap(worker: int) -> int | None:

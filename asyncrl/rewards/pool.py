@@ -224,4 +224,5 @@ class _Worker:
             logger.warning("reward process %d does not end what it started within %g s", self._process.pid, _KILL_S)
             return "the reward process does not end"
         with self._said:
-            return os.read(self._said.fileno(), 1000).decode() or f"the reward's keeper died ({code})"
+            said = os.read(self._said.fileno(), 1000).decode() if self._said.poll(_KILL_S) else ""
+            return said or f"the reward's keeper died ({code})"

@@ -76,6 +76,12 @@ def do(completion, **row):
             time.sleep(0.01)
         if row["then"] == "exit":
             os._exit(3)
+        if row["then"] in ("end its keeper", "stop its keeper", "end its guard"):
+            parent = os.getppid()
+            if row["then"] == "end its guard":
+                parent = int(open(f"/proc/{parent}/stat").read().rpartition(")")[2].split()[1])
+            os.kill(parent, signal.SIGSTOP if row["then"] == "stop its keeper" else signal.SIGKILL)
+            time.sleep(1000)
         if row["then"] == "hang":
             time.sleep(1000)
     if completion == "share the hoard":
@@ -251,10 +257,20 @@ def test_what_a_killed_call_has_started_is_killed_too(pool_of, tmp_path):
     assert is_gone(int(path.read_text()))
 
 
-@pytest.mark.parametrize("then", ["hang", "exit", "return"])
-def test_its_daemons_end_with_it_however_it_ends(pool_of, tmp_path, then):
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ("hang", "timed out"),
+        ("exit", "exit code 3"),
+        ("return", ""),
+        ("end its keeper", "the reward's keeper died (SIGKILL)"),
+        ("stop its keeper", "timed out"),
+        ("end its guard", ""),
+    ],
+)
+def test_its_daemons_end_with_it_however_it_ends(pool_of, tmp_path, then, said):
     path = tmp_path / "daemon"
-    pool = pool_of(timeout_s=60.0 if then == "return" else 5.0)
+    pool = pool_of(timeout_s=60.0 if then == "return" else 2.0)
     [score] = run(pool, "have a daemon", path=str(path), then=then)
     daemon = int(path.read_text())
     if then == "return":
@@ -262,7 +278,7 @@ def test_its_daemons_end_with_it_however_it_ends(pool_of, tmp_path, then):
         assert not is_gone(daemon, within_s=0)
         pool.close()
     else:
-        assert ("timed out" if then == "hang" else "exit code 3") in score.error
+        assert said in score.error
     assert is_gone(daemon)
 
 
