@@ -19,11 +19,11 @@ class Piece:
     num_gpus: int
 
 
-def pieces(recipe: Recipe) -> list[Piece]:
-    """Of every generator and trainer rank that asks for GPUs."""
+def pieces(recipe: Recipe, replicas: int | None = None) -> list[Piece]:
+    """Of every trainer rank and so many generators, by default all, if they ask for GPUs."""
     rollout, trainer = recipe.rollout, recipe.trainer
     asked = [Piece("trainer rank", trainer.gpus_per_rank)] * trainer.ranks
-    asked += [Piece("generator", rollout.gpus_per_replica)] * rollout.replicas
+    asked += [Piece("generator", rollout.gpus_per_replica)] * (rollout.replicas if replicas is None else replicas)
     return [piece for piece in asked if piece.num_gpus]
 
 

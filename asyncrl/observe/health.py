@@ -82,6 +82,7 @@ class Health:
 def _findings(record: Record, history: Sequence[Record]) -> dict[str, str]:
     """Sentences by the name of the check."""
     checks = {
+        "fewer": _fewer(record),
         "gap": _gap(record),
         "ess": _ess(record),
         "clipped": _clipped(record),
@@ -95,6 +96,16 @@ def _findings(record: Record, history: Sequence[Record]) -> dict[str, str]:
         "spike": _spike(record, history),
     }
     return {name: sentence for name, sentence in checks.items() if sentence is not None}
+
+
+def _fewer(record: Record) -> str | None:
+    serving, wanted = _figure(record, "generators/serving"), _figure(record, "generators/wanted")
+    if serving is None or wanted is None or serving >= wanted:
+        return None
+    return (
+        f"{serving:.0f} of {wanted:.0f} generators serve (rollout.replicas): the others load, or wait for room on the "
+        "cluster; the log says which, and why"
+    )
 
 
 def _gap(record: Record) -> str | None:

@@ -131,6 +131,10 @@ def _check_rollout(recipe: Recipe) -> None:
                 f"rollout.{key} {value} cuts the sampled distribution, so that its log-probs are not those of the "
                 f"trainer; set rollout.{key}={off:g}"
             )
+    if rollout.first_replicas > rollout.replicas:
+        raise UserError(
+            f"rollout.replicas: min {rollout.min_replicas} is more than max {rollout.replicas}; lower min or raise max"
+        )
     if rollout.cpu_cores and not _is_core_list(rollout.cpu_cores):
         raise UserError(f"rollout.cpu_cores '{rollout.cpu_cores}' is not a list of cores, such as 0-1 or 0,2")
     if rollout.engine == "simulated" and rollout.stop:

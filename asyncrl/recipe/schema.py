@@ -67,7 +67,10 @@ class RolloutRecipe(Part):
     engine: str = "vllm"
     """`vllm`, `simulated` (no model: random tokens at a set speed, for tests), or your own Engine by path."""
     replicas: PositiveInt = 1
-    """Number of generator actors, each with its own engine."""
+    """Number of generator actors, each with its own engine; the run goes on while one is left, and starts lost ones
+    again when there is room. `{min: 2, max: 8}`: begins with 2, takes up to 8 when there is room, needs 2 to go on."""
+    min_replicas: PositiveInt | None = None
+    """Said with `replicas: {min: 2, max: 8}`; default: all of `replicas` to begin, one to go on."""
     max_new_tokens: PositiveInt = 256
     """Longest completion, in tokens."""
     max_prompt_tokens: PositiveInt = 1024
@@ -95,6 +98,25 @@ class RolloutRecipe(Part):
     """KV cache of a CPU engine, in GiB (GPUs: `engine_args.gpu_memory_utilization`)."""
     engine_args: dict[str, Any] = {}
     """Passed to vLLM's AsyncEngineArgs, or to your engine's constructor, untouched."""
+
+    @property
+    def first_replicas(self) -> int:
+        """Generators that the run begins with."""
+        return self.min_replicas or self.replicas
+
+    @property
+    def fewest_replicas(self) -> int:
+        """Generators that must be left for it to go on."""
+        return self.min_replicas or 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, values: Any) -> Any:
+        """`replicas: {min, max}` as two keys."""
+        said = values.get("replicas") if isinstance(values, Mapping) else None
+        if not isinstance(said, Mapping) or set(said) != {"min", "max"}:
+            return values
+        return {**values, "replicas": said["max"], "min_replicas": said["min"]}
 
 
 class RewardsRecipe(Part):

@@ -66,6 +66,9 @@ class Generator:
         self.occupancy = Occupancy()
         self.tokens_generated = 0
 
+    async def placed(self) -> None:
+        """Answers once Ray has found room for it."""
+
     async def start(self) -> dict[str, Any]:
         """Load model and tokenizer, start the reward processes; says what processes there are now, and where."""
         from asyncrl.models import load_tokenizer

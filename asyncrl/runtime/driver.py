@@ -203,7 +203,8 @@ class Driver:
         if isinstance(event, StepDone):
             # The line first: what the journal calls done has its metrics.
             stats = await self.fleet.take_stats()
-            self.view.step(self.recorder.step(event.step, self.controller.ledger, stats))
+            serving, wanted = len(self.fleet.serving), self.recipe.rollout.replicas
+            self.view.step(self.recorder.step(event.step, self.controller.ledger, stats, serving, wanted))
         self.journal.event(event)
         if isinstance(event, StepDone) and self.checkpoints.due(self.controller.steps_done):
             await self._checkpoint()
@@ -219,8 +220,8 @@ class Driver:
         deadline_s = self.recipe.deadlines.start_s
         await self.waiting(self.buffer.see.remote(self._sight), "buffer", "to see the run directory", deadline_s)
         await self._take_up()
-        roles = "the trainer" if over else f"{self.recipe.rollout.replicas} generator(s) and the trainer"
-        starting = self.view.phase(f"starting {roles}", total=1 if over else self.recipe.rollout.replicas + 1)
+        roles = "the trainer" if over else f"{self.recipe.rollout.first_replicas} generator(s) and the trainer"
+        starting = self.view.phase(f"starting {roles}", total=1 if over else self.recipe.rollout.first_replicas + 1)
 
         def up(_: object) -> None:
             starting.done += 1

@@ -1,4 +1,4 @@
-"""The generators of a run: started, connected to the weight channel, replaced when they are lost.
+"""The generators of a run: connected to the weight channel, replaced when they are lost, fewer where there is no room.
 
     lost --> [its tasks start elsewhere] [new actor --load--> join the channel --live weights--> serving]
 Waits for: actors to load; one use of the channel at a time (a publish, or a generator that joins); replicas to
@@ -11,12 +11,10 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
@@ -26,10 +24,10 @@ from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.occupancy import STATES
-from asyncrl.runtime import orphans
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.replicas import RayReplicas
+from asyncrl.runtime.starter import Starter
 from asyncrl.runtime.trainer_link import TrainerLink, reason
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.weights.channel import PublishReport
@@ -65,20 +63,18 @@ class Fleet:
         trace: TraceFile,
         verification: Verification,
     ) -> None:
-        self._recipe, self._create, self._trainer = recipe, create, trainer
-        self._processes, self._waiting, self._post, self._spawn = processes, waiting, post, spawn
+        self._recipe, self._trainer = recipe, trainer
+        self._waiting, self._post, self._spawn = waiting, post, spawn
         self._trace = trace
         self._verification = verification
         self._comparing: set[str] = set()
         self._names = [f"generator-{i}" for i in range(recipe.rollout.replicas)]
         self.serving: dict[str, ActorHandle] = {}
-        self._workers: dict[str, int] = {}
-        """Engine workers of each generator, of one that was lost too: a push may still name it."""
+        self._starter = Starter(recipe, create, processes, waiting, verification, lambda: len(self.serving))
         self._versions: dict[str, int] = {}
         """What the last push that ended gave each generator."""
         self._stats: dict[str, dict[str, float]] = {}
         """What each said of itself last."""
-        self._in_a_row: Counter[str] = Counter()
         self._finished_at: dict[str, float] = {}
         self._asked: dict[str, asyncio.Future[dict[str, float] | None]] = {}
         """For its statistics, and not yet heard."""
@@ -88,42 +84,13 @@ class Fleet:
         self._connected: Any = None
 
     async def start(self, up: Callable[[object], None]) -> None:
-        """Start all generators side by side; each that is up is told."""
-        loading = [asyncio.ensure_future(self._load(name)) for name in self._names]
+        """Start those that the run begins with side by side; each that is up is told."""
+        names = self._names[: self._recipe.rollout.first_replicas]
+        loading = [asyncio.ensure_future(self._starter.load(name)) for name in names]
         for one in loading:
             one.add_done_callback(up)
         handles = await asyncio.gather(*loading)
-        self.serving = dict(zip(self._names, handles, strict=True))
-
-    async def _load(self, name: str) -> ActorHandle:
-        """A generator that has loaded its model, after as many tries as the budget allows. Raises BudgetSpent."""
-        while True:
-            await self._end_orphans(name)
-            handle = self._create(name)
-            try:
-                deadline_s = self._recipe.deadlines.start_s
-                loading = handle.start.remote()
-                started = await self._waiting(loading, name, "to load the model", deadline_s)
-            except (RayActorError, EngineDead) as error:
-                self._count(name, handle, error)
-            else:
-                self._processes.put(name, started)
-                self._workers[name] = started["num_workers"]
-                probe = started["probe"]
-                if isinstance(probe, str):
-                    logger.warning("the weights that %s is sent are not verified: it scores no text (%s)", name, probe)
-                    probe = None
-                self._verification.engine_loaded(name, probe)
-                return handle
-
-    async def _end_orphans(self, name: str) -> None:
-        """Engine processes that outlived their actor would keep its memory and cores."""
-        before = self._processes.pop(name)
-        if before is None:
-            return
-        ended = await orphans.end_on_node(before["node"], before["processes"], deadline_s=30.0)
-        if ended:
-            logger.warning("ended %d process(es) that %s had left behind", len(ended), name)
+        self.serving.update(zip(names, handles, strict=True))
 
     # -- losses
 
@@ -137,25 +104,14 @@ class Fleet:
         self._announced.discard(name)
         self._post(GeneratorLost(name))
         try:
-            self._count(name, handle, error)
+            self._starter.count(name, handle, error)
         except BudgetSpent as spent:
             self._post(spent)
         else:
             self._spawn(self._replace(name))
 
-    def _count(self, name: str, handle: ActorHandle, error: Exception) -> None:
-        ray.kill(handle)
-        self._in_a_row[name] += 1
-        limit = self._recipe.budgets.restarts_in_a_row
-        if self._in_a_row[name] > limit:
-            raise BudgetSpent(
-                f"{name} was lost {self._in_a_row[name]} times without a finished group between "
-                f"(budgets.restarts_in_a_row is {limit}); the last time: {reason(error)}"
-            )
-        logger.warning("%s is lost (%s); it is started again, and its tasks too", name, reason(error))
-
     def finished_group(self, name: str) -> None:
-        self._in_a_row[name] = 0
+        self._starter.works(name)
         self._finished_at[name] = asyncio.get_running_loop().time()
 
     def has_finished_since(self, name: str, when: float) -> bool:
@@ -164,11 +120,11 @@ class Fleet:
 
     async def _replace(self, name: str) -> None:
         while True:
-            handle = await self._load(name)
+            handle = await self._starter.load(name)
             try:
                 return await self._join(name, handle)
             except Joinless as error:
-                self._count(name, handle, error)
+                self._starter.count(name, handle, error)
 
     async def _join(self, name: str, handle: ActorHandle) -> None:
         """Give it the weights that the others hold, then let it serve. Raises Joinless."""
@@ -201,7 +157,8 @@ class Fleet:
 
     async def first_push(self, fresh: bool) -> list[Event]:
         """Connect all that serve and send them the trainer's weights, but for a fresh run, whose generators loaded
-        the same; returns what the controller is to hear of it. Who is lost meanwhile joins later, by itself."""
+        the same; returns what the controller is to hear of it. Who is lost meanwhile, or is not waited for, joins
+        later, by itself."""
         while self.serving:
             with contextlib.suppress(PushBroken):
                 async with self._channel:
@@ -213,6 +170,8 @@ class Fleet:
                         version = (await self._push(dict(self.serving), version=None)).version
                     new = [GeneratorJoined(name) for name in self.serving if name not in self._announced]
                     self._announced.update(self.serving)
+                    for name in self._names[self._recipe.rollout.first_replicas :]:
+                        self._spawn(self._replace(name))
                     return [*new, WeightsLive(version)]
         return []
 
@@ -299,7 +258,7 @@ class Fleet:
         if self._connected == (trainer, handles):
             return
         deadline_s = self._recipe.deadlines.publish_s
-        replicas = RayReplicas(handles, {name: self._workers[name] for name in handles}, deadline_s)
+        replicas = RayReplicas(handles, {name: self._starter.workers[name] for name in handles}, deadline_s)
         ends = await self._waiting(trainer.call("open_channel"), "trainer", "to open the weight channel", deadline_s)
         connecting = trainer.call("connect", replicas, ends)
         await self._waiting(connecting, "generators", "to join the weight channel", deadline_s)
@@ -340,7 +299,7 @@ class Fleet:
 
     def _status(self, name: str, loads: Mapping[str, int]) -> dict[str, Any]:
         if name not in self.serving or name not in self._versions:
-            return {"state": "starting"}
+            return {"state": "waiting for room" if name in self._starter.without_room else "starting"}
         stats = self._stats.get(name, {})
         seconds = {state: stats[state] for state in STATES if state in stats}
         total_s = sum(seconds.values())

@@ -22,10 +22,11 @@ _AT_ONCE_S = 5.0
 
 
 class Places:
-    """The bundles: one per trainer rank, then one per generator if these have GPUs."""
+    """The bundles: one per trainer rank, then one per generator that the run begins with, if these have GPUs."""
 
     def __init__(self, recipe: Recipe, group: PlacementGroup | None) -> None:
-        self._num_ranks, self._of_generators = recipe.trainer.ranks, bool(recipe.rollout.gpus_per_replica)
+        self._num_ranks, rollout = recipe.trainer.ranks, recipe.rollout
+        self._num_generators = rollout.first_replicas if rollout.gpus_per_replica else 0
         self._group = group
 
     def of_rank(self, rank: int) -> PlacementGroupSchedulingStrategy | None:
@@ -33,7 +34,7 @@ class Places:
         return PlacementGroupSchedulingStrategy(self._group, rank) if self._group else None
 
     def of_generator(self, number: int) -> PlacementGroupSchedulingStrategy | str:
-        if self._group and self._of_generators:
+        if self._group and number < self._num_generators:
             return PlacementGroupSchedulingStrategy(self._group, self._num_ranks + number)
         return "SPREAD"
 
@@ -41,7 +42,7 @@ class Places:
 def reserve(recipe: Recipe, say: Callable[[str], None]) -> Places:
     """Raises UserError if the cluster is too small for the recipe, DeadlineExceeded if it stays too full; either names
     what is asked, what is there, and where."""
-    asked = pieces(recipe)
+    asked = pieces(recipe, recipe.rollout.first_replicas)
     if homeless := place(asked, [total for _, total, _ in gpus_of_nodes()]):
         raise UserError(
             f"{_asked(asked)}, {_present()}: no room for {_counted(homeless)}; lower rollout.replicas, "
@@ -67,7 +68,7 @@ def _bundles(recipe: Recipe) -> list[dict[str, float]]:
     if trainer.ranks == 1 and not trainer.gpus_per_rank and not rollout.gpus_per_replica:
         return []
     sizes = [trainer.gpus_per_rank] * trainer.ranks
-    sizes += [rollout.gpus_per_replica] * (rollout.replicas if rollout.gpus_per_replica else 0)
+    sizes += [rollout.gpus_per_replica] * (rollout.first_replicas if rollout.gpus_per_replica else 0)
     return [{"CPU": ALMOST_NO_CPU, **({"GPU": size} if size else {})} for size in sizes]
 
 

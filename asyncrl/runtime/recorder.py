@@ -109,8 +109,11 @@ class Recorder:
 
     # -- records
 
-    def step(self, step: int, ledger: Ledger, generators: list[dict[str, float]]) -> dict[str, Any]:
-        """Write and return the record of a step."""
+    def step(
+        self, step: int, ledger: Ledger, generators: list[dict[str, float]], serving: int, wanted: int
+    ) -> dict[str, Any]:
+        """Write and return the record of a step. `generators`: what those that answered say of themselves; `serving`
+        of `wanted` do their work."""
         assert self._trained is not None
         train, result = self._trained
         now = time.perf_counter()
@@ -130,6 +133,8 @@ class Recorder:
             "throughput/tokens_per_s": result.report.tokens_trained / wall_s,
             **self._trainer_time(result, wall_s),
             **_generator_time(generators),
+            "generators/serving": serving,
+            "generators/wanted": wanted,
             "publish/pause_s": self._publish.pause_s,
             "publish/transfer_s": self._publish.transfer_s,
             "publish/bytes": self._publish.num_bytes,

@@ -39,6 +39,8 @@ SOUND: dict[str, Any] = {
     "groups/filtered": 4,
     "rewards/failed_share": 0.0,
     "completion/truncated_share": 0.3,
+    "generators/serving": 2,
+    "generators/wanted": 2,
 }
 OFF: dict[str, dict[str, Any]] = {
     "offpolicy/logprob_gap_age0 is 0.100": {"offpolicy/logprob_gap_age0": 0.1, "staleness/updates_mean": 3.0},
@@ -59,6 +61,7 @@ OFF: dict[str, dict[str, Any]] = {
     "95 % of the groups": {"groups/filtered": 304, "groups/trained": 32},
     "27 % of the rewards failed lately": {"rewards/failed_share": 0.27},
     "trainer/entropy is 0.0010": {"trainer/entropy": 0.001},
+    "1 of 2 generators serve": {"generators/serving": 1},
     "trainer/grad_norm is 11": {"trainer/grad_norm": 11.0},
 }
 
@@ -162,7 +165,7 @@ def _step(recorder: Recorder, step: int, metrics: dict[str, float | None]) -> di
     ours = {name: value for name, value in metrics.items() if name.startswith(("offpolicy/", "trainer/"))}
     report = StepReport({**ours, "offpolicy/kl": 0.0}, tokens_trained=8, tokens_forward=8, staleness=(6, 2))
     recorder.trained(Train(step, ((step, 0),), 0), TrainResult(report, 1.0, 0.0, 0.0, []))
-    return recorder.step(step, _ledger(step), [])
+    return recorder.step(step, _ledger(step), [], 2, 2)
 
 
 def test_the_recorder_logs_a_new_warning_and_counts_those_that_hold(

@@ -88,6 +88,21 @@ def test_overrides_have_yaml_types_and_may_add_keys_below_mappings(folder: Path)
     assert recipe.max_steps == 5
 
 
+def test_the_number_of_generators_may_be_a_range(tmp_path: Path) -> None:
+    (path := tmp_path / "r.yaml").write_text(GYM + "rollout: {replicas: {min: 2, max: 8}}\n")
+
+    def replicas(*overrides: str) -> tuple[int, int, int]:
+        rollout = load(path, list(overrides)).rollout
+        return rollout.fewest_replicas, rollout.first_replicas, rollout.replicas
+
+    assert replicas() == (2, 2, 8)
+    assert replicas("rollout.replicas=4") == (1, 4, 4)
+    assert replicas("rollout.replicas={min: 3, max: 4}") == (3, 3, 4)
+    assert replicas("rollout.replicas.max=9") == (2, 2, 9)
+    path.write_text(dump(load(path)))
+    assert replicas() == (2, 2, 8)
+
+
 def test_an_optimizer_option_leaves_the_other_defaults(folder: Path) -> None:
     recipe = load(Path("r.yaml"), ["trainer.optimizer.weight_decay=0.1"])
     assert recipe.trainer.optimizer == {"betas": [0.9, 0.95], "weight_decay": 0.1}

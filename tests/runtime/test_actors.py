@@ -50,6 +50,15 @@ def test_who_asks_for_no_gpu_sees_none(two_gpus: None, tmp_path: Path) -> None:
     assert ray.get(seen, timeout=120) == ["", ""]
 
 
+def test_room_is_kept_for_those_that_the_run_begins_with(two_gpus: None) -> None:
+    rollout = {"engine": "simulated", "gpus_per_replica": 1, "replicas": {"min": 1, "max": 3}}
+    keys = RECIPE.model_dump(mode="json")
+    recipe = Recipe.model_validate({**keys, "trainer": {"ranks": 1, "gpus_per_rank": 1}, "rollout": rollout})
+    places = reserve(recipe, print)
+    assert places.of_generator(0).placement_group_bundle_index == 1  # type: ignore[union-attr]
+    assert places.of_generator(1) == "SPREAD"
+
+
 def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(two_gpus: None) -> None:
     rollout = RECIPE.rollout.model_copy(update={"gpus_per_replica": 1})
     with pytest.raises(UserError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asyncrl.control.messages import GeneratorLost
+from asyncrl.control.messages import GeneratorJoined, GeneratorLost
 from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime.fleet import Fleet
@@ -50,8 +50,9 @@ class Trainer:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    keys = {"model": "x", "data": {"path": "x"}, "reward": "x", "max_steps": 9, "rollout": {"replicas": 2}}
+def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Fleet:
+    rollout = {"replicas": getattr(request, "param", 2)}
+    keys = {"model": "x", "data": {"path": "x"}, "reward": "x", "max_steps": 9, "rollout": rollout}
     posted: list[Any] = []
     recipe = Recipe.model_validate(keys)
     made = Fleet(
@@ -67,7 +68,7 @@ def fleet(tmp_path: Path) -> Fleet:
     )
     made.posted = posted
     made.serving = {"generator-0": handle(6.0, 1.0, 3.0, 500), "generator-1": handle(0.0, 0.0, 0.0, 0)}
-    made._workers = dict.fromkeys(made.serving, 1)
+    made._starter.workers.update(dict.fromkeys(made.serving, 1))
     return made
 
 
@@ -101,7 +102,7 @@ def test_a_resumed_run_begins_with_the_version_that_the_trainer_holds(fleet: Fle
 
 
 def test_a_lost_generator_is_starting_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncrl.runtime.fleet.ray.kill", lambda _: None)
+    monkeypatch.setattr("asyncrl.runtime.starter.ray.kill", lambda _: None)
 
     async def run() -> None:
         await fleet.first_push(fresh=True)
@@ -111,6 +112,35 @@ def test_a_lost_generator_is_starting_again(fleet: Fleet, monkeypatch: pytest.Mo
     asyncio.run(run())
     assert fleet.posted == [GeneratorLost("generator-0")]
     assert status(fleet, generator_1=1) == [STARTING, {"state": "serving", "version": 0, "groups": 1}]
+
+
+@pytest.mark.parametrize("fleet", [{"min": 2, "max": 3}], indirect=True)
+def test_those_that_the_run_does_not_wait_for_are_started_once_it_has_begun(fleet: Fleet) -> None:
+    made: list[str] = []
+    beside: list[Any] = []
+    fleet._spawn = beside.append
+
+    async def loaded(name: str) -> Any:
+        made.append(name)
+        return handle(0.0, 0.0, 0.0, 0)
+
+    fleet._starter.load = loaded  # type: ignore[method-assign]
+
+    async def run() -> None:
+        await fleet.start(lambda _: None)
+        assert made == ["generator-0", "generator-1"]
+        await fleet.first_push(fresh=True)
+        fleet._starter.without_room.add("generator-2")
+        assert fleet.status({})[2] == {"name": "generator-2", "state": "waiting for room"}
+        fleet._starter.without_room.clear()
+        fleet._starter.workers["generator-2"] = 1
+        for one in beside:
+            await one
+        assert set(fleet.serving) == {f"generator-{n}" for n in range(3)}
+
+    asyncio.run(run())
+    assert made == [f"generator-{n}" for n in range(3)]
+    assert GeneratorJoined("generator-2") in fleet.posted
 
 
 def test_a_step_does_not_wait_for_a_generator_that_says_nothing(fleet: Fleet) -> None:

@@ -145,6 +145,8 @@ class Generator(Actor):
     def do_start(self) -> dict[str, Any]:
         return {"pid": 1, "host": "here", "run": "", "node": "here", "processes": [], "num_workers": 1, "probe": [0.0]}
 
+    def do_placed(self) -> None: ...
+
     def do_score_probe(self) -> Any:
         return self.version, [float(self.version)]
 
@@ -348,11 +350,14 @@ class World:
         async def nobody(*_: Any, **__: Any) -> list[Any]:
             return []
 
+        async def nowhere(*_: Any, **__: Any) -> None: ...
+
         kill = lambda handle: setattr(handle, "alive", False)  # noqa: E731
         monkeypatch.setattr("asyncio.to_thread", lambda f, *a: self.call(self.thread, "run", f, *a))
         monkeypatch.setattr("os.fsync", lambda _: None)
-        monkeypatch.setattr("asyncrl.runtime.fleet.ray.kill", kill)
+        monkeypatch.setattr("asyncrl.runtime.starter.ray.kill", kill)
         monkeypatch.setattr("asyncrl.runtime.orphans.end_on_node", nobody)
+        monkeypatch.setattr("asyncrl.runtime.driver.stacks.collect", nowhere)  # it would look for a Ray
         monkeypatch.setattr("asyncrl.runtime.waiting.time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr("asyncrl.runtime.driver.snapshots.create", lambda *_: self.snapshots)
         monkeypatch.setattr(
