@@ -12,6 +12,7 @@ from typing import Any
 from asyncrl.data.template import FolderTokenizer
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
+from asyncrl.small_files import json_object, of_model
 
 TINY_LLAMA = "random:tiny-llama"
 TINY_CONTEXT = 512
@@ -68,8 +69,7 @@ def tiny_tokenizer() -> FolderTokenizer:
 
 def local_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model; {} if it has none here."""
-    file = folder / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return json_object(folder / "config.json")
 
 
 def hub_config(name: str) -> dict[str, Any]:
@@ -90,8 +90,9 @@ def weight_files(path: str) -> list[Path]:
     if (folder := _folder_here(path)) is None:
         return []
     index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    return [folder / name for name in sorted(names) if (folder / name).exists()]
+    with of_model(index):
+        names = set(json_object(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 
 def _folder_here(path: str) -> Path | None:

@@ -19,6 +19,9 @@ import jinja2.ext
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from asyncrl.errors import UserError
+from asyncrl.small_files import MOST_TOKENIZER_BYTES, json_object, of_model, read
+
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend", "Qwen2Tokenizer", "GPT2Tokenizer")
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -58,8 +61,11 @@ def _raise(message: str) -> NoReturn:
 
 
 def variables(template: str) -> set[str]:
-    """Names that a template reads and that a recipe or a row may give it."""
-    return jinja2.meta.find_undeclared_variables(_environment().parse(template)) - _ALWAYS_GIVEN
+    """Names that a template reads and that a recipe or a row may give it. Raises UserError if it is no template."""
+    try:
+        return jinja2.meta.find_undeclared_variables(_environment().parse(template)) - _ALWAYS_GIVEN
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise UserError(f"model: its chat template is none: {error}; copy the model anew") from error
 
 
 @dataclass(frozen=True)
@@ -77,17 +83,24 @@ class FolderTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> FolderTokenizer | None:
-        """None if the folder has no tokenizer.json. Raises ValueError for a file that is none of its kind."""
-        if not (folder / "tokenizer.json").is_file():
+        """None if the folder has no tokenizer.json. Raises UserError for a file that is none of its kind."""
+        if not (path := folder / "tokenizer.json").is_file():
             return None
         from tokenizers import Tokenizer
 
-        config = _json(folder / "tokenizer_config.json")
-        special = {**_json(folder / "special_tokens_map.json"), **config}
+        config = json_object(folder / "tokenizer_config.json")
+        special = {**json_object(folder / "special_tokens_map.json"), **config}
+        with of_model(folder / "tokenizer_config.json"):
+            special = {name: _text_of(special[name]) for name in _SPECIAL if special.get(name)}
+        with of_model(path):
+            try:
+                tokenizer = Tokenizer.from_buffer(read(path, MOST_TOKENIZER_BYTES))
+            except Exception as error:  # of no other kind, in tokenizers
+                raise ValueError(str(error)) from error
         return cls(
             chat_template=chat_template(folder),
-            special_tokens={name: _text_of(special[name]) for name in _SPECIAL if special.get(name)},
-            tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
+            special_tokens=special,
+            tokenizer=tokenizer,
             adds_bos=config.get("add_bos_token"),
             is_exact=str(config.get("tokenizer_class")).removesuffix("Fast") in _AS_IT_IS,
         )
@@ -137,17 +150,18 @@ class FolderTokenizer:
 
 def chat_template(folder: Path) -> str | dict[str, str] | None:
     """A local model's chat template, or those it has by name. The files win over the config, as in transformers."""
-    templates = {file.stem: file.read_text(encoding="utf-8") for file in (folder / _OTHER_TEMPLATES).glob("*.jinja")}
+    files = {file.stem: file for file in (folder / _OTHER_TEMPLATES).glob("*.jinja")}
     if (folder / _TEMPLATE_FILE).is_file():
-        templates["default"] = (folder / _TEMPLATE_FILE).read_text(encoding="utf-8")
+        files["default"] = folder / _TEMPLATE_FILE
+    templates = {}
+    for name, file in files.items():
+        with of_model(file):
+            templates[name] = read(file).decode()
     if templates:
         return templates["default"] if list(templates) == ["default"] else templates
-    found = _json(folder / "tokenizer_config.json").get("chat_template")
-    return {one["name"]: one["template"] for one in found} if isinstance(found, list) else found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    with of_model(config := folder / "tokenizer_config.json"):
+        found = json_object(config).get("chat_template")
+        return {str(one["name"]): str(one["template"]) for one in found} if isinstance(found, list) else found
 
 
 def _text_of(token: Any) -> str:

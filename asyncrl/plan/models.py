@@ -6,7 +6,6 @@ plan needs no network.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA
 from asyncrl.plan.shape import Shape
+from asyncrl.small_files import json_object, of_model
 
 
 def _config(family: str, *sizes: int, tied: bool = False, **more: Any) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def find(model: str, base_dir: Path) -> tuple[Shape, str]:
         config = folder / "config.json"
         if config.is_file():
             where = model if folder == base_dir / model else "the hub's cache"
-            return Shape.of_config(json.loads(config.read_text()), model), f"config.json of {where}"
+            with of_model(config):
+                return Shape.of_config(json_object(config), model), f"config.json of {where}"
     if model in PUBLISHED:
         return Shape.of_config(PUBLISHED[model], model), "published sizes"
     raise UserError(

@@ -7,7 +7,6 @@ loss or engine does. Every fault is a UserError that says what to change.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
-from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, weight_files
+from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, local_config, weight_files
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import LOSSES
@@ -28,6 +27,7 @@ from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import control_settings, nearest, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import TRACKERS, Recipe
+from asyncrl.small_files import of_model
 
 MOST_NAME_BYTES = 255
 """Of one name in a path: Linux's NAME_MAX."""
@@ -220,7 +220,9 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
         if Path(model) == Path(_QUICKSTART_MODEL):
             cure = f"./scripts/quickstart makes it; if it is elsewhere say model=PATH, or take model={_QUICKSTART_HUB}"
         raise UserError(f"model {model} {fault}; {cure}")
-    check_context(recipe, context_of(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    with of_model(folder / "config.json"):
+        context = context_of(local_config(folder))
+    check_context(recipe, context)
     if recipe.trainer.lora.rank:
         names = (name.removesuffix(".weight") for name in read_headers(weight_files(str(folder))))
         _check_targets(recipe, {part for name in names for part in name.split(".")})

@@ -33,8 +33,11 @@ from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.unfolded import require_modest
+from asyncrl.small_files import read
 
 _MAX_SHOWN_CHARS = 60
+_MOST_PARTS = 50
+"""Of a key, with dots."""
 _NO_KEYS = ("[key]", "str", "list[str]")
 """What pydantic puts into the place of a fault beside keys."""
 _UNKNOWN = ("extra_forbidden", "invalid_key")
@@ -155,12 +158,13 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     """The file and those it is based on, lowest first; `above` are the files that led here."""
     chain = [*above, path]
     said_by = f"{above[-1]}: base " if above else ""
-    if path.resolve() in [p.resolve() for p in above]:
+    if os.path.realpath(path) in map(os.path.realpath, above):
         raise UserError(f"{above[-1]}: base goes in a circle, {' -> '.join(map(str, chain))}; remove one of them")
-    if not path.exists():
-        raise UserError(f"{said_by}{path} does not exist{_shipped(path) or nearest_file(path, _RECIPE_FILES)}")
     try:
-        text = path.read_text(encoding="utf-8") if given is None else given
+        text = read(path).decode() if given is None else given
+    except FileNotFoundError:
+        near = _shipped(path) or nearest_file(path, _RECIPE_FILES)
+        raise UserError(f"{said_by}{path} does not exist{near}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"{said_by}{path} cannot be read as a recipe: {reason}") from error
@@ -182,13 +186,15 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
 
 def _override_layer(override: str) -> Layer:
     key, equals, value = override.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise UserError(f"'{override}' is not of the form key=value, such as max_steps=20 or trainer.ranks=1")
+    parts = key.split(".")
+    if not equals or len(parts) > _MOST_PARTS or not all(part.strip() for part in parts):
+        raise UserError(f"'{override:.100}' is not of the form key=value, such as max_steps=20 or trainer.ranks=1")
     try:
+        require_modest(value, key)
         config = OmegaConf.from_dotlist([override])
         # `data.options={size: 9}` means just that.
         return Layer("command line", config, (key,) if isinstance(yaml.safe_load(value), dict) else ())
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{override}: the value is not valid YAML: {_cause(error)}") from error
 
 

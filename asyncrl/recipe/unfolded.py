@@ -26,6 +26,8 @@ def require_modest(text: str, where: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             sizes[event.anchor] = 1 + len(event.value) // _CHARS_OF_A_NODE
             count += sizes[event.anchor]
+            if "\0" in event.value:
+                raise UserError(f"{where}: a text has a null character, which no name or path may have; leave it out")
             if event.implicit[0] and len(event.value) > _MOST_DIGITS and event.value.lstrip("+-.")[:1].isdigit():
                 raise UserError(f"{where}: a number has {len(event.value)} characters; see what the file is")
         elif isinstance(event, yaml.AliasEvent):
