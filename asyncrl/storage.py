@@ -157,7 +157,8 @@ class Remote:
         plain = [name.split("/") for name in files if is_plain(name)]
         folders = {"/".join(parts[:length]) for parts in plain for length in range(1, len(parts))}
         for name, size in files.items():
-            if not is_plain(name) or name in folders or type(size) is not int or size < 0:
+            own = is_plain(name) and name.split("/")[0] in _NOT_PUSHED
+            if not is_plain(name) or own or name in folders or type(size) is not int or size < 0:
                 raise UserError(
                     f"{self.url}/{_MANIFEST} lists {name!r:.200}, of size {size!r:.50}, which no run has written; "
                     "nothing is fetched or deleted: see who can write there"

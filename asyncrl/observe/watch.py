@@ -69,10 +69,11 @@ follow();
 
 
 def watch(run_dir: Path, host: str, port: int) -> None:
-    """Serve until Ctrl-C. Raises UserError if the address cannot be had."""
+    """Serve until Ctrl-C. Raises UserError if the address cannot be had, or the run cannot be shown."""
     import uvicorn
 
     token = secrets.token_urlsafe(16)
+    served = app(run_dir, token)
     listening = _listen(host, port)
     url = f"http://{host}:{listening.getsockname()[1]}/{token}/"
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
@@ -81,9 +82,7 @@ def watch(run_dir: Path, host: str, port: int) -> None:
         f"{run_dir}: {url}\nCtrl-C ends it; the run goes on.", markup=False, highlight=False, soft_wrap=True
     )
     # h11 takes no header of more than 64 KiB; httptools, which uvicorn prefers where it is, has no such limit.
-    config = uvicorn.Config(
-        app(run_dir, token), http="h11", ws="none", lifespan="off", log_level="warning", access_log=False
-    )
+    config = uvicorn.Config(served, http="h11", ws="none", lifespan="off", log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -95,8 +94,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def app(run_dir: Path, token: str) -> Callable[..., Awaitable[None]]:
-    """The ASGI application."""
+    """The ASGI application. Raises UserError for a run that cannot be shown."""
     following = Following(run_dir)
+    following.changed(0)
 
     def answer(scope: Mapping[str, Any], nonce: str) -> tuple[str, str] | None:
         """Type and text; None for whoever has no token, and for all that is not there."""
@@ -150,9 +150,16 @@ class Following:
         self._number = 0
 
     def changed(self, seen: int) -> tuple[int, dict[str, str]]:
-        """The number of the newest change, and the parts that changed after `seen`."""
+        """The number of the newest change, and the parts that changed after `seen`. Raises UserError if what is there
+        at the first look cannot be shown; if that is so later, the page says it, and keeps its other parts."""
         with self._lock:
-            for name, html in self._now().items():
+            try:
+                now = self._now()
+            except UserError as error:
+                if not self._html:
+                    raise
+                now = {"state": page.line(str(error), warn=True)}
+            for name, html in now.items():
                 # Half a pair of surrogates cannot be sent.
                 html = html.encode(errors="backslashreplace").decode()
                 if self._html.get(name) != html:

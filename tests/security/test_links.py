@@ -11,7 +11,7 @@ import stranger
 from asyncrl.cli import main
 from asyncrl.errors import UserError
 from asyncrl.observe.inspection import Filters, find
-from asyncrl.observe.watch import Following
+from asyncrl.observe.watch import Following, app
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user: run the suite as root")
 COMMANDS = {
@@ -44,15 +44,22 @@ def test_a_whole_run_is_read(run_dir: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
-@pytest.mark.parametrize(("name", "command"), COMMANDS.items())
+@pytest.mark.parametrize(
+    ("name", "command", "kind"),
+    [
+        *((name, command, kind) for name, command in COMMANDS.items() for kind in ("link", "pipe", "device")),
+        *((name, command, "folder") for name, command in COMMANDS.items() if command in ("report", "inspect")),
+    ],
+)
 def test_what_is_no_file_is_one_sentence(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, command: str, kind: str
 ) -> None:
     path = run_dir / name
     if path.exists():
         path.rename(tmp_path / "original")
-    if kind == "pipe":
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "device" else tmp_path / "original")
@@ -67,7 +74,28 @@ def test_a_page_that_follows_a_run_follows_no_link(run_dir: Path, name: str) -> 
     (run_dir / "summary.json").unlink()
     stranger.replaced_by_link(run_dir / name, Path("/dev/zero"))
     with pytest.raises(UserError, match=rf"{name} is a link"):
-        Following(run_dir).changed(0)
+        app(run_dir, "token")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "recipe.yaml", ".lock"])
+def test_a_page_says_that_a_file_became_a_link(run_dir: Path, name: str) -> None:
+    """And has its other parts, and says it no more when that is over."""
+    following = Following(run_dir)
+    seen, before = following.changed(0)
+    (moved := run_dir / "moved").write_text("1 elsewhere\n")
+    if (run_dir / name).exists():
+        (run_dir / name).rename(moved)
+    stranger.replaced_by_link(run_dir / name, moved)
+    seen, changed = following.changed(seen)
+    assert set(changed) == {"state"}
+    assert f"{name} is a link, or neither a file nor a folder" in changed["state"]
+    assert following.changed(0)[1] == {**before, **changed}
+    (run_dir / name).unlink()
+    moved.rename(run_dir / name)
+    _, changed = following.changed(seen)
+    assert set(changed) == {"state"}
+    assert "is a link" not in changed["state"]
 
 
 def test_a_report_is_written_beside_a_link_not_through_it(run_dir: Path, tmp_path: Path) -> None:

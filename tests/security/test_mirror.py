@@ -35,6 +35,10 @@ HOSTILE: list[tuple[str, Any]] = [
     ("recipe.yaml", True),
     ("recipe.yaml", None),
     ("news.txt/inner", 5),
+    (".owner", 5),
+    (".owner/inner", 5),
+    (".fetched/inner", 5),
+    (".lock/inner", 5),
 ]
 
 
@@ -102,6 +106,23 @@ def test_a_manifest_with_other_names_is_refused(
         assert "which no run has written; nothing is fetched or deleted" in said
         assert said.isprintable() or said.rstrip("\n").isprintable()
     assert below(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["report.html", "recipe.yaml", "metrics.jsonl", "summary.json", "samples.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("ASYNCRL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bucket").mkdir()
+    url = f"file://{tmp_path}/bucket/run"
+    stranger.write_run(tmp_path / "bucket/run")
+    (tmp_path / "bucket/run" / name).unlink(missing_ok=True)
+    (tmp_path / "bucket/run" / name).mkdir()
+    (tmp_path / "bucket/run" / name / "x").write_text("model")
+    files = {"recipe.yaml": 5, "metrics.jsonl": 5} | {f"{name}/x": 5}
+    files.pop(name, None)
+    manifest(url, tmp_path, files)
+    assert f"{name} " in stranger.sentence(capsys, "report", url)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"[" * 100_000, b'{"owner": 1, "files": {}}', b'{"owner": "a"}'])
