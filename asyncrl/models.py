@@ -132,6 +132,7 @@ def make_tiny_llama(folder: Path, seed: int) -> Path:
     """Write a random two-layer Llama (about 60 k parameters) with a byte-level tokenizer and a chat template."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
     tokenizer = tiny_tokenizer()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.tokenizer, **tokenizer.special_tokens)
@@ -153,6 +154,8 @@ def make_tiny_llama(folder: Path, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    # A run says its phases in one place, and this takes a moment.
+    disable_progress_bar()
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

@@ -9,14 +9,16 @@ from asyncrl.errors import UserError
 from asyncrl.recipe.schema import Recipe
 
 GPUS_PER_NODE = 8
+_ROUNDING = 1e-6
+"""Of sums of shares."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """GPUs that must lie on one node."""
+    """GPUs that must lie on one node; of one alone perhaps a share."""
 
     role: str
-    num_gpus: int
+    num_gpus: float
 
 
 def pieces(recipe: Recipe, replicas: int | None = None) -> list[Piece]:
@@ -27,16 +29,26 @@ def pieces(recipe: Recipe, replicas: int | None = None) -> list[Piece]:
     return [piece for piece in asked if piece.num_gpus]
 
 
-def place(asked: Sequence[Piece], free: Sequence[int]) -> list[Piece]:
+def place(asked: Sequence[Piece], free: Sequence[float]) -> list[Piece]:
     """The pieces that find no node with room, when the largest are placed first, each on the fullest node that takes
-    it. `free`: GPUs of each node."""
-    left, homeless = list(free), []
+    it, a share on the fullest GPU. `free`: GPUs of each node."""
+    left = [[1.0] * int(gpus) + [gpus % 1] for gpus in free]
+    homeless = []
     for piece in sorted(asked, key=lambda piece: -piece.num_gpus):
-        fits = [n for n in range(len(left)) if left[n] >= piece.num_gpus]
+        if piece.num_gpus >= 1:
+            number = int(piece.num_gpus)
+            fits = [node for node in left if node.count(1.0) >= number]
+            if fits:
+                node = min(fits, key=lambda node: node.count(1.0))
+                node[:] = sorted(node, reverse=True)
+                node[:number] = [0.0] * number
+        else:
+            shares = [(gpu, node) for node in left for gpu in node if gpu >= piece.num_gpus - _ROUNDING]
+            if fits := [node for _, node in shares]:
+                gpu, node = min(shares, key=lambda share: share[0])
+                node[node.index(gpu)] -= piece.num_gpus
         if not fits:
             homeless.append(piece)
-            continue
-        left[min(fits, key=lambda n: left[n])] -= piece.num_gpus
     return homeless
 
 

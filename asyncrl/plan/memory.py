@@ -9,13 +9,14 @@ P parameters, s ranks per copy of the model (FSDP2), d the width. On a rank:
     activations  what autograd saves of each layer, for tokens_per_microbatch tokens
     head         the tiles of `algorithms/logprobs.py`
     staging      two copies of P/s in weights.dtype, the buffers they are sent from, and on rank 0 of several the
-                 largest parameter twice (channel nccl)
+                 largest parameter twice (channel nccl; cuda_ipc: the copies alone)
 
 While it loads, each rank has the whole model in fp32 on its GPU (`trainer/model.py`) before FSDP2 divides it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from asyncrl.plan.gpus import GIB, Gpu
@@ -87,6 +88,8 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
         "staging": 0.0,
         "reserve": TRAINER_RESERVE,
     }
+    if channel(recipe) == "cuda_ipc":
+        parts["staging"] = 2.0 * sent * trained
     if channel(recipe) == "nccl":
         gathered = 2 * sent * shape.embedding if ranks > 1 else 0
         parts["staging"] = 2 * sent * trained / shard_ranks + gathered + TRANSFER_BUFFERS
@@ -134,10 +137,12 @@ def _activations(recipe: Recipe, shape: Shape, ranks: int) -> float:
     return float((kept + layer) * recipe.trainer.tokens_per_microbatch)
 
 
-def generator(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) -> Generator:
-    """Of an engine over so many GPUs."""
+def generator(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: float, work: Work) -> Generator:
+    """Of an engine over so many GPUs, or on a share of one."""
     args, rollout = recipe.rollout.engine_args, recipe.rollout
-    usable = float(args.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION)) * gpu.memory_bytes
+    of_whole = float(args.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION))
+    usable = (num_gpus if num_gpus < 1 else of_whole) * gpu.memory_bytes
+    num_gpus = math.ceil(num_gpus)
     weights = WIDTH[recipe.weights.dtype] * shape.parameters / num_gpus
     kv_cache = usable - weights - GENERATOR_RESERVE
     token = kv_bytes(recipe, shape, num_gpus)

@@ -127,13 +127,14 @@ def scenes(recipe: Recipe, shape: Shape, gpu: Gpu, work: Work, profile: Profile 
 
     def by_formula(recipe: Recipe, work: Work, split: Split) -> Scene:
         train = speed.train(recipe, shape, gpu, split.ranks, split.shard_ranks, work)
+        slower = speed.SHARED if split.gpus_per_rank < 1 else 1.0
         return Scene(
             group_size=recipe.group_size,
             lengths=work.lengths,
             replicas=split.replicas,
-            decode=speed.decode(recipe, shape, gpu, split.gpus_per_replica, work),
-            train_token_s=train.token_s,
-            train_step_s=train.step_s,
+            decode=speed.decode(recipe, shape, gpu, split.gpus_per_replica, work).scaled(slower),
+            train_token_s=train.token_s * slower,
+            train_step_s=train.step_s * slower,
             push_s=speed.push(recipe, shape, gpu, split.num_gpus, split.ranks),
             rolling=recipe.weights.rolling,
             checkpoint_s=speed.checkpoint(recipe, shape, split.shard_ranks),

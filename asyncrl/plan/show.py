@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def report(
     mean_tokens: int | None = None,
 ) -> list[str]:
     """What `asyncrl plan` prints. `num_gpus` None: as many as the recipe asks for. Raises UserError."""
-    asked = sum(piece.num_gpus for piece in pieces(recipe)) if num_gpus is None else num_gpus
+    asked = math.ceil(sum(piece.num_gpus for piece in pieces(recipe)) - 1e-6) if num_gpus is None else num_gpus
     measured = profile.read(run_dir) if run_dir else None
     return list(lines(plan(recipe, base_dir, asked, gpu_name, measured, mean_tokens)))
 
@@ -55,7 +56,8 @@ def lines(plan: Plan) -> Iterator[str]:
     if best is own:
         yield "set by    the recipe as it stands"
     else:
-        yield f"set by    {best.split.overrides(plan.recipe)}"
+        share = f" rollout.kv_cache_gib={_kv_cache_gib(best):g}" if best.split.gpus_per_rank < 1 else ""
+        yield f"set by    {best.split.overrides(plan.recipe)}{share}"
     if plan.gpu and own:
         yield f"as it is  {line(plan, own)}"
 
@@ -87,6 +89,12 @@ def memory_line(row: Row) -> str:
         f"weights {row.generator.weights / GIB:.1f}, KV cache {row.generator.kv_cache / GIB:.1f} for "
         f"{row.generator.sequences} sequences of mean length"
     )
+
+
+def _kv_cache_gib(row: Row) -> float:
+    """What a share of a GPU has room for."""
+    assert row.generator is not None
+    return math.floor(row.generator.kv_cache / GIB * 2) / 2
 
 
 def _side_by_side(recipe: Recipe) -> bool:
@@ -123,11 +131,13 @@ def _cells(row: Row, as_it_stands: bool) -> tuple[str, ...]:
 
 def _generators(split: Split) -> str:
     size = split.gpus_per_replica
-    return f"{split.replicas} x {size} GPU" if size else f"{split.replicas} on CPU"
+    return f"{split.replicas} x {size:g} GPU" if size else f"{split.replicas} on CPU"
 
 
 def _ranks(split: Split) -> str:
     copies = split.ranks // split.shard_ranks
+    if split.gpus_per_rank < 1:
+        return f"{split.ranks} x {split.gpus_per_rank:g} GPU"
     return f"{split.ranks}" + (f" = {copies} x {split.shard_ranks}" if copies > 1 else "")
 
 

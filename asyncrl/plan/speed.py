@@ -9,6 +9,7 @@ al. 2022, arXiv:2211.05102). The parts are added, where good kernels overlap som
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from asyncrl.launch.shape import GPUS_PER_NODE
@@ -41,6 +42,8 @@ ALL_REDUCE_S = 15e-6
 """Latency of one of tensor parallelism's two sums per layer. An assumption."""
 TRAIN_STEP_S = 0.5
 """Of a step outside the passes: fetching, decoding and laying out the batch. An assumption."""
+SHARED = 2.0
+"""How much longer trainer and generator take where they share a GPU: their kernels take turns. An assumption."""
 PUSH_S = 1.0
 """Of a push beside the transfer: pausing, vLLM's reload, resuming. An assumption."""
 HOST_BYTES_PER_S = 20e9
@@ -59,10 +62,11 @@ class TrainSpeed:
     step_s: float
 
 
-def decode(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) -> DecodeSpeed:
-    """Of one engine over so many GPUs."""
+def decode(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: float, work: Work) -> DecodeSpeed:
+    """Of one engine over so many GPUs, or on a share of the memory of one that it has for itself."""
     bandwidth = gpu.memory_bytes_per_s * BANDWIDTH_UTILIZATION
     held = memory.generator(recipe, shape, gpu, num_gpus, work)
+    num_gpus = math.ceil(num_gpus)
     large = gpu.memory_gib >= 70 and "A100" not in gpu.name
     limit = int(recipe.rollout.engine_args.get("max_num_seqs", MAX_SEQUENCES[large]))
     flops_per_s = gpu.flops_per_s * (1 if recipe.weights.dtype == "bfloat16" else FP32_SPEED)
@@ -130,6 +134,8 @@ def push(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, ranks: int) -> f
     width = memory.WIDTH[recipe.weights.dtype]
     if recipe.trainer.lora.rank:
         return PUSH_S + width * shape.parameters / PAGE_CACHE_BYTES_PER_S
+    if channel(recipe) == "cuda_ipc":
+        return PUSH_S + 2 * width * shape.parameters / (gpu.memory_bytes_per_s * BANDWIDTH_UTILIZATION)
     if channel(recipe) != "nccl":
         return PUSH_S + width * shape.parameters * (1 / HOST_BYTES_PER_S + 1 / PAGE_CACHE_BYTES_PER_S)
     # Rank 0 gathers a parameter, then sends it to all.

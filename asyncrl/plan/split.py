@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,17 +17,18 @@ from asyncrl.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Split:
-    """Generators of some GPUs each, and trainer ranks of one."""
+    """Generators of some GPUs each, and trainer ranks of one; or shares of one GPU."""
 
     replicas: int
-    gpus_per_replica: int
+    gpus_per_replica: float
     ranks: int
     shard_ranks: int
     """Ranks that hold one copy of the model together."""
+    gpus_per_rank: float = 1
 
     @property
     def num_gpus(self) -> int:
-        return self.replicas * self.gpus_per_replica + self.ranks
+        return math.ceil(self.replicas * self.gpus_per_replica + self.ranks * self.gpus_per_rank - 1e-6)
 
     def overrides(self, recipe: Recipe) -> str:
         """Keys that make the recipe this split."""
@@ -34,9 +36,9 @@ class Split:
         wanted: dict[str, object] = {
             "rollout.replicas": self.replicas,
             "rollout.gpus_per_replica": g,
-            "rollout.engine_args.tensor_parallel_size": g,
+            "rollout.engine_args.tensor_parallel_size": math.ceil(g),
             "trainer.ranks": self.ranks,
-            "trainer.gpus_per_rank": 1,
+            "trainer.gpus_per_rank": self.gpus_per_rank,
         }
         there = {
             "rollout.gpus_per_replica": recipe.rollout.gpus_per_replica,
@@ -51,13 +53,15 @@ class Split:
     def of(cls, recipe: Recipe) -> Split:
         """The one that the recipe has."""
         rollout, trainer = recipe.rollout, recipe.trainer
-        return cls(rollout.replicas, rollout.gpus_per_replica, trainer.ranks, trainer.shard_ranks or trainer.ranks)
+        shard_ranks = trainer.shard_ranks or trainer.ranks
+        of_rank = trainer.gpus_per_rank or 1
+        return cls(rollout.replicas, rollout.gpus_per_replica, trainer.ranks, shard_ranks, of_rank)
 
 
 def splits(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) -> list[Split]:
     """All that fit. Raises UserError if none does: what is too large, and what to change."""
-    if num_gpus < 2:
-        raise UserError("--gpus 1 is too few: a generator and a trainer rank need one each; say --gpus 2 or more")
+    if num_gpus == 1:
+        return [_shared(recipe, shape, gpu, work)]
     sizes = [size for size in _engine_sizes(recipe, shape) if size < num_gpus]
     fitting = [size for size in sizes if memory.generator(recipe, shape, gpu, size, work).fits]
     if not fitting:
@@ -71,7 +75,7 @@ def splits(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) ->
 def _engine_sizes(recipe: Recipe, shape: Shape) -> list[int]:
     """GPUs of one engine: powers of two by tensor parallelism on one node; with pipelines those of the recipe."""
     if _pipelined(recipe):
-        return [max(1, recipe.rollout.gpus_per_replica)]
+        return [int(max(1, recipe.rollout.gpus_per_replica))]
     sizes = {1, 2, 4, 8, _tensor_parallel(recipe)}
     return sorted(size for size in sizes if shape.heads % size == 0 and size <= GPUS_PER_NODE)
 
@@ -94,6 +98,32 @@ def _with(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, sizes: list[int
             usable = ranks <= recipe.groups_per_step * recipe.group_size
             if usable and held.total <= gpu.memory_bytes and not place(pieces, nodes):
                 yield split
+
+
+def _shared(recipe: Recipe, shape: Shape, gpu: Gpu, work: Work) -> Split:
+    """One GPU: the trainer has what it needs, and the generator the rest, unless the recipe says shares that fit."""
+    held = memory.trainer(recipe, shape, 1, 1)
+    least = math.ceil(held.total / gpu.memory_bytes * 20) / 20
+    own = [Split.of(recipe)] if recipe.on_one_gpu else []
+    for split in (*own, Split(1, round(1 - least, 2), 1, 1, least)):
+        has_room = split.gpus_per_replica > 0 and held.total <= split.gpus_per_rank * gpu.memory_bytes
+        if has_room and memory.generator(recipe, shape, gpu, split.gpus_per_replica, work).fits:
+            return split
+    needs = memory.generator(recipe, shape, gpu, 1, work)
+    asked = (held.total + needs.weights + needs.longest + memory.GENERATOR_RESERVE) / GIB
+    most = max(held.parts, key=lambda name: held.parts[name])
+    keys = [
+        "a larger --gpu",
+        "--gpus 2",
+        "a lower trainer.tokens_per_microbatch",
+        *(["trainer.gradient_checkpointing=true"] if not recipe.trainer.gradient_checkpointing else []),
+        *(["trainer.lora.rank=32"] if not recipe.trainer.lora.rank else []),
+    ]
+    raise UserError(
+        f"one {gpu.name} ({gpu.memory_gib:.0f} GiB) has no room for trainer and generator of {recipe.model}: they need "
+        f"{asked:.0f} GiB, {held.total / GIB:.0f} of it the trainer's ({most} {held.parts[most] / GIB:.0f}); say "
+        f"{', '.join(keys[:-1])} or {keys[-1]}"
+    )
 
 
 def _shard_ranks(recipe: Recipe, ranks: int) -> int:

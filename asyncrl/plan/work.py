@@ -98,4 +98,6 @@ def channel(recipe: Recipe) -> str:
     """That a run on GPUs uses, where the recipe leaves it open (`runtime/actors.py`)."""
     if recipe.weights.channel != "auto":
         return recipe.weights.channel
-    return "a host channel" if recipe.trainer.lora.rank else "nccl"
+    if recipe.trainer.lora.rank:
+        return "a host channel"
+    return "cuda_ipc" if recipe.on_one_gpu else "nccl"

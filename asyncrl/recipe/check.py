@@ -7,6 +7,7 @@ loss or engine does. Every fault is a UserError that says what to change.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -158,7 +159,12 @@ def _check_rollout(recipe: Recipe) -> None:
             f"the parallel sizes in rollout.engine_args divide the model over {gpus} GPUs, but "
             f"rollout.gpus_per_replica is 0; set it to {gpus}, or leave them out"
         )
-    if rollout.gpus_per_replica not in (0, gpus):
+    if 0 < rollout.gpus_per_replica < 1 and "gpu_memory_utilization" in args:
+        raise UserError(
+            f"rollout.engine_args.gpu_memory_utilization is said by rollout.gpus_per_replica, the share of a GPU "
+            f"({rollout.gpus_per_replica:g}), and the size of its KV cache by rollout.kv_cache_gib; leave it out"
+        )
+    if math.ceil(rollout.gpus_per_replica) not in (0, gpus):
         raise UserError(
             f"rollout.gpus_per_replica is {rollout.gpus_per_replica}, but the parallel sizes in rollout.engine_args "
             f"use {gpus}; set rollout.engine_args.tensor_parallel_size={rollout.gpus_per_replica}"
@@ -354,8 +360,18 @@ def _check_weights(recipe: Recipe, engine: _EngineTraits) -> None:
         ("rollout.gpus_per_replica", recipe.rollout.gpus_per_replica),
         ("trainer.gpus_per_rank", recipe.trainer.gpus_per_rank),
     ):
-        if weights.channel == "nccl" and num_gpus == 0:
-            raise UserError(f"weights.channel nccl needs GPUs, but {key} is 0; set {key}=1 or weights.channel=auto")
+        if weights.channel == "nccl" and num_gpus < 1:
+            raise UserError(
+                f"weights.channel nccl needs whole GPUs, but {key} is {num_gpus:g}; set {key}=1 or weights.channel=auto"
+            )
+    if weights.channel == "cuda_ipc" and not recipe.on_one_gpu:
+        raise UserError(
+            "weights.channel cuda_ipc is for one rank and its generators on one GPU: trainer.gpus_per_rank and "
+            "rollout.replicas x rollout.gpus_per_replica must be shares of it, such as 0.6 and 0.4; or set "
+            "weights.channel=auto"
+        )
+    if weights.channel == "cuda_ipc" and recipe.trainer.lora.rank:
+        raise UserError("weights.channel cuda_ipc cannot merge the adapters of trainer.lora; set weights.channel=auto")
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 """A number of things: with more digits it is a slip, and libraries' integers have no room for it."""
@@ -15,6 +16,16 @@ class Part(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def gpus(value: float) -> float:
+    """A number of GPUs: a share of one, or whole ones, which are ints. PydanticCustomError otherwise."""
+    if value > 1 and value != int(value):
+        raise PydanticCustomError("gpus", "neither a share of one GPU nor whole ones")
+    return int(value) if value == int(value) else value
+
+
+Gpus = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(gpus)]
 
 
 def listed(value: Any) -> Any:

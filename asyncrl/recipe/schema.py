@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
-from asyncrl.recipe.part import Part, PositiveInt, listed
+from asyncrl.recipe.part import Gpus, Part, PositiveInt, listed
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
@@ -89,13 +89,15 @@ class RolloutRecipe(Part):
     kv_after_update: Literal["keep", "recompute"] = "keep"
     """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights. One
     that waits is computed with the new weights from its first token on, either way."""
-    gpus_per_replica: int = Field(default=0, ge=0)
-    """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU."""
+    gpus_per_replica: Gpus = 0
+    """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU; 0.4 = that share
+    of one GPU and of its memory, so that others may have the rest."""
     cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None
     """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all, or half of them beside a trainer
     on CPUs, divided among the replicas of one machine (`recipe/cores.py`)."""
     kv_cache_gib: PositiveFloat = 1.0
-    """KV cache of a CPU engine, in GiB (GPUs: `engine_args.gpu_memory_utilization`)."""
+    """KV cache of an engine on CPUs or on a share of a GPU, in GiB (whole GPUs: `engine_args.gpu_memory_utilization`).
+    """
     engine_args: dict[str, Any] = {}
     """Passed to vLLM's AsyncEngineArgs, or to your engine's constructor, untouched."""
 
@@ -183,16 +185,16 @@ class TrainerRecipe(Part):
     """bf16: autocast over fp32 master weights. fp32: everything in fp32 (exact, slow)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
-    gpus_per_rank: int = Field(default=0, ge=0, le=1)
-    """1 trains on a GPU, 0 on CPU."""
+    gpus_per_rank: Annotated[Gpus, Field(le=1)] = 0
+    """1 trains on a GPU, 0 on CPU, 0.6 on that share of a GPU and of its memory."""
     cpu_threads: PositiveInt | None = None
     """torch threads of a rank on CPU; default: its share of all cores, or of the half that CPU engines leave."""
 
 
 class WeightsRecipe(Part):
-    channel: Literal["auto", "shared_memory", "gloo", "nccl", "disk", "none"] = "auto"
-    """`auto`: nccl if generators and trainer have GPUs, else shared_memory on one node and gloo on several. `disk`
-    writes to the run directory; `none` (only) for an engine without weights."""
+    channel: Literal["auto", "shared_memory", "gloo", "nccl", "cuda_ipc", "disk", "none"] = "auto"
+    """`auto`: nccl if generators and trainer have GPUs of their own, cuda_ipc if they share one, else shared_memory on
+    one node and gloo on several. `disk` writes to the run directory; `none` (only) for an engine without weights."""
     rolling: bool = False
     """Update one replica after the other, so that the others go on; needs shared_memory or disk."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -341,3 +343,10 @@ class Recipe(Part):
         rollout = values.get("rollout")
         engine = rollout.get("engine") if isinstance(rollout, Mapping) else None
         return {**values, "algorithm": {**algorithm, "proximal": proximal_of(algorithm, engine)}}
+
+    @property
+    def on_one_gpu(self) -> bool:
+        """Whether the trainer's one rank and the generators have shares of one GPU, which they then take together."""
+        rank, replica = self.trainer.gpus_per_rank, self.rollout.gpus_per_replica
+        together = rank + self.rollout.replicas * replica
+        return self.trainer.ranks == 1 and min(rank, replica) > 0 and together <= 1 + 1e-6

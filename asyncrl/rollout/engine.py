@@ -65,8 +65,8 @@ class EngineConfig:
     kv_cache_gib: float
     seed: int
     engine_args: dict[str, Any] = field(default_factory=dict)
-    num_gpus: int = 0
-    """That it may use, whatever the machine has; 0 = CPU."""
+    num_gpus: float = 0
+    """That it may use, whatever the machine has; 0 = CPU, below 1 = that share of one and of its memory."""
 
     @property
     def num_workers(self) -> int:

@@ -178,8 +178,12 @@ def arguments(config: EngineConfig) -> dict[str, Any]:
     if config.num_workers > 1:
         # In a placement group vLLM takes Ray, which wants a bundle of one GPU for each worker.
         args["distributed_executor_backend"] = "mp"
-    if not config.num_gpus:
+    if config.num_gpus < 1:
         args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    if 0 < config.num_gpus < 1:
+        # vLLM looks whether so much is free. With the size of its cache said, it does not take others' memory for its.
+        args["gpu_memory_utilization"] = config.num_gpus
+    if not config.num_gpus:
         # A chunked prefill rewinds the request's random generator, which a CPU generator cannot do: one seeded
         # request would end the engine ("CPU Generator does not use offset").
         args["enable_chunked_prefill"] = False

@@ -134,14 +134,18 @@ def _number(generator: str) -> int:
 
 
 def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
-    """`auto`: none if the engine holds no weights, nccl if generators and trainer have GPUs and all weights are
-    sent, else shared memory on one node and gloo on several."""
+    """`auto`: none if the engine holds no weights. If all weights are sent between GPUs, cuda_ipc where trainer and
+    generators share one, and nccl where each has its own. Else shared memory on one node and gloo on several."""
     if recipe.weights.channel != "auto":
         return recipe.weights.channel
     if not engine_class(recipe.rollout.engine, base_dir).holds_weights:
         return "none"
     # Adapters are small, and merged into the base on the CPU.
-    gpus = recipe.rollout.gpus_per_replica and recipe.trainer.gpus_per_rank and not recipe.trainer.lora.rank
-    if gpus:
-        return "nccl"
+    sizes = recipe.rollout.gpus_per_replica, recipe.trainer.gpus_per_rank
+    if all(sizes) and not recipe.trainer.lora.rank:
+        if recipe.on_one_gpu:
+            return "cuda_ipc"
+        # Two ranks of NCCL on one GPU are no more than an experiment of its own.
+        if min(sizes) >= 1:
+            return "nccl"
     return "shared_memory" if num_nodes() == 1 else "gloo"

@@ -1,4 +1,5 @@
 """Room for the whole run in one placement group: for all actors that ask for GPUs or for each other, or for none.
+Those that share one GPU share a bundle, so that it is the same one.
 
 Two runs that start at once can so not take half of what each needs. A lost actor's place is kept for the next one.
 Waits for: other jobs on the cluster, until `deadlines.start_s`, and says so. Unblocked by: their end.
@@ -22,18 +23,21 @@ _AT_ONCE_S = 5.0
 
 
 class Places:
-    """The bundles: one per trainer rank, then one per generator that the run begins with, if these have GPUs."""
+    """The bundles: one per trainer rank, then one per generator that the run begins with, if these have GPUs; or one
+    for all of them."""
 
     def __init__(self, recipe: Recipe, group: PlacementGroup | None) -> None:
         self._num_ranks, rollout = recipe.trainer.ranks, recipe.rollout
         self._num_generators = rollout.first_replicas if rollout.gpus_per_replica else 0
-        self._group = group
+        self._one, self._group = recipe.on_one_gpu, group
 
     def of_rank(self, rank: int) -> PlacementGroupSchedulingStrategy | None:
         """None: anywhere."""
         return PlacementGroupSchedulingStrategy(self._group, rank) if self._group else None
 
     def of_generator(self, number: int) -> PlacementGroupSchedulingStrategy | str:
+        if self._group and self._one:
+            return PlacementGroupSchedulingStrategy(self._group, 0)
         if self._group and number < self._num_generators:
             return PlacementGroupSchedulingStrategy(self._group, self._num_ranks + number)
         return "SPREAD"
@@ -67,19 +71,22 @@ def _bundles(recipe: Recipe) -> list[dict[str, float]]:
     trainer, rollout = recipe.trainer, recipe.rollout
     if trainer.ranks == 1 and not trainer.gpus_per_rank and not rollout.gpus_per_replica:
         return []
+    if recipe.on_one_gpu:
+        count = 1 + rollout.replicas
+        return [{"CPU": count * ALMOST_NO_CPU, "GPU": sum(piece.num_gpus for piece in pieces(recipe))}]
     sizes = [trainer.gpus_per_rank] * trainer.ranks
     sizes += [rollout.gpus_per_replica] * (rollout.first_replicas if rollout.gpus_per_replica else 0)
     return [{"CPU": ALMOST_NO_CPU, **({"GPU": size} if size else {})} for size in sizes]
 
 
-def gpus_of_nodes() -> list[tuple[str, int, int]]:
-    """Address of each living node, GPUs it has, and those that are free."""
+def gpus_of_nodes() -> list[tuple[str, int, float]]:
+    """Address of each living node, GPUs it has, and what is free of them."""
     free = ray._private.state.available_resources_per_node()
     return [
         (
             node["NodeManagerAddress"],
             int(node["Resources"].get("GPU", 0)),
-            int(free.get(node["NodeID"], {}).get("GPU", 0)),
+            round(free.get(node["NodeID"], {}).get("GPU", 0), 4),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -87,12 +94,12 @@ def gpus_of_nodes() -> list[tuple[str, int, int]]:
 
 
 def _asked(asked: list[Piece]) -> str:
-    return f"the recipe asks for {sum(piece.num_gpus for piece in asked)} GPUs ({_counted(asked)})"
+    return f"the recipe asks for {sum(piece.num_gpus for piece in asked):g} GPUs ({_counted(asked)})"
 
 
 def _present() -> str:
     nodes = gpus_of_nodes()
-    where = ", ".join(f"{address} {free} of {total} free" for address, total, free in nodes)
+    where = ", ".join(f"{address} {free:g} of {total} free" for address, total, free in nodes)
     return f"the cluster has {sum(total for _, total, _ in nodes)} ({where})"
 
 

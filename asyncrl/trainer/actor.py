@@ -130,6 +130,8 @@ class TrainerActor:
         torch.set_num_threads(trainer_threads(recipe))
         torch.manual_seed(recipe.seed)
         device = torch.device("cuda" if trainer.gpus_per_rank else "cpu")
+        if 0 < trainer.gpus_per_rank < 1:
+            torch.cuda.set_per_process_memory_fraction(trainer.gpus_per_rank)
         self.team = Team(device)
         if meeting is not None:
             store = self.store if self.rank == 0 else None
@@ -184,7 +186,7 @@ class TrainerActor:
         if self.backend == "shared_memory":
             # With this, what a trainer has left that was killed is gone.
             self.shared = private.make(SHARED_MEMORY)
-        copies = device if self.backend == "nccl" else torch.device("cpu")
+        copies = device if self.backend in ("nccl", "cuda_ipc") else torch.device("cpu")
         return Staging(self.learner.model, version, self._dtype, copies, self.shared)
 
     def _hold(self, live: int, version: int) -> None:

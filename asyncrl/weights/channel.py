@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from asyncrl.weights import cuda_ipc
 from asyncrl.weights.files import write_push
 from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
@@ -104,7 +105,7 @@ def open_channel(config: ChannelConfig, staged: StagedWeights) -> Channel:
 
 
 class HostChannel:
-    """gloo, shared memory or a disk: weights in host memory."""
+    """gloo, shared memory, CUDA IPC or a disk: a worker finds a flat buffer of each rank."""
 
     def __init__(self, config: ChannelConfig, staged: StagedWeights) -> None:
         from asyncrl.weights.gloo import GlooEnd
@@ -112,6 +113,8 @@ class HostChannel:
         self._config = config
         self._pieces = [asdict(piece) for piece in staged.pieces]
         self._gloo = GlooEnd(config.address, config.timeout_s) if config.backend == "gloo" else None
+        self._handles: dict[int, Any] = {}
+        """Of the copies on a GPU, by their addresses: each is handed out once."""
 
     def end(self) -> Any:
         return {"pieces": self._pieces, **(self._gloo.reach if self._gloo else {})}
@@ -136,6 +139,11 @@ class HostChannel:
     def copy(self, version: int, staged: StagedWeights) -> Any:
         if self._config.backend == "disk":
             return str(write_push(staged.flat, self._config.folder, version, self._config.rank))
+        if self._config.backend == "cuda_ipc":
+            address = staged.flat.data_ptr()
+            if address not in self._handles:
+                self._handles[address] = cuda_ipc.handle(staged.flat)
+            return self._handles[address]
         if self._gloo:
             self._gloo.prepare(staged.flat)
         return None if staged.path is None else str(staged.path)

@@ -1,8 +1,9 @@
-"""Weights in host memory, received by a vLLM worker: a flat buffer of each rank of the trainer, loaded as parameters
-through the model's own loader.
+"""Weights received by a vLLM worker: a flat buffer of each rank of the trainer, loaded as parameters through the
+model's own loader.
 
 Base classes and calls are vLLM's (`vllm.distributed.weight_transfer`, read in 0.32.0). How the buffers arrive is said
-when the worker joins: over gloo, in shared memory, or from a disk.
+when the worker joins: over gloo, in shared memory, on the trainer's own GPU, or from a
+disk.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from asyncrl.weights.cuda_ipc import CudaIpcReceiver
 from asyncrl.weights.gloo import GlooReceiver
 from asyncrl.weights.lora import merge
 from asyncrl.weights.mapped import DiskReceiver, SharedMemoryReceiver
@@ -40,6 +42,7 @@ class Receiver(Protocol):
 
 
 RECEIVERS: dict[str, type[Receiver]] = {
+    "cuda_ipc": CudaIpcReceiver,
     "gloo": GlooReceiver,
     "shared_memory": SharedMemoryReceiver,
     "disk": DiskReceiver,
@@ -51,7 +54,7 @@ class HostInitInfo(WeightTransferInitInfo):
     """What a worker has to know for all pushes to come."""
 
     transport: str
-    """gloo, shared_memory or disk."""
+    """A key of RECEIVERS."""
     ends: list[dict[str, Any]]
     """Of each rank of the trainer: its `pieces`, in the order of its buffer, and how to reach it."""
     dtype: str
@@ -201,8 +204,10 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         return {f"{name}.weight" for name in heads}
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class ends in torch.accelerator.synchronize(), which a CPU build does not have.
         self.receive_weights(self.parse_update_info(update_info))
+        # A CPU build of torch has nothing to wait for. A GPU has not read all of the trainer's copy before.
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: HostUpdateInfo) -> None:
         if self.receiver is None:

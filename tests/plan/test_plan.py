@@ -145,3 +145,22 @@ def test_a_plan_loads_no_heavy_library() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "16 = 2 x 8 *" in done.stdout
+
+
+def test_one_gpu_is_shared() -> None:
+    """Shares are of memory: the trainer's holds all of it, and what is left has room for the engine."""
+    asked = recipe(name="gsm8k-1gpu")
+    assert asked.on_one_gpu
+    [row] = plan(asked, ROOT, 1, "RTX4090").rows
+    gpu = gpus.find("RTX4090")
+    assert row.split == Split(1, 0.35, 1, 1, 0.65) == Split.of(asked)
+    assert row.split.num_gpus == 1
+    assert row.trainer is not None
+    assert row.trainer.total <= 0.65 * gpu.memory_bytes
+    assert row.generator is not None
+    assert row.generator.kv_cache >= asked.rollout.kv_cache_gib * gpus.GIB
+    larger = plan(recipe(), ROOT, 1, "H100").rows[0].split
+    followed = recipe(*larger.overrides(recipe()).split(), "rollout.engine_args={}", "weights.channel=auto")
+    assert followed.on_one_gpu
+    assert Split.of(followed) == larger
+    assert larger.gpus_per_rank + larger.gpus_per_replica == 1

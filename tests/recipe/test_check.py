@@ -170,7 +170,7 @@ BAD = {
     "weights.channel=none": r"weights\.channel none would never update engine vllm; set weights\.channel=auto",
     f"{SIMULATED} weights.channel=gloo": r"weights\.channel gloo needs weights, engine simulated holds none; .*",
     f"{SIMULATED} weights.verify=true": r"weights\.verify needs weights, engine simulated holds none; .*",
-    "weights.channel=nccl": r"weights\.channel nccl needs GPUs, but rollout\.gpus_per_replica is 0; set .*",
+    "weights.channel=nccl": r"weights\.channel nccl needs whole GPUs, but rollout\.gpus_per_replica is 0; set .*",
     "weights.channel=nccl rollout.gpus_per_replica=1": r"weights\.channel nccl .* trainer\.gpus_per_rank is 0; set .*",
 }
 

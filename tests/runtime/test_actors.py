@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.util.placement_group import remove_placement_group
 
 from asyncrl.errors import DeadlineExceeded, UserError
 from asyncrl.recipe.schema import Recipe
@@ -68,6 +69,34 @@ def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(two_gp
         r"no room for 1 generator x 1; lower",
         str(error.value),
     )
+
+
+def with_shares(of_rank: float, of_replica: float) -> Recipe:
+    trainer = {"ranks": 1, "gpus_per_rank": of_rank}
+    rollout = {"engine": "simulated", "gpus_per_replica": of_replica}
+    return Recipe.model_validate({**RECIPE.model_dump(mode="json"), "trainer": trainer, "rollout": rollout})
+
+
+def test_shares_of_one_gpu_are_of_the_same_one(two_gpus: None, tmp_path: Path) -> None:
+    places = reserve(with_shares(0.6, 0.4), print)
+    actors = Actors(with_shares(0.6, 0.4), "x", Sight.begin(tmp_path), tmp_path, places)
+    handles = [actors.generator("generator-0", None), *actors.trainer(None).handles]  # type: ignore[arg-type]
+    seen = [handle.__ray_call__.remote(lambda actor: ray.get_gpu_ids()) for handle in handles]
+    generator, trainer = ray.get(seen, timeout=120)
+    assert generator == trainer
+    assert len(trainer) == 1
+    assert ray.available_resources()["GPU"] == 1
+    for handle in handles:
+        ray.kill(handle)
+    assert places._group is not None
+    remove_placement_group(places._group)
+
+
+def test_shares_that_make_more_than_one_gpu_need_two(two_gpus: None) -> None:
+    recipe = with_shares(0.6, 0.6)
+    three = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"replicas": 2})})
+    with pytest.raises(UserError, match=r"asks for 1.8 GPUs .* no room for 1 generator x 0.6"):
+        reserve(three, print)
 
 
 def test_all_take_their_places_together_or_none_does(two_gpus: None, tmp_path: Path) -> None:
