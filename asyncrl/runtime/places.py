@@ -94,7 +94,8 @@ def gpus_of_nodes() -> list[tuple[str, int, float]]:
 
 
 def _asked(asked: list[Piece]) -> str:
-    return f"the recipe asks for {sum(piece.num_gpus for piece in asked):g} GPUs ({_counted(asked)})"
+    total = sum(piece.num_gpus for piece in asked)
+    return f"the recipe asks for {total:g} GPU{'' if total == 1 else 's'} ({_counted(asked)})"
 
 
 def _present() -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from ray.util.placement_group import remove_placement_group
 
 from asyncrl.errors import DeadlineExceeded, UserError
 from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime import places
 from asyncrl.runtime.actors import Actors
-from asyncrl.runtime.places import reserve
+from asyncrl.runtime.places import Places
 from asyncrl.runtime.sight import Sight
 
 pytestmark = pytest.mark.slow
@@ -42,7 +44,28 @@ def two_gpus(local_ray: Callable[..., None]) -> None:
     local_ray(num_cpus=2, num_gpus=2)
 
 
-def test_who_asks_for_no_gpu_sees_none(two_gpus: None, tmp_path: Path) -> None:
+Reserve = Callable[[Recipe, Callable[[str], None]], Places]
+
+
+@pytest.fixture
+def reserve(two_gpus: None) -> Iterator[Reserve]:
+    """places.reserve; what a test has reserved is free again after it."""
+    taken: list[Places] = []
+
+    def take(recipe: Recipe, say: Callable[[str], None]) -> Places:
+        taken.append(places.reserve(recipe, say))
+        return taken[-1]
+
+    yield take
+    for place in taken:
+        if place._group is not None:
+            remove_placement_group(place._group)
+    until = time.monotonic() + 30
+    while ray.available_resources().get("GPU", 0) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def test_who_asks_for_no_gpu_sees_none(reserve: Reserve, tmp_path: Path) -> None:
     keys = RECIPE.model_dump(mode="json")
     recipe = Recipe.model_validate({**keys, "trainer": {"ranks": 1}, "rollout": {"engine": "simulated"}})
     actors = Actors(recipe, "x", Sight.begin(tmp_path), tmp_path, reserve(recipe, print))
@@ -51,16 +74,16 @@ def test_who_asks_for_no_gpu_sees_none(two_gpus: None, tmp_path: Path) -> None:
     assert ray.get(seen, timeout=120) == ["", ""]
 
 
-def test_room_is_kept_for_those_that_the_run_begins_with(two_gpus: None) -> None:
+def test_room_is_kept_for_those_that_the_run_begins_with(reserve: Reserve) -> None:
     rollout = {"engine": "simulated", "gpus_per_replica": 1, "replicas": {"min": 1, "max": 3}}
     keys = RECIPE.model_dump(mode="json")
     recipe = Recipe.model_validate({**keys, "trainer": {"ranks": 1, "gpus_per_rank": 1}, "rollout": rollout})
-    places = reserve(recipe, print)
-    assert places.of_generator(0).placement_group_bundle_index == 1  # type: ignore[union-attr]
-    assert places.of_generator(1) == "SPREAD"
+    found = reserve(recipe, print)
+    assert found.of_generator(0).placement_group_bundle_index == 1  # type: ignore[union-attr]
+    assert found.of_generator(1) == "SPREAD"
 
 
-def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(two_gpus: None) -> None:
+def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(reserve: Reserve) -> None:
     rollout = RECIPE.rollout.model_copy(update={"gpus_per_replica": 1})
     with pytest.raises(UserError) as error:
         reserve(RECIPE.model_copy(update={"rollout": rollout}), print)
@@ -77,29 +100,25 @@ def with_shares(of_rank: float, of_replica: float) -> Recipe:
     return Recipe.model_validate({**RECIPE.model_dump(mode="json"), "trainer": trainer, "rollout": rollout})
 
 
-def test_shares_of_one_gpu_are_of_the_same_one(two_gpus: None, tmp_path: Path) -> None:
-    places = reserve(with_shares(0.6, 0.4), print)
-    actors = Actors(with_shares(0.6, 0.4), "x", Sight.begin(tmp_path), tmp_path, places)
+def test_shares_of_one_gpu_are_of_the_same_one(reserve: Reserve, tmp_path: Path) -> None:
+    recipe = with_shares(0.6, 0.4)
+    actors = Actors(recipe, "x", Sight.begin(tmp_path), tmp_path, reserve(recipe, print))
     handles = [actors.generator("generator-0", None), *actors.trainer(None).handles]  # type: ignore[arg-type]
     seen = [handle.__ray_call__.remote(lambda actor: ray.get_gpu_ids()) for handle in handles]
     generator, trainer = ray.get(seen, timeout=120)
     assert generator == trainer
     assert len(trainer) == 1
     assert ray.available_resources()["GPU"] == 1
-    for handle in handles:
-        ray.kill(handle)
-    assert places._group is not None
-    remove_placement_group(places._group)
 
 
-def test_shares_that_make_more_than_one_gpu_need_two(two_gpus: None) -> None:
+def test_shares_that_make_more_than_one_gpu_need_two(reserve: Reserve) -> None:
     recipe = with_shares(0.6, 0.6)
     three = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"replicas": 2})})
     with pytest.raises(UserError, match=r"asks for 1.8 GPUs .* no room for 1 generator x 0.6"):
         reserve(three, print)
 
 
-def test_all_take_their_places_together_or_none_does(two_gpus: None, tmp_path: Path) -> None:
+def test_all_take_their_places_together_or_none_does(reserve: Reserve, tmp_path: Path) -> None:
     neighbour = Neighbour.remote()
     ray.get(neighbour.ping.remote(), timeout=60)
     said: list[str] = []
