@@ -9,9 +9,7 @@ from typing import Any, NoReturn
 
 import asyncrl
 from asyncrl.errors import UserError
-
-KINDS = ("data", "reward", "prompt", "training")
-"""What a run knows again (`runtime/fingerprint.py`)."""
+from asyncrl.runtime.kinds import KINDS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -32,6 +32,17 @@ STEP_KEYS: tuple[str, ...] = (
     *(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl")),
 )
 """Names that every record has (design, part 6); a record may have more."""
+MORE_KEYS: tuple[str, ...] = (
+    *("completion/tokens_mean", "trajectories/mixed_versions", "reward_time/waiting", "health/warnings"),
+    *("rewards/failed", "generators/serving", "generators/wanted"),
+    *(f"staleness/{name}" for name in ("bound", "updates_mean", "updates_max")),
+    *(f"offpolicy/{name}" for name in ("logprob_gap_age0", "kl_k1", "masked_fraction")),
+    *(f"replay/{name}" for name in ("share", "age_mean", "age_max")),
+    *(f"trainer/{name}" for name in ("loss", "value_loss", "grad_norm", "entropy", "learning_rate", "step_s")),
+    *(f"trainer/{name}" for name in ("forward_tokens", "trajectory_tokens", "prefix_trees", "masked_truncated")),
+    *(f"trainer/{name}" for name in ("skipped_zero_advantage", "skipped_steps")),
+)
+"""Figures that a record may have besides, and those that a reward returns: reward/NAME."""
 
 
 def gauge_name(key: str) -> str:

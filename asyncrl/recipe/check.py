@@ -21,6 +21,7 @@ from typing import Any
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
 from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, local_config, weight_files
+from asyncrl.observe.metrics import MORE_KEYS, STEP_KEYS
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import LOSSES
@@ -84,6 +85,7 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     control_settings(recipe)
     _check_rollout(recipe)
     _check_trainer(recipe)
+    _check_keep_best(recipe)
     if not (elsewhere and _is_away(recipe.model)):
         _check_model(recipe, base_dir)
     for path in recipe.data.paths:
@@ -201,6 +203,15 @@ def _check_trainer(recipe: Recipe) -> None:
         raise UserError(
             f"trainer.tokens_per_microbatch {trainer.tokens_per_microbatch} is below rollout.max_prompt_tokens + "
             f"rollout.max_new_tokens = {longest}, the longest trajectory; raise it, or lower one of those"
+        )
+
+
+def _check_keep_best(recipe: Recipe) -> None:
+    best, known = recipe.checkpoint.keep_best, (*STEP_KEYS, *MORE_KEYS)
+    if best is not None and best not in known and not best.startswith("reward/"):
+        raise UserError(
+            f"checkpoint.keep_best: a step has no metric {best}{nearest(best, known)}; it has reward/mean, reward/NAME "
+            "for what a reward names, and what metrics.jsonl shows"
         )
 
 

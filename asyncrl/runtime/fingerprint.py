@@ -22,14 +22,8 @@ from asyncrl.errors import UserError
 from asyncrl.recipe.schema import Recipe
 from asyncrl.run_dir import json_object
 from asyncrl.run_dir import replace as replace_file
+from asyncrl.runtime.kinds import KINDS
 
-KINDS = {
-    "data": "begins the new data at its first row",
-    "reward": "goes on with the new reward",
-    "prompt": "goes on with the new prompts",
-    "training": "goes on with the new from the last checkpoint, whatever the steps since were trained with",
-}
-"""What may change, and what accepting it means."""
 _FILE = "fingerprint.json"
 _HASH_CHARS = 16
 _HASHED = ("content", "source", "chat template", "loss", "engine")
@@ -48,7 +42,7 @@ class Fingerprint:
     draws: Draws = field(default_factory=Draws)
     """Which draws the present data gives."""
     changes: list[dict[str, Any]] = field(default_factory=list)
-    """Accepted ones: step, kind, and what differed."""
+    """Accepted ones: step, kind, and what differed; of kind `recipe`, its key."""
 
     def write(self, run_dir: Path) -> None:
         replace_file(run_dir / _FILE, json.dumps(asdict(self), indent=1))
@@ -134,7 +128,7 @@ def compared(
     for key, values in keys.items():
         what = _listed({key: values})
         logger.info("from step %d on %s", step, what)
-        changes.append({"step": step, "kind": "recipe", "what": what})
+        changes.append({"step": step, "kind": "recipe", "key": key, "what": what})
     return replace(now, draws=draws, changes=[*before.changes, *changes])
 
 
@@ -145,7 +139,7 @@ def shapes_training(key: str) -> bool:
 
 def trained_anew_at(run_dir: Path) -> int:
     """The last step from which on a resume trained otherwise than before; 0 if none did."""
-    found = (c["step"] for c in changes(run_dir) if c["kind"] == "training" or shapes_training(c["what"].split()[0]))
+    found = (c["step"] for c in changes(run_dir) if c["kind"] == "training" or shapes_training(c.get("key", "")))
     return max(found, default=0)
 
 

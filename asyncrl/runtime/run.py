@@ -94,7 +94,7 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
     """Take a run up where it broke off; returns the exit code. A URL's run is resumed by its local copy.
 
     `recipe`: to go on by; `stored`: what its directory says; `recipe.stored.load_stored` gives both. `accepted`: the
-    kinds of `fingerprint.KINDS` that may differ from what the run was begun with.
+    kinds of `kinds.KINDS` that may differ from what the run was begun with.
     """
     base_dir = Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)

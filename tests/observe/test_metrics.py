@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.observe.metrics import STEP_KEYS, MetricsWriter, accuracy, complete, read_lines, shares, write_summary
+from asyncrl.observe.metrics import (
+    MORE_KEYS,
+    STEP_KEYS,
+    MetricsWriter,
+    accuracy,
+    complete,
+    read_lines,
+    shares,
+    write_summary,
+)
 
 seconds = st.floats(0, 1e6)
 
@@ -63,3 +73,13 @@ def test_summary_is_plain_json(tmp_path: Path) -> None:
 def test_the_names_are_those_of_the_made_up_run(made_up: Any) -> None:
     for record in made_up.records():
         complete(record)
+
+
+def test_the_names_are_those_that_records_have() -> None:
+    """As the sources have them that make a record; `checkpoint.keep_best` may be any of them."""
+    package = Path(__file__).parents[2] / "asyncrl"
+    made = "runtime/recorder.py", "trainer/learner.py", "trainer/step_report.py", "algorithms/offpolicy.py"
+    found = {name for file in made for name in re.findall(r'"([a-z_]+/[a-z_0-9]+)"', (package / file).read_text())}
+    assert len(found) > 40
+    assert found - {*STEP_KEYS, *MORE_KEYS} == {"staleness/histogram"}
+    assert set(MORE_KEYS) - found == {f"offpolicy/{name}" for name in ("kl_k1", "masked_fraction")}

@@ -24,8 +24,8 @@ from asyncrl.models import tiny_tokenizer
 from asyncrl.recipe.check_data import load_tasks
 from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.schema import Recipe
-from asyncrl.runtime import fingerprint
 from asyncrl.runtime.fingerprint import Fingerprint, changes, compared, read, shapes_training, taken, trained_anew_at
+from asyncrl.runtime.kinds import KINDS
 
 REWARD = "def reward(completion, **row): return 1.0\n"
 
@@ -132,10 +132,10 @@ def test_another_is_refused_by_kind_or_accepted(
     before = run_dir.joinpath("fingerprint.json").read_text()
     change(folder)
     now = take(folder, **keys)
-    for accepted in ((), set(fingerprint.KINDS) - {kind}):
+    for accepted in ((), set(KINDS) - {kind}):
         with pytest.raises(UserError, match=rf"run was begun with another {kind} \({what}") as caught:
             compared(run_dir, now, accepted, run_of(), {})
-        assert f"resume with `--accept {kind}` too, which {fingerprint.KINDS[kind]}" in str(caught.value)
+        assert f"resume with `--accept {kind}` too, which {KINDS[kind]}" in str(caught.value)
     assert run_dir.joinpath("fingerprint.json").read_text() == before
     goes_on = compared(run_dir, now, {kind}, run_of(), {})
     assert f"from step 0 on with another {kind}" in caplog.text
@@ -143,7 +143,8 @@ def test_another_is_refused_by_kind_or_accepted(
     assert [(c["step"], c["kind"]) for c in changes(run_dir)] == [(0, kind)]
     assert compared(run_dir, now, (), run_of(), {}) == goes_on
     compared(run_dir, now, (), run_of(), {"trainer.learning_rate": (0.1, 0.2)}).write(run_dir)
-    last = {"step": 0, "kind": "recipe", "what": "trainer.learning_rate was 0.1, is 0.2"}
+    key = "trainer.learning_rate"
+    last = {"step": 0, "kind": "recipe", "key": key, "what": f"{key} was 0.1, is 0.2"}
     assert changes(run_dir)[1:] == [last]
 
 
@@ -230,7 +231,6 @@ def test_every_place_is_taken_once(first: int, again: set[int]) -> None:
 
 
 def test_the_command_line_knows_the_kinds() -> None:
-    assert tuple(fingerprint.KINDS) == arguments.KINDS
     assert arguments.parse(["resume", "runs/x", "--accept", "data,prompt", "a=b"]).accept == ["data", "prompt"]
     with pytest.raises(UserError, match="'dat' is not one of data, reward, prompt"):
         arguments.parse(["resume", "runs/x", "--accept", "dat"])

@@ -75,7 +75,7 @@ def test_from_where_a_resume_trained_otherwise(
 ) -> None:
     """Resumed at step 5 from checkpoint 4; the recipe that there is now is not that of the steps before."""
     batches = run_of(tmp_path, [2, 4, 6], range(7))
-    change = {"step": 5, "kind": kind, "what": "trainer.learning_rate was 0.1, is 0.2"}
+    change = {"step": 5, "kind": kind, "key": "trainer.learning_rate", "what": "another one"}
     (tmp_path / "fingerprint.json").write_text(json.dumps({"parts": {}, "draws": {}, "changes": [change]}))
     assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [6]
     assert learner.done == ["step_000004", (4, [4]), (5, [5]), ("compared", "step_000006")]

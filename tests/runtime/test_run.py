@@ -225,7 +225,7 @@ def test_asynchronous_run_with_a_lost_trainer_equals_the_replay_of_its_journal(t
     assert check(run_dir, steps)["trained"] == 4 * steps
     accepted = summary(run_dir)["changes"]
     assert [change["kind"] for change in accepted[:2]] == ["data", "reward"]
-    keys = {change["what"].split()[0] for change in accepted[2:]}
+    keys = {change["key"] for change in accepted[2:]}
     assert keys == {"max_steps", "rollout.replicas", "data.shuffle", "reward"}
     assert accepted[0]["what"] == "shuffle was true, is false"
     begun = json.loads((run_dir / "fingerprint.json").read_text())["draws"]
