@@ -144,7 +144,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> int:
-    from asyncrl import storage
+    from asyncrl import storage, writers
     from asyncrl.recipe.check import check
     from asyncrl.recipe.load import dump
     from asyncrl.recipe.stored import load_stored
@@ -155,6 +155,11 @@ def _train(path: Path, overrides: list[str], dry_run: bool, or_resume: bool) -> 
         # What is run is this user's own recipe. The copy of a URL is this user's too, whoever wrote what is in it.
         _, stored = load_stored(there, [], trust=storage.is_url(recipe.run_dir))
         _check_same(recipe, stored)
+        if (there / writers.FETCHED).exists():
+            logger.warning(
+                "%s: your recipe goes on with the weights and the history that are there, whoever wrote them",
+                recipe.run_dir,
+            )
         return _go_on(there, recipe, stored, [])
     check(recipe, base_dir)
     if dry_run:

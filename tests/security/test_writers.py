@@ -276,8 +276,11 @@ def test_what_was_fetched_is_someone_elses_until_one_says_so(
     assert main(["resume", url]) == 0
 
 
-def test_a_recipe_of_ones_own_that_says_the_same_is_enough(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As jobs that are started again do: nothing is run that this user does not name."""
+def test_a_recipe_of_ones_own_that_says_the_same_is_enough(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As jobs that are started again do: nothing is run that this user does not name; whose weights it goes on from
+    nobody knows, and that is said."""
     monkeypatch.setenv("ASYNCRL_CACHE", str(run_dir.parent / "cache"))
     url = f"file://{run_dir.parent}/bucket/run"
     mine = run_dir.parent / "mine.yaml"
@@ -292,10 +295,16 @@ def test_a_recipe_of_ones_own_that_says_the_same_is_enough(run_dir: Path, monkey
     monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
     assert main(["train", str(mine), "--or-resume"]) == 0
     assert len(ran) == 1
+    assert f"{url}: your recipe goes on with the weights and the history that are there, whoever" in caplog.text
+    # This machine has written there last.
+    storage.Mirror(url, storage.local_copy(url)).begin()
+    caplog.clear()
+    assert main(["train", str(mine), "--or-resume"]) == 0
+    assert caplog.text == ""
     other = dump(load(mine, [f"reward={run_dir.parent}/his.py:reward"]))
     (storage.local_copy(url) / RECIPE).write_text(other)
     assert main(["train", str(mine), "--or-resume"]) == 2
-    assert len(ran) == 1
+    assert len(ran) == 2
 
 
 @pytest.mark.parametrize(
