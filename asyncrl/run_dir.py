@@ -171,6 +171,12 @@ def replace(path: Path, content: str, durable: bool = False) -> None:
         file.write(content.encode(errors="backslashreplace"))
 
 
+def require_replaceable(path: Path) -> None:
+    """Raises OSError for a pipe or a device, or a link to one: root would replace even /dev/null."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "it is a pipe or a device", str(path))
+
+
 @contextlib.contextmanager
 def _folder(run_dir: Path, parts: list[str]) -> Iterator[int]:
     flags = os.O_RDONLY | os.O_DIRECTORY

@@ -22,7 +22,7 @@ from asyncrl.models import TINY_LLAMA, tiny_tokenizer, tokenizer_here
 from asyncrl.observe.console import Console
 from asyncrl.observe.run_files import RunFiles
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
-from asyncrl.run_dir import replacing
+from asyncrl.run_dir import replacing, require_replaceable
 from asyncrl.terminal import visible
 
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
@@ -240,6 +240,7 @@ def export(path: Path, found: Iterator[Found], decode_tokens: Decode) -> int:
         schema = schema.append(pyarrow.field(name, pyarrow.list_(getattr(pyarrow, kind)())))
     num_rows = 0
     try:
+        require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file, parquet.ParquetWriter(file, schema) as writer:
             while rows := [_row(f, decode_tokens) for f in islice(found, _ROWS_AT_ONCE)]:

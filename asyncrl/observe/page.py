@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from asyncrl.errors import UserError
-from asyncrl.run_dir import replace
+from asyncrl.run_dir import replace, require_replaceable
 
 _FIGURE = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?( ?%)?|(\d+ (h|min|s) ?)+")
 _HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="asyncrl">'
@@ -123,6 +123,7 @@ def of_ours(path: Path) -> Path:
 def write(path: Path, title: str, parts: list[str]) -> Path:
     """`page` as a file, which takes the place of the one that is there. Raises UserError if it cannot."""
     try:
+        require_replaceable(path)
         replace(path, page(title, parts))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; say --out FILE with another one") from error

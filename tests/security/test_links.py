@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -141,16 +142,28 @@ def test_no_file_of_the_users_own_goes_away(
     assert [main([command, str(run_dir)]) for _ in range(2)] == [0, 0]
 
 
-@pytest.mark.parametrize("out", ["folder", ".", "/", "none/page.html", "mine/page.html"])
-@pytest.mark.parametrize("command", ["report", "compare"])
+@pytest.mark.parametrize(
+    ("command", "option", "out"),
+    [
+        *itertools.product(
+            ["report", "compare"],
+            ["--out"],
+            ["folder", ".", "/", "none/page.html", "mine/page.html", "pipe", "device"],
+        ),
+        *itertools.product(["inspect"], ["--export"], ["folder", ".", "/", "mine/page.html", "pipe", "device"]),
+    ],
+)
 def test_a_place_where_no_page_can_be_is_one_sentence(
-    run_dir: Path, working_directory: Path, capsys: pytest.CaptureFixture[str], command: str, out: str
+    run_dir: Path, working_directory: Path, capsys: pytest.CaptureFixture[str], command: str, option: str, out: str
 ) -> None:
     (working_directory / "folder").mkdir()
     (working_directory / "mine").touch()
-    said = stranger.sentence(capsys, command, str(run_dir), "--out", out)
-    assert f"{out} cannot be written: " in said
-    assert sorted(os.listdir(working_directory)) == ["folder", "mine"]
+    os.mkfifo(working_directory / "pipe")
+    (working_directory / "device").symlink_to("/dev/null")
+    said = stranger.sentence(capsys, command, str(run_dir), option, out)
+    assert (f"--export: {out}: " if option == "--export" else f"{out} cannot be written: ") in said
+    assert sorted(os.listdir(working_directory)) == ["device", "folder", "mine", "pipe"]
+    assert (working_directory / "device").is_symlink()
 
 
 @as_root
