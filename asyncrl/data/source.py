@@ -18,6 +18,7 @@ from asyncrl.recipe.schema import REASONING_GYM, TABLE_FILES, TEXT_FILES, DataRe
 
 _REASONING_GYM_SIZE = 10_000
 _NUM_SAMPLES = 256
+_MOST_ROWS = 10**8
 _MAX_CAUSE_CHARS = 300
 
 
@@ -114,6 +115,8 @@ def _reasoning_gym(name: str, options: dict[str, Any], seed: int) -> Rows:
     for option in options:
         if option not in known:
             raise UserError(f"data.options: reasoning_gym:{name} has no option '{option}'{_nearest(option, known)}")
+    if isinstance(size := options.get("size"), int) and size > _MOST_ROWS:
+        raise UserError(f"data.options.size {size} is more rows than can be put in order, {_MOST_ROWS}; lower it")
     try:
         return _ReasoningGymRows(create_dataset(name, **{"size": _REASONING_GYM_SIZE, "seed": seed, **options}))
     except Exception as error:

@@ -27,6 +27,7 @@ from asyncrl.simulate.simulation import Scene, simulate
 
 SIMULATED = 5
 """Divisions that are simulated: those that a formula calls the fastest."""
+MOST_GPUS = 2048
 ALIKE = 0.98
 """Samples per second, over the most, that no plan tells apart."""
 FIXED_SHARE_ON_CPU = 0.5
@@ -85,6 +86,8 @@ def plan(
         )
     if num_gpus == 0:
         return _on_cpus(recipe, profile)
+    if num_gpus > MOST_GPUS:
+        raise UserError(f"{num_gpus} GPUs are more than a plan looks at, which is {MOST_GPUS}; plan for fewer")
     gpu = gpus.find(gpu_name)
     shape, origin = models.find(recipe.model, base_dir)
     work = profile.work(recipe) if profile else assumed(recipe, mean_tokens)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asyncrl.errors import UserError
 from asyncrl.plan.shape import Shape
 from asyncrl.recipe.algorithm import PAIR_LOSSES, REFERENCE_LOSSES
 from asyncrl.recipe.schema import Recipe
@@ -56,6 +57,11 @@ def assumed(recipe: Recipe, mean_tokens: float | None = None) -> Work:
     rollout = recipe.rollout
     mean = mean_tokens or max(1.0, COMPLETION_SHARE * rollout.max_new_tokens)
     prompt = PROMPT_SHARE * rollout.max_prompt_tokens
+    if mean > rollout.max_new_tokens:
+        raise UserError(
+            f"--mean-tokens {mean} is more than rollout.max_new_tokens {rollout.max_new_tokens}, the longest completion"
+            "; lower it, or raise that"
+        )
     lengths = Lengths.log_normal(mean, rollout.max_new_tokens)
     origin = f"assumed: prompts of {prompt:.0f} tokens and completions of {mean:.0f} in the mean, with a long tail"
     return Work(recipe.groups_per_step, recipe.group_size, prompt, lengths, origin)

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 """A number of things: with more digits it is a slip, and libraries' integers have no room for it."""
 
+Processes = Annotated[int, Field(gt=0, le=10_000)]
+
 
 class Part(BaseModel):
     # Strict: YAML has types already, and `max_steps: true` or "4" is a slip.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
-from asyncrl.recipe.part import Gpus, Part, PositiveInt, listed
+from asyncrl.recipe.part import Gpus, Part, PositiveInt, Processes, listed
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
@@ -66,10 +66,10 @@ class DataRecipe(Part):
 class RolloutRecipe(Part):
     engine: str = "vllm"
     """`vllm`, `simulated` (no model: random tokens at a set speed, for tests), or your own Engine by path."""
-    replicas: PositiveInt = 1
+    replicas: Processes = 1
     """Number of generator actors, each with its own engine; the run goes on while one is left, and starts lost ones
     again when there is room. `{min: 2, max: 8}`: begins with 2, takes up to 8 when there is room, needs 2 to go on."""
-    min_replicas: PositiveInt | None = None
+    min_replicas: Processes | None = None
     """Said with `replicas: {min: 2, max: 8}`; default: all of `replicas` to begin, one to go on."""
     max_new_tokens: PositiveInt = 256
     """Longest completion, in tokens."""
@@ -122,7 +122,7 @@ class RolloutRecipe(Part):
 
 
 class RewardsRecipe(Part):
-    workers: PositiveInt = 1
+    workers: Processes = 1
     """Reward processes per generator."""
     timeout_s: PositiveFloat = 30.0
     """A reward call that takes longer is killed; its trajectories are masked and counted."""
@@ -159,7 +159,7 @@ class LoraRecipe(Part):
 
 
 class TrainerRecipe(Part):
-    ranks: PositiveInt = 1
+    ranks: Processes = 1
     """Trainer processes, which divide model and batch among them (FSDP2)."""
     shard_ranks: PositiveInt | None = None
     """So many ranks hold one copy of the model, and ranks/shard_ranks copies are kept in step (HSDP); default: all."""
