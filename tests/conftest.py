@@ -27,6 +27,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # As in a run's processes; libgomp reads it when torch is imported.
 os.environ.update(SPIN)
+# A call of Ray's without a Ray is an error, not the start of one that later tests find.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 # Else Ray would write one into this user's home.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 

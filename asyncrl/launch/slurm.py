@@ -36,7 +36,8 @@ recipe="$(mktemp -d)/{name}.yaml"
 cat > "$recipe" <<'ASYNCRL_RECIPE'
 {recipe}ASYNCRL_RECIPE
 
-head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+head="${{hosts%%$'\\n'*}}"
 head_ip="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{{print $1}}')"
 export RAY_ADDRESS="$head_ip:$((20000 + SLURM_JOB_ID % 10000))"
 # Ray lets everyone write to its own folder, so on every node it is in one that no one else enters.

@@ -35,6 +35,8 @@ _LONGEST_PLACE = 24
 """Characters that leave room for Ray's sockets below: the name of one has 107 at most."""
 _ours: list[ProcessId] = []
 """The Ray that `start` started, if it did: other processes below this one are not the run's."""
+_node = ""
+"""The driver's, by Ray's id."""
 _folder: Path | None = None
 """Where that one has its files."""
 
@@ -73,7 +75,9 @@ def start(recipe: Recipe) -> None:
     except BaseException:
         _end_started(before)
         raise
+    global _node
     _ours[:] = [] if address else [process for process in family(os.getpid()) if process not in before]
+    _node = ray.get_runtime_context().get_node_id()
 
 
 def _end_started(before: list[ProcessId], *, keep_logs: bool = False) -> None:
@@ -149,7 +153,8 @@ def death() -> str | None:
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     if not alive:
         return "no node of the Ray cluster is alive"
-    return None if ray.get_runtime_context().get_node_id() in alive else "the Ray node of the driver has died"
+    # Asking Ray which it is would start another one where the run has just left this.
+    return None if _node in alive else "the Ray node of the driver has died"
 
 
 @asynccontextmanager

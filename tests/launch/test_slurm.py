@@ -20,8 +20,10 @@ if [ "$1" = hostname ]; then echo 127.0.0.1; exit; fi
 if [ "$1 $2" = "ray start" ]; then exec "$@" --num-cpus=1; fi
 exec "$@"
 """
+# Says them one after the other: who reads the first alone and goes leaves it a broken pipe.
 SCONTROL = """#!/bin/bash
-printf 'node-a\\nnode-b\\n'
+set -e
+for node in node-a node-b; do echo "$node"; sleep 0.2; done
 """
 
 
