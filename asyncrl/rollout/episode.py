@@ -6,9 +6,12 @@ Waits for: the engine's tokens, then the reward processes. Other groups go on me
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +25,7 @@ from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.trajectory import Group, Trajectory
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class GroupRunner:
         self.engine = engine
         self.occupancy = occupancy
         self.tokenizer = tokenizer
+        # Long texts must not hold up the engine's event loop. No tokenizer may be used by two threads.
+        self._decoder, self._thread = copy.deepcopy(tokenizer), ThreadPoolExecutor(1, "text")
         self.rewards = rewards
         self.settings = settings
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -79,7 +85,7 @@ class GroupRunner:
             )
         if any(c.finish_reason == "abort" for c in completions):
             raise GroupAborted
-        texts = self._texts(completions)
+        texts = await self._beside(self._texts, completions)
         with trace.span("reward", lane), self.occupancy.scoring():
             request = RewardRequest(
                 task.prompt,
@@ -93,6 +99,13 @@ class GroupRunner:
         trajectories = tuple(trajectory(prompt_tokens, c, s) for c, s in zip(completions, scores, strict=True))
         return Group(task.number, attempt, task.row_index, trajectories), texts
 
+    async def words(self, tokens: list[int]) -> list[str]:
+        """The text of each token."""
+        return await self._beside(lambda: [self._decoder.decode([token]) for token in tokens])
+
+    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
     def _texts(self, completions: list[Completion]) -> list[str]:
         skip = self.settings.skip_special_tokens
         if skip and (hidden := self._marks.intersection(token for c in completions for token in c.tokens)):
@@ -100,9 +113,9 @@ class GroupRunner:
             logger.warning(
                 "completions have special tokens (%s) that the reward does not see; "
                 "set rewards.skip_special_tokens=false if it should",
-                self.tokenizer.decode(sorted(hidden)),
+                self._decoder.decode(sorted(hidden)),
             )
-        return [self.tokenizer.decode(c.tokens, skip_special_tokens=skip) for c in completions]
+        return [self._decoder.decode(c.tokens, skip_special_tokens=skip) for c in completions]
 
     def _params(self, task: int, member: int) -> SamplingParams:
         # The same rollout for the same task and member, whoever samples it and however often it is started.

@@ -54,10 +54,11 @@ class GeneratorConfig:
     """Of the run directory."""
 
 
-@ray.remote(max_concurrency=1000)
+@ray.remote
 @crossing
 class Generator:
-    """Async actor; `run_group` calls overlap, the engine batches them."""
+    """Async actor; `run_group` calls overlap, the engine batches them. It takes more calls at once than there can be
+    groups (`actors.max_concurrency`), so that pings, pushes and cancels never wait for one."""
 
     def __init__(self, config: GeneratorConfig, buffer: Any) -> None:
         relay.relay()
@@ -91,6 +92,7 @@ class Generator:
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
         await self.engine.start()
         tokenizer = load_tokenizer(config.engine_config.model)
+        self.probe = probe_tokens(tokenizer, config.engine_config.max_tokens)
         self.runner = GroupRunner(self.engine, tokenizer, self.rewards, config.settings, self.occupancy)
         probe = await self._first_probe()
         self.occupancy.take()
@@ -117,7 +119,7 @@ class Generator:
             self.tokens_generated += summary.num_tokens
             if summary.outcome == "finished":
                 await self.outbox.put(task.number, attempt, encode(group))
-            return replace(summary, sample=self._sample(group, task, texts[0]))
+            return replace(summary, sample=await self._sample(group, task, texts[0]))
         except BadPrompt as fault:
             return filtered(task.number, attempt, fault)
         except GroupAborted:
@@ -130,14 +132,14 @@ class Generator:
         finally:
             self.occupancy.add_running(-1)
 
-    def _sample(self, group: Group, task: Task, text: str) -> dict[str, Any]:
+    async def _sample(self, group: Group, task: Task, text: str) -> dict[str, Any]:
         """The first trajectory in words, for people."""
         first = group.trajectories[0]
         return {
             "task": group.task,
             "prompt": task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"],
             "completion": text,
-            "tokens": [self.runner.tokenizer.decode([t]) for t in first.tokens[first.prompt_length :]],
+            "tokens": await self.runner.words(first.tokens[first.prompt_length :].tolist()),
             "versions": first.versions[first.prompt_length :].tolist(),
             "reward": first.reward,
             **({"notes": first.notes} if first.notes else {}),
@@ -159,8 +161,7 @@ class Generator:
 
     async def score_probe(self) -> tuple[int, list[float]]:
         """Log-probs of the text that weights are verified with, and the version that computed them."""
-        tokens = probe_tokens(self.runner.tokenizer, self.config.engine_config.max_tokens)
-        return await self.engine.score(tokens)
+        return await self.engine.score(self.probe)
 
     async def ping(self) -> None:
         """A sign of life. Raises EngineDead if the engine has none."""

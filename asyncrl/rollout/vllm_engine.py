@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asyncrl.errors import RunFailed, UserError
+from asyncrl.last_words import ErrorOutput, crash, uncaught
 from asyncrl.recipe.cores import SPIN
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
+from asyncrl.rollout.vllm_start import explained
 from asyncrl.weights.channel import WeightUpdate
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ class VllmEngine:
         self._version = 0
         self._update_lock = asyncio.Lock()
         self._reloading = False
+        self._said = ErrorOutput()
 
     async def start(self) -> None:
         self._set_environment()
@@ -41,17 +44,12 @@ class VllmEngine:
         from asyncrl.rollout.vllm_scheduler import one_version
 
         _require_build(self.config.num_gpus)
-        engine_args = AsyncEngineArgs(**arguments(self.config))
-        try:
+        with explained(self.config):
+            engine_args = AsyncEngineArgs(**arguments(self.config))
             vllm_config = engine_args.create_engine_config()
             scheduler_config = vllm_config.scheduler_config
             scheduler_config.scheduler_cls = one_version(scheduler_config.get_scheduler_cls())
             self.llm = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=engine_args.disable_log_stats)
-        except RuntimeError as error:
-            # Exit code 1 is an error of its own, which another try would repeat; anything else, somebody killed it.
-            if "Engine core initialization failed" in str(error) and ": 1}" not in str(error):
-                raise EngineDead("the engine process died while it started") from error
-            raise
         await self.llm.update_weight_version("0")
 
     def _set_environment(self) -> None:
@@ -85,7 +83,7 @@ class VllmEngine:
     async def _final(self, prompt: Any, sampling: Any, request_id: str) -> Any:
         """vLLM's last output of a request; None if it was aborted before the first."""
         final = None
-        with _naming_death():
+        with self._naming_death():
             async for output in self.llm.generate(prompt, sampling, request_id):
                 final = output
         return final
@@ -98,9 +96,23 @@ class VllmEngine:
         await asyncio.wait({calling, self.llm.output_handler}, return_when=asyncio.FIRST_COMPLETED)
         if not calling.done():
             calling.cancel()
-            raise EngineDead("the engine process died")
-        with _naming_death():
+            raise self._death()
+        with self._naming_death():
             return await calling
+
+    @contextmanager
+    def _naming_death(self) -> Iterator[None]:
+        """vLLM's word for a dead engine process as ours."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError:
+            raise self._death() from None
+
+    def _death(self) -> EngineDead:
+        words = uncaught(text := self._said.text()) or crash(text)
+        return EngineDead(f"the engine process died{f', with {words}' if words else ''}")
 
     async def cancel(self, request_ids: list[str]) -> None:
         await self.llm.abort(request_ids)
@@ -152,7 +164,7 @@ class VllmEngine:
         return int(final.outputs[0].weight_versions[0].version), logprobs
 
     async def check(self) -> None:
-        with _naming_death():
+        with self._naming_death():
             await self.llm.check_health()
 
     def version(self) -> int:
@@ -215,17 +227,6 @@ def sampling(params: SamplingParams) -> Any:
         include_stop_str_in_output=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-@contextmanager
-def _naming_death() -> Iterator[None]:
-    """vLLM's word for a dead engine process as ours."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise EngineDead(str(error)) from None
 
 
 def _one_process() -> type:

@@ -10,7 +10,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asyncrl.control.staleness import slots
 from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads
+from asyncrl.recipe.load import control_settings
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.engines import engine_class
@@ -36,6 +38,8 @@ _KEEP_PAGES = {
 }
 
 
+_OTHER_CALLS = 1000
+"""At least one cancel for each group that is given up at once."""
 # Ray leaves an actor that asks for no GPU all that its node has.
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -65,6 +69,7 @@ class Actors:
         return Generator.options(
             num_cpus=ALMOST_NO_CPU,
             num_gpus=self.recipe.rollout.gpus_per_replica,
+            max_concurrency=max_concurrency(self.recipe),
             runtime_env={"env_vars": {} if self.recipe.rollout.gpus_per_replica else _NO_GPU},
             scheduling_strategy=self.places.of_generator(_number(name)),
         ).remote(self._generator_config(name), buffer)
@@ -126,6 +131,11 @@ class Actors:
             dataset=recipe.data.name,
             sight=self.sight,
         )
+
+
+def max_concurrency(recipe: Recipe) -> int:
+    """Calls that a generator takes at once: all groups of the run, and what else there is to say to it."""
+    return slots(control_settings(recipe)) + _OTHER_CALLS
 
 
 def _number(generator: str) -> int:

@@ -24,11 +24,12 @@ from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.occupancy import STATES
+from asyncrl.runtime.deaths import reason
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.replicas import RayReplicas
 from asyncrl.runtime.starter import Starter
-from asyncrl.runtime.trainer_link import TrainerLink, reason
+from asyncrl.runtime.trainer_link import TrainerLink
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.weights.channel import PublishReport
 from asyncrl.weights.verify import Verification

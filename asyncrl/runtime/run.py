@@ -45,6 +45,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.run_dir import open_to, replace
 from asyncrl.runtime import cluster, fingerprint, same_model
 from asyncrl.runtime.actors import Actors
+from asyncrl.runtime.deaths import reason
 from asyncrl.runtime.driver import Driver
 from asyncrl.runtime.fingerprint import Fingerprint
 from asyncrl.runtime.lock import RunLock
@@ -58,7 +59,6 @@ from asyncrl.runtime.recovery import Recovered, recover
 from asyncrl.runtime.sight import Sight
 from asyncrl.runtime.status import told
 from asyncrl.runtime.stop import Stop, StopSignals
-from asyncrl.runtime.trainer_link import reason
 from asyncrl.trainer.model import trained_shapes
 from asyncrl.writers import others
 

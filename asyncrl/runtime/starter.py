@@ -20,8 +20,8 @@ from asyncrl.errors import BudgetSpent, DeadlineExceeded
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.runtime import orphans
+from asyncrl.runtime.deaths import reason
 from asyncrl.runtime.orphans import ProcessTable
-from asyncrl.runtime.trainer_link import reason
 from asyncrl.runtime.waiting import WaitingFor
 from asyncrl.weights.verify import Verification
 

@@ -24,6 +24,7 @@ from asyncrl.errors import BudgetSpent
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.trace import TraceFile
 from asyncrl.recipe.schema import Recipe
+from asyncrl.runtime.deaths import reason
 from asyncrl.runtime.orphans import ProcessTable
 from asyncrl.runtime.ranks import Ranks
 from asyncrl.runtime.snapshots import Snapshots
@@ -199,10 +200,3 @@ class TrainerLink:
     def forget(self) -> None:
         """There is nobody left to call."""
         self._handle = None
-
-
-def reason(error: Exception) -> str:
-    """The gist of Ray's page about a dead actor."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = lines[-1].strip()
-    return "its process has died" if "worker process has died" in text else text

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -78,6 +81,43 @@ def run_group(
         return await asyncio.wait_for(group, 20)
 
     return asyncio.run(scenario())
+
+
+class SlowTokenizer:
+    """Takes a moment for each text, and notes where."""
+
+    bos_token_id = eos_token_id = pad_token_id = None
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    threads: ClassVar[set[str]] = set()
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        return SimpleNamespace(input_ids=[1, 2])
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        self.threads.add(threading.current_thread().name)
+        time.sleep(0.05)
+        return "text"
+
+
+def test_long_texts_do_not_hold_up_the_engine() -> None:
+    runner, beats = make_runner(SlowTokenizer()), []
+
+    async def scenario() -> list[str]:
+        async def beat() -> None:
+            while True:
+                beats.append(time.monotonic())
+                await asyncio.sleep(0.005)
+
+        await runner.engine.start()
+        beating = asyncio.create_task(beat())
+        await runner.run(TASK, 0)
+        words = await runner.words([1, 2, 3])
+        beating.cancel()
+        return words
+
+    assert asyncio.run(scenario()) == ["text"] * 3
+    assert len(beats) > 15, "0.3 s of decoding"
+    assert SlowTokenizer.threads == {"text_0"}
 
 
 def test_a_group_is_prompt_and_completions_with_their_scores(tokenizer: Any) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.util.placement_group import remove_placement_group
 
+from asyncrl.data.tasks import Task
 from asyncrl.errors import DeadlineExceeded, UserError
 from asyncrl.recipe.schema import Recipe
 from asyncrl.runtime import places
@@ -81,6 +84,26 @@ def test_room_is_kept_for_those_that_the_run_begins_with(reserve: Reserve) -> No
     found = reserve(recipe, print)
     assert found.of_generator(0).placement_group_bundle_index == 1  # type: ignore[union-attr]
     assert found.of_generator(1) == "SPREAD"
+
+
+def test_a_generator_answers_with_all_groups_of_the_run_under_way(reserve: Reserve, tmp_path: Path) -> None:
+    keys = {**RECIPE.model_dump(mode="json"), "groups_per_step": 700, "trainer": {"ranks": 1}}
+    recipe = Recipe.model_validate({**keys, "rollout": {"engine": "simulated"}})
+    actors = Actors(recipe, "x", Sight.begin(tmp_path), tmp_path, reserve(recipe, print))
+    handle = actors.generator("generator-0", None)  # type: ignore[arg-type]
+
+    def hang(actor: Any) -> None:
+        class Hangs:
+            async def run(self, task: Task, attempt: int) -> None:
+                await asyncio.Event().wait()
+
+        actor.runner = Hangs()
+
+    ray.get(handle.__ray_call__.remote(hang), timeout=60)
+    groups = [handle.run_group.remote(Task(number, 0, "", {}), 0) for number in range(1400)]
+    ray.get(handle.placed.remote(), timeout=60)
+    assert ray.wait(groups, timeout=0)[0] == []
+    ray.kill(handle)
 
 
 def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(reserve: Reserve) -> None:
