@@ -29,7 +29,7 @@ def others(path: Path) -> str | None:
     what is at the path, or may put something else there; None if nobody can, or nothing is there."""
     for place in _places(path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if fault := of_status(place, place.lstat(), last=place.resolve() == path.resolve()):
+            if fault := of_status(place, place.lstat(), last=os.path.realpath(place) == os.path.realpath(path)):
                 return fault
     return None
 
@@ -37,17 +37,20 @@ def others(path: Path) -> str | None:
 def others_below(place: Path, counts: Callable[[os.DirEntry[str]], bool]) -> str | None:
     """`others` of a file, or of a folder and of all in it and below that `counts`. Raises UserError if that is too much
     to look at."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     todo, num_looked_at = deque([place]), 0
     while todo:
         above = todo.popleft()
-        if (real := above.resolve()) in seen:
+        if (real := os.path.realpath(above)) in seen:
             continue
         seen.add(real)
         if fault := others(above):
             return fault
         with contextlib.suppress(PermissionError, FileNotFoundError, NotADirectoryError), os.scandir(above) as entries:
-            for entry in filter(counts, entries):
+            for entry in entries:
+                is_there = not entry.is_symlink() or os.path.exists(entry.path)
+                if is_there and not counts(entry):
+                    continue
                 path, num_looked_at = Path(entry.path), num_looked_at + 1
                 if num_looked_at > MOST_LOOKED_AT:
                     raise UserError(
@@ -56,7 +59,7 @@ def others_below(place: Path, counts: Callable[[os.DirEntry[str]], bool]) -> str
                     )
                 if fault := others(path) if entry.is_symlink() else of_status(path, entry.stat()):
                     return fault
-                if entry.is_dir():
+                if is_there and entry.is_dir():
                     todo.append(path)
     return None
 

@@ -112,10 +112,11 @@ def of_ours(path: Path) -> Path:
     """The path, if there is nothing or a page of asyncrl's. Raises UserError: what a run is called, which may be
     another's choice, makes no file of the user's go away."""
     try:
-        taken = path.is_symlink() or not path.is_file() or not path.read_bytes().startswith(_HEAD.encode())
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            ours = file.read(len(_HEAD)) == _HEAD.encode()
     except OSError:
-        taken = True
-    if taken and os.path.lexists(path):
+        ours = not os.path.lexists(path)
+    if not ours:
         raise UserError(f"{path} exists and is no page of asyncrl's; say --out FILE, or move it away")
     return path
 

@@ -150,6 +150,7 @@ def test_so_do_the_modes(change: Callable[[Path], None], said: str, run_dir: Pat
         ("code/mine.py", "code/mine.py"),
         ("code/mine.py", "code/below/deeper/more.py"),
         ("code/mine.py", "code/below/__pycache__"),
+        ("code/mine.py", "elsewhere"),
         ("code/pack/mine.py", "code/other.py"),
         ("mine", "code/mine.py"),
         ("pack.mine", "code/pack/mine.py"),
@@ -173,6 +174,9 @@ def test_so_does_all_that_the_code_may_import(
     (run_dir.parent / "code/rows.jsonl").touch(0o666)
     (run_dir.parent / "code/at 10:15").mkdir()
     (run_dir.parent / "code/at 10:15").chmod(0o777)
+    (run_dir.parent / "code/loop.py").symlink_to("loop.py")
+    (run_dir.parent / "elsewhere").mkdir()
+    (run_dir.parent / "code/below/later.py").symlink_to("../../elsewhere/later.py")
     monkeypatch.syspath_prepend(run_dir.parent / "code")
     spec = f"{run_dir.parent}/{named}" if named.endswith(".py") else named
     (run_dir / RECIPE).write_text(dump(load(run_dir / RECIPE, [f"reward={spec}:reward"])))
