@@ -237,13 +237,13 @@ def _one_process() -> type:
     return UniProcExecutor
 
 
-def _require_build(num_gpus: int) -> None:
+def _require_build(num_gpus: float) -> None:
     """Raises UserError if the vLLM that is installed computes on something else than was asked for."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() and num_gpus:
         raise UserError(
-            f"rollout.gpus_per_replica is {num_gpus}, but the vLLM on {socket.gethostname()} is built for CPUs; "
+            f"rollout.gpus_per_replica is {num_gpus:g}, but the vLLM on {socket.gethostname()} is built for CPUs; "
             "install asyncrl[gpu] there, or set it to 0"
         )
     if not current_platform.is_cpu() and not num_gpus:

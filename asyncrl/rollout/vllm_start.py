@@ -48,7 +48,8 @@ def _gist(error: Exception) -> str:
     """Of pydantic's pages the first fault."""
     faults = error.errors() if hasattr(error, "errors") else []
     text = faults[0]["msg"] if faults else str(error) or type(error).__name__
-    text = " ".join(text.removeprefix("Value error, ").split())
+    # vLLM lists all that it knows behind it.
+    text = " ".join(text.removeprefix("Value error, ").partition(" Supported architectures")[0].split())
     return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
 
 

@@ -76,7 +76,7 @@ class Starter:
         try:
             while True:
                 try:
-                    return await self._waiting(handle.placed.remote(), name, "to find room on the cluster", deadline_s)
+                    return await self._waiting(handle.placed.remote(), name, "to find room and start", deadline_s)
                 except DeadlineExceeded:
                     if not self._enough_serve:
                         raise

@@ -87,7 +87,7 @@ def test_with_too_few_others_the_run_ends(replicas: Any, serving: int, room: boo
             world.room.set()
         await world.starter.load("generator-3")
 
-    what = "to load the model" if room else "to find room on the cluster"
+    what = "to load the model" if room else "to find room and start"
     with pytest.raises(DeadlineExceeded, match=f"generator-3: {what}"):
         asyncio.run(run())
 
