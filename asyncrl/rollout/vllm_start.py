@@ -39,9 +39,11 @@ def _of_process(error: str, said: str, config: EngineConfig) -> Exception:
         return RunFailed(f"vLLM's engine ended as it started, with {words}{_cure(words, config)}")
     if killed is None and codes and codes[0]:
         return RunFailed(f"vLLM's engine ended as it started, with exit code {codes[0]}; its log is among Ray's")
-    name = signal.Signals(-killed).name if killed else "its machine"
+    # vLLM may notice the end before it has the code.
+    name = signal.Signals(-killed).name if killed else "SIGKILL"
     kernel = f"; for memory, as a rule: {_memory_keys(config)}" if name == "SIGKILL" else ""
-    return EngineDead(f"the engine process was ended by {name} while it started{kernel}")
+    by = f" by {name}" if killed else ""
+    return EngineDead(f"the engine process was ended{by} while it started{kernel}")
 
 
 def _gist(error: Exception) -> str:

@@ -17,7 +17,7 @@ def reason(error: Exception) -> str:
         return "its node ran low on memory, and Ray ended it; ask for less there"
     text = (page.splitlines() or [type(error).__name__])[-1].strip()
     if "worker process has died" not in text:
-        return text
+        return re.sub(r"^asyncrl(\.\w+)+: ", "", text)
     known = re.search(r"\bpid: (\d+)", page)
     files = _error_files(int(known[1])) if known else []
     if not files:

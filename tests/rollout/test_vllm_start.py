@@ -71,6 +71,15 @@ def test_what_somebody_ended_is_started_again(stderr: Path, name: str, more: str
     assert str(found.value) == f"the engine process was ended by {name} while it started{more}"
 
 
+def test_an_end_that_vllm_has_no_code_of_yet_is_a_death_too() -> None:
+    config = EngineConfig("x", "bfloat16", "gloo", 64, "keep", "0", 1.0, 0)
+    with (
+        pytest.raises(EngineDead, match=r"was ended while it started; for memory, as a rule: lower"),
+        explained(config),
+    ):
+        raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+
+
 def test_one_that_says_nothing_has_an_exit_code(stderr: Path) -> None:
     with pytest.raises(RunFailed, match="with exit code 3"):
         start(stderr, "import os; os._exit(3)")

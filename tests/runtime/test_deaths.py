@@ -48,6 +48,8 @@ def test_an_exception_says_itself() -> None:
     page = "The actor died because of an error raised in its creation task, ray::Generator.__init__()\nValueError: no"
     assert reason(RuntimeError(page)) == "ValueError: no"
     assert reason(RuntimeError()) == "RuntimeError"
+    page = "ray::Generator.start() (pid=1)\nasyncrl.rollout.engine.EngineDead: the engine process died"
+    assert reason(RuntimeError(page)) == "the engine process died"
 
 
 def test_ray_that_ended_it_for_memory_is_said() -> None:
