@@ -24,12 +24,15 @@ logger = logging.getLogger(__name__)
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Of log-probs, by what computed them. Rounding reaches 1e-12 in float64, and was seen to reach 2e-3 in fp32."""
 _NUM_SHARED, _LENGTH = 6, 10
+_LONG = 30
+"""Times as long as these: a row of several of FlexAttention's blocks."""
 
 
 @torch.no_grad()
-def choose_attention(model: Any, head: Head, path: str) -> None:
+def choose_attention(model: Any, head: Head, path: str, dtype: torch.dtype = torch.float32) -> None:
     """Let the model attend along prefix trees, if a small one gives what its sequences give one by one; else it keeps
-    its own attention (layers that are no attention, soft-capped scores, ...) and a warning says why.
+    its own attention (layers that are no attention, soft-capped scores, ...) and a warning says why. `dtype`: of
+    products in training.
 
     Raises UserError if its logits are not what `head` makes of its hidden states, RunFailed if the attention that fits
     does not run.
@@ -48,14 +51,14 @@ def choose_attention(model: Any, head: Head, path: str) -> None:
         model.set_attn_implementation(usual)
         logger.warning("%s is trained one trajectory at a time, which takes several times as long: %s", path, reason)
     elif model.device.type == "cuda":
-        _compile(model, sequences, path)
+        compile_attention(model, path, dtype)
 
 
-def _sequences(model: Any) -> list[np.ndarray]:
+def _sequences(model: Any, times: int = 1) -> list[np.ndarray]:
     """Two that begin alike, of tokens from the middle of the vocabulary: no special ones."""
-    size = model.config.get_text_config().vocab_size
-    tokens = (size // 2 + np.arange(2 * _LENGTH - _NUM_SHARED)) % size
-    return [tokens[:_LENGTH], np.concatenate([tokens[:_NUM_SHARED], tokens[_LENGTH:]])]
+    size, length, num_shared = model.config.get_text_config().vocab_size, times * _LENGTH, times * _NUM_SHARED
+    tokens = (size // 2 + np.arange(2 * length - num_shared)) % size
+    return [tokens[:length], np.concatenate([tokens[:num_shared], tokens[length:]])]
 
 
 def _one_by_one(model: Any, head: Head, sequences: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,10 +105,18 @@ def _together(model: Any, sequences: list[np.ndarray]) -> list[torch.Tensor]:
     return [logits[path] for path in tree.paths]
 
 
-def _compile(model: Any, sequences: list[np.ndarray], path: str) -> None:
-    """Have the GPU's kernel compiled, which computes no float64: better now than in the first step."""
+def compile_attention(model: Any, path: str, dtype: torch.dtype) -> None:
+    """Have a GPU's kernels compiled that training takes, forward and backward, for rows of any length: better now than
+    in the first step. No gradient is left behind. Raises RunFailed."""
+    # From its norm on, the first layer's attention has a gradient.
+    first = next(p for p in model.parameters() if p.ndim == 1)
     try:
-        _together(model, sequences)
+        with torch.enable_grad(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+            most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _LONG * _LENGTH
+            rows = _together(model, _sequences(model, min(_LONG, most // _LENGTH)))
+            torch.autograd.grad(torch.cat(rows).float().sum(), first)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         line = str(error).splitlines()[0]
         raise RunFailed(f"model: attention over prefix trees does not run for {path} on this GPU: {line}") from error

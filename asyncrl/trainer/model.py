@@ -28,7 +28,7 @@ def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Modu
     """
     model = _without_dropout(from_folder(path))
     model = model.to(device)
-    choose_attention(model, head(model), path)
+    choose_attention(model, head(model), path, torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32)
     if recipe.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if recipe.trainer.lora.rank:
