@@ -148,7 +148,7 @@ def test_the_command_prints_a_table_and_the_keys(capsys: pytest.CaptureFixture[s
     row = next(line for line in said.splitlines() if line.startswith("2 x 1 GPU"))
     assert "<=1024" in row
     assert "as it is" not in said  # it asks for two GPUs
-    assert said.splitlines()[-1] == "set by    rollout.replicas=2 trainer.ranks=2"
+    assert said.splitlines()[-1] == "set by    rollout.replicas=1 trainer.ranks=3"
 
 
 def test_a_plan_loads_no_heavy_library() -> None:
@@ -159,7 +159,7 @@ def test_a_plan_loads_no_heavy_library() -> None:
     command = [sys.executable, "-c", code, "plan", str(ROOT / "recipes/math-32b.yaml"), "--gpu", "H200"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "16 = 2 x 8 *" in done.stdout
+    assert "24 = 3 x 8 *" in done.stdout
 
 
 def test_one_gpu_is_shared() -> None:
