@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,8 @@ class Generator:
         self.outbox = Outbox(buffer)
         self.occupancy = Occupancy()
         self.tokens_generated = 0
+        self.transfers = 0
+        """Of weights, that are under way."""
 
     async def placed(self) -> None:
         """Answers once Ray has found room for it."""
@@ -150,21 +154,34 @@ class Generator:
         await self.engine.cancel(request_ids(task, attempt, self.config.settings.group_size))
 
     async def join_channel(self, init_info: dict[str, Any]) -> None:
-        await self.engine.join_channel(init_info)
+        with self._transferring():
+            await self.engine.join_channel(init_info)
 
     async def update_weights(self, update: WeightUpdate) -> float:
         """Seconds that generation stood still. Running groups stay where they are (partial rollout)."""
         self.occupancy.set_paused(True)
-        pause_s = await self.engine.update_weights(update)
+        with self._transferring():
+            pause_s = await self.engine.update_weights(update)
         self.occupancy.set_paused(False)
         return pause_s
+
+    @contextmanager
+    def _transferring(self) -> Iterator[None]:
+        self.transfers += 1
+        try:
+            yield
+        finally:
+            self.transfers -= 1
 
     async def score_probe(self) -> tuple[int, list[float]]:
         """Log-probs of the text that weights are verified with, and the version that computed them."""
         return await self.engine.score(self.probe)
 
-    async def ping(self) -> None:
-        """A sign of life. Raises EngineDead if the engine has none."""
+    async def ping(self, no_transfer: bool = False) -> None:
+        """A sign of life. Raises EngineDead if the engine has none, or is still in a weight transfer and `no_transfer`:
+        it has failed, and the other end is gone."""
+        if no_transfer and self.transfers:
+            raise EngineDead("the weight transfer that has failed still holds it")
         await self.engine.check()
 
     async def take_stats(self) -> tuple[dict[str, float], list[trace.Span]]:

@@ -238,16 +238,18 @@ class Fleet:
     async def _attempt(
         self, handles: dict[str, ActorHandle], use: Callable[[Ranks, dict[str, ActorHandle]], Awaitable[T]]
     ) -> T:
-        """Use the channel once. If that fails, ask everyone for a sign of life: PushBroken if someone was lost."""
+        """Use the channel once. If that fails, ask everyone for a sign of life: PushBroken if someone was lost. Who is
+        still in a transfer past its deadline is lost too: NCCL waits for ever for a peer that is gone."""
         serving = dict(self.serving)
         trainer = await self._trainer.ready()
         try:
             return await use(trainer, handles)
         except (RayError, RuntimeError) as error:
             self._connected = None
-            broken = isinstance(error, RayActorError) and not await self._trainer_answers(trainer, error)
+            late = isinstance(error, DeadlineExceeded)
+            broken = (late or isinstance(error, RayActorError)) and not await self._trainer_answers(trainer, error)
             for name, handle in serving.items():
-                broken |= self.serving.get(name) is not handle or not await self._answers(name, handle)
+                broken |= self.serving.get(name) is not handle or not await self._answers(name, handle, late)
             if broken:
                 raise PushBroken(reason(error)) from error
             raise
@@ -266,16 +268,17 @@ class Fleet:
         self._connected = (trainer, handles)
 
     async def _trainer_answers(self, trainer: Ranks, error: Exception) -> bool:
+        """It does so from the thread of its pushes."""
         try:
             await self._waiting(trainer.call("ping"), "trainer", "a sign of life", self._recipe.deadlines.warn_s)
-        except RayActorError:
+        except (RayActorError, DeadlineExceeded):
             self._trainer.lost(trainer, error)
             return False
         return True
 
-    async def _answers(self, name: str, handle: ActorHandle) -> bool:
+    async def _answers(self, name: str, handle: ActorHandle, late: bool = False) -> bool:
         try:
-            await self._waiting(handle.ping.remote(), name, "a sign of life", self._recipe.deadlines.warn_s)
+            await self._waiting(handle.ping.remote(late), name, "a sign of life", self._recipe.deadlines.warn_s)
         except (RayActorError, EngineDead, DeadlineExceeded) as error:
             self.lost(name, handle, error)
             return False

@@ -168,7 +168,7 @@ def test_the_first_push_is_verified(fleet: Fleet, version: int | None, found: fl
     fleet._verification.expect(pushed, [-2.0])
     for name, one in fleet.serving.items():
         fleet._verification.engine_loaded(name, [-1.0])
-        one.ping = SimpleNamespace(remote=lambda: answer(None))
+        one.ping = SimpleNamespace(remote=lambda *_: answer(None))
         one.score_probe = SimpleNamespace(remote=lambda: answer((pushed, [found])))
 
     async def run() -> None:

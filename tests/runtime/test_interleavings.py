@@ -135,3 +135,18 @@ PLANS = st.builds(
 def test_several_die_in_any_order(variant: str, plan: Plan) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         run(VARIANTS[variant], plan, Path(folder) / "run")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 5])
+def test_both_ends_of_a_push_that_never_ends_are_replaced(version: int, ranks: int, shared_memory: Path) -> None:
+    recipe = recipe_of(trainer={"ranks": ranks})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        world = World(recipe, shared_memory / "run", Plan(), monkeypatch)
+        world.stuck_pushes.add(version)
+        driver = world.live()
+    check(world, driver)
+    assert not world.stuck_pushes
+    assert sorted(set(world.killed)) == ["generator-0", *(f"trainer-{rank}" for rank in range(ranks))]
+    assert driver.controller.live == recipe.max_steps
+    assert world.now >= recipe.deadlines.publish_s

@@ -35,6 +35,7 @@ from asyncrl.observe.live import LiveView
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.recipe.load import control_settings
 from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.summary import GroupSummary, summarise
 from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
 from asyncrl.runtime.buffer import Buffer
@@ -140,7 +141,7 @@ class BufferActor(Actor):
 class Generator(Actor):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        self.version, self.cancelled = 0, set()
+        self.version, self.cancelled, self.held = 0, set(), False
 
     def do_start(self) -> dict[str, Any]:
         return {"pid": 1, "host": "here", "run": "", "node": "here", "processes": [], "num_workers": 1, "probe": [0.0]}
@@ -150,7 +151,9 @@ class Generator(Actor):
     def do_score_probe(self) -> Any:
         return self.version, [float(self.version)]
 
-    def do_ping(self) -> None: ...
+    def do_ping(self, no_transfer: bool) -> None:
+        if no_transfer and self.held:
+            raise EngineDead("it is held")
 
     def do_close(self) -> None: ...
 
@@ -181,7 +184,7 @@ class Trainer(Actor):
 
     def __init__(self, world: World, rank: int) -> None:
         super().__init__(world, f"trainer-{rank}")
-        self.rank, self.peers = rank, []
+        self.rank, self.peers, self.is_stuck = rank, [], False
         self.weights: list[Any] = []
         self.next: int | None = None
         self.sending: int | None = None
@@ -195,6 +198,8 @@ class Trainer(Actor):
         return next((group for group, methods in groups.items() if call.method in methods), "steps")
 
     def may_begin(self, call: Call) -> bool:
+        if self.is_stuck and self.queue(call) == "push":
+            return False
         # A push that was asked for takes its copy before it is overwritten.
         pushing = call.arguments[1] if call.method == "train" else -1
         return self.next != pushing or pushing == self.version or not all(peer.alive for peer in self.peers)
@@ -274,6 +279,10 @@ class Trainer(Actor):
     def do_publish(self, version: int, copies: list[Any]) -> Iterator[Any]:
         for replica in self.replicas.handles.values() if self.rank == 0 else ():
             yield None
+            if version in self.world.stuck_pushes:
+                self.world.stuck_pushes.discard(version)
+                replica.held = self.is_stuck = True
+                yield self.world.loop.create_future()
             if not replica.alive:
                 raise RayActorError
             replica.version = version
@@ -337,6 +346,9 @@ class World:
         self.generators: dict[str, Generator] = {}
         self.endless: set[int] = set()
         """Tasks that no generator gets through."""
+        self.stuck_pushes: set[int] = set()
+        """Versions whose next push never ends, at either end."""
+        self.killed: list[str] = []
         self.ranks: list[Trainer] = []
         self.thread = Thread(self, "thread")
         self.snapshots = Snapshots()
@@ -352,7 +364,10 @@ class World:
 
         async def nowhere(*_: Any, **__: Any) -> None: ...
 
-        kill = lambda handle: setattr(handle, "alive", False)  # noqa: E731
+        def kill(handle: Actor) -> None:
+            handle.alive = False
+            self.killed.append(handle.name)
+
         monkeypatch.setattr("asyncio.to_thread", lambda f, *a: self.call(self.thread, "run", f, *a))
         monkeypatch.setattr("os.fsync", lambda _: None)
         monkeypatch.setattr("asyncrl.runtime.starter.ray.kill", kill)
