@@ -131,6 +131,17 @@ def lacking(sent: Iterable[str], fused: Mapping[str, list[str]]) -> list[str]:
     return sorted(lacking)
 
 
+def forget_half_a_push(model: torch.nn.Module) -> None:
+    """What a push that failed gave a layer of which more was to come: vLLM would count it as part of the next one."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            info.loaded_weights.clear()
+            info.load_numel = 0
+
+
 class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
     """Runs in a vLLM worker."""
 
@@ -153,19 +164,9 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         # Linear layers are repacked after loading: without this their loaders are gone (vLLM's reload module).
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        self._forget_half_a_push()
+        forget_half_a_push(self.model)
         self._forget_packed_experts()
         initialize_layerwise_reload(self.model)
-
-    def _forget_half_a_push(self) -> None:
-        # What a push that failed gave a layer of which more was to come: vLLM would count it as part of this one.
-        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
-        for layer in self.model.modules():
-            info = get_layerwise_info(layer)
-            if info.can_load():
-                info.loaded_weights.clear()
-                info.load_numel = 0
 
     def _forget_packed_experts(self) -> None:
         # On CPU experts are packed only where their kernel is made, which vLLM does once: after a push the kernel would

@@ -12,6 +12,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from asyncrl.errors import RunFailed
+from asyncrl.weights.host import forget_half_a_push
 from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
 
@@ -114,11 +115,16 @@ def join(unique_id: bytes, world_size: int, device: int) -> Any:
 
 
 class NcclEngine(NCCLWeightTransferEngine):
-    """A worker's end: vLLM's own, which must not be without a communicator."""
+    """A worker's end: vLLM's own, which must not be without a communicator, or with what another push has left."""
 
     def init_transfer_engine(self, init_info: Any) -> None:
+        self.shutdown()
         super().init_transfer_engine(init_info)
         enabled(self.model_update_group)
+
+    def start_weight_update(self) -> None:
+        forget_half_a_push(self.model)
+        super().start_weight_update()
 
 
 def enabled(communicator: Any) -> Any:

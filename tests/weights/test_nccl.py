@@ -21,6 +21,7 @@ def worker() -> Any:
     plugin.register()
     engine = WeightTransferEngineFactory._registry["asyncrl_nccl"]()
     made = engine.__new__(engine)
+    made.model_update_group = None
     made.parallel_config = SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
     return made
 
@@ -50,6 +51,33 @@ def test_one_that_works_is_taken(worker: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("vllm.distributed.weight_transfer.nccl_engine.worker_init_process_group", lambda *_: works)
     worker.init_transfer_engine(invitation(worker))
     assert worker.model_update_group is works
+
+
+def test_who_joins_again_gives_up_the_communicator_before(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up: list[int] = []
+    made = (SimpleNamespace(disabled=False, destroy=lambda n=n: given_up.append(n)) for n in range(2))
+    monkeypatch.setattr("vllm.distributed.weight_transfer.nccl_engine.worker_init_process_group", lambda *_: next(made))
+    for number in range(2):
+        assert given_up == []
+        worker.init_transfer_engine(invitation(worker))
+        assert given_up == list(range(number))
+        given_up.clear()
+
+
+def test_what_half_a_push_has_left_is_forgotten(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    layer = torch.nn.Linear(2, 2)
+    info = get_layerwise_info(layer)
+    info.load_numel, info.load_numel_total = 3, 6
+    info.loaded_weights.append(("weight", None))
+    assert info.can_load()
+    worker.model = torch.nn.Sequential(layer)
+    begun: list[Any] = []
+    monkeypatch.setattr("vllm.model_executor.model_loader.reload.initialize_layerwise_reload", begun.append)
+    worker.start_weight_update()
+    assert begun == [worker.model]
+    assert (info.load_numel, info.loaded_weights) == (0, [])
 
 
 def test_both_ends_take_the_buffers_that_are_planned() -> None:
