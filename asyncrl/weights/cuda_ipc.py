@@ -1,7 +1,8 @@
 """Weights on a GPU that trainer and generators share: a worker maps the trainer's own copies, and nothing is sent.
 
-A handle maps the whole block of CUDA's that a copy lies in. A process opens each once, for as long as it lives: what is
-closed and opened again upsets torch's count of who uses it, and the trainer's copies stay where they are anyhow.
+A handle maps the whole block of CUDA's that a copy lies in. A worker opens each once, and closes it when it joins another
+channel: what a trainer had that was killed is free then. torch counts who has opened a handle, for one each; with several
+workers it takes the copies for used until the trainer ends, which is as long as it keeps them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class CudaIpcReceiver:
             yield self._maps[key][:size]
 
     def close(self) -> None:
-        """The maps stay: whoever joins again is sent the same copies, or those of another trainer."""
+        self._maps = {}
 
 
 def _open(copy: dict[str, Any], dtype: torch.dtype) -> torch.Tensor:
