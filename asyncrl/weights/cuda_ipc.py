@@ -1,8 +1,8 @@
 """Weights on a GPU that trainer and generators share: a worker maps the trainer's own copies, and nothing is sent.
 
-A handle maps the whole block of CUDA's that a copy lies in. A worker opens each once, and closes it when it joins another
-channel: what a trainer had that was killed is free then. torch counts who has opened a handle, for one each; with several
-workers it takes the copies for used until the trainer ends, which is as long as it keeps them.
+A handle maps the whole block of CUDA's that a copy lies in. A worker opens each once, and closes it when it joins
+another channel: what a trainer had that was killed is free then. torch counts who has opened a handle, for one each;
+with several workers it takes the copies for used until the trainer ends, which is as long as it keeps them.
 """
 
 from __future__ import annotations
