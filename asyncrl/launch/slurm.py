@@ -63,6 +63,7 @@ python -m asyncrl.launch.wait "$SLURM_JOB_NUM_NODES"
 python -m asyncrl train "$recipe" --or-resume &
 run=$!
 trap 'kill -TERM "$run"' TERM
+wait "$run" && code=0 || code=$?
 # A signal ends the wait, not the run.
 while kill -0 "$run" 2>/dev/null; do wait "$run" && code=0 || code=$?; done
 exit "$code"

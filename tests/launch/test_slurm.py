@@ -49,6 +49,21 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**keep, **slurm, "PATH": f"{tools}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
+def test_a_run_that_ends_at_once_says_how(script: Path, tmp_path: Path) -> None:
+    """Before anyone has looked whether it lives: no process is found here by `kill -0`."""
+    tools = environment(tmp_path)
+    for name in ("srun", "python"):
+        says = 'case "$*" in *" train "*) exit 7;; esac; echo 127.0.0.1'
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{says}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    # The script puts the folder of this Python first.
+    text = "\n".join(line for line in script.read_text().splitlines() if not line.startswith("export PATH="))
+    done = subprocess.run(
+        ["bash", "-c", text], env={**tools, "BASH_FUNC_kill%%": "() { return 1; }"}, capture_output=True, timeout=60
+    )
+    assert done.returncode == 7, done.stderr
+
+
 @pytest.mark.slow
 def test_the_script_starts_two_nodes_runs_and_ends_what_it_started(script: Path, tmp_path: Path) -> None:
     """Slurm's SIGTERM before the time is up comes in the middle: the run saves and ends."""

@@ -412,9 +412,21 @@ def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path, mixture: Callabl
         verified = re.compile(r"generator-(\d) computes with version \d+ as the trainer does")
         wait_for(lambda: len(set(verified.findall(log.read_text()))) == 2, process, "two verified engines")
         engine = below(process.pid, "EngineCore")[0]
-        # A control call that vLLM has sent and that is never answered.
-        engine.suspend()
-        wait_for(lambda: waits_for(process, run_dir, "generators: version"), process, "a push")
+
+        def stopped_in_a_push() -> bool:
+            """A control call that vLLM has sent and that is never answered. Where what the trainer waits for is on this
+            engine, no push comes while it stands still."""
+            engine.suspend()
+            until = time.monotonic() + 5
+            while time.monotonic() < until:
+                if waits_for(process, run_dir, "generators: version"):
+                    return True
+                time.sleep(0.05)
+            engine.resume()
+            time.sleep(1.0)
+            return False
+
+        wait_for(stopped_in_a_push, process, "a push")
         engine.kill()
         wait_for(lambda: "serves again, with version" in log.read_text(), process, "its replacement")
         done = len(records(run_dir))
