@@ -29,7 +29,7 @@ _CHARTS = {
     "offpolicy/logprob_gap": ("Gap between trainer's and engine's log-probs", "nats per token"),
     "offpolicy/ess": ("Effective sample size", "share of tokens"),
 }
-_FIGURES = {"reward/mean": "final reward", "accuracy/mean": "final accuracy", "throughput/samples_per_s": "samples/s"}
+_FIGURES = {"reward/mean": "final reward", "accuracy/mean": "final accuracy"}
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -85,6 +85,17 @@ def _table(runs: Mapping[str, Records]) -> str:
     rows = []
     for name, records in runs.items():
         last = records[-1]
-        figures = (number(last.get(key)) for key in _FIGURES)
-        rows.append((name, str(last["step"] + 1), duration(last.get("time_s") or 0.0), *figures))
-    return page.table(("run", "steps", "wall time", *_FIGURES.values()), rows, "the runs at their last steps")
+        figures = [number(last.get(key)) for key in _FIGURES]
+        time_s = last.get("time_s") or 0.0
+        rows.append((name, str(last["step"] + 1), duration(time_s), *figures, number(_samples_per_s(records))))
+    heads = ("run", "steps", "time of the last step", *_FIGURES.values(), "samples/s, mean")
+    return page.table(heads, rows, "the runs")
+
+
+def _samples_per_s(records: Records) -> float | None:
+    """Over all steps: a step's own says little of a run whose batches are ready at times."""
+    begins = [0.0, *(record.get("time_s") or 0.0 for record in records[:-1])]
+    lengths = [max(0.0, (record.get("time_s") or 0.0) - begin) for record, begin in zip(records, begins, strict=True)]
+    rates = [record.get("throughput/samples_per_s") or 0.0 for record in records]
+    whole_s = sum(lengths)
+    return sum(rate * length for rate, length in zip(rates, lengths, strict=True)) / whole_s if whole_s else None

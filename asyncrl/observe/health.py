@@ -104,7 +104,7 @@ def _fewer(record: Record) -> str | None:
         return None
     return (
         f"{serving:.0f} of {wanted:.0f} generators serve (rollout.replicas): the others load, or wait for room on the "
-        "cluster; the log says which, and why"
+        "cluster (asyncrl watch says which)"
     )
 
 

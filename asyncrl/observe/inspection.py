@@ -129,15 +129,17 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
         console.print(f"{num_rows} trajectories in {path}", markup=False, highlight=False, soft_wrap=True)
         return num_rows
     shown = list(islice(found, limit))
+    left_out = max(0, count(run_dir, filters) - limit) if len(shown) == limit else 0
     if not shown:
         console.print(f"no such trajectory in {run_dir / 'journal'}", markup=False, highlight=False, soft_wrap=True)
     elif not whole:
-        left_out = max(0, count(run_dir, filters) - limit) if len(shown) == limit else 0
-        text = listing(shown, left_out, tokenizer.decode, console.width)
+        text = listing(shown, tokenizer.decode, console.width)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     else:
         for one in shown:
             show(console, one, tokenizer.decode)
+    if left_out:
+        console.print(f"{left_out} more: raise --limit, or narrow --task, --reward, --age", highlight=False)
     return len(shown)
 
 
@@ -155,7 +157,7 @@ def _within(value: float | None, bounds: Range) -> bool:
 # -- for people
 
 
-def listing(found: list[Found], left_out: int, decode_tokens: Decode, width: int) -> str:
+def listing(found: list[Found], decode_tokens: Decode, width: int) -> str:
     """A line for each, with the beginning of the completion; lines of at most `width` characters."""
     rows = [("task", "step", "reward", "tokens", "versions", "age", "end", "completion")]
     for f in found:
@@ -170,8 +172,6 @@ def listing(found: list[Found], left_out: int, decode_tokens: Decode, width: int
     for name, *figures, end, text in rows:
         middle = "  ".join(figure.rjust(w) for figure, w in zip(figures, widths[1:], strict=False))
         lines.append(f"{name:<{widths[0]}}  {middle}  {end:<{widths[-2]}}  {text}"[:width])
-    if left_out:
-        lines.append(f"{left_out} more: raise --limit, or narrow --task, --reward, --age")
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ def watch(run_dir: Path, host: str, port: int) -> None:
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
         logger.warning("the page and its token go over the network as they are: plain HTTP (docs/safety.md)")
     Console().print(
-        f"{run_dir}: {url}\nCtrl-C ends it; the run goes on.", markup=False, highlight=False, soft_wrap=True
+        f"{run_dir}: {url}\nCtrl-C ends the page, not the run.", markup=False, highlight=False, soft_wrap=True
     )
     # h11 takes no header of more than 64 KiB; httptools, which uvicorn prefers where it is, has no such limit.
     config = uvicorn.Config(served, http="h11", ws="none", lifespan="off", log_level="warning", access_log=False)

@@ -137,14 +137,20 @@ def _activations(recipe: Recipe, shape: Shape, ranks: int) -> float:
     return float((kept + layer) * recipe.trainer.tokens_per_microbatch)
 
 
-def generator(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: float, work: Work) -> Generator:
-    """Of an engine over so many GPUs, or on a share of one."""
+def generator(
+    recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: float, work: Work, kv_cache_gib: float | None = None
+) -> Generator:
+    """Of an engine over so many GPUs, or on a share of one. `kv_cache_gib`: of its cache, if not all that is left."""
     args, rollout = recipe.rollout.engine_args, recipe.rollout
     of_whole = float(args.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION))
     usable = (num_gpus if num_gpus < 1 else of_whole) * gpu.memory_bytes
     num_gpus = math.ceil(num_gpus)
     weights = WIDTH[recipe.weights.dtype] * shape.parameters / num_gpus
     kv_cache = usable - weights - GENERATOR_RESERVE
+    if kv_cache_gib is not None:
+        # Less than nothing if there is no room for it.
+        said = kv_cache_gib * GIB
+        kv_cache = said if said <= kv_cache else kv_cache - said
     token = kv_bytes(recipe, shape, num_gpus)
     sequences = int(kv_cache // (token * (work.prompt_tokens + work.lengths.mean)))
     return Generator(weights, kv_cache, sequences, token * (rollout.max_prompt_tokens + rollout.max_new_tokens))

@@ -101,7 +101,7 @@ def plan(
         Row(
             split,
             memory.trainer(recipe, shape, split.ranks, split.shard_ranks),
-            memory.generator(recipe, shape, gpu, split.gpus_per_replica, work),
+            memory.generator(recipe, shape, gpu, split.gpus_per_replica, work, split.kv_cache_gib),
             scene_of(split),
             simulated(recipe, scene_of(split)),
         )
@@ -135,7 +135,7 @@ def scenes(recipe: Recipe, shape: Shape, gpu: Gpu, work: Work, profile: Profile 
             group_size=recipe.group_size,
             lengths=work.lengths,
             replicas=split.replicas,
-            decode=speed.decode(recipe, shape, gpu, split.gpus_per_replica, work).scaled(slower),
+            decode=speed.decode(recipe, shape, gpu, split.gpus_per_replica, work, split.kv_cache_gib).scaled(slower),
             train_token_s=train.token_s * slower,
             train_step_s=train.step_s * slower,
             push_s=speed.push(recipe, shape, gpu, split.num_gpus, split.ranks),

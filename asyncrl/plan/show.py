@@ -56,8 +56,7 @@ def lines(plan: Plan) -> Iterator[str]:
     if best is own:
         yield "set by    the recipe as it stands"
     else:
-        share = f" rollout.kv_cache_gib={_kv_cache_gib(best):g}" if best.split.gpus_per_rank < 1 else ""
-        yield f"set by    {best.split.overrides(plan.recipe)}{share}"
+        yield f"set by    {best.split.overrides(plan.recipe)}"
     if plan.gpu and own:
         yield f"as it is  {line(plan, own)}"
 
@@ -89,12 +88,6 @@ def memory_line(row: Row) -> str:
         f"weights {row.generator.weights / GIB:.1f}, KV cache {row.generator.kv_cache / GIB:.1f} for "
         f"{row.generator.sequences} sequences of mean length"
     )
-
-
-def _kv_cache_gib(row: Row) -> float:
-    """What a share of a GPU has room for."""
-    assert row.generator is not None
-    return math.floor(row.generator.kv_cache / GIB * 2) / 2
 
 
 def _side_by_side(recipe: Recipe) -> bool:

@@ -64,10 +64,12 @@ class TrainSpeed:
     step_s: float
 
 
-def decode(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: float, work: Work) -> DecodeSpeed:
+def decode(
+    recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: float, work: Work, kv_cache_gib: float | None = None
+) -> DecodeSpeed:
     """Of one engine over so many GPUs, or on a share of the memory of one that it has for itself."""
     bandwidth = gpu.memory_bytes_per_s * BANDWIDTH_UTILIZATION
-    held = memory.generator(recipe, shape, gpu, num_gpus, work)
+    held = memory.generator(recipe, shape, gpu, num_gpus, work, kv_cache_gib)
     num_gpus = math.ceil(num_gpus)
     large = gpu.memory_gib >= 70 and "A100" not in gpu.name
     limit = int(recipe.rollout.engine_args.get("max_num_seqs", MAX_SEQUENCES[large]))

@@ -25,6 +25,8 @@ class Split:
     shard_ranks: int
     """Ranks that hold one copy of the model together."""
     gpus_per_rank: float = 1
+    kv_cache_gib: float | None = None
+    """Of a generator that has a share."""
 
     @property
     def num_gpus(self) -> int:
@@ -39,11 +41,13 @@ class Split:
             "rollout.engine_args.tensor_parallel_size": math.ceil(g),
             "trainer.ranks": self.ranks,
             "trainer.gpus_per_rank": self.gpus_per_rank,
+            **({} if self.kv_cache_gib is None else {"rollout.kv_cache_gib": self.kv_cache_gib}),
         }
         there = {
             "rollout.gpus_per_replica": recipe.rollout.gpus_per_replica,
             "rollout.engine_args.tensor_parallel_size": g if _pipelined(recipe) else _tensor_parallel(recipe),
             "trainer.gpus_per_rank": recipe.trainer.gpus_per_rank,
+            "rollout.kv_cache_gib": recipe.rollout.kv_cache_gib,
         }
         if self.shard_ranks != (recipe.trainer.shard_ranks or self.ranks):
             wanted["trainer.shard_ranks"] = "null" if self.shard_ranks == self.ranks else self.shard_ranks
@@ -55,7 +59,8 @@ class Split:
         rollout, trainer = recipe.rollout, recipe.trainer
         shard_ranks = trainer.shard_ranks or trainer.ranks
         of_rank = trainer.gpus_per_rank or 1
-        return cls(rollout.replicas, rollout.gpus_per_replica, trainer.ranks, shard_ranks, of_rank)
+        cache_gib = rollout.kv_cache_gib if 0 < rollout.gpus_per_replica < 1 else None
+        return cls(rollout.replicas, rollout.gpus_per_replica, trainer.ranks, shard_ranks, of_rank, cache_gib)
 
 
 def splits(recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: int, work: Work) -> list[Split]:
@@ -105,9 +110,14 @@ def _shared(recipe: Recipe, shape: Shape, gpu: Gpu, work: Work) -> Split:
     held = memory.trainer(recipe, shape, 1, 1)
     least = math.ceil(held.total / gpu.memory_bytes * 20) / 20
     own = [Split.of(recipe)] if recipe.on_one_gpu else []
-    for split in (*own, Split(1, round(1 - least, 2), 1, 1, least)):
-        has_room = split.gpus_per_replica > 0 and held.total <= split.gpus_per_rank * gpu.memory_bytes
-        if has_room and memory.generator(recipe, shape, gpu, split.gpus_per_replica, work).fits:
+    rest = round(1 - least, 2)
+    # A share that is none has no cache either.
+    left = memory.generator(recipe, shape, gpu, max(rest, 0.05), work).kv_cache
+    cache_gib = max(0.0, math.floor(left / GIB * 2) / 2)
+    for split in (*own, Split(1, rest, 1, 1, least, cache_gib)):
+        share = split.gpus_per_replica
+        has_room = share > 0 and held.total <= split.gpus_per_rank * gpu.memory_bytes
+        if has_room and memory.generator(recipe, shape, gpu, share, work, split.kv_cache_gib).fits:
             return split
     needs = memory.generator(recipe, shape, gpu, 1, work)
     asked = (held.total + needs.weights + needs.longest + memory.GENERATOR_RESERVE) / GIB

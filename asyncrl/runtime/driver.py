@@ -394,5 +394,6 @@ def _event(summary: GroupSummary) -> Event:
     if summary.outcome == "aborted":
         # Cancelled by a decision, it is obsolete and the controller ignores this; by the engine, it has failed.
         return GroupFailed(task, attempt, "aborted")
-    logger.warning("task %d failed: %s %s", task, summary.reason, "; ".join(summary.errors[:1]))
+    if not summary.errors:  # the recorder says what rewards fail of
+        logger.warning("task %d failed: %s", task, summary.reason)
     return GroupFailed(task, attempt, summary.reason)

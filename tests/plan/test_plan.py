@@ -168,12 +168,14 @@ def test_one_gpu_is_shared() -> None:
     assert asked.on_one_gpu
     [row] = plan(asked, ROOT, 1, "RTX4090").rows
     gpu = gpus.find("RTX4090")
-    assert row.split == Split(1, 0.35, 1, 1, 0.65) == Split.of(asked)
+    assert row.split == Split(1, 0.35, 1, 1, 0.65, 3) == Split.of(asked)
     assert row.split.num_gpus == 1
     assert row.trainer is not None
     assert row.trainer.total <= 0.65 * gpu.memory_bytes
     assert row.generator is not None
-    assert row.generator.kv_cache >= asked.rollout.kv_cache_gib * gpus.GIB
+    assert row.generator.kv_cache == 3 * gpus.GIB
+    [smaller] = plan(recipe("rollout.kv_cache_gib=60", name="gsm8k-1gpu"), ROOT, 1, "RTX4090").rows
+    assert "rollout.kv_cache_gib=3" in smaller.split.overrides(recipe("rollout.kv_cache_gib=60", name="gsm8k-1gpu"))
     larger = plan(recipe(), ROOT, 1, "H100").rows[0].split
     followed = recipe(*larger.overrides(recipe()).split(), "rollout.engine_args={}", "weights.channel=auto")
     assert followed.on_one_gpu
