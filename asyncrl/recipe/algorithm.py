@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from asyncrl.recipe.part import Part, PositiveInt
+from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt
 
 
 class AlgorithmRecipe(Part):
@@ -73,7 +73,7 @@ class AlgorithmRecipe(Part):
     """Add the KL estimate to the loss of each token, or take it off the reward of the tokens before it."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators: k1 = -log r, k2 = (log r)^2/2, k3 = r - 1 - log r with r = pi_ref/pi."""
-    reference_reset_steps: int = Field(default=0, ge=0)
+    reference_reset_steps: NonNegativeInt = 0
     """Steps after which the reference policy becomes the present one; 0: never."""
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Chance that a past trajectory of the task, drawn by exp(reward), takes the place of a new one (TBA's 1 - m).
@@ -85,7 +85,7 @@ class AlgorithmRecipe(Part):
     mask_truncated: bool = False
     """Do not train completions that were cut off at max_new_tokens (DAPO's overlong filtering); their rewards still
     count in what the others of the group are compared with."""
-    overlong_buffer: int = Field(default=0, ge=0)
+    overlong_buffer: NonNegativeInt = 0
     """DAPO's soft punishment: the reward falls by up to 1 over the last so many tokens before max_new_tokens."""
 
 

@@ -10,7 +10,11 @@ from pydantic_core import PydanticCustomError
 PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 """A number of things: with more digits it is a slip, and libraries' integers have no room for it."""
 
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
 Processes = Annotated[int, Field(gt=0, le=10_000)]
+Seconds = Annotated[float, Field(gt=0, le=10**6)]
+"""Eleven days: poll(2) waits for at most 2^31 ms."""
+Gib = Annotated[float, Field(gt=0, le=10**7)]
 
 
 class Part(BaseModel):
@@ -27,7 +31,7 @@ def gpus(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-Gpus = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(gpus)]
+Gpus = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False), AfterValidator(gpus)]
 
 
 def listed(value: Any) -> Any:

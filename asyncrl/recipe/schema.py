@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
-from asyncrl.recipe.part import Gpus, Part, PositiveInt, Processes, listed
+from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
@@ -78,13 +78,13 @@ class RolloutRecipe(Part):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(listed)] = []
     """Texts that end a completion, beside its end-of-sequence token, such as "</answer>". The tokens that complete one
     are sampled, trained and seen by the reward."""
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(listed)] = []
+    stop_token_ids: Annotated[list[NonNegativeInt], BeforeValidator(listed)] = []
     """Tokens that do, by their ids."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the trainer divides its logits by the same number."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Must be 1: a truncated support makes the engine's distribution differ from the trainer's."""
-    top_k: int = Field(default=0, ge=0)
+    top_k: NonNegativeInt = 0
     """Must be 0 (off), for the same reason."""
     kv_after_update: Literal["keep", "recompute"] = "keep"
     """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights. One
@@ -95,7 +95,7 @@ class RolloutRecipe(Part):
     cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None
     """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all, or half of them beside a trainer
     on CPUs, divided among the replicas of one machine (`recipe/cores.py`)."""
-    kv_cache_gib: PositiveFloat = 1.0
+    kv_cache_gib: Gib = 1.0
     """KV cache of an engine on CPUs or on a share of a GPU, in GiB (whole GPUs: `engine_args.gpu_memory_utilization`).
     """
     engine_args: dict[str, Any] = {}
@@ -124,21 +124,21 @@ class RolloutRecipe(Part):
 class RewardsRecipe(Part):
     workers: Processes = 1
     """Reward processes per generator."""
-    timeout_s: PositiveFloat = 30.0
+    timeout_s: Seconds = 30.0
     """A reward call that takes longer is killed; its trajectories are masked and counted."""
     kwargs: dict[str, Any] = {}
     """Further keyword arguments of every call (verl's `reward_kwargs`); of a class, of its constructor."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text that the reward gets; false for a reward that looks for such marks."""
-    memory_gib: PositiveFloat | None = None
+    memory_gib: Gib | None = None
     """What a reward process and all that it starts may hold together, in GiB; with more they are killed, as after
     timeout_s. Default: half of the machine's memory."""
-    file_gib: PositiveFloat = 16.0
+    file_gib: Gib = 16.0
     """No file that they write may be longer, in GiB."""
 
 
 class LoraRecipe(Part):
-    rank: int = Field(default=0, ge=0)
+    rank: NonNegativeInt = 0
     """Train adapters of this rank and send only them; 0 trains all weights."""
     alpha: PositiveFloat = 32.0
     """The adapters' product counts alpha/rank times."""
@@ -165,7 +165,7 @@ class TrainerRecipe(Part):
     """So many ranks hold one copy of the model, and ranks/shard_ranks copies are kept in step (HSDP); default: all."""
     learning_rate: PositiveFloat = 1.0e-6
     """Constant after the warm-up."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises linearly from 0."""
     epochs: PositiveInt = 1
     """Passes over each batch."""
@@ -210,7 +210,7 @@ class JournalRecipe(Part):
     keep: Literal["auto", "since_checkpoint", "all"] = "auto"
     """`all`: every group, so that `asyncrl replay --verify` can train the whole run again; `since_checkpoint`: what a
     resume needs; `auto`: everything up to 1 GiB, then what a resume needs."""
-    sync_window_s: float = Field(default=0.0, ge=0)
+    sync_window_s: float = Field(default=0.0, ge=0, le=10**6)
     """A finished group waits at most this long for others to share its fsync, for disks whose fsync is slow; 0 shares
     it only with those that come while the fsync before runs."""
     sync_window_bytes: PositiveInt = 4 * 2**20
@@ -226,7 +226,7 @@ class CheckpointRecipe(Part):
     """Checkpoints whose step is a multiple of this are kept for good."""
     keep_best: str | None = None
     """Metric, such as reward/mean; the checkpoint with its highest value is kept."""
-    snapshot_every_steps: int = Field(default=0, ge=0)
+    snapshot_every_steps: NonNegativeInt = 0
     """Steps between snapshots in the memory of other processes, from which a lost trainer is rebuilt; 0 takes none."""
     snapshot_shards: PositiveInt = 2
     """A snapshot lies in so many processes, and its XOR parity in one more: any one of them may be lost."""
@@ -260,20 +260,20 @@ class TrackRecipe(Part):
 
 
 class DeadlinesRecipe(Part):
-    warn_s: PositiveFloat = 60.0
+    warn_s: Seconds = 60.0
     """A wait older than this is logged: who waits for whom, for what."""
-    start_s: PositiveFloat = 900.0
+    start_s: Seconds = 900.0
     """Starting Ray, one actor, or loading its model."""
-    rollout_s: PositiveFloat = 1800.0
+    rollout_s: Seconds = 1800.0
     """One group: its wait in the engine, generation and rewards. One that takes longer has failed; if its generator has
     finished no other group meanwhile, it is replaced, and the group starts again."""
-    step_s: PositiveFloat = 3600.0
+    step_s: Seconds = 3600.0
     """One training step."""
-    publish_s: PositiveFloat = 600.0
+    publish_s: Seconds = 600.0
     """One weight push to all generators."""
-    checkpoint_s: PositiveFloat = 1800.0
+    checkpoint_s: Seconds = 1800.0
     """Writing one checkpoint."""
-    stop_s: PositiveFloat = 600.0
+    stop_s: Seconds = 600.0
     """From a SIGTERM or Ctrl-C to the last checkpoint."""
 
 
@@ -293,10 +293,10 @@ class Recipe(Part):
     policy: Literal["bounded", "one_step", "stale_k", "sync"] = "bounded"
     """`sync`: max_staleness 0. `one_step`: every batch exactly one update old. `stale_k`: exactly max_staleness, to
     test objectives. `bounded`: at most max_staleness."""
-    max_staleness: Annotated[int | float, Field(ge=0)] = 1
+    max_staleness: Annotated[int | float, Field(ge=0, le=10**6)] = 1
     """S: no trained token is older than this many updates; 0 = synchronous. 1.5: up to half of each batch two
     (with over_age wait)."""
-    backup_groups: int = Field(default=0, ge=0)
+    backup_groups: NonNegativeInt = 0
     """Groups under way beyond what is needed: a batch closes with the first that finish, the stragglers that become
     too old are restarted. Needs over_age drop."""
     selection_window: PositiveInt = 1
