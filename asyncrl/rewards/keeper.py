@@ -81,9 +81,8 @@ def _become_worker(prints: int, most_bytes: int) -> None:
         os.dup2(prints, stream)
     os.close(prints)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard), hard)
-    )
+    most = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
@@ -95,7 +94,7 @@ def _keep(worker: int, memory_gib: float) -> str:
         status = _reap(worker)
         if status is None and got and got.si_signo == signal.SIGTERM:
             break
-        held = _resident(_below(os.getpid()), memory_gib * _GIB)
+        held = _resident(below(os.getpid()), memory_gib * _GIB)
         if status is None and held > memory_gib * _GIB:
             reason = (
                 f"the reward and what it started held {held / _GIB:.3g} GiB of memory, and rewards.memory_gib is "
@@ -135,7 +134,7 @@ def _in_words(status: int | None) -> str:
     return f"the reward process died ({how})"
 
 
-def _below(pid: int) -> list[int]:
+def below(pid: int) -> list[int]:
     """All descendants that the kernel names, for the price of a few small files."""
     found, todo = [], [pid]
     while todo:

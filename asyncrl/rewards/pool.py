@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ import psutil
 
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
+from asyncrl.rewards.keeper import below
 from asyncrl.rewards.score import RewardRequest, Score, failed
 
 logger = logging.getLogger(__name__)
@@ -215,8 +217,13 @@ class _Worker:
 
     def kill(self) -> str:
         """Ends the worker and all that it has started; says how it ended."""
+        family = below(self._process.pid)
         self._process.terminate()
         self._connection.close()
+        # The reward may have stopped those that end it.
+        for pid in (self._process.pid, *family):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
         try:
             code = self._process.wait(_KILL_S)
         except subprocess.TimeoutExpired:

@@ -42,7 +42,7 @@ class Fingerprint:
     draws: Draws = field(default_factory=Draws)
     """Which draws the present data gives."""
     changes: list[dict[str, Any]] = field(default_factory=list)
-    """Accepted ones: step, kind, and what differed; of kind `recipe`, its key."""
+    """Accepted ones: step, the first that is trained with it, kind, and what differed; of kind `recipe`, its key."""
 
     def write(self, run_dir: Path) -> None:
         replace_file(run_dir / _FILE, json.dumps(asdict(self), indent=1))
@@ -122,13 +122,14 @@ def compared(
     if "data" in differences:
         draws = Draws.begun_anew(controller, draws.first_row + before.parts["data"]["rows"])
     step = controller.steps_done
-    changes = [{"step": step, "kind": kind, "what": what} for kind, what in differences.items()]
+    since = {"step": step, "trained_from": step - again}
+    changes = [{**since, "kind": kind, "what": what} for kind, what in differences.items()]
     for change in changes:
         logger.warning("from step %d on with another %s (%s): accepted", step, change["kind"], change["what"])
     for key, values in keys.items():
         what = _listed({key: values})
         logger.info("from step %d on %s", step, what)
-        changes.append({"step": step, "kind": "recipe", "key": key, "what": what})
+        changes.append({**since, "kind": "recipe", "key": key, "what": what})
     return replace(now, draws=draws, changes=[*before.changes, *changes])
 
 
@@ -138,9 +139,11 @@ def shapes_training(key: str) -> bool:
 
 
 def trained_anew_at(run_dir: Path) -> int:
-    """The last step from which on a resume trained otherwise than before; 0 if none did."""
-    found = (c["step"] for c in changes(run_dir) if c["kind"] == "training" or shapes_training(c.get("key", "")))
-    return max(found, default=0)
+    """The last step from which on a resume trained otherwise than before, or on other ranks, which sum in another
+    order; 0 if none did."""
+    keys = ("trainer.", "algorithm.")
+    shaping = (c for c in changes(run_dir) if c["kind"] == "training" or c.get("key", "").startswith(keys))
+    return max((c.get("trained_from", c["step"]) for c in shaping), default=0)
 
 
 def _source(spec: str, base_dir: Path) -> str | None:

@@ -98,12 +98,11 @@ def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]
     checkpoints = {int(p.name.removeprefix("step_")): p for p in atomic.complete(run_dir / "checkpoints")}
     first = batches[0].step if batches else max(checkpoints, default=0)
     if anew := trained_anew_at(run_dir):
-        # From that checkpoint on a resume went, and trained with what the recipe says now.
-        begun = max(version for version in (0, *checkpoints) if version <= anew)
+        # What a checkpoint of that step or a later one holds was trained by whatever recipe there was.
+        begun = min((version for version in checkpoints if version >= anew), default=anew)
         first = max(first, begun)
         logger.warning(
-            "a resume at step %d changed the training; the steps before %d, trained with other keys, are not trained "
-            "again",
+            "a resume changed how step %d and later ones are trained: those before step %d are not trained again",
             anew,
             begun,
         )

@@ -76,6 +76,12 @@ def do(completion, **row):
             time.sleep(0.01)
         if row["then"] == "exit":
             os._exit(3)
+        if row["then"] == "stop both":
+            keeper = os.getppid()
+            guard = int(open(f"/proc/{keeper}/stat").read().rpartition(")")[2].split()[1])
+            for parent in (keeper, guard):
+                os.kill(parent, signal.SIGSTOP)
+            time.sleep(1000)
         if row["then"] in ("end its keeper", "stop its keeper", "end its guard"):
             parent = os.getppid()
             if row["then"] == "end its guard":
@@ -266,6 +272,7 @@ def test_what_a_killed_call_has_started_is_killed_too(pool_of, tmp_path):
         ("end its keeper", "the reward's keeper died (SIGKILL)"),
         ("stop its keeper", "timed out"),
         ("end its guard", ""),
+        ("stop both", "timed out"),
     ],
 )
 def test_its_daemons_end_with_it_however_it_ends(pool_of, tmp_path, then, said):

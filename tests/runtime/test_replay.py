@@ -75,11 +75,22 @@ def test_from_where_a_resume_trained_otherwise(
 ) -> None:
     """Resumed at step 5 from checkpoint 4; the recipe that there is now is not that of the steps before."""
     batches = run_of(tmp_path, [2, 4, 6], range(7))
-    change = {"step": 5, "kind": kind, "key": "trainer.learning_rate", "what": "another one"}
+    change = {"step": 5, "trained_from": 4, "kind": kind, "key": "trainer.learning_rate", "what": "another one"}
     (tmp_path / "fingerprint.json").write_text(json.dumps({"parts": {}, "draws": {}, "changes": [change]}))
     assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [6]
     assert learner.done == ["step_000004", (4, [4]), (5, [5]), ("compared", "step_000006")]
-    assert "a resume at step 5 changed the training; the steps before 4" in caplog.text
+    assert "a resume changed how step 4 and later ones are trained: those before step 4" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["trainer.learning_rate", "trainer.ranks"])
+def test_not_from_a_checkpoint_of_before_though_the_next_is_gone(tmp_path: Path, learner: Learner, key: str) -> None:
+    """A resume at step 4 went from a checkpoint that newer ones have replaced; an older one was kept. Several ranks sum
+    in another order, so their steps are not repeated either."""
+    batches = run_of(tmp_path, [2, 6, 8], range(9))
+    change = {"step": 4, "trained_from": 4, "kind": "recipe", "key": key, "what": "another one"}
+    (tmp_path / "fingerprint.json").write_text(json.dumps({"parts": {}, "draws": {}, "changes": [change]}))
+    assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [8]
+    assert learner.done[0] == "step_000006"
 
 
 @pytest.mark.parametrize(("checkpoints", "steps"), [([4, 6], range(6, 7)), ([], range(3)), ([2], range(2, 5))])
