@@ -3,7 +3,7 @@
     names    relative, plain, below the directory
     reading  regular files only; no link is followed, no pipe waited for, no more read than `most` bytes
     writing  a new file under a random name takes the place of the old one, so a reader sees one of them whole
-The directory itself may be named through a link.
+The directory itself may be named through a link; to write where others may (`placing`), through the user's own alone.
 """
 
 from __future__ import annotations
@@ -178,6 +178,58 @@ def require_replaceable(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def placing(root: Path, name: str) -> Iterator[IO[bytes]]:
+    """`replacing`, in a folder of someone who may change it meanwhile: folders that are missing are made. Raises
+    UserError for a link, on the way to `root` unless it is this user's or root's, or for what is no regular file."""
+    with _plainly(root / name), _others_folder(root, name, make=True) as (folder, last):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(last, dir_fd=folder).st_mode):
+                raise _no_file(root / name)
+        part = f".{last[:200]}.{secrets.token_hex(4)}.part"
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder)
+        try:
+            with os.fdopen(file, "wb") as opened:
+                yield opened
+            os.replace(part, last, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part, dir_fd=folder)
+            raise
+
+
+def remove(root: Path, name: str) -> None:
+    """What `placing` has put there. Raises FileNotFoundError, and UserError as that does."""
+    with _plainly(root / name), _others_folder(root, name) as (folder, last):
+        os.unlink(last, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _others_folder(root: Path, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
+    """From `/` on, each opened in the one above; yields the last, and the name in it."""
+    *below, last = name.split("/")
+    # Linux passes through a folder that may be entered and not listed.
+    flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
+    above = root.absolute().parts
+    folder = os.open(above[0], flags)
+    try:
+        for number, part in enumerate((*above[1:], *below)):
+            try:
+                found = os.lstat(part, dir_fd=folder)
+                trusted = number < len(above) - 1 and found.st_uid in (0, os.geteuid()) and stat.S_ISLNK(found.st_mode)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                os.mkdir(part, dir_fd=folder)
+                trusted = False
+            inner = os.open(part, flags if trusted else flags | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        yield folder, last
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
 def _folder(run_dir: Path, parts: list[str]) -> Iterator[int]:
     flags = os.O_RDONLY | os.O_DIRECTORY
     folder = os.open(run_dir, flags)
@@ -192,14 +244,23 @@ def _folder(run_dir: Path, parts: list[str]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _plainly(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
         if error.errno in _NO_FILE:
             raise _no_file(path) from error
+        raise
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        with _plainly(path):
+            yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # the command line has words for it
             raise
         raise UserError(f"{path} cannot be read: {error.strerror}; name a run directory that you may read") from error

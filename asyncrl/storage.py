@@ -27,7 +27,7 @@ from typing import Any
 from asyncrl.checkpoint import atomic
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.observe.progress import shown
-from asyncrl.run_dir import is_plain, open_file, parsed
+from asyncrl.run_dir import is_plain, open_file, parsed, placing, remove
 from asyncrl.writers import FETCHED
 
 _MANIFEST = "MANIFEST.json"
@@ -136,6 +136,8 @@ class Remote:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(f"run_dir {url}: {error}; install its package, such as s3fs or gcsfs") from error
+        self._local = Path(self._root) if "file" in self._fs.protocol else None
+        """The other file systems have no links and pipes."""
 
     def manifest(self) -> dict[str, Any] | None:
         """Raises UserError for one that asyncrl has not written."""
@@ -187,9 +189,8 @@ class Remote:
                 raise TimeoutError(f"{name} does not come, {value} bytes in {_PATIENCE_S:.0f} s or more")
 
         with contextlib.suppress(_Enough):
-            if "file" in self._fs.protocol:
-                # The other file systems have no links and pipes.
-                with open_file(Path(self._root), name) as source, path.open("xb") as target:
+            if self._local:
+                with open_file(self._local, name) as source, path.open("xb") as target:
                     num_bytes = 0
                     while num_bytes <= most and (data := source.read(min(2**20, most + 1 - num_bytes))):
                         num_bytes += target.write(data)
@@ -198,6 +199,11 @@ class Remote:
 
     def upload(self, name: str, path: Path, size: int) -> None:
         with self._named():
+            if self._local:
+                with path.open("rb") as source, placing(self._local, name) as target:
+                    while size and (data := source.read(min(2**20, size))):
+                        size -= target.write(data)
+                return
             self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             if path.stat().st_size == size:
                 self._fs.put_file(str(path), self._path(name))
@@ -207,12 +213,19 @@ class Remote:
                 self._fs.pipe_file(self._path(name), file.read(size))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
+        content = json.dumps(manifest).encode()
         with self._named():
+            if self._local:
+                with placing(self._local, _MANIFEST) as target:
+                    target.write(content)
+                return
             self._fs.makedirs(self._root, exist_ok=True)
-            self._fs.pipe_file(self._path(_MANIFEST), json.dumps(manifest).encode())
+            self._fs.pipe_file(self._path(_MANIFEST), content)
 
     def delete(self, name: str) -> None:
         with self._named():
+            if self._local:
+                return remove(self._local, name)
             self._fs.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:

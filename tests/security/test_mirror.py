@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from asyncrl import storage
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.storage import Mirror
 
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 HOSTILE: list[tuple[str, Any]] = [
     ("../../.bashrc", 5),
     ("journal/../../../.bashrc", 5),
@@ -176,6 +178,85 @@ def test_a_bucket_in_a_folder_has_no_links(tmp_path: Path, name: str, monkeypatc
     stranger.replaced_by_link(tmp_path / "run" / name, Path("/dev/zero"))
     with pytest.raises(UserError, match="is a link"):
         storage.fetch(f"file://{tmp_path}/run", checkpoints=False)
+
+
+@pytest.fixture
+def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mirror, Path, Path]:
+    """To a folder that its owner changes meanwhile: what pushes, the folder, and one beside it that is the user's."""
+    monkeypatch.setenv("ASYNCRL_CACHE", str(tmp_path / "cache"))
+    url, bucket = f"file://{tmp_path}/bucket/run", tmp_path / "bucket/run"
+    (mine := tmp_path / "mine").mkdir()
+    (mine / "keep").write_text("mine")
+    folder = storage.local_copy(url)
+    (folder / "journal").mkdir(parents=True)
+    for name in ("recipe.yaml", "journal/control_0.log", "journal/groups_0.log", "metrics.jsonl", "wandb/keep"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("model: x\n")
+    bucket.mkdir(parents=True)
+    return Mirror(url, folder), bucket, mine
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("recipe.yaml", "keep"),
+        ("MANIFEST.json", "keep"),
+        ("MANIFEST.json", "missing"),
+        ("journal", ""),
+        ("journal/control_0.log", "keep"),
+        ("wandb", ""),
+    ],
+)
+def test_a_push_follows_no_link(pushed: tuple[Mirror, Path, Path], name: str, target: str) -> None:
+    mirror, bucket, mine = pushed
+    (bucket / name).parent.mkdir(exist_ok=True)
+    (bucket / name).symlink_to(mine / target)
+    with pytest.raises(UserError, match=f"{name}.* is a link"):
+        begin_and_push(mirror)
+    assert {path.name: path.read_text() for path in mine.iterdir()} == {"keep": "mine"}
+
+
+def begin_and_push(mirror: Mirror) -> None:
+    mirror.begin()
+    mirror.push()
+
+
+def test_a_push_waits_for_no_pipe(pushed: tuple[Mirror, Path, Path]) -> None:
+    mirror, bucket, _ = pushed
+    os.mkfifo(bucket / "recipe.yaml")
+    mirror.begin()
+    with pytest.raises(UserError, match=r"recipe\.yaml is a link"):
+        mirror.push()
+
+
+def test_a_push_deletes_nothing_behind_a_link(pushed: tuple[Mirror, Path, Path]) -> None:
+    """That has taken the place of a folder which it has sent."""
+    mirror, bucket, mine = pushed
+    mirror.begin()
+    assert mirror.push() == 5
+    (bucket / "wandb").rename(bucket.parent / "aside")
+    (bucket / "wandb").symlink_to(mine)
+    (mirror._folder / "wandb/keep").unlink()
+    with pytest.raises(UserError, match="wandb/keep is a link"):
+        mirror.push()
+    assert (mine / "keep").read_text() == "mine"
+
+
+@pytest.mark.parametrize("owner", ["mine", pytest.param("theirs", marks=NEEDS_ROOT)])
+def test_a_push_gets_to_its_folder_through_links_of_the_user_alone(
+    pushed: tuple[Mirror, Path, Path], owner: str
+) -> None:
+    mirror, bucket, mine = pushed
+    bucket.rmdir()
+    bucket.symlink_to(mine)
+    if owner == "mine":
+        mirror.begin()
+        assert mirror.push() == 5
+        return
+    os.lchown(bucket, 65534, 65534)
+    with pytest.raises(UserError, match="is a link"):
+        mirror.begin()
+    assert os.listdir(mine) == ["keep"]
 
 
 def test_a_push_deletes_and_sends_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
