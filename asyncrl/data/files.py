@@ -54,6 +54,7 @@ class FileRows:
             self._first_rows.append(len(self))
             for line, text in _read(path, options):
                 columns.update(dict.fromkeys(_object(text, path, line)))
+                bounds.check_columns(path, len(columns))
                 self._add(line, text)
         self.column_names = list(columns)
 

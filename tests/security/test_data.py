@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
+import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +91,118 @@ def test_a_parquet_file_that_unpacks_to_more(tmp_path: Path, shape: str, monkeyp
     assert path.stat().st_size < 2**23
     monkeypatch.setattr(bounds, "UNPACKED_BYTES", 2**22)
     with pytest.raises(UserError, match=r"unpacks to more than \d+ MiB"):
+        load_rows(DataRecipe(path=str(path)), 0)
+
+
+def write_stream(path: Path, columns: dict[str, pyarrow.Array]) -> None:
+    batch = pyarrow.record_batch(columns)
+    with pyarrow.ipc.new_stream(path, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def of_one_text(num_rows: int, text: bytes) -> pyarrow.Array:
+    view = struct.pack("<i4sii", len(text), text[:4], 0, 0)
+    buffers = [None, pyarrow.py_buffer(view * num_rows), pyarrow.py_buffer(text)]
+    return pyarrow.Array.from_buffers(pyarrow.string_view(), num_rows, buffers)
+
+
+BOMBS = {
+    "an array of nulls": lambda: pyarrow.FixedSizeListArray.from_arrays(pyarrow.nulls(2**28 + 1), 2**28 + 1),
+    "a list of nulls": lambda: pyarrow.ListArray.from_arrays(pyarrow.array([0, 2**30], "int32"), pyarrow.nulls(2**30)),
+    "views of one text": lambda: of_one_text(100_000, b"x" * 2**20),
+    "a dictionary in lists": lambda: pyarrow.ListArray.from_arrays(
+        pyarrow.array([0, 50_000, 100_000], "int32"),
+        pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, "int32"), pyarrow.array(["x" * 2**20])),
+    ),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", BOMBS)
+def test_an_arrow_file_whose_values_expand(tmp_path: Path, kind: str) -> None:
+    write_stream(tmp_path / "rows.arrow", {"prompt": BOMBS[kind]()})
+    with pytest.raises(UserError, match="unpacks to more than 2048 MiB"):
+        load_rows(DataRecipe(path=str(tmp_path / "rows.arrow")), 0)
+
+
+def test_a_row_of_an_arrow_file_is_bounded_too(tmp_path: Path) -> None:
+    nulls = pyarrow.ListArray.from_arrays(pyarrow.array([0, 1, 2**24], "int32"), pyarrow.nulls(2**24))
+    write_stream(tmp_path / "rows.arrow", {"prompt": nulls})
+    with pytest.raises(UserError, match=r"rows\.arrow row 2 has more than 64 MiB"):
+        load_rows(DataRecipe(path=str(tmp_path / "rows.arrow")), 0)
+
+
+@pytest.mark.parametrize(("num_columns", "said"), [(1, "row 1 has more than 64 MiB"), (4, "unpacks to more than")])
+def test_a_parquet_file_of_nulls(tmp_path: Path, num_columns: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each column has room, all of them do not."""
+    monkeypatch.setattr(bounds, "UNPACKED_BYTES", 3 * 8 * 2**24)
+    offsets = pyarrow.array([0, 2**24], "int32")
+    nulls = pyarrow.ListArray.from_arrays(offsets, pyarrow.nulls(2**24))
+    parquet.write_table(pyarrow.table({f"column{n}": nulls for n in range(num_columns)}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=said):
+        load_rows(DataRecipe(path=str(tmp_path / "rows.parquet")), 0)
+
+
+DAMAGES = {
+    "list": (pyarrow.array([["a", "b"], ["c"]]), (0, 2, 3), (0, 2, 2**28)),
+    "negative": (pyarrow.array([["a", "b"], ["c"]]), (0, 2, 3), (-100_000, 2, 3)),
+    "text": (pyarrow.array(["aaaaa", "bb"]), (0, 5, 7), (0, 2**27, 7)),
+    "nested": (pyarrow.array([[["a"], ["b"], ["c"]], [["d"] * 4]]), (0, 1, 2, 3, 7), (0, 1, 2, 3, 2**28)),
+    "dictionary": (
+        pyarrow.DictionaryArray.from_arrays(pyarrow.array([1, 0], "int32"), pyarrow.array(["a", "b"])),
+        (1, 0),
+        (1, 2**28),
+    ),
+    "view": (of_one_text(2, b"x" * 1000), (1000, 0x78787878), (2000, 0x78787878)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_an_arrow_file_that_points_outside_itself(tmp_path: Path, kind: str) -> None:
+    """In a process of its own, which Arrow would end."""
+    path, (column, numbers, wrong) = tmp_path / "rows.arrow", DAMAGES[kind]
+    write_stream(path, {"prompt": column})
+    sound, damaged = (struct.pack(f"<{len(one)}i", *one) for one in (numbers, wrong))
+    assert sound in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(sound, damaged))
+    code = (
+        "import sys; from pathlib import Path; from asyncrl.data import bounds; bounds.check_arrow(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith(f"asyncrl.errors.UserError: data.path: {path} ")
+    assert "is damaged: " in done.stderr or "has more than 64 MiB" in done.stderr
+
+
+def test_types_that_expand_in_a_cast(tmp_path: Path) -> None:
+    texts = pyarrow.RunEndEncodedArray.from_arrays(pyarrow.array([3], "int32"), pyarrow.array(["a"]))
+    write_stream(tmp_path / "rows.arrow", {"prompt": texts})
+    with pytest.raises(UserError, match=r"has values of type run_end_encoded.*, which are not read; cast them"):
+        load_rows(DataRecipe(path=str(tmp_path / "rows.arrow")), 0)
+
+
+def test_values_of_every_other_type_are_read(tmp_path: Path) -> None:
+    """Sliced, null and empty ones among them."""
+    rows = [
+        {"prompt": "a", "chat": [{"role": "user", "content": "b", "n": None}], "pair": [[1], [2, 3]], "none": None},
+        {"prompt": None, "chat": [], "pair": None, "none": None},
+        {"prompt": "c" * 100, "chat": None, "pair": [[], None], "none": None},
+    ] * 3
+    kind = pyarrow.list_(pyarrow.list_(pyarrow.int8()), 2)
+    table = pyarrow.Table.from_pylist(rows)
+    table = table.set_column(2, "pair", pyarrow.array([row["pair"] for row in rows], kind))
+    table = table.append_column("view", table["prompt"].cast(pyarrow.string_view())).slice(1)
+    table = table.append_column("word", table["prompt"].dictionary_encode())
+    with pyarrow.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    found = load_rows(DataRecipe(path=str(tmp_path / "rows.arrow")), 0)
+    assert [found[n]["pair"] for n in range(8)] == [row["pair"] for row in rows[1:]]
+    assert [found[n]["word"] for n in range(8)] == [row["prompt"] for row in rows[1:]]
+
+
+def test_columns_that_every_row_adds_to(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({f"{row}_{n}": 1 for n in range(200)}) + "\n" for row in range(6)))
+    with pytest.raises(UserError, match=r"with .*rows\.jsonl there are more than 1000 columns; put what differs"):
         load_rows(DataRecipe(path=str(path)), 0)
 
 
