@@ -32,3 +32,13 @@ def test_it_says_what_passed_and_what_was_skipped() -> None:
 def test_nothing_tried_is_no_success() -> None:
     code, lines = run("ipc")
     assert code == 1 or json.loads(lines[-1])["passed"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_without_a_gpu_too() -> None:
+    command = [sys.executable, ROOT / "scripts/bench_gpu", "--device", "cpu", "trainer"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["bench"] == "gpu_trainer"
+    assert found["ours"] > 0 < found["theirs"]

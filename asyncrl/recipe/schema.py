@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed
@@ -116,8 +117,10 @@ class RolloutRecipe(Part):
     def _apart(cls, values: Any) -> Any:
         """`replicas: {min, max}` as two keys."""
         said = values.get("replicas") if isinstance(values, Mapping) else None
-        if not isinstance(said, Mapping) or set(said) != {"min", "max"}:
+        if not isinstance(said, Mapping):
             return values
+        if set(said) != {"min", "max"}:
+            raise PydanticCustomError("replicas", "a range lacks an end, or has more than two")
         return {**values, "replicas": said["max"], "min_replicas": said["min"]}
 
 
