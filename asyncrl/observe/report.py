@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
 from asyncrl.observe.timeline import timeline
 from asyncrl.recipe.secret import masked
+from asyncrl.run_dir import alike
 
 _MOST_COLUMNS = 300
 _MOST_LISTED = 50
@@ -42,7 +44,10 @@ _LISTED = {
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """Write the page anew and return its path: `out`, by default RUN_DIR/report.html, or, if the directory is another
-    user's, NAME.html in the working directory. Raises UserError if that is another file of the user's."""
+    user's, NAME.html in the working directory. Raises UserError if that is another file of the user's.
+
+    In the directory it is for the run's readers; elsewhere for whom the umask says.
+    """
     own = run_dir.stat().st_uid == os.geteuid()
     path = out or (run_dir / "report.html" if own else page.of_ours(Path(f"{run_dir.resolve().name}.html")))
     title = f"{run_dir.resolve().name} - asyncrl"
@@ -52,7 +57,8 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         said = "There is no readable summary.json: the run crashed, was stopped, or still goes on."
         parts = {"title": parts.pop("title"), "state": page.line(said, warn=True), **parts}
     places = [page.place(name, html) for name, html in parts.items()]
-    return page.write(path, title, places)
+    with alike(run_dir) if own and path.resolve().is_relative_to(run_dir.resolve()) else nullcontext():
+        return page.write(path, title, places)
 
 
 class Sections:

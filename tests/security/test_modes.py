@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import stranger
 
+from asyncrl.observe.report import write_report
 from asyncrl.run_dir import alike, make_alike, open_to, replace
 from asyncrl.runtime.run import make_run_dir
 
@@ -57,3 +59,13 @@ def test_an_older_run_is_closed_when_it_goes_on(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with open_to(tmp_path, "owner"):
         assert modes(tmp_path) == ["0o700"]
+
+
+@pytest.mark.parametrize("readers", ["owner", "group"])
+def test_a_report_made_anew_is_for_the_runs_readers(umask: int, readers: str, tmp_path: Path) -> None:
+    """One elsewhere is for whom the user's own umask says."""
+    stranger.write_run(run_dir := tmp_path / "mine")
+    with open_to(run_dir, readers):
+        pass
+    assert modes(write_report(run_dir)) == ["0o600" if readers == "owner" else "0o640"]
+    assert modes(write_report(run_dir, tmp_path / "page.html")) == [oct(0o666 & ~umask)]
