@@ -6,6 +6,7 @@ removed by this user's next one that makes a folder there. No name is taken from
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 from asyncrl.errors import RunFailed
 
 _PREFIX = "asyncrl."
+WITHIN = "ASYNCRL_PRIVATE"
+"""In the environment of a run's own Ray: the folder that is removed at the run's end, however its actors end."""
 _held: dict[Path, int] = {}
 """Descriptors that hold the locks."""
 
@@ -55,17 +58,24 @@ def _remove_left(folder: Path) -> None:
             os.close(descriptor)
 
 
-def open_file(path: Path) -> int:
-    """A descriptor, to read and write a file of this user that nobody else can write to. Raises RunFailed for any
-    other, and FileNotFoundError."""
+def of_process() -> Path:
+    """A new folder for this process and its children. Raises OSError."""
+    folder, pid = make(Path(os.environ.get(WITHIN) or tempfile.gettempdir())), os.getpid()
+    atexit.register(lambda: remove(folder) if os.getpid() == pid else None)
+    return folder
+
+
+def open_file(path: Path, flags: int = os.O_RDWR) -> int:
+    """A descriptor of a file of this user that nobody else can open. Raises RunFailed for any other, and
+    FileNotFoundError."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        descriptor = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=folder)
         for one, is_kind in ((folder, stat.S_ISDIR), (descriptor, stat.S_ISREG)):
             found = os.fstat(one)
             if found.st_uid != os.geteuid() or found.st_mode & 0o077 or not is_kind(found.st_mode):
                 os.close(descriptor)
-                raise RunFailed(f"{path} is open to others than its owner: weights are not read from it")
+                raise RunFailed(f"{path} is open to others than its owner, or no file: it is not used")
         return descriptor
     finally:
         os.close(folder)

@@ -1,7 +1,7 @@
 """Warnings of a process that nobody watches, on their way to the driver, which says them where the user looks.
 
     actor: any logger --Relay--> memory --take--> driver's log (`runtime/notices.py`)
-    engine's process: any logger --Relay--> a file of the actor's machine --take--> ...
+    engine's process: any logger --Relay--> a file in the actor's private folder --take--> ...
 Nothing here waits for anyone, and nothing is sent twice: what is said again and again goes out at its first three
 times, and then at every power of ten.
 """
@@ -16,6 +16,8 @@ import tempfile
 from collections import Counter, deque
 from pathlib import Path
 from typing import NamedTuple
+
+from asyncrl import private
 
 _LOGGERS = ("asyncrl", "vllm", "transformers", "torch", "py.warnings")
 """Some of them do not hand records on to the root."""
@@ -85,7 +87,7 @@ class Relay(logging.Handler):
                 else:
                     self._lost += 1
             else:
-                with open(self._file, "a", opener=_own) as file:
+                with os.fdopen(private.open_file(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
                     file.write(json.dumps(notice) + "\n")
         except Exception:
             # A warning that cannot be handed on must not end what it warns of; it is in the process's own file.
@@ -120,14 +122,16 @@ class Relay(logging.Handler):
 def relay() -> None:
     """In an actor: keep what it warns of for `take`, and let its children hand on theirs."""
     global _relay
-    os.environ[_FILE] = str(Path(tempfile.gettempdir()) / f"asyncrl-notices-{os.getuid()}-{os.getpid()}")
+    os.environ[_FILE] = str(private.of_process() / "notices")
     _relay = Relay()
     _attach(_relay)
 
 
 def relay_to_parent() -> None:
-    """In a process that an actor has started."""
+    """In a process that an actor has started. What it makes in /tmp, as vLLM does to find its workers, is in the
+    actor's private folder."""
     if file := os.environ.get(_FILE):
+        tempfile.tempdir = os.path.dirname(file)
         _attach(Relay(Path(file)))
 
 
@@ -138,21 +142,14 @@ def take() -> list[Notice]:
     found = _relay.take()
     file = Path(os.environ[_FILE])
     taken = file.with_name(f"{file.name}.taken")
-    # Another user may have made a file of that name in a folder that all may write to.
-    with contextlib.suppress(FileNotFoundError, PermissionError):
-        if file.lstat().st_uid == os.getuid():
-            file.replace(taken)
-            found += [Notice(*json.loads(line)) for line in taken.read_text().splitlines()]
-            taken.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        file.replace(taken)
+        found += [Notice(*json.loads(line)) for line in taken.read_text().splitlines()]
+        taken.unlink()
     return found
 
 
 _relay: Relay | None = None
-
-
-def _own(path: str, flags: int) -> int:
-    """Opens no link that another user has laid there, and nothing that others may read."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _attach(handler: Relay) -> None:

@@ -104,6 +104,7 @@ def _reachable_from_here_only() -> Iterator[dict[str, Any]]:
         "NCCL_SOCKET_IFNAME": loopback,
         "VLLM_HOST_IP": _LOOPBACK,
         "VLLM_RPC_BASE_PATH": str(_folder),
+        private.WITHIN: str(_folder),
     }
     before_settings = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

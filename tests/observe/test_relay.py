@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from asyncrl import private
+from asyncrl.errors import RunFailed
 from asyncrl.observe import relay
 from asyncrl.observe.relay import TOLD, Notice, Repeats
 
@@ -21,6 +23,7 @@ def relaying(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[None
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(relay, "_relay", None)
     monkeypatch.setenv("ASYNCRL_NOTICES", "")
+    monkeypatch.delenv(private.WITHIN, raising=False)
     relay.relay()
     yield
     logging.captureWarnings(False)
@@ -103,18 +106,37 @@ def test_a_child_hands_its_warnings_on() -> None:
     assert texts() == []
 
 
-def test_a_link_laid_by_another_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("")
-    handler = relay.Relay(Path(os.environ["ASYNCRL_NOTICES"]))
-    Path(os.environ["ASYNCRL_NOTICES"]).symlink_to(tmp_path / "mine")
-    record = logging.LogRecord("asyncrl", logging.WARNING, "", 0, "lost", (), None)
-    handler.handleError = lambda _: None  # type: ignore[method-assign]
+def test_what_a_child_makes_among_temporary_files_is_in_its_parents_folder() -> None:
+    code = (
+        "import tempfile; from asyncrl.observe.relay import relay_to_parent; relay_to_parent()\n"
+        "print(tempfile.gettempdir())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert said.stdout.strip() == os.path.dirname(os.environ["ASYNCRL_NOTICES"])
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "readable", "folder"])
+def test_a_child_writes_to_nothing_but_a_file_of_its_own(tmp_path: Path, kind: str) -> None:
+    (mine := tmp_path / "mine").write_text("")
+    notices = Path(os.environ["ASYNCRL_NOTICES"])
+    handler, errors = relay.Relay(notices), []
+    handler.handleError = lambda _: errors.append(sys.exception())  # type: ignore[method-assign]
+    record = logging.LogRecord("asyncrl", logging.WARNING, "", 0, "said", (), None)
+    lay = {
+        "link": lambda: notices.symlink_to(mine),
+        "pipe": lambda: os.mkfifo(notices),
+        "readable": lambda: (notices.touch(), notices.chmod(0o666)),
+        "folder": notices.mkdir,
+    }
+    lay[kind]()
     handler.emit(record)
-    assert (tmp_path / "mine").read_text() == ""
-    Path(os.environ["ASYNCRL_NOTICES"]).unlink()
+    [error] = errors
+    assert isinstance(error, RunFailed | OSError)
+    assert mine.read_text() == ""
+    notices.rename(tmp_path / "aside")
     handler.emit(record)
-    assert Path(os.environ["ASYNCRL_NOTICES"]).stat().st_mode & 0o777 == 0o600
-    assert texts() == ["lost"]
+    assert notices.stat().st_mode & 0o777 == 0o600
+    assert texts() == ["said"]
 
 
 def test_one_that_cannot_be_handed_on_ends_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

@@ -27,6 +27,21 @@ from asyncrl import private
 print(private.make(Path(sys.argv[1])), flush=True)
 input()
 """
+WARNED = """
+import os, tempfile
+from pathlib import Path
+from asyncrl.observe import relay
+relay.relay()
+print(os.environ["ASYNCRL_NOTICES"], flush=True)
+input()
+assert relay.take() == [relay.Notice(30, "vllm: from below")]
+"""
+WARNS = """
+import logging
+from asyncrl.observe import relay
+relay.relay_to_parent()
+logging.getLogger("vllm").warning("from below")
+"""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user too")
 
 
@@ -61,9 +76,13 @@ def as_nobody(do: Callable[[], object]) -> str:
         return answer.read()
 
 
-def holder(parent: Path) -> tuple[subprocess.Popen[str], Path]:
+def holder(parent: Path, code: str = HOLD) -> tuple[subprocess.Popen[str], Path]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(parent), private.WITHIN: ""},
     )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
@@ -105,6 +124,31 @@ def test_another_user_enters_nothing_and_loses_nothing(everyones: Path) -> None:
     assert as_nobody(lambda: os.listdir(mine)) == "PermissionError"
     assert as_nobody((mine / "copy").read_bytes) == "PermissionError"
     private.remove(mine)
+
+
+@needs_root
+def test_another_user_gets_no_warnings_and_keeps_none(everyones: Path) -> None:
+    """Nor do they wait for a pipe of another user's: there is no name that could be guessed."""
+    process, notices = holder(everyones, WARNED)
+    assert re.fullmatch(r"asyncrl\.\w{8}", notices.parent.name)
+    for name in (notices, notices.with_name("notices.taken")):
+        assert as_nobody(lambda name=name: os.mkfifo(name)) == "PermissionError"  # type: ignore[misc]
+        assert as_nobody(lambda name=name: name.symlink_to("/etc/passwd")) == "PermissionError"  # type: ignore[misc]
+    environment = {**os.environ, "ASYNCRL_NOTICES": str(notices)}
+    subprocess.run([sys.executable, "-c", WARNS], env=environment, check=True, timeout=30)
+    assert as_nobody(notices.read_bytes) == "PermissionError"
+    process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+    assert os.listdir(everyones) == []
+
+
+def test_warnings_that_nobody_has_taken_go_with_the_next_run(tmp_path: Path) -> None:
+    killed, notices = holder(tmp_path, WARNED)
+    notices.write_text("")
+    killed.kill()
+    killed.communicate(timeout=30)
+    private.remove(private.make(tmp_path))
+    assert os.listdir(tmp_path) == []
 
 
 def test_weights_in_files_are_their_owners_alone(tmp_path: Path) -> None:
@@ -172,6 +216,7 @@ def test_a_runs_own_ray_has_its_files_where_nobody_else_enters(
         assert folder.parent == Path("/tmp")
         assert folder.stat().st_mode & 0o777 == 0o700
         assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+        assert private.of_process().parent == folder
     assert "GLOO_SOCKET_IFNAME" not in os.environ
     assert os.environ["NCCL_SOCKET_IFNAME"] == "eth0"
     assert ("TMPDIR is too long" in caplog.text) == (place != "/tmp")
