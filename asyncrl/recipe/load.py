@@ -42,7 +42,7 @@ _NO_KEYS = ("[key]", "str", "list[str]")
 """What pydantic puts into the place of a fault beside keys."""
 _UNKNOWN = ("extra_forbidden", "invalid_key")
 _EXPECTED = {
-    "replicas": "a mapping whose replicas are a number or have both min and max",
+    "replicas": "a whole number, or a mapping of min and max",
     "gpus": "a share of one GPU, such as 0.5, or a whole number of GPUs",
     "int": "a whole number",
     "float": "a number",

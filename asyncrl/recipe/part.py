@@ -34,6 +34,13 @@ def gpus(value: float) -> float:
 Gpus = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False), AfterValidator(gpus)]
 
 
+def no_range(value: Any) -> Any:
+    """What is no `{min, max}` by now is none. PydanticCustomError for other mappings."""
+    if isinstance(value, dict):
+        raise PydanticCustomError("replicas", "neither a number nor a range")
+    return value
+
+
 def listed(value: Any) -> Any:
     """One text or number as the list of it."""
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value

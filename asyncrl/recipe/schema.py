@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
-from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
-from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed
+from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed, no_range
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
@@ -67,7 +66,7 @@ class DataRecipe(Part):
 class RolloutRecipe(Part):
     engine: str = "vllm"
     """`vllm`, `simulated` (no model: random tokens at a set speed, for tests), or your own Engine by path."""
-    replicas: Processes = 1
+    replicas: Annotated[Processes, BeforeValidator(no_range)] = 1
     """Number of generator actors, each with its own engine; the run goes on while one is left, and starts lost ones
     again when there is room. `{min: 2, max: 8}`: begins with 2, takes up to 8 when there is room, needs 2 to go on."""
     min_replicas: Processes | None = None
@@ -117,10 +116,8 @@ class RolloutRecipe(Part):
     def _apart(cls, values: Any) -> Any:
         """`replicas: {min, max}` as two keys."""
         said = values.get("replicas") if isinstance(values, Mapping) else None
-        if not isinstance(said, Mapping):
+        if not isinstance(said, Mapping) or set(said) != {"min", "max"}:
             return values
-        if set(said) != {"min", "max"}:
-            raise PydanticCustomError("replicas", "a range lacks an end, or has more than two")
         return {**values, "replicas": said["max"], "min_replicas": said["min"]}
 
 
