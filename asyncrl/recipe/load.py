@@ -32,7 +32,7 @@ from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.schema import Recipe
-from asyncrl.recipe.unfolded import require_modest
+from asyncrl.recipe.unfolded import interpolations_bounded, require_modest, require_modest_values
 from asyncrl.small_files import read
 
 _MAX_SHOWN_CHARS = 60
@@ -85,10 +85,10 @@ def load(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> 
     """
     path = Path(os.path.normpath(path))
     files, arguments = _file_layers(path, [], text), [*map(_override_layer, overrides)]
-    files, arguments = ([*map(_expand_preset, layers)] for layers in (files, arguments))
-    layers = [*files, *arguments]
-    # All arguments are one level: what describes the data may stand before data.path.
-    with secret.kept_from_recipes():
+    with secret.kept_from_recipes(), interpolations_bounded():
+        files, arguments = ([*map(_expand_preset, layers)] for layers in (files, arguments))
+        layers = [*files, *arguments]
+        # All arguments are one level: what describes the data may stand before data.path.
         merged = _merge([*([layer] for layer in files), arguments], layers)
     try:
         return Recipe.model_validate(merged)
@@ -257,6 +257,7 @@ def _merge(levels: list[list[Layer]], layers: list[Layer]) -> dict[str, Any]:
             except TypeError as error:
                 raise UserError(f"{layer.where}: puts a list where keys are needed, or keys where a list is") from error
     try:
+        require_modest_values(merged)
         return OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         where = _origin(layers, tuple(str(error.full_key).split(".")))

@@ -118,3 +118,44 @@ def test_weights_are_files(tiny_model: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
     put(model / "model.safetensors", "pipe")
     assert weight_files(str(model)) == []
+
+
+def chain(first: str, later: str, length: int, under: str) -> str:
+    """Lines in which each value names the one before it."""
+    names = [f"  a0: {first}"] + [f"  a{n}: {later.replace('$$', f'${{{under}.a{n - 1}}}')}" for n in range(1, length)]
+    return "\n".join([f"{under}:", *names, ""])
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        chain("xx", "$$$$", 45, "loose"),
+        chain("xx", "$$$$", 45, "loose") + "data: {path: '${loose.a44}'}\n",
+        chain("xx", "$$$$", 45, "loose") + "algorithm: {preset: '${loose.a44}'}\n",
+        chain("{x: 1}", "{x: '$$', y: '$$'}", 30, "loose"),
+        chain("[1]", "['$$', '$$']", 30, "loose"),
+        chain("[1]", "'${oc.create:[$$, $$]}'", 30, "loose"),
+        chain("[1]", "['$$']", 400, "loose"),
+        chain("x" * 10**5, "${loose.a0}", 100, "loose"),
+        "loose: {a: {x: '${loose.b}'}, b: {x: '${loose.a}'}}\n",
+    ],
+    ids=["text", "the data's path", "the preset", "maps", "lists", "made", "deep", "long", "circle"],
+)
+def test_interpolations_that_unfold(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"recipe\.yaml: [\w.]+: its interpolations unfold to more than a recipe"):
+        load(path)
+
+
+def test_interpolations_of_a_recipe_are_worked_out(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"base: {ROOT}/recipes/tiny.yaml\nseed: 3\nmax_steps: ${{seed}}\n"
+        "data: {options: {size: '${max_steps}', nested: {list: ['${seed}', null], same: '${.list}'}}}\n"
+        "rewards: {kwargs: '${data.options.nested}'}\n"
+    )
+    recipe = load(path, ["trainer.ranks=${seed}"])
+    assert (recipe.trainer.ranks, recipe.data.options["size"]) == (3, 3)
+    assert recipe.rewards.kwargs == recipe.data.options["nested"] == {"list": [3, None], "same": [3, None]}
