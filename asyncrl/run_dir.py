@@ -182,9 +182,7 @@ def placing(root: Path, name: str) -> Iterator[IO[bytes]]:
     """`replacing`, in a folder of someone who may change it meanwhile: folders that are missing are made. Raises
     UserError for a link, on the way to `root` unless it is this user's or root's, or for what is no regular file."""
     with _plainly(root / name), _others_folder(root, name, make=True) as (folder, last):
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.lstat(last, dir_fd=folder).st_mode):
-                raise _no_file(root / name)
+        _require_file(root / name, folder)
         part = f".{last[:200]}.{secrets.token_hex(4)}.part"
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder)
         try:
@@ -195,6 +193,18 @@ def placing(root: Path, name: str) -> Iterator[IO[bytes]]:
             with contextlib.suppress(OSError):
                 os.unlink(part, dir_fd=folder)
             raise
+
+
+def require_place(root: Path, name: str) -> None:
+    """Raises UserError where `placing` would, as things are."""
+    with contextlib.suppress(FileNotFoundError), _plainly(root / name), _others_folder(root, name) as (folder, _):
+        _require_file(root / name, folder)
+
+
+def _require_file(path: Path, folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path.name, dir_fd=folder).st_mode):
+            raise _no_file(path)
 
 
 def remove(root: Path, name: str) -> None:

@@ -19,7 +19,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 from asyncrl.checkpoint import atomic
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.observe.progress import shown
-from asyncrl.run_dir import is_plain, open_file, parsed, placing, remove
+from asyncrl.run_dir import is_plain, open_file, parsed, placing, remove, require_place
 from asyncrl.writers import FETCHED
 
 _MANIFEST = "MANIFEST.json"
@@ -212,6 +212,13 @@ class Remote:
             with path.open("rb") as file:
                 self._fs.pipe_file(self._path(name), file.read(size))
 
+    def require_places(self, names: Iterable[str]) -> None:
+        """Raises UserError if a link is in the way of one, before anything is written."""
+        if self._local:
+            with self._named():
+                for name in names:
+                    require_place(self._local, name)
+
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         content = json.dumps(manifest).encode()
         with self._named():
@@ -260,6 +267,7 @@ class Mirror:
     def begin(self) -> None:
         """Take the URL over. Raises UserError if it cannot be written."""
         before = self._remote.manifest() or {"files": {}}
+        self._remote.require_places([*self._snapshot(), *before["files"]])
         self._remote.write_manifest({**before, "owner": self._owner})
         (self._folder / ".owner").write_text(self._owner)
         (self._folder / FETCHED).unlink(missing_ok=True)

@@ -211,20 +211,24 @@ def test_a_push_follows_no_link(pushed: tuple[Mirror, Path, Path], name: str, ta
     mirror, bucket, mine = pushed
     (bucket / name).parent.mkdir(exist_ok=True)
     (bucket / name).symlink_to(mine / target)
+    before = sorted(bucket.rglob("*"))
     with pytest.raises(UserError, match=f"{name}.* is a link"):
-        begin_and_push(mirror)
-    assert {path.name: path.read_text() for path in mine.iterdir()} == {"keep": "mine"}
-
-
-def begin_and_push(mirror: Mirror) -> None:
+        mirror.begin()
+    assert sorted(bucket.rglob("*")) == before
+    if name == "MANIFEST.json":
+        return
+    (bucket / name).unlink()
     mirror.begin()
-    mirror.push()
+    (bucket / name).symlink_to(mine / target)
+    with pytest.raises(UserError, match=f"{name}.* is a link"):
+        mirror.push()
+    assert {path.name: path.read_text() for path in mine.iterdir()} == {"keep": "mine"}
 
 
 def test_a_push_waits_for_no_pipe(pushed: tuple[Mirror, Path, Path]) -> None:
     mirror, bucket, _ = pushed
-    os.mkfifo(bucket / "recipe.yaml")
     mirror.begin()
+    os.mkfifo(bucket / "recipe.yaml")
     with pytest.raises(UserError, match=r"recipe\.yaml is a link"):
         mirror.push()
 
