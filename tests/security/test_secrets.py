@@ -40,6 +40,13 @@ def test_a_recipe_reads_no_secret(
         assert f"theirs.yaml: rewards.kwargs.note: ${{oc.env:{name}}} is not read" in said.err
 
 
+def test_a_preset_is_no_way_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked up before the layers are merged."""
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    with pytest.raises(UserError, match=r"algorithm\.preset: \$\{oc\.env:HF_TOKEN\} is not read"):
+        load(ROOT / "recipes/tiny.yaml", ["algorithm.preset=${oc.env:HF_TOKEN}"])
+
+
 def test_where_a_job_runs_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("ASYNCRL_DATA", "/data")
