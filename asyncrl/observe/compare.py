@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def _table(runs: Mapping[str, Records]) -> str:
 
 def _samples_per_s(records: Records) -> float | None:
     """Over all steps: a step's own says little of a run whose batches are ready at times."""
-    begins = [0.0, *(record.get("time_s") or 0.0 for record in records[:-1])]
-    lengths = [max(0.0, (record.get("time_s") or 0.0) - begin) for record, begin in zip(records, begins, strict=True)]
+    ends = [record.get("time_s") or 0.0 for record in records]
+    lengths = [max(0.0, end - begin) for begin, end in pairwise([0.0, *ends])]
     rates = [record.get("throughput/samples_per_s") or 0.0 for record in records]
     whole_s = sum(lengths)
     return sum(rate * length for rate, length in zip(rates, lengths, strict=True)) / whole_s if whole_s else None

@@ -27,6 +27,7 @@ from asyncrl.runtime.kinds import KINDS
 _FILE = "fingerprint.json"
 _HASH_CHARS = 16
 _HASHED = ("content", "source", "chat template", "loss", "engine")
+_TRAINING = ("trainer.", "algorithm.")
 _PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
 """Where is trained, not what."""
 
@@ -135,14 +136,13 @@ def compared(
 
 def shapes_training(key: str) -> bool:
     """Whether the weights after a step depend on this key of the recipe."""
-    return key.startswith(("trainer.", "algorithm.")) and key not in _PLACES
+    return key.startswith(_TRAINING) and key not in _PLACES
 
 
 def trained_anew_at(run_dir: Path) -> int:
     """The last step from which on a resume trained otherwise than before, or on other ranks, which sum in another
     order; 0 if none did."""
-    keys = ("trainer.", "algorithm.")
-    shaping = (c for c in changes(run_dir) if c["kind"] == "training" or c.get("key", "").startswith(keys))
+    shaping = (c for c in changes(run_dir) if c["kind"] == "training" or c.get("key", "").startswith(_TRAINING))
     return max((c.get("trained_from", c["step"]) for c in shaping), default=0)
 
 
