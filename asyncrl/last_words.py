@@ -40,14 +40,15 @@ def tail(path: Path, begin: int = 0) -> str:
         return ""
 
 
-def uncaught(text: str) -> str | None:
-    """The exception that ended a process: the last one, but for those that only tell of another process's."""
-    return _last(text, _UNCAUGHT)
-
-
 def crash(text: str) -> str | None:
     """What a process wrote that did not end by an exception."""
     return _last(text, _CRASH)
+
+
+def cause(text: str) -> str | None:
+    """The exception that ended a process: the last one, but for those that only tell of another process's; else its
+    crash."""
+    return _last(text, _UNCAUGHT) or crash(text)
 
 
 def of_memory(words: str) -> bool:

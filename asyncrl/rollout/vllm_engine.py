@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.last_words import ErrorOutput, crash, uncaught
+from asyncrl.last_words import ErrorOutput, cause
 from asyncrl.recipe.cores import SPIN
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.rollout.vllm_start import explained
@@ -111,7 +111,7 @@ class VllmEngine:
             raise self._death() from None
 
     def _death(self) -> EngineDead:
-        words = uncaught(text := self._said.text()) or crash(text)
+        words = cause(self._said.text())
         return EngineDead(f"the engine process died{f', with {words}' if words else ''}")
 
     async def cancel(self, request_ids: list[str]) -> None:

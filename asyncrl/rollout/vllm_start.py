@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.last_words import ErrorOutput, crash, of_memory, uncaught
+from asyncrl.last_words import ErrorOutput, cause, of_memory
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 
 _MOST_CHARS = 500
@@ -34,7 +34,7 @@ def _of_process(error: str, said: str, config: EngineConfig) -> Exception:
     """vLLM's error names the processes that ended, with their exit codes."""
     codes = [int(code) for code in re.findall(r": (-?\d+)[,}]", error)]
     killed = next((code for code in codes if code < 0), None)
-    words = uncaught(said) or crash(said)
+    words = cause(said)
     if killed is None and words:
         return RunFailed(f"vLLM's engine ended as it started, with {words}{_cure(words, config)}")
     if killed is None and codes and codes[0]:
