@@ -10,14 +10,17 @@ layers with a sliding window take a dense mask.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -31,6 +34,24 @@ _BLOCK = 128
 _LARGE = 2**14
 """Query-key pairs of a node from which on it pays to attend to it alone: PyTorch's kernel is the fastest there, and
 slower than plain products on many small ones, in its backward pass by a factor of five."""
+
+
+_FLASH = {"BACKEND": "FLASH"}
+_FLASH_WIDTH = 128
+"""Of heads, at most, that its kernels take with blocks of ours."""
+_is_flash = False
+
+
+def use_flash(device: torch.device) -> bool:
+    """Let FlexAttention take FlashAttention 4's kernels where they are: package flash-attn-4, on a Hopper GPU. Says
+    whether."""
+    global _is_flash
+    on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    found = importlib.util.find_spec("flash_attn") and importlib.util.find_spec("flash_attn.cute")
+    _is_flash = on_hopper and found is not None
+    if _is_flash:
+        os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    return _is_flash
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,7 @@ class RowTree:
     ends: torch.Tensor
     """int64 [T]."""
     nodes: tuple[Node, ...]
+    _block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of_one(length: int, device: torch.device) -> RowTree:
@@ -130,22 +152,33 @@ class RowTree:
                 seen = end
         return [Tails.of(buckets[size], news[size], self.ends.device) for size in buckets]
 
-    @cached_property
-    def _block_masks(self) -> dict[int | None, Any]:
-        return {}
+    def prepare(self, model: torch.nn.Module) -> RowTree:
+        """With the block masks that the model's layers ask for on a GPU: compiled, they cannot make them."""
+        if takes_flex(self.ends.device):
+            for window in windows_of(model):
+                if window is None or window < len(self.ends):
+                    self.block_mask(window)
+        return self
 
     def block_mask(self, window: int | None = None) -> Any:
-        """For FlexAttention, the same as `mask`. Made from the blocks' bounds, never from T x T pairs: a block is left
-        out if no token of it is seen, and seen without a mask if all are."""
+        """For FlexAttention, the same as `mask`."""
         if window not in self._block_masks:
             self._block_masks[window] = _block_mask(self.depths, self.ends, window)
         return self._block_masks[window]
 
 
-def _block_mask(depths: torch.Tensor, ends: torch.Tensor, window: int | None) -> Any:
-    """depths and ends: int64 [T]."""
-    from torch.nn.attention.flex_attention import BlockMask
+def windows_of(model: torch.nn.Module) -> set[int | None]:
+    """Of the attention of its layers; None: they see all that is before."""
+    return {None, *(module.sliding_window for module in model.modules() if hasattr(module, "sliding_window"))}
 
+
+def takes_flex(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _block_mask(depths: torch.Tensor, ends: torch.Tensor, window: int | None) -> Any:
+    """Made from the blocks' bounds, never from T x T pairs: a block is left out if no token of it is seen, and seen
+    without a mask if all are. depths and ends: int64 [T]."""
     length = len(ends)
     number = -(-length // _BLOCK)
     # What fills up the last block is seen by none, and is as deep as the last token.
@@ -204,14 +237,18 @@ def tree_attention(
     window = sliding_window if sliding_window is not None and sliding_window < length else None
     exact = query.dtype == torch.float64
     narrow = value.shape[-1] != query.shape[-1]
-    on_gpu = query.device.type == "cuda"
+    on_gpu = takes_flex(query.device)
     if narrow or (exact if on_gpu else window is not None):
         if not exact:
             _say_dense("keys and values of different widths" if narrow else "a sliding window shorter than a row")
         mask = tree.mask(window)
         out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     elif on_gpu:
-        out = _flex()(query, key, value, block_mask=tree.block_mask(window), scale=scale, enable_gqa=True)
+        options = _FLASH if _is_flash and query.shape[-1] <= _FLASH_WIDTH and query.element_size() == 2 else None
+        flex = flex_attention if torch.compiler.is_compiling() else _flex()
+        out = flex(
+            query, key, value, block_mask=tree.block_mask(window), scale=scale, enable_gqa=True, kernel_options=options
+        )
     else:
         with torch.autocast(query.device.type, enabled=False):  # It would take fp32 products in bf16.
             out = _Blockwise.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]
@@ -227,8 +264,6 @@ def _say_dense(why: str) -> None:
 def _flex() -> Any:
     """As a whole graph or not at all: past dynamo's limit of recompilations it would go on without a kernel, with the
     scores of T x T pairs in memory."""
-    from torch.nn.attention.flex_attention import flex_attention
-
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 

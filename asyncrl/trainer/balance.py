@@ -45,9 +45,10 @@ def split(samples: list[TrainSample], budget: int, width: int, ranks: int = 1) -
         costliest = max((part for part in parts if len(part.members) > 1), key=lambda p: p.cost, default=None)
         if costliest is None:
             break
-        half = len(costliest.members) // 2
-        cut = [_part(costliest.members[:half], width), _part(costliest.members[half:], width)]
-        parts = [part for part in parts if part is not costliest] + cut
+        middle = len(costliest.members) // 2
+        halves = costliest.members[:middle], costliest.members[middle:]
+        parts = [part for part in parts if part is not costliest]
+        parts += [part for half in halves for part in _fitting(half, budget, width)]
     return [[[s for part in row[rank] for s in part.members] for row in rows] for rank in range(ranks)]
 
 
@@ -94,14 +95,16 @@ def _fitting(members: list[TrainSample], budget: int, width: int) -> list[Part]:
     while members:
         part = _part(members, width)
         if part.tokens > budget:
-            # The tree grows with every member.
             number = bisect_right(range(1, len(members)), budget, key=lambda n: _part(members[:n], width).tokens)
-            if not number:
+            part = _part(members[: max(number, 1)], width)
+        while part.tokens > budget:
+            # A tree mostly grows with a member, but a shorter one may share less: short beginnings are not shared
+            # by a few.
+            if len(part.members) == 1:
                 raise ValueError(
-                    f"a trajectory of {_part(members[:1], width).tokens} tokens is over "
-                    f"trainer.tokens_per_microbatch ({budget})"
+                    f"a trajectory of {part.tokens} tokens is over trainer.tokens_per_microbatch ({budget})"
                 )
-            part = _part(members[:number], width)
+            part = _part(part.members[:-1], width)
         parts.append(part)
         members = members[len(part.members) :]
     return parts

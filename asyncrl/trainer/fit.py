@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from asyncrl.algorithms.logprobs import Head
-from asyncrl.errors import RunFailed, UserError
+from asyncrl.errors import UserError
 from asyncrl.trainer.attention import NAME, RowTree
 from asyncrl.trainer.exact import exactly
 from asyncrl.trainer.tree import prefix_tree
@@ -24,18 +24,14 @@ logger = logging.getLogger(__name__)
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Of log-probs, by what computed them. Rounding reaches 1e-12 in float64, and was seen to reach 2e-3 in fp32."""
 _NUM_SHARED, _LENGTH = 6, 10
-_LONG = 30
-"""Times as long as these: a row of several of FlexAttention's blocks."""
 
 
 @torch.no_grad()
-def choose_attention(model: Any, head: Head, path: str, dtype: torch.dtype = torch.float32) -> None:
+def choose_attention(model: Any, head: Head, path: str) -> None:
     """Let the model attend along prefix trees, if a small one gives what its sequences give one by one; else it keeps
-    its own attention (layers that are no attention, soft-capped scores, ...) and a warning says why. `dtype`: of
-    products in training.
+    its own attention (layers that are no attention, soft-capped scores, ...) and a warning says why.
 
-    Raises UserError if its logits are not what `head` makes of its hidden states, RunFailed if the attention that fits
-    does not run.
+    Raises UserError if its logits are not what `head` makes of its hidden states.
     """
     sequences = _sequences(model)
     logits, from_hidden = _one_by_one(model, head, sequences)
@@ -50,15 +46,13 @@ def choose_attention(model: Any, head: Head, path: str, dtype: torch.dtype = tor
     if reason:
         model.set_attn_implementation(usual)
         logger.warning("%s is trained one trajectory at a time, which takes several times as long: %s", path, reason)
-    elif model.device.type == "cuda":
-        compile_attention(model, path, dtype)
 
 
-def _sequences(model: Any, times: int = 1) -> list[np.ndarray]:
+def _sequences(model: Any) -> list[np.ndarray]:
     """Two that begin alike, of tokens from the middle of the vocabulary: no special ones."""
-    size, length, num_shared = model.config.get_text_config().vocab_size, times * _LENGTH, times * _NUM_SHARED
-    tokens = (size // 2 + np.arange(2 * length - num_shared)) % size
-    return [tokens[:length], np.concatenate([tokens[:num_shared], tokens[length:]])]
+    size = model.config.get_text_config().vocab_size
+    tokens = (size // 2 + np.arange(2 * _LENGTH - _NUM_SHARED)) % size
+    return [tokens[:_LENGTH], np.concatenate([tokens[:_NUM_SHARED], tokens[_LENGTH:]])]
 
 
 def _one_by_one(model: Any, head: Head, sequences: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +82,7 @@ def _misfit(model: Any, sequences: list[np.ndarray], expected: torch.Tensor) -> 
     exact = expected.dtype == torch.float64
     try:
         with exactly(model) if exact else nullcontext():
-            rows = _together(model, sequences)
+            rows = together(model, sequences)
     except (TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     if not all(_close(row, alone) for row, alone in zip(rows, expected, strict=True)):
@@ -96,30 +90,14 @@ def _misfit(model: Any, sequences: list[np.ndarray], expected: torch.Tensor) -> 
     return None
 
 
-def _together(model: Any, sequences: list[np.ndarray]) -> list[torch.Tensor]:
+def together(model: Any, sequences: list[np.ndarray]) -> list[torch.Tensor]:
     """Logits [L, V] of each sequence, from a row that is their tree."""
     tree, device = prefix_tree(sequences), model.device
     row = RowTree(torch.tensor(tree.depths, device=device), torch.tensor(tree.ends, device=device), tree.nodes)
+    row.prepare(model)
     ids = torch.tensor(tree.tokens, device=device)[None]
     logits = model(input_ids=ids, position_ids=row.depths[None], tree=row, use_cache=False).logits[0]
     return [logits[path] for path in tree.paths]
-
-
-def compile_attention(model: Any, path: str, dtype: torch.dtype) -> None:
-    """Have a GPU's kernels compiled that training takes, forward and backward, for rows of any length: better now than
-    in the first step. No gradient is left behind. Raises RunFailed."""
-    # From its norm on, the first layer's attention has a gradient.
-    first = next(p for p in model.parameters() if p.ndim == 1)
-    try:
-        with torch.enable_grad(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _LONG * _LENGTH
-            rows = _together(model, _sequences(model, min(_LONG, most // _LENGTH)))
-            torch.autograd.grad(torch.cat(rows).float().sum(), first)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        line = str(error).splitlines()[0]
-        raise RunFailed(f"model: attention over prefix trees does not run for {path} on this GPU: {line}") from error
 
 
 def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

@@ -25,7 +25,9 @@ from asyncrl.algorithms.losses import Loss
 from asyncrl.observe.trace import span
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.attention import use_flash
 from asyncrl.trainer.balance import split
+from asyncrl.trainer.compiled import compile_layers, warm_up
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gaps import Gaps, sampled
@@ -34,6 +36,7 @@ from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack
+from asyncrl.trainer.precision import hold
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
@@ -94,7 +97,8 @@ class Learner:
         # With adapters the model without them is the reference, at no cost.
         self.adapted = trainer.lora.rank > 0
         if self.objective.needs_reference and not self.adapted:
-            frozen = load().to(getattr(torch, recipe.weights.dtype)).requires_grad_(False)
+            in_bf16 = torch.bfloat16 in (self.dtype, getattr(torch, recipe.weights.dtype))
+            frozen = load().to(torch.bfloat16 if in_bf16 else torch.float32).requires_grad_(False)
             self.reference = self._called(Policy, frozen)
         algorithm = recipe.algorithm
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
@@ -102,13 +106,20 @@ class Learner:
         if algorithm.advantage == "gae":
             values = self._called(Values, load())
             self.critic = Critic(values, recipe, self.team)
+        if self.packs and device.type == "cuda":
+            self.optimizer.zero_grad()
+            warm_up(self.policy, device, trainer.tokens_per_microbatch)
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
 
     def _called(self, kind: type[Called], model: torch.nn.Module) -> Called:
-        """The model as it is called, divided among the ranks."""
+        """The model as it is called: divided among the ranks, in the type of the products."""
         called = kind(model, self.dtype)
+        if self.packs and self.device.type == "cuda":
+            use_flash(self.device)
+            compile_layers(model)
         self.team.shard(called, model, self.recipe.trainer)
+        hold(model, self.dtype)
         return called
 
     # -- a step

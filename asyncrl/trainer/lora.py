@@ -15,6 +15,7 @@ from asyncrl.models import weight_files
 from asyncrl.recipe.schema import LoraRecipe
 from asyncrl.trainer.loading import some
 from asyncrl.weights.lora import adapted_modules, merge, weights_of
+from asyncrl.weights.pieces import master
 
 
 def inject(model: Any, recipe: LoraRecipe) -> Any:
@@ -132,7 +133,7 @@ def base_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """All weights but the adapters', tied ones once, under the names they have without adapters."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
-            yield without_adapters(name), parameter.detach()
+            yield without_adapters(name), master(parameter).detach()
 
 
 def without_adapters(name: str) -> str:

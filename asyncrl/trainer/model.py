@@ -1,5 +1,5 @@
-"""The trainer's model: fp32 master weights, the attention that follows a prefix tree where the model allows it, and
-what is called: tokens in, log-probs or values of the trained ones out."""
+"""The trainer's model: the attention that follows a prefix tree where the model allows it, and what is called: tokens
+in, log-probs or values of the trained ones out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Module:
-    """A transformers causal language model with fp32 master weights.
+    """A transformers causal language model with fp32 weights.
 
     Raises UserError if it is neither a local model nor one the hub can give, if its tensors are not the model's, or if
     its logits are not understood.
     """
     model = _without_dropout(from_folder(path))
     model = model.to(device)
-    choose_attention(model, head(model), path, torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32)
+    choose_attention(model, head(model), path)
     if recipe.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if recipe.trainer.lora.rank:
@@ -89,13 +89,13 @@ class Policy(torch.nn.Module):
     """A causal language model, called for log-probs. All use of its weights is within a call, as FSDP2 wants it."""
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
-        """dtype: of matrix products; the weights keep theirs."""
+        """dtype: of matrix products, and of the weights when it is called."""
         super().__init__()
         self.model, self.dtype = model, dtype
 
     def forward(self, batch: PackedBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi of the trained tokens at that temperature, and the entropies there; float32 [N] each."""
-        hidden = _hidden(self.model, batch, self.dtype)
+        hidden = _hidden(self.model, batch)
         return head_logprobs(head(self.model), hidden, batch.targets, temperature, self.dtype)
 
 
@@ -113,17 +113,15 @@ class Values(torch.nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Value before each trained token, float32 [N]."""
-        hidden = _hidden(self.model, batch, self.dtype)
-        values: torch.Tensor = self.model.get_output_embeddings()(hidden.float())[:, 0]
-        return values
+        weight = self.model.get_output_embeddings().weight[0]
+        return _hidden(self.model, batch).float() @ weight.float()
 
 
-def _hidden(model: torch.nn.Module, batch: PackedBatch, dtype: torch.dtype) -> torch.Tensor:
+def _hidden(model: torch.nn.Module, batch: PackedBatch) -> torch.Tensor:
     """The decoder's outputs [N, d] where a token is trained."""
-    tree = {"tree": batch.tree} if takes_trees(model) else {}
+    tree = {"tree": batch.tree.prepare(model)} if takes_trees(model) else {}
     positions = batch.tree.depths[None]
-    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        outputs = model.get_decoder()(input_ids=batch.tokens, position_ids=positions, use_cache=False, **tree)
+    outputs = model.get_decoder()(input_ids=batch.tokens, position_ids=positions, use_cache=False, **tree)
     return outputs.last_hidden_state[0].index_select(0, batch.predictors)
 
 

@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from asyncrl.weights.pieces import fill, held
+from asyncrl.trainer.precision import round_masters
+from asyncrl.weights.pieces import fill, held, master
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW over the parameters of `module` that need a gradient; `prefix` starts their names in a checkpoint.
+    """AdamW over the masters of the parameters of `module` that need a gradient; `prefix` starts their names in a
+    checkpoint.
 
     Weight decay is for matrices: scales of norms, biases and all else of one dimension are not pulled to zero.
     """
 
     def __init__(self, module: torch.nn.Module, learning_rate: float, settings: Mapping[str, Any], prefix: str) -> None:
-        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.named = {name: master(p) for name, p in self.parameters.items()}
         matrices = [p for p in self.named.values() if p.ndim > 1]
         vectors = {"params": [p for p in self.named.values() if p.ndim <= 1], "weight_decay": 0.0}
         self.adamw = torch.optim.AdamW([{"params": matrices}, vectors], lr=learning_rate, fused=True, **settings)
@@ -48,6 +51,7 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate
         self.adamw.step()
+        round_masters(self.parameters)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Parameters and moments by name: the tensors themselves, not copies. Of one that is sharded the rows that
@@ -73,3 +77,4 @@ class Optimizer:
                     else fill(torch.empty_like(parameter), tensors[where])
                     for key, where in saved.items()
                 }
+        round_masters(self.parameters)

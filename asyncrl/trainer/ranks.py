@@ -72,8 +72,7 @@ class Team:
         trained = {p for p in model.parameters() if p.requires_grad}
         whole = set(model.parameters()) - trained if trained else set()
         layers = set(model._no_split_modules or ())
-        # The layers' weights travel in bf16, in which autocast multiplies anyway; gradients are summed in fp32, and
-        # what goes from layer to layer keeps its type: as on one rank.
+        # Weights travel in the type of the products; gradients are summed in fp32, as on one rank.
         bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = bf16 if recipe.precision == "bf16" else MixedPrecisionPolicy()
         for module in model.modules():
@@ -81,7 +80,7 @@ class Team:
                 fully_shard(module, mesh=mesh, ignored_params=whole, mp_policy=policy)
         # The outermost module would keep its parameters after a pass without gradient, and use them, outdated, in the
         # pass after the next update.
-        fully_shard(called, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+        fully_shard(called, mesh=mesh, ignored_params=whole, mp_policy=policy, reshard_after_forward=True)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of the sum of all ranks' losses: FSDP takes their mean."""

@@ -31,12 +31,18 @@ class Piece:
         return cls(fields["name"], tuple(fields["shape"]), fields["start"], fields["stop"])
 
 
+def master(parameter: torch.Tensor) -> torch.Tensor:
+    """The weights in fp32 that a parameter is rounded from, if it has such (`trainer/precision.py`), else itself."""
+    whole: torch.Tensor = getattr(parameter, "master", parameter)
+    return whole
+
+
 def local_pieces(model: torch.nn.Module) -> Iterator[tuple[Piece, torch.Tensor]]:
     """What this rank sends of every trained parameter, tied ones once, under the first name (as `named_parameters`
     gives them); of ranks that hold the same (HSDP) the first. Every rank has all names in the same order."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            first, local, is_first = own_rows(parameter)
+            first, local, is_first = own_rows(master(parameter))
             local = local if is_first else local[:0]
             start = first * parameter.shape[1:].numel()
             yield Piece(name, tuple(parameter.shape), start, start + local.numel()), local

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from asyncrl.trainer import attention
 from asyncrl.trainer.attention import NAME, RowTree
+from asyncrl.trainer.compiled import compile_layers
 from asyncrl.trainer.tree import prefix_tree
 
 SIZES = {
@@ -43,26 +45,46 @@ def gradients(model: Any, losses: list[torch.Tensor]) -> dict[str, torch.Tensor]
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_tree_equals_its_sequences(family: str, dtype: torch.dtype, device: torch.device) -> None:
+def test_a_tree_equals_its_sequences(family: str, device: torch.device) -> None:
+    compare(family, torch.float32, device)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_compiled_layers_give_the_same(
+    family: str, width: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_is_flash", False)
+    compare(family, torch.bfloat16, device, width)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flash_attention_gives_the_same(family: str, width: int, device: torch.device) -> None:
+    if not attention.use_flash(device):
+        pytest.skip("flash-attn-4 is not installed, or this is no Hopper GPU")
+    compare(family, torch.bfloat16, device, width)
+
+
+def compare(family: str, dtype: torch.dtype, device: torch.device, width: int = 64) -> None:
+    """bf16: with compiled layers."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SIZES, **FAMILIES[family])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).eval()
+    config = AutoConfig.for_model(family, **(SIZES | {"head_dim": width}), **FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device, dtype).eval()
     tokens = [torch.tensor(s, device=device) for s in sequences()]
     tree = prefix_tree(sequences())
     row = RowTree(torch.tensor(tree.depths, device=device), torch.tensor(tree.ends, device=device), tree.nodes)
     ids = torch.tensor(tree.tokens, device=device)[None]
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        model.set_attn_implementation("eager")
-        alone = [loss(model(input_ids=t[None], use_cache=False).logits[0], t) for t in tokens]
-        expected = gradients(model, alone)
-        model.set_attn_implementation(NAME)
-        logits = model(input_ids=ids, position_ids=row.depths[None], tree=row, use_cache=False).logits[0]
-        together = [
-            loss(logits[torch.tensor(path, device=device)], t) for path, t in zip(tree.paths, tokens, strict=True)
-        ]
-        got = gradients(model, together)
+    model.set_attn_implementation("eager")
+    alone = [loss(model(input_ids=t[None], use_cache=False).logits[0], t) for t in tokens]
+    expected = gradients(model, alone)
+    model.set_attn_implementation(NAME)
+    if dtype != torch.float32 and device.type == "cuda":
+        assert compile_layers(model)
+    logits = model(input_ids=ids, position_ids=row.depths[None], tree=row.prepare(model), use_cache=False).logits[0]
+    together = [loss(logits[torch.tensor(path, device=device)], t) for path, t in zip(tree.paths, tokens, strict=True)]
+    got = gradients(model, together)
     # A GPU's fp32 products may be TF32's, of 11 bits; bf16 has 8.
     rounding = {torch.float32: 2**-11, torch.bfloat16: 2**-8}[dtype]
     for ours, theirs in zip(together, alone, strict=True):

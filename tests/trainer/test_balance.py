@@ -51,6 +51,15 @@ def test_every_sample_once_under_the_budget_and_as_many_passes_for_each_rank(
     assert shares == split(samples, budget, WIDTH, ranks)
 
 
+def test_halves_that_share_too_little_are_cut_again() -> None:
+    """A tree may be larger with a member less, whose beginning then is shared by too few."""
+    rng = np.random.default_rng(122)
+    size, ranks, budget = int(rng.integers(1, 6)), int(rng.integers(1, 5)), int(rng.integers(50, 120))
+    samples = groups(rng, int(rng.integers(1, 4)), size, 7, np.arange(1, 40))
+    shares = split(samples, budget, WIDTH, ranks)
+    assert all(tokens_of(part) <= budget for share in shares for part in share if part)
+
+
 def test_one_rank_makes_few_micro_batches_of_whole_groups() -> None:
     samples = groups(np.random.default_rng(0), 20, 8, 30, np.arange(5, 30))
     (parts,) = split(samples, 1000, WIDTH)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from asyncrl.errors import RunFailed, UserError
+from asyncrl.errors import UserError
 from asyncrl.trainer import attention, fit
 from asyncrl.trainer.exact import exactly
 from asyncrl.trainer.fit import choose_attention
@@ -34,7 +34,7 @@ def rounding(model: Any) -> float:
     sequences = fit._sequences(model)
     alone = [model(input_ids=torch.tensor(s)[None]).logits[0].log_softmax(-1) for s in sequences]
     model.set_attn_implementation(attention.NAME)
-    together = [row.log_softmax(-1) for row in fit._together(model, sequences)]
+    together = [row.log_softmax(-1) for row in fit.together(model, sequences)]
     model.set_attn_implementation("sdpa")
     return max(float((a - b).abs().max()) for a, b in zip(alone, together, strict=True))
 
@@ -115,44 +115,6 @@ def test_where_a_kernel_knows_no_float64_fp32_decides(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.nn.functional, "silu", silu)
     choose_attention(model, head(model), "llama")
     assert takes_trees(model)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_are_compiled_both_ways_for_rows_of_several_blocks(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which kernels a GPU compiles is seen by what attention is asked for."""
-    model, seen = model_of("llama", max_position_embeddings=512), []
-    model.set_attn_implementation(attention.NAME)
-    forward, backward = attention._Blockwise.forward, attention._Blockwise.backward
-
-    def noted(ctx: Any, query: torch.Tensor, *rest: Any) -> torch.Tensor:
-        seen.append(("forward", query.dtype, query.shape[2]))
-        return forward(ctx, query, *rest)
-
-    def noted_backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        seen.append(("backward", grads[0].dtype, grads[0].shape[2]))
-        return backward(ctx, *grads)
-
-    monkeypatch.setattr(attention._Blockwise, "forward", staticmethod(noted))
-    monkeypatch.setattr(attention._Blockwise, "backward", staticmethod(noted_backward))
-    with torch.no_grad():
-        fit.compile_attention(model, "llama", dtype)
-    assert seen == [("forward", dtype, 420)] * 2 + [("backward", dtype, 420)] * 2
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_a_kernel_that_does_not_compile_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("llama", max_position_embeddings=512)
-
-    def together(*_: Any) -> None:
-        raise RuntimeError("no kernel image\nfor this device")
-
-    monkeypatch.setattr(fit, "_together", together)
-    with pytest.raises(
-        RunFailed, match=r"attention over prefix trees does not run for llama on this GPU: no kernel image$"
-    ):
-        fit.compile_attention(model, "llama", torch.float32)
 
 
 def test_logits_of_another_head_are_refused() -> None:

@@ -1,0 +1,47 @@
+"""Mixed precision: a model holds its weights in the type of the products, the optimizer changes fp32 masters of them
+(Micikevicius et al. 2018, section 3.1).
+
+What is saved, pushed and exported are the masters (`weights.pieces.master`). Parameters that FSDP2 has sharded are
+masters themselves: it rounds what it gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from asyncrl.trainer.export import exported_type
+
+
+def hold(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights to `dtype`, but for those that the model's class keeps in fp32. The gradients of one that is
+    trained are added to its master's, in fp32. A frozen one that rounding changes has its master on the host."""
+    for name, parameter in model.named_parameters():
+        wanted = exported_type(model, name, dtype)
+        if isinstance(parameter, DTensor) or parameter.dtype != torch.float32 or wanted == torch.float32:
+            continue
+        exact, parameter.data = parameter.data, parameter.data.to(dtype)
+        if parameter.requires_grad:
+            parameter.master = torch.nn.Parameter(exact)
+            parameter.register_post_accumulate_grad_hook(_add_to_master)
+        elif not torch.equal(parameter.data.to(exact.dtype), exact):
+            parameter.master = exact.cpu()
+
+
+def _add_to_master(parameter: torch.Tensor) -> None:
+    assert parameter.grad is not None
+    if parameter.master.grad is None:
+        parameter.master.grad = parameter.grad.to(parameter.master.dtype)
+    else:
+        parameter.master.grad.add_(parameter.grad)
+    parameter.grad = None
+
+
+@torch.no_grad()
+def round_masters(named: Mapping[str, torch.Tensor]) -> None:
+    """Those of these parameters that have masters, which have changed, take their values."""
+    rounded = [parameter for parameter in named.values() if hasattr(parameter, "master")]
+    if rounded:
+        torch._foreach_copy_(rounded, [parameter.master for parameter in rounded])
