@@ -2,11 +2,11 @@
 
 P parameters, s ranks per copy of the model (FSDP2), d the width. On a rank:
 
-    weights      4 P/s    fp32 masters; with LoRA the frozen base is whole on every rank
+    weights      4 P/s    fp32 masters; with LoRA the frozen base, in bf16, is whole on every rank
     gradients    4 P/s    fp32, of what is trained
     optimizer    8 P/s    AdamW's two moments
-    bf16 copies  2 P of autocast on one rank; on several what FSDP2 gathers: the root and two layers
-    activations  what autograd saves of each layer, for tokens_per_microbatch tokens
+    bf16 copies  2 P on one rank; on several what FSDP2 gathers: the root and two layers
+    activations  what autograd saves of each layer, for tokens_per_microbatch tokens; compiled layers save less
     head         the tiles of `algorithms/logprobs.py`
     staging      two copies of P/s in weights.dtype, the buffers they are sent from, and on rank 0 of several the
                  largest parameter twice (channel nccl; cuda_ipc: the copies alone)
@@ -79,7 +79,7 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     bf16 = recipe.trainer.precision == "bf16"
     head = recipe.trainer.tokens_per_microbatch * shape.hidden * 8 + min(shape.vocabulary, TILE) * TILE * _TILE_BYTES
     parts: dict[str, float] = {
-        "weights": 4 * (frozen + trained / shard_ranks),
+        "weights": (2 if bf16 else 4) * frozen + 4 * trained / shard_ranks,
         "gradients": 4 * trained / shard_ranks,
         "optimizer": 8 * trained / shard_ranks,
         "bf16 copies": _copies(recipe, shape, ranks, bf16),
@@ -104,36 +104,32 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
 
 
 def _copies(recipe: Recipe, shape: Shape, ranks: int, bf16: bool) -> float:
-    """Of weights in the type of the products: autocast keeps all of them until the backward pass; FSDP2 gathers the
-    root's (embedding and head) and two layers' parameters, with the gradients of the root and a layer as they are
-    reduced."""
-    if recipe.trainer.lora.rank:
-        kept = shape.layer_parameters if recipe.trainer.gradient_checkpointing else shape.parameters
-        return 2 * kept if bf16 else 0
-    if ranks == 1:
-        return 2 * shape.parameters if bf16 else 0
+    """Of trained weights in the type of the products: all of them on one rank. FSDP2 gathers the root's (embedding and
+    head) and two layers' parameters, with the gradients of the root and a layer as they are reduced."""
+    if ranks == 1 or recipe.trainer.lora.rank:
+        trained = adapter_parameters(recipe, shape) or shape.parameters
+        return 2 * trained if bf16 else 0
     root = (1 if shape.tied else 2) * shape.embedding
     width = 2 if bf16 else 4
     return (2 * width + 4) * root + (3 * width + 4) * shape.layer_parameters
 
 
-def activation_bytes(shape: Shape, sharded: bool) -> int:
-    """That autograd saves per token of a layer in bf16. `sharded`: FSDP2 hands out bf16 weights, so that what goes from
-    layer to layer is bf16 too. Counted with torch's hooks on saved tensors; a test counts again."""
-    residual = 16 if sharded else 26
+def activation_bytes(shape: Shape) -> int:
+    """That autograd saves per token of a layer in bf16. Counted with torch's hooks on saved tensors; a test counts
+    again."""
     attention = 4 * (shape.queries + shape.keys) + 4 * shape.heads
     if shape.qk_norm:
         attention += 6 * (shape.queries + shape.keys) + 4 * (shape.heads + shape.kv_heads)
-    return residual * shape.hidden + attention + 8 * shape.intermediate * max(1, shape.active_experts) + 8
+    return 16 * shape.hidden + attention + 8 * shape.intermediate * max(1, shape.active_experts) + 8
 
 
 def _activations(recipe: Recipe, shape: Shape, ranks: int) -> float:
     """With the gradients of one layer, which are about as large as what it saved."""
-    sharded = ranks > 1 and not recipe.trainer.lora.rank
-    layer = activation_bytes(shape, sharded) * (1 if recipe.trainer.precision == "bf16" else 2)
+    factor = 1 if recipe.trainer.precision == "bf16" else 2
+    layer = activation_bytes(shape) * factor
     kept = shape.layers * layer
     if recipe.trainer.gradient_checkpointing:
-        kept = shape.layers * shape.hidden * (2 if sharded else 4) + layer
+        kept = shape.layers * shape.hidden * 2 * factor + layer
     return float((kept + layer) * recipe.trainer.tokens_per_microbatch)
 
 

@@ -97,6 +97,8 @@ class TrainerLink:
         loaded: list[Loaded] = await self._waiting(starting, "trainer", what, deadline_s)
         for rank, one in enumerate(loaded):
             self._processes.put(role(rank), one.process)
+        if loaded[0].kernels:
+            logger.info("trainer: %s", loaded[0].kernels)
         initial, now = loaded[0].probes
         self._verification.trainer_loaded(initial)
         self._verification.expect(origin.version, now)

@@ -42,6 +42,7 @@ from asyncrl.runtime.sight import Sight
 from asyncrl.runtime.snapshots import Snapshots
 from asyncrl.trainer.comparison import require_same, require_unchanged
 from asyncrl.trainer.export import names_of, write_model
+from asyncrl.trainer.gpu_memory import explained
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lora import merged, transposed
 from asyncrl.trainer.losses import load_loss
@@ -78,6 +79,8 @@ class Loaded:
     process: dict[str, Any]
     probes: tuple[list[float], list[float]]
     """Log-probs of the text that weights are verified with: by the initial model, and by where it starts from."""
+    kernels: str
+    """Which ones a GPU takes."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class TrainerActor:
         rollout, tokenizer = recipe.rollout, load_tokenizer(self.model_path)
         self.probe = probe_tokens(tokenizer, rollout.max_prompt_tokens + rollout.max_new_tokens)
         look = self._compare_untouched if origin.is_initial and self.rank == 0 else lambda model: None
-        self.learner = Learner(load, recipe, loss, device, self.team, look)
+        with explained(trainer, "its start"):
+            self.learner = Learner(load, recipe, loss, device, self.team, look)
         self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
         self.learner.before_update = self._before_update
         self.snapshots = snapshots
@@ -155,7 +159,8 @@ class TrainerActor:
         self.idle_since = trace.now()
         # Not before: what a hub gives is for whom its cache is.
         make_alike(self.run_dir)
-        return Loaded(orphans.here(), (initial, self._score_probe() if origin.version else initial))
+        probes = initial, self._score_probe() if origin.version else initial
+        return Loaded(orphans.here(), probes, self.learner.kernels)
 
     def _compare_untouched(self, model: torch.nn.Module) -> None:
         """Raises UserError if an export of the model would not be what it was loaded from."""
@@ -203,7 +208,8 @@ class TrainerActor:
         with trace.span("fetch"):
             frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
             groups = [decode(frame) for frame in frames]
-        report = self.learner.step(groups, batch.step, batch.min_version)
+        with explained(self.recipe.trainer, f"step {batch.step}"):
+            report = self.learner.step(groups, batch.step, batch.min_version)
         self.staging.changed(batch.step + 1)
         return report
 

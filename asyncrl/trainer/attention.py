@@ -106,7 +106,7 @@ class RowTree:
     ends: torch.Tensor
     """int64 [T]."""
     nodes: tuple[Node, ...]
-    _block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False, compare=False)
+    _blocks: dict[int | None, tuple[torch.Tensor, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of_one(length: int, device: torch.device) -> RowTree:
@@ -153,18 +153,31 @@ class RowTree:
         return [Tails.of(buckets[size], news[size], self.ends.device) for size in buckets]
 
     def prepare(self, model: torch.nn.Module) -> RowTree:
-        """With the block masks that the model's layers ask for on a GPU: compiled, they cannot make them."""
+        """With the blocks that the model's layers ask for on a GPU: compiled, they cannot make them."""
         if takes_flex(self.ends.device):
             for window in windows_of(model):
                 if window is None or window < len(self.ends):
                     self.block_mask(window)
         return self
 
-    def block_mask(self, window: int | None = None) -> Any:
+    def block_mask(self, window: int | None = None) -> BlockMask:
         """For FlexAttention, the same as `mask`."""
-        if window not in self._block_masks:
-            self._block_masks[window] = _block_mask(self.depths, self.ends, window)
-        return self._block_masks[window]
+        if window not in self._blocks:
+            self._blocks[window] = _blocks(self.depths, self.ends, window)
+        # Made anew in each layer: of its numbers, a compiled graph takes as fixed those that it sees made.
+        length, ends, depths = self.ends.shape[0], self.ends, self.depths
+
+        def sees(batch: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+            return (j <= i) & (i < ends[j])
+
+        def sees_near(batch: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+            return (j <= i) & (i < ends[j]) & (depths[j] > oldest[i])
+
+        mask = sees
+        if window is not None:
+            # A tensor, for not every backend takes numbers from outside.
+            oldest, mask = depths - window, sees_near
+        return BlockMask((length, length), *self._blocks[window], BLOCK_SIZE=(_BLOCK, _BLOCK), mask_mod=mask)
 
 
 def windows_of(model: torch.nn.Module) -> set[int | None]:
@@ -176,9 +189,13 @@ def takes_flex(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _block_mask(depths: torch.Tensor, ends: torch.Tensor, window: int | None) -> Any:
-    """Made from the blocks' bounds, never from T x T pairs: a block is left out if no token of it is seen, and seen
-    without a mask if all are. depths and ends: int64 [T]."""
+def _blocks(depths: torch.Tensor, ends: torch.Tensor, window: int | None) -> tuple[torch.Tensor, ...]:
+    """Which blocks of keys each block of queries sees, as FlexAttention wants it: numbers and places of those seen in
+    part and of those seen whole, and the same of queries for each block of keys.
+
+    Made from the blocks' bounds, never from T x T pairs: a block is left out if no token of it is seen, and seen
+    without a mask if all are. depths and ends: int64 [T].
+    """
     length = len(ends)
     number = -(-length // _BLOCK)
     # What fills up the last block is seen by none, and is as deep as the last token.
@@ -192,18 +209,8 @@ def _block_mask(depths: torch.Tensor, ends: torch.Tensor, window: int | None) ->
     if window is not None:
         seen &= deep.amin(1)[:, None] - deep.amax(1) < window
         whole &= deep.amax(1)[:, None] - deep.amin(1) < window
-    # A tensor, for not every backend of FlexAttention takes numbers from outside.
-    oldest = depths - (window or 0)
-
-    def sees(batch: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return (j <= i) & (i < ends[j])
-
-    def sees_near(batch: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return (j <= i) & (i < ends[j]) & (depths[j] > oldest[i])
-
-    lists = [part for blocks in (seen & ~whole, whole) for part in _listed(blocks)]
-    mask = sees if window is None else sees_near
-    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=_BLOCK, mask_mod=mask, seq_lengths=(length, length))
+    kinds = seen & ~whole, whole
+    return tuple(part for blocks in (*kinds, *(kind.T for kind in kinds)) for part in _listed(blocks))
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

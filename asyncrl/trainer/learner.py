@@ -89,6 +89,8 @@ class Learner:
         look(self.model)
         self._names = names_of(self.model)
         self.packs = takes_trees(self.model)
+        self.kernels = ""
+        """Which ones a GPU takes, for people."""
         self.policy = self._called(Policy, self.model)
         self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
         trainer = recipe.trainer
@@ -116,8 +118,8 @@ class Learner:
         """The model as it is called: divided among the ranks, in the type of the products."""
         called = kind(model, self.dtype)
         if self.packs and self.device.type == "cuda":
-            use_flash(self.device)
-            compile_layers(model)
+            attention = "FlashAttention 4" if use_flash(self.device) else "FlexAttention's Triton kernels"
+            self.kernels = f"attention by {attention}, layers {'' if compile_layers(model) else 'not '}compiled"
         self.team.shard(called, model, self.recipe.trainer)
         hold(model, self.dtype)
         return called

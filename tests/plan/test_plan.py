@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -100,20 +101,20 @@ SHAPE = Shape(
 
 
 def test_a_pass_takes_as_long_as_it_was_measured() -> None:
-    """One group of 8 answers of 512 to 1,024 tokens after a prompt of 512: 0.232 s."""
+    """One group of 8 answers of 512 to 1,024 tokens after a prompt of 512: 0.176 s."""
     asked, gpu = recipe("trainer.gradient_checkpointing=false"), gpus.find("H100")
     work = replace(assumed(asked), num_groups=1, prompt_tokens=512.0, lengths=Lengths.constant(731))
     assert work.row_tokens == pytest.approx(6_358, rel=0.001)
     found = speed.train(asked, SHAPE, gpu, 1, 1, work)
-    assert found.token_s * work.completion_tokens == pytest.approx(0.232, rel=0.15)
+    assert found.token_s * work.completion_tokens == pytest.approx(0.176, rel=0.15)
 
 
-def test_a_step_beside_an_engine_takes_as_long_as_it_was_measured() -> None:
-    """128 answers of 256 tokens on the card that the engine is on: 2.9 to 3.8 s."""
+def test_a_step_takes_as_long_as_it_was_measured() -> None:
+    """Eight of them, and AdamW: 1.47 s."""
     asked, gpu = recipe("trainer.gradient_checkpointing=false"), gpus.find("H100")
-    work = replace(assumed(asked), num_groups=16, prompt_tokens=33.0, lengths=Lengths.constant(256))
+    work = replace(assumed(asked), num_groups=8, prompt_tokens=512.0, lengths=Lengths.constant(731))
     found = speed.train(asked, SHAPE, gpu, 1, 1, work)
-    assert 2.9 < speed.SHARED * (found.token_s * work.completion_tokens + found.step_s) < 3.8
+    assert found.token_s * work.completion_tokens + found.step_s == pytest.approx(1.47, rel=0.15)
 
 
 CHANGES = {
@@ -148,7 +149,7 @@ def test_the_command_prints_a_table_and_the_keys(capsys: pytest.CaptureFixture[s
     row = next(line for line in said.splitlines() if line.startswith("2 x 1 GPU"))
     assert "<=1024" in row
     assert "as it is" not in said  # it asks for two GPUs
-    assert said.splitlines()[-1] == "set by    rollout.replicas=1 trainer.ranks=3"
+    assert said.splitlines()[-1] == "set by    rollout.replicas=2 trainer.ranks=2"
 
 
 def test_a_plan_loads_no_heavy_library() -> None:
@@ -159,7 +160,7 @@ def test_a_plan_loads_no_heavy_library() -> None:
     command = [sys.executable, "-c", code, "plan", str(ROOT / "recipes/math-32b.yaml"), "--gpu", "H200"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "24 = 3 x 8 *" in done.stdout
+    assert re.search(r"3 x 4 GPU +20 \*", done.stdout)
 
 
 def test_one_gpu_is_shared() -> None:
@@ -175,7 +176,7 @@ def test_one_gpu_is_shared() -> None:
     assert row.generator is not None
     assert row.generator.kv_cache == 3 * gpus.GIB
     [smaller] = plan(recipe("rollout.kv_cache_gib=60", name="gsm8k-1gpu"), ROOT, 1, "RTX4090").rows
-    assert "rollout.kv_cache_gib=3" in smaller.split.overrides(recipe("rollout.kv_cache_gib=60", name="gsm8k-1gpu"))
+    assert "rollout.kv_cache_gib=4.5" in smaller.split.overrides(recipe("rollout.kv_cache_gib=60", name="gsm8k-1gpu"))
     larger = plan(recipe(), ROOT, 1, "H100").rows[0].split
     followed = recipe(*larger.overrides(recipe()).split(), "rollout.engine_args={}", "weights.channel=auto")
     assert followed.on_one_gpu
