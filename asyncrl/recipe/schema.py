@@ -182,7 +182,7 @@ class TrainerRecipe(Part):
     optimizer: Annotated[dict[str, Any], AfterValidator(lambda own: {**ADAMW, **own})] = ADAMW
     """Passed to torch.optim.AdamW untouched, over betas [0.9, 0.95] and weight_decay 0."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast over fp32 master weights. fp32: everything in fp32 (exact, slow)."""
+    """bf16: weights and what goes between layers in bf16, over fp32 masters. fp32: all in fp32 (exact, slow)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     gpus_per_rank: Annotated[Gpus, Field(le=1)] = 0
