@@ -33,7 +33,7 @@ GPU_MEMORY_UTILIZATION = 0.92
 """vLLM 0.32's default."""
 TRANSFER_BUFFERS = 2 * 2**28
 """On either side of a push over NCCL (`weights/nccl.py`)."""
-WIDTH = {"bfloat16": 2, "float32": 4}
+WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a number in `weights.dtype`."""
 TILE = 8192
 """Edge of a tile of logits on a GPU (`algorithms/logprobs.py`)."""
@@ -76,7 +76,7 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     whole, adapters = shape.parameters, adapter_parameters(recipe, shape)
     frozen, trained = (whole, adapters) if adapters else (0, whole)
     sent = WIDTH[recipe.weights.dtype]
-    bf16 = recipe.trainer.precision == "bf16"
+    bf16 = recipe.trainer.precision != "fp32"
     head = recipe.trainer.tokens_per_microbatch * shape.hidden * 8 + min(shape.vocabulary, TILE) * TILE * _TILE_BYTES
     parts: dict[str, float] = {
         "weights": (2 if bf16 else 4) * frozen + 4 * trained / shard_ranks,
@@ -125,7 +125,7 @@ def activation_bytes(shape: Shape) -> int:
 
 def _activations(recipe: Recipe, shape: Shape, ranks: int) -> float:
     """With the gradients of one layer, which are about as large as what it saved."""
-    factor = 1 if recipe.trainer.precision == "bf16" else 2
+    factor = 2 if recipe.trainer.precision == "fp32" else 1
     layer = activation_bytes(shape) * factor
     kept = shape.layers * layer
     if recipe.trainer.gradient_checkpointing:

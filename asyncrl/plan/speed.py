@@ -72,7 +72,7 @@ def decode(
     num_gpus = math.ceil(num_gpus)
     large = gpu.memory_gib >= 70 and "A100" not in gpu.name
     limit = int(recipe.rollout.engine_args.get("max_num_seqs", MAX_SEQUENCES[large]))
-    flops_per_s = gpu.flops_per_s * (1 if recipe.weights.dtype == "bfloat16" else FP32_SPEED)
+    flops_per_s = gpu.flops_per_s * (FP32_SPEED if recipe.weights.dtype == "float32" else 1)
     products_s = 2 * _active(shape) / (num_gpus * flops_per_s * INFERENCE_FLOPS_UTILIZATION)
     # The prompt of a group is computed once (vLLM's prefix cache), in steps that the others wait for.
     prefill_s = products_s * work.prompt_tokens / (work.group_size * work.lengths.mean)
@@ -100,7 +100,7 @@ def train(recipe: Recipe, shape: Shape, gpu: Gpu, ranks: int, shard_ranks: int, 
     with_gradient = (1 + backward + recipe.trainer.gradient_checkpointing) * body + (2 + backward) * head
     number = num_gradients(recipe) * (1 + has_critic(recipe))
     flops = share * (number * with_gradient + passes_without_gradient(recipe) * (body + head))
-    flops_per_s = gpu.flops_per_s * (1 if recipe.trainer.precision == "bf16" else FP32_SPEED)
+    flops_per_s = gpu.flops_per_s * (FP32_SPEED if recipe.trainer.precision == "fp32" else 1)
     token_s = flops / (ranks * flops_per_s * MODEL_FLOPS_UTILIZATION)
     trained = adapters or shape.parameters
     bandwidth = gpu.memory_bytes_per_s * BANDWIDTH_UTILIZATION

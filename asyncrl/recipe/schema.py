@@ -181,8 +181,9 @@ class TrainerRecipe(Part):
     """Gradients are scaled down to this global L2 norm."""
     optimizer: Annotated[dict[str, Any], AfterValidator(lambda own: {**ADAMW, **own})] = ADAMW
     """Passed to torch.optim.AdamW untouched, over betas [0.9, 0.95] and weight_decay 0."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: weights and what goes between layers in bf16, over fp32 masters. fp32: all in fp32 (exact, slow)."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """bf16, fp16: weights and what goes between layers, over fp32 masters; fp16 with the loss scaled, so that gradients
+    stay in its range. fp32: all in fp32 (exact, slow)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     gpus_per_rank: Annotated[Gpus, Field(le=1)] = 0
@@ -197,7 +198,7 @@ class WeightsRecipe(Part):
     one node and gloo on several. `disk` writes to the run directory; `none` (only) for an engine without weights."""
     rolling: bool = False
     """Update one replica after the other, so that the others go on; needs shared_memory or disk."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the weights that the generators hold and that are sent."""
     push_lag: PositiveInt = 1
     """Push only versions that are so many updates ahead of the live one; at most max_staleness + 1."""

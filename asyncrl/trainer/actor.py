@@ -47,6 +47,7 @@ from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lora import merged, transposed
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
+from asyncrl.trainer.precision import TYPES
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.step_report import StepReport
 from asyncrl.weights.channel import Channel, ChannelConfig, PublishReport, open_channel
@@ -322,7 +323,7 @@ class TrainerActor:
         expected = self.learner.score(self.probe)
         if self.rank == 0:
             weights = self.learner.whole(files.read(folder / "trainer", prefix="model."))
-            rounded_to = torch.bfloat16 if self.recipe.trainer.precision == "bf16" else self._dtype
+            rounded_to = max(TYPES[self.recipe.trainer.precision], self._dtype, key=lambda d: torch.finfo(d).eps)
             model = self.learner.model
             require_same(model, weights, folder / "model", expected, self.probe, self._dtype, rounded_to)
 

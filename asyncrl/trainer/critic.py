@@ -18,7 +18,7 @@ class Critic:
         self.values, self.team = values, team
         self.learning_rate = recipe.trainer.critic_learning_rate
         self.max_grad_norm = recipe.trainer.max_grad_norm
-        self.optimizer = Optimizer(values.model, self.learning_rate, recipe.trainer.optimizer, prefix="critic.")
+        self.optimizer = Optimizer(values.model, self.learning_rate, recipe.trainer.optimizer, "critic.", values.dtype)
 
     def update(self, batches: list[PackedBatch], idle: list[PackedBatch]) -> float:
         """One optimizer step towards the column `returns`; this rank's part of the loss, half the mean squared error
@@ -29,10 +29,12 @@ class Critic:
         self.optimizer.zero_grad()
         for batch in batches:
             loss = 0.5 * (self.values(batch) - batch.columns["returns"]).square().sum() / num_tokens
-            self.team.backward(loss)
+            self.team.backward(self.optimizer.scaled(loss))
             total += float(loss.detach())
         for batch in idle:
             self.team.backward(0.0 * self.values(batch).sum())
         if math.isfinite(self.optimizer.clip(self.max_grad_norm)):
             self.optimizer.step(self.learning_rate)
+        else:
+            self.optimizer.skip()
         return total

@@ -36,7 +36,7 @@ from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack
-from asyncrl.trainer.precision import hold
+from asyncrl.trainer.precision import TYPES, hold
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
@@ -84,7 +84,7 @@ class Learner:
     ) -> None:
         self.recipe, self.device = recipe, device
         self.team = team or Team(device)
-        self.dtype = torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
+        self.dtype = TYPES[recipe.trainer.precision]
         self.model = load()
         look(self.model)
         self._names = names_of(self.model)
@@ -94,13 +94,13 @@ class Learner:
         self.policy = self._called(Policy, self.model)
         self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
         trainer = recipe.trainer
-        self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, prefix="")
+        self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, "", self.dtype)
         self.reference: Policy | None = None
         # With adapters the model without them is the reference, at no cost.
         self.adapted = trainer.lora.rank > 0
         if self.objective.needs_reference and not self.adapted:
-            in_bf16 = torch.bfloat16 in (self.dtype, getattr(torch, recipe.weights.dtype))
-            frozen = load().to(torch.bfloat16 if in_bf16 else torch.float32).requires_grad_(False)
+            sent: torch.dtype = getattr(torch, recipe.weights.dtype)
+            frozen = load().to(sent if self.dtype == torch.float32 else self.dtype).requires_grad_(False)
             self.reference = self._called(Policy, frozen)
         algorithm = recipe.algorithm
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
@@ -285,7 +285,7 @@ class Learner:
                 logprobs, entropies = kept or self._score(batch)
                 terms = self.objective(batch, logprobs, update.counts, step, progress)
             with span("backward"):
-                self.team.backward(terms.loss)
+                self.team.backward(self.optimizer.scaled(terms.loss))
             loss += float(terms.loss.detach())
             left_out = [left_out[0] + terms.tokens_left_out, left_out[1] + terms.sequences_left_out]
             sums.entropy += float(entropies.sum())
@@ -307,6 +307,8 @@ class Learner:
         with span("optimizer"):
             if np.isfinite(norm):
                 self.optimizer.step(self._learning_rate(step))
+            else:
+                self.optimizer.skip()
         if self.critic:
             sums.value_loss += self.critic.update(update.batches, update.idle)
         return norm

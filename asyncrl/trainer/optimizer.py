@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from asyncrl.trainer.precision import round_masters
+from asyncrl.trainer.precision import loss_scale, round_masters
 from asyncrl.weights.pieces import fill, held, master
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -21,13 +21,27 @@ class Optimizer:
     Weight decay is for matrices: scales of norms, biases and all else of one dimension are not pulled to zero.
     """
 
-    def __init__(self, module: torch.nn.Module, learning_rate: float, settings: Mapping[str, Any], prefix: str) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        learning_rate: float,
+        settings: Mapping[str, Any],
+        prefix: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """dtype: of products."""
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.named = {name: master(p) for name, p in self.parameters.items()}
         matrices = [p for p in self.named.values() if p.ndim > 1]
         vectors = {"params": [p for p in self.named.values() if p.ndim <= 1], "weight_decay": 0.0}
         self.adamw = torch.optim.AdamW([{"params": matrices}, vectors], lr=learning_rate, fused=True, **settings)
         self.prefix = prefix
+        self._scaler = loss_scale(dtype, next(iter(self.named.values())).device)
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """What to compute the gradients of; they are scaled back by `clip`."""
+        whole: torch.Tensor = self._scaler.scale(loss)
+        return whole
 
     def zero_grad(self) -> None:
         # Zeros, not None: a step in which every group was skipped then decays momentum as a full pass would.
@@ -44,14 +58,20 @@ class Optimizer:
 
     def clip(self, max_norm: float) -> float:
         """The gradient's global L2 norm before it is scaled down to `max_norm`."""
+        self._scaler.unscale_(self.adamw)
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def step(self, learning_rate: float) -> None:
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate
-        self.adamw.step()
+        self._scaler.step(self.adamw)
+        self._scaler.update()
         round_masters(self.parameters)
+
+    def skip(self) -> None:
+        """Instead of `step`: the gradient is not finite."""
+        self._scaler.update()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Parameters and moments by name: the tensors themselves, not copies. Of one that is sharded the rows that
@@ -61,6 +81,8 @@ class Optimizer:
             tensors |= held(f"{self.prefix}model.{name}", parameter)
             for key, value in self.adamw.state.get(parameter, {}).items():
                 tensors |= held(f"{self.prefix}optimizer.{key}.{name}", value)
+        if scale := self._scaler.state_dict():
+            tensors[f"{self.prefix}loss_scale"] = torch.tensor([scale["scale"], scale["_growth_tracker"]])
         return tensors
 
     @torch.no_grad()
@@ -78,3 +100,6 @@ class Optimizer:
                     for key, where in saved.items()
                 }
         round_masters(self.parameters)
+        scale = tensors.get(f"{self.prefix}loss_scale")
+        if scale is not None and (state := self._scaler.state_dict()):
+            self._scaler.load_state_dict(state | {"scale": float(scale[0]), "_growth_tracker": int(scale[1])})

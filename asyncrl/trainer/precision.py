@@ -14,6 +14,11 @@ from torch.distributed.tensor import DTensor
 
 from asyncrl.trainer.export import exported_type
 
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Of products, by `trainer.precision`."""
+_GROWTH_STEPS = 400
+"""Updates without an overflow after which the loss is scaled by twice as much: as verl has it for RL (its PR 4036)."""
+
 
 def hold(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Round the weights to `dtype`, but for those that the model's class keeps in fp32. The gradients of one that is
@@ -28,6 +33,15 @@ def hold(model: torch.nn.Module, dtype: torch.dtype) -> None:
             parameter.register_post_accumulate_grad_hook(_add_to_master)
         elif not torch.equal(parameter.data.to(exact.dtype), exact):
             parameter.master = exact.cpu()
+
+
+def loss_scale(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScaler:
+    """For fp16, whose smallest number is 6e-8: the loss is multiplied by as much as its gradients bear (Micikevicius et
+    al. 2018, section 3.2), a power of two. For all other types it does nothing."""
+    scaler = torch.amp.GradScaler(device.type, growth_interval=_GROWTH_STEPS, enabled=dtype == torch.float16)
+    # It begins with its first loss; a step may have none.
+    scaler.scale(torch.zeros(1, device=device))
+    return scaler
 
 
 def _add_to_master(parameter: torch.Tensor) -> None:

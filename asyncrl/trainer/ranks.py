@@ -15,6 +15,7 @@ from torch import distributed
 
 from asyncrl.recipe.schema import TrainerRecipe
 from asyncrl.rendezvous import Meeting, SealedStore, require_members
+from asyncrl.trainer.precision import TYPES
 
 
 class Team:
@@ -73,8 +74,8 @@ class Team:
         whole = set(model.parameters()) - trained if trained else set()
         layers = set(model._no_split_modules or ())
         # Weights travel in the type of the products; gradients are summed in fp32, as on one rank.
-        bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        policy = bf16 if recipe.precision == "bf16" else MixedPrecisionPolicy()
+        rounded = MixedPrecisionPolicy(TYPES[recipe.precision], torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy() if recipe.precision == "fp32" else rounded
         for module in model.modules():
             if type(module).__name__ in layers:
                 fully_shard(module, mesh=mesh, ignored_params=whole, mp_policy=policy)

@@ -19,7 +19,7 @@ from asyncrl.recipe.schema import Recipe
 _TEXT = "The quick brown fox jumps over the lazy dog. 12 + 30 = 42, and 7 times 6 is the same."
 _MAX_TOKENS = 64
 
-FLOOR_NATS = {"float32": 1e-3, "bfloat16": 0.03}
+FLOOR_NATS = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.03}
 """Mean |difference| per token that needs no explanation: in fp32 about 1e-5 was seen, in bf16 0.01 to 0.04."""
 GROWTH = 4.0
 """Rounding may differ so many times more than before the first push."""
@@ -45,8 +45,8 @@ class Verification:
 
     def __init__(self, recipe: Recipe) -> None:
         self.always = recipe.weights.verify
-        rounded = recipe.trainer.precision == "bf16" or recipe.weights.dtype == "bfloat16"
-        self._floor = FLOOR_NATS["bfloat16" if rounded else "float32"]
+        trained = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[recipe.trainer.precision]
+        self._floor = max(FLOOR_NATS[trained], FLOOR_NATS[recipe.weights.dtype])
         self._trainer_initial: LogProbs = []
         self._expected: dict[int, LogProbs] = {}
         self._engine_initial: dict[str, LogProbs] = {}

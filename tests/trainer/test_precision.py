@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -78,3 +80,38 @@ def test_what_its_class_keeps_in_fp32_stays_so(tiny_model: Path) -> None:
     hold(model, torch.bfloat16)
     assert {p.dtype for n, p in model.named_parameters() if "norm" in n} == {torch.float32}
     assert {p.dtype for n, p in model.named_parameters() if "norm" not in n} == {torch.bfloat16}
+
+
+def test_a_loss_too_small_for_fp16_is_trained(tiny_model: Path) -> None:
+    """Its gradients, of 1e-9, are 0 in fp16."""
+    model = model_of(tiny_model)
+    hold(model, torch.float16)
+    optimizer = Optimizer(model, 1e-3, {}, "", torch.float16)
+    parameter = next(model.parameters())
+    optimizer.zero_grad()
+    optimizer.scaled(1e-9 * parameter.float().sum()).backward()
+    assert optimizer.clip(1e9) == pytest.approx(1e-9 * parameter.numel() ** 0.5, rel=1e-2)
+
+
+def test_what_overflows_changes_nothing_and_is_scaled_by_less(tiny_model: Path) -> None:
+    model = model_of(tiny_model)
+    hold(model, torch.float16)
+    optimizer = Optimizer(model, 1e-3, {}, "", torch.float16)
+    before = {name: weight.clone() for name, weight in optimizer.named.items()}
+    num_skipped = 0
+    while num_skipped < 20:
+        optimizer.zero_grad()
+        optimizer.scaled(10.0 * sum(p.float().sum() for p in model.parameters())).backward()
+        if math.isfinite(optimizer.clip(1.0)):
+            break
+        optimizer.skip()
+        num_skipped += 1
+        assert all(torch.equal(optimizer.named[name], weight) for name, weight in before.items())
+    assert 0 < num_skipped < 20
+    optimizer.step(1e-3)
+    assert not torch.equal(next(iter(optimizer.named.values())), next(iter(before.values())))
+    scale = optimizer.state()["loss_scale"]
+    assert scale[0] < 65536
+    other = Optimizer(model, 1e-3, {}, "", torch.float16)
+    other.restore(optimizer.state())
+    assert torch.equal(other.state()["loss_scale"], scale)

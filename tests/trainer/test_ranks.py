@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "checkpointing": {"trainer": {"gradient_checkpointing": True}},
     "left out": {"algorithm": {"reject_kl": 1.0}},
     "bf16": {"trainer": {"precision": "bf16"}},
+    "fp16": {"trainer": {"precision": "fp16"}},
 }
 BF16 = 2.0**-8
 """Spacing of bf16 numbers around 1: what one product's result may be off by, relatively."""
@@ -125,7 +126,7 @@ def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ..
     alone = learner(tiny_model, recipe_of(case, 1), None)
     # In bf16 another order of a sum rounds otherwise, and how depends on the processor. A log-prob is rounded in each
     # of two layers and in the head; other figures are means of log-probs and of their ratios.
-    bf16 = case == "bf16"
+    bf16 = case in ("bf16", "fp16")
     loose = 4 * BF16 / 1e-3 if bf16 else 1
     whole = reports(alone, list(enumerate(BATCHES)))
     expected = [report.metrics for report in whole]
