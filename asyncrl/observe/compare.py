@@ -89,7 +89,7 @@ def _table(runs: Mapping[str, Records]) -> str:
         figures = [number(last.get(key)) for key in _FIGURES]
         time_s = last.get("time_s") or 0.0
         rows.append((name, str(last["step"] + 1), duration(time_s), *figures, number(_samples_per_s(records))))
-    heads = ("run", "steps", "time of the last step", *_FIGURES.values(), "samples/s, mean")
+    heads = ("run", "steps", "elapsed", *_FIGURES.values(), "samples/s, mean")
     return page.table(heads, rows, "the runs")
 
 

@@ -80,7 +80,7 @@ class RolloutRecipe(Part):
     are sampled, trained and seen by the reward."""
     stop_token_ids: Annotated[list[NonNegativeInt], BeforeValidator(listed)] = []
     """Tokens that do, by their ids."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Sampling temperature; the trainer divides its logits by the same number."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Must be 1: a truncated support makes the engine's distribution differ from the trainer's."""
@@ -163,7 +163,7 @@ class TrainerRecipe(Part):
     """Trainer processes, which divide model and batch among them (FSDP2)."""
     shard_ranks: PositiveInt | None = None
     """So many ranks hold one copy of the model, and ranks/shard_ranks copies are kept in step (HSDP); default: all."""
-    learning_rate: PositiveFloat = 1.0e-6
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.0e-6
     """Constant after the warm-up."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises linearly from 0."""
@@ -171,7 +171,7 @@ class TrainerRecipe(Part):
     """Passes over each batch."""
     minibatches: PositiveInt = 1
     """Optimizer steps per pass; each takes its share of the groups. The staleness that this adds is reported."""
-    critic_learning_rate: PositiveFloat = 1.0e-5
+    critic_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.0e-5
     """Of the value model of `algorithm.advantage: gae`."""
     lora: LoraRecipe = LoraRecipe()
     """Low-rank adapters instead of all weights."""

@@ -64,6 +64,8 @@ def _cure(words: str, config: EngineConfig) -> str:
 
 
 def _memory_keys(config: EngineConfig) -> str:
+    if 0 < config.num_gpus < 1:
+        return "lower rollout.kv_cache_gib or max_num_seqs in rollout.engine_args, or raise rollout.gpus_per_replica"
     if config.num_gpus:
         return "lower rollout.engine_args.gpu_memory_utilization or max_num_seqs, or raise rollout.gpus_per_replica"
     return "lower rollout.kv_cache_gib or rollout.replicas"

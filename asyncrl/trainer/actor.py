@@ -134,6 +134,8 @@ class TrainerActor:
         torch.set_num_threads(trainer_threads(recipe))
         torch.manual_seed(recipe.seed)
         device = torch.device("cuda" if trainer.gpus_per_rank else "cpu")
+        if trainer.precision == "fp16" and device.type == "cpu":
+            logger.warning("trainer.precision fp16: most CPUs compute it many times as slowly as bf16 or fp32")
         if 0 < trainer.gpus_per_rank < 1:
             torch.cuda.set_per_process_memory_fraction(trainer.gpus_per_rank)
         self.team = Team(device)

@@ -25,7 +25,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "worker.err"
 
 
-def start(stderr: Path, code: str, num_gpus: int = 0) -> None:
+def start(stderr: Path, code: str, num_gpus: float = 0) -> None:
     """As vLLM: its process writes the traceback, the caller hears of an exit code."""
     config = EngineConfig("x", "bfloat16", "gloo", 64, "keep", "0", 1.0, 0, {}, num_gpus)
     with explained(config), stderr.open("ab") as file:
@@ -37,6 +37,10 @@ RAISES = "raise {}\n"
 MEMORY_OF_CPUS = "lower rollout.kv_cache_gib or rollout.replicas"
 MEMORY_OF_GPUS = "lower rollout.engine_args.gpu_memory_utilization or max_num_seqs, or raise rollout.gpus_per_replica"
 
+MEMORY_OF_SHARES = (
+    "lower rollout.kv_cache_gib or max_num_seqs in rollout.engine_args, or raise rollout.gpus_per_replica"
+)
+
 
 @pytest.mark.parametrize(
     ("error", "num_gpus", "said"),
@@ -45,10 +49,11 @@ MEMORY_OF_GPUS = "lower rollout.engine_args.gpu_memory_utilization or max_num_se
         ("ValueError('Available memory is less than requested memory for kv')", 0, f"for kv; {MEMORY_OF_CPUS}"),
         ("MemoryError", 0, f"with MemoryError; {MEMORY_OF_CPUS}"),
         ("RuntimeError('CUDA error: out of memory')", 1, f"CUDA error: out of memory; {MEMORY_OF_GPUS}"),
+        ("RuntimeError('CUDA error: out of memory')", 0.4, f"CUDA error: out of memory; {MEMORY_OF_SHARES}"),
         ("ModuleNotFoundError(\"No module named 'tensorizer'\")", 1, "; install tensorizer beside vLLM, or leave"),
     ],
 )  # fmt: skip
-def test_the_exception_of_its_process_is_said(stderr: Path, error: str, num_gpus: int, said: str) -> None:
+def test_the_exception_of_its_process_is_said(stderr: Path, error: str, num_gpus: float, said: str) -> None:
     with pytest.raises(RunFailed) as found:
         start(stderr, RAISES.format(error), num_gpus)
     assert str(found.value).startswith("vLLM's engine ended as it started, with ")
