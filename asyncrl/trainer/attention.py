@@ -257,8 +257,7 @@ def tree_attention(
             query, key, value, block_mask=tree.block_mask(window), scale=scale, enable_gqa=True, kernel_options=options
         )
     else:
-        with torch.autocast(query.device.type, enabled=False):  # It would take fp32 products in bf16.
-            out = _Blockwise.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]
+        out = _Blockwise.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2).contiguous(), None
 
 
