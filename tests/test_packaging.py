@@ -27,7 +27,7 @@ import asyncrl.rewards.math, asyncrl.algorithms.losses, asyncrl.runtime.run, asy
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the files that git knows, or does not ignore: no build folder of an earlier time."""
+    """Built from a clone of what git knows, or does not ignore: no build folder of an earlier time."""
     folder = tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
         [
@@ -53,6 +53,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+    # A clone, whose files setuptools-scm asks git for.
+    for arguments in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"],
+    ):
+        subprocess.run(["git", "-C", str(source), *arguments], check=True, timeout=60)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(source)]
     subprocess.run(command, check=True, timeout=240)
     return next(folder.glob("asyncrl-*.whl"))
