@@ -8,6 +8,7 @@ and `from .beside import name` works with and without an `__init__.py`. Only the
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -39,7 +40,7 @@ class _Folders(MetaPathFinder):
         if not fullname.startswith(f"{__name__}."):
             return None
         *above, last = map(_unquoted, fullname.removeprefix(f"{__name__}.").split("."))
-        if not above and Path(last).is_dir():
+        if not above and os.path.isabs(last) and Path(last).is_dir():
             found = ModuleSpec(fullname, None, is_package=True)
             found.submodule_search_locations = [last]
             return found

@@ -38,7 +38,7 @@ def load_object(spec: str, base_dir: Path, what: str) -> Any:
     the module does not import (with the real cause) or has no such attribute (with the nearest one).
     """
     where, _, name = spec.rpartition(":")
-    if not where or not name:
+    if not name or not _is_place(where):
         raise UserError(f"{what} '{spec}' must have the form package.module:name or ./file.py:name")
     try:
         if where.endswith(".py"):
@@ -53,6 +53,11 @@ def load_object(spec: str, base_dir: Path, what: str) -> Any:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"{what} '{spec}': {where} has no '{name}'{hint}")
     return getattr(module, name)
+
+
+def _is_place(where: str) -> bool:
+    """A file, or a module's name. What is no identifier could name a folder by its path (`folders.py`)."""
+    return where.endswith(".py") or all(part.isidentifier() for part in where.split("."))
 
 
 def places(spec: str) -> Iterator[Path]:

@@ -316,7 +316,8 @@ class Mirror:
         return files
 
     def _journal(self, stream: str) -> list[str]:
-        return [f"journal/{path.name}" for path in sorted((self._folder / "journal").glob(f"{stream}_*.log"))]
+        found = sorted((self._folder / "journal").glob(f"{stream}_*.log"))
+        return [f"journal/{path.name}" for path in found if stat.S_ISREG(path.lstat().st_mode)]
 
     def _linked(self, name: str) -> _File:
         """The file as it is now, under a name of its own: the run may delete it before it is sent."""

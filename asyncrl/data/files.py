@@ -168,7 +168,8 @@ def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> 
     try:
         reader = csv.reader(lines(), strict=True, **dialect)
         header = next(reader, [])
-        if twice := sorted({name for name in header if header.count(name) > 1}):
+        bounds.check_columns(path, len(header))
+        if twice := sorted(name for name, number in Counter(header).items() if number > 1):
             raise UserError(f"data.path: {path} has two columns '{twice[0]}'; rename one")
         for cells in reader:
             num_chars = 0

@@ -23,6 +23,8 @@ from asyncrl.run_dir import json_object, lines, open_file, parsed, text
 _STEP = re.compile(rb'\{"step": (\d{1,9})\b')
 """How a line of samples.jsonl begins. Thousands of them are long, and a few are shown."""
 
+_MOST_SAMPLE_BYTES = 2**26
+"""Read at once."""
 _MOST_KEPT = 5_000_000
 """Figures of all steps, or places of samples; a hundred thousand steps have so many."""
 _MOST_BYTES = 2**20
@@ -104,10 +106,15 @@ class RunFiles:
         return sorted(self._sample_lines)
 
     def samples(self, steps: Sequence[int]) -> list[dict[str, Any]]:
+        """Of each step the first, if there are too many or too large ones."""
         found = []
         with contextlib.suppress(FileNotFoundError), open_file(self.run_dir, "samples.jsonl") as file:
-            for offset, length in (place for step in steps for place in self._sample_lines[step]):
-                found.append(parsed(os.pread(file.fileno(), length, offset)))
+            for step in steps:
+                left = _MOST_SAMPLE_BYTES // len(steps)
+                for offset, length in self._sample_lines[step]:
+                    left -= length
+                    if left >= 0:
+                        found.append(parsed(os.pread(file.fileno(), length, offset)))
         return [sample for sample in (fitting(line, SAMPLE) for line in found) if "step" in sample]
 
     def signature(self, name: str) -> Signature:

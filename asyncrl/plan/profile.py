@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,8 @@ LEAST_STEPS = 4
 _LEAST_SAMPLES = 16
 _MOST_GROUPS = 500
 _ROUNDS = 4
+_MOST_STALENESS, _MOST_SAMPLES = 1000, 1_000_000
+"""Of a run that can be simulated: in a step, for the second."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,11 @@ class Profile:
         per second of busy time as it did. `settings` and `scene` are that run's."""
         decode = scene.decode
         steps = simulated_steps(settings, scene.group_size)
-        for _ in range(_ROUNDS):
-            records = simulate(replace(settings, max_steps=steps), replace(scene, decode=decode))
-            made = figures(steady(records), self.num_samples, scene.replicas).busy_tokens_per_s
-            decode = decode.scaled(made / self.figures.busy_tokens_per_s)
+        with _of_a_run(self.name):
+            for _ in range(_ROUNDS):
+                records = simulate(replace(settings, max_steps=steps), replace(scene, decode=decode))
+                made = figures(steady(records), self.num_samples, scene.replicas).busy_tokens_per_s
+                decode = decode.scaled(made / self.figures.busy_tokens_per_s)
         return decode
 
 
@@ -104,21 +108,34 @@ def read(run_dir: Path) -> Profile:
     """Raises UserError if it is no run, or too short a one."""
     if not (text := read_text(run_dir, "recipe.yaml")):
         raise UserError(f"--profile {run_dir} is not a run directory: it has no recipe.yaml")
-    try:
+    with _of_a_run(str(run_dir)):
         return _read(run_dir, load(run_dir / "recipe.yaml", text=text))
+
+
+@contextmanager
+def _of_a_run(name: str) -> Iterator[None]:
+    """Raises UserError for figures that cannot be calculated with."""
+    try:
+        yield
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
-            f"--profile {run_dir}: its metrics are not those of a run ({error!r:.100}); take another"
+            f"--profile {name}: its metrics are not those of a run ({error!r:.100}); take another"
         ) from error
 
 
 def _read(run_dir: Path, recipe: Recipe) -> Profile:
+    num_samples = recipe.groups_per_step * recipe.group_size
+    if recipe.max_staleness > _MOST_STALENESS or num_samples > _MOST_SAMPLES:
+        raise UserError(
+            f"--profile {run_dir}: its recipe has max_staleness {recipe.max_staleness} and {num_samples} trajectories "
+            f"a step; over {_MOST_STALENESS} and {_MOST_SAMPLES} cannot be simulated; take another"
+        )
     files = RunFiles(run_dir)
     files.refresh()
     records = files.records
     if len(records) < LEAST_STEPS:
         raise UserError(f"--profile {run_dir} has {len(records)} steps; a plan needs a run of at least {LEAST_STEPS}")
-    kept, num_samples = steady(records), recipe.groups_per_step * recipe.group_size
+    kept = steady(records)
     found = figures(kept, num_samples, recipe.rollout.replicas)
     if not found.busy_tokens_per_s:
         raise UserError(f"--profile {run_dir} has no generator that was ever busy; take a run that generates")

@@ -15,6 +15,7 @@ from asyncrl.errors import UserError
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_NODES, _MOST_DEPTH, _MOST_DIGITS = 50_000, 50, 100
+_MOST_INTERPOLATIONS = 100
 _CHARS_OF_A_NODE = 100
 _NODES_OF_AN_INTERPOLATION = 20
 """It takes as long to work out."""
@@ -36,6 +37,10 @@ def require_modest(text: str, where: str) -> None:
             count += sizes[event.anchor]
             if "\0" in event.value:
                 raise UserError(f"{where}: a text has a null character, which no name or path may have; leave it out")
+            if (number := event.value.count("${")) > _MOST_INTERPOLATIONS:
+                raise UserError(
+                    f"{where}: a text has {number} interpolations, where {_MOST_INTERPOLATIONS} is the most"
+                )
             if event.implicit[0] and len(event.value) > _MOST_DIGITS and event.value.lstrip("+-.")[:1].isdigit():
                 raise UserError(f"{where}: a number has {len(event.value)} characters; see what the file is")
         elif isinstance(event, yaml.AliasEvent):

@@ -227,9 +227,18 @@ class _Worker:
         try:
             code = self._process.wait(_KILL_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._end_all()
             logger.warning("reward process %d does not end what it started within %g s", self._process.pid, _KILL_S)
             return "the reward process does not end"
         with self._said:
             said = os.read(self._said.fileno(), 1000).decode() if self._said.poll(_KILL_S) else ""
             return said or f"the reward's keeper died ({code})"
+
+    def _end_all(self) -> None:
+        """Without the help of those that see to it: something stops them again and again."""
+        deadline = time.monotonic() + _KILL_S
+        while (family := below(self._process.pid)) and time.monotonic() < deadline:
+            for pid in family:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.kill()

@@ -133,6 +133,7 @@ def test_options(tmp_path):
         ("a.json", "[{}, 3]", {}, "PATH row 2 is no object of columns, .*"),
         ("a.csv", "a,b\n1\n", {}, "PATH line 2 has 1 cells, its header 2; put cells .* in quotes"),
         ("a.csv", "a,a\n1,2\n", {}, "PATH has two columns 'a'; rename one"),
+        ("a.csv", ",".join(map(str, range(200_000))) + "\n", {}, "with PATH there are more than 1000 columns.*"),
         ("a.csv", 'a,b\n"1"x,2\n', {}, "PATH line 2 is not valid CSV: .*"),
         ("a.csv", b"a\n\xe9\n", {}, "PATH is not utf-8-sig text; name its encoding in data.options.encoding"),
         ("a.csv", "a\n1\n", {"sp": ";"}, "a .csv file has no option 'sp', only sep, .*; did you mean sep?"),

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from asyncrl.observe import run_files
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.run_files import Growing, RunFiles
 
@@ -72,6 +75,15 @@ def test_damaged_files_are_empty(tmp_path: Path) -> None:
     files.refresh()
     assert (files.recipe, files.summary, files.status, files.records) == ({}, {}, {}, [])
     assert files.samples(files.sampled_steps) == []
+
+
+def test_no_more_samples_are_read_than_memory_has_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_files, "_MOST_SAMPLE_BYTES", 300)
+    lines = [f'{{"step": {step}, "task": {task}, "tokens": ["{"a" * 50}"]}}' for step in (0, 1) for task in range(9)]
+    (tmp_path / "samples.jsonl").write_text("\n".join(lines) + "\n")
+    files = RunFiles(tmp_path)
+    files.refresh()
+    assert [(s["step"], s["task"]) for s in files.samples([0, 1])] == [(0, 0), (1, 0)]
 
 
 def test_samples_are_found_by_their_places(tmp_path: Path) -> None:

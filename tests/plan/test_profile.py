@@ -153,6 +153,26 @@ def test_a_run_on_gpus_corrects_the_formulas(tmp_path: Path) -> None:
     assert formula.figures.samples_per_s == pytest.approx(2 * corrected.figures.samples_per_s, rel=0.15)
 
 
+@pytest.mark.parametrize("key", ["max_staleness: 1000000", "groups_per_step: 1000000000"])
+def test_a_run_that_cannot_be_simulated_is_refused(turns: Path, key: str) -> None:
+    path = turns / "recipe.yaml"
+    name = key.partition(":")[0]
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(name)]
+    path.write_text("\n".join([*lines, key]) + "\n")
+    with pytest.raises(UserError, match=r"its recipe has max_staleness .* cannot be simulated; take another$"):
+        on_cpus(turns)
+
+
+def test_figures_that_cannot_be_calculated_with_are_refused(turns: Path) -> None:
+    path = turns / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record |= dict.fromkeys(record.keys() - {"step", "time_s", "tokens/generated"}, 1e-300)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(UserError, match=r"its metrics are not those of a run"):
+        on_cpus(turns)
+
+
 def test_prompts_are_as_long_as_the_journal_says(turns: Path) -> None:
     """What the trainer's passes share says nothing of them: trajectories without a gradient do not pass."""
     on_gpus = recipe("rollout.max_prompt_tokens=100", name="tiny")

@@ -17,7 +17,7 @@ from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score
 
 REWARDS = '''
-import asyncio, ctypes, os, re, signal, subprocess, sys, time
+import asyncio, contextlib, ctypes, os, re, signal, subprocess, sys, time
 
 HOARD = []
 
@@ -81,6 +81,18 @@ def do(completion, **row):
             guard = int(open(f"/proc/{keeper}/stat").read().rpartition(")")[2].split()[1])
             for parent in (keeper, guard):
                 os.kill(parent, signal.SIGSTOP)
+            time.sleep(1000)
+        if row["then"] == "stop both for ever":
+            keeper = os.getppid()
+            guard = int(open(f"/proc/{keeper}/stat").read().rpartition(")")[2].split()[1])
+            if os.fork() == 0:
+                os.setsid()
+                while os.path.exists(f"/proc/{keeper}"):
+                    for parent in (keeper, guard):
+                        with contextlib.suppress(OSError):
+                            os.kill(parent, signal.SIGSTOP)
+                    time.sleep(0.0005)
+                os._exit(0)
             time.sleep(1000)
         if row["then"] in ("end its keeper", "stop its keeper", "end its guard"):
             parent = os.getppid()
@@ -273,6 +285,7 @@ def test_what_a_killed_call_has_started_is_killed_too(pool_of, tmp_path):
         ("stop its keeper", "timed out"),
         ("end its guard", ""),
         ("stop both", "timed out"),
+        ("stop both for ever", "timed out"),
     ],
 )
 def test_its_daemons_end_with_it_however_it_ends(pool_of, tmp_path, then, said):

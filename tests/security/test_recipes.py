@@ -13,6 +13,7 @@ from stranger import sentence
 
 from asyncrl.errors import UserError
 from asyncrl.models import weight_files
+from asyncrl.plugins import load_object
 from asyncrl.recipe.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +125,24 @@ def chain(first: str, later: str, length: int, under: str) -> str:
     """Lines in which each value names the one before it."""
     names = [f"  a0: {first}"] + [f"  a{n}: {later.replace('$$', f'${{{under}.a{n - 1}}}')}" for n in range(1, length)]
     return "\n".join([f"{under}:", *names, ""])
+
+
+@pytest.mark.timeout(5)
+def test_interpolations_in_one_another(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"loose: '{'${' * 40_000}'\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: a text has 40000 interpolations, where 100 is the most$"):
+        load(path)
+
+
+@pytest.mark.parametrize("module", ["asyncrl.folders.{}.x", "asyncrl.folders.theirs.x", "a-b", ""])
+def test_no_module_name_is_a_path(tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else code is imported that `places` does not see."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/x.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(UserError, match=r"must have the form|ModuleNotFoundError"):
+        load_object(f"{module.format(tmp_path / 'theirs')}:reward", tmp_path, "reward")
 
 
 @pytest.mark.timeout(20)
