@@ -223,7 +223,8 @@ class Trainer(Actor):
         self.snapshots = snapshots
         if max(origin.live, origin.version) == self.version:
             self._send(self.version)
-        return Loaded({"pid": 1, "host": "here", "run": "", "node": "here", "processes": []}, ([0.0], self._probe()))
+        process = {"pid": 1, "host": "here", "run": "", "node": "here", "processes": []}
+        return Loaded(process, ([0.0], self._probe()), kernels="")
 
     def do_train_again(self, batch: Train, live: int) -> list[float] | None:
         self._learn(batch)
