@@ -89,8 +89,13 @@ def _legend(series: Sequence[Series]) -> str:
     return f'<div class="legend">{"".join(items)}</div>'
 
 
+_LEAST, _MOST = 1e-300, 1e300
+"""Of numbers whose ranges can be divided: those that are smaller are as good as 0, larger ones as infinite."""
+
+
 def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    """Not so large either that a range of it is infinite."""
+    return value is not None and abs(value) < _MOST
 
 
 def _range(chart: Chart) -> tuple[float, float]:
@@ -101,7 +106,8 @@ def _range(chart: Chart) -> tuple[float, float]:
         spreads = series.spread or [0.0] * len(series.values)
         for value, spread in zip(series.values, spreads, strict=True):
             if _is_finite(value):
-                ends += [value - (spread or 0.0), value + (spread or 0.0)]
+                spread = spread if _is_finite(spread) else 0.0
+                ends += [value - spread, value + spread]
     # Air above the highest line; ratios end at a round figure as they are.
     air = 0.0 if chart.percent else 0.04 * (max(ends) - min(ends))
     return min(ends), max(ends) + air
@@ -109,8 +115,8 @@ def _range(chart: Chart) -> tuple[float, float]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers, evenly spaced, from at or below `low` to at or above `high`."""
-    if high <= low:
-        low, high = low - (abs(low) / 2 if low else 0.0), high + (abs(high) / 2 or 1.0)
+    if high - low < _LEAST:
+        low, high = low - abs(low) / 2, high + (abs(high) / 2 if abs(high) > _LEAST else 1.0)
     rough = (high - low) / (_MOST_TICKS - 1)
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)

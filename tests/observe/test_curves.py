@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from asyncrl.observe.charts import svg
 from asyncrl.observe.curves import charts, thin
 
@@ -24,6 +26,14 @@ def test_a_long_run_is_thinned_to_means_and_its_largest_age_stays(made_up: Any) 
     assert [r["step"] for r in thinned] == [0, 4, 8]
     assert [r["staleness/max"] for r in thinned] == [9, 2, 2]
     assert thinned[2]["reward/mean"] == (records[8]["reward/mean"] + records[9]["reward/mean"]) / 2
+
+
+@pytest.mark.parametrize("figure", [5e-324, 1.7e308, -1.7e308, float("inf"), float("nan")])
+def test_figures_at_the_ends_of_what_a_float_holds_are_drawn(made_up: Any, figure: float) -> None:
+    records = made_up.records(3)
+    for step, key in enumerate(("completion/truncated_share", "trainer/grad_norm", "reward/std")):
+        records[step][key] = figure
+    assert all("<svg" in svg(chart) or "no figures yet" in svg(chart) for chart in charts(records))
 
 
 def test_figures_that_are_missing_leave_gaps(made_up: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import made_up
 import numpy as np
@@ -39,11 +41,16 @@ def write_run(run_dir: Path) -> Path:
     return run_dir
 
 
-def trajectory(reward: float | None = 1.0, text: str = "2+2=four", **fields: object) -> Trajectory:
-    """Its tokens are the bytes of the text in the tiny model's vocabulary."""
+@cache
+def _tokenizer() -> Any:
     from asyncrl.models import tiny_tokenizer
 
-    tokens = np.array(tiny_tokenizer().tokenizer.encode(text).ids, np.int32)
+    return tiny_tokenizer().tokenizer
+
+
+def trajectory(reward: float | None = 1.0, text: str = "2+2=four", **fields: object) -> Trajectory:
+    """Its tokens are the bytes of the text in the tiny model's vocabulary."""
+    tokens = np.array(_tokenizer().encode(text).ids, np.int32)
     versions = np.where(np.arange(len(tokens)) < 4, -1, 1).astype(np.int32)
     logprobs = np.zeros(len(tokens), np.float32)
     said = {"finish_reason": "stop", "extras": {"accuracy": 1.0}, "error": None, "notes": {"why": "so"}} | fields
