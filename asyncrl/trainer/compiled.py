@@ -9,15 +9,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 
 from asyncrl.errors import RunFailed
-from asyncrl.rollout.trajectory import Trajectory
 from asyncrl.trainer.attention import windows_of
-from asyncrl.trainer.fit import together
+from asyncrl.trainer.fit import ordinary_tokens, together
 from asyncrl.trainer.model import Policy
-from asyncrl.trainer.packing import PackedBatch, TrainSample, pack
+from asyncrl.trainer.packing import pack_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ def compile_layers(model: Any, backend: str = "inductor") -> bool:
     for layer in layers:
         layer.compile(backend="eager", fullgraph=True, dynamic=True)
     try:
-        together(model, [_tokens(model, _SHORT)])
+        together(model, [ordinary_tokens(model, _SHORT)])
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -58,7 +56,7 @@ def warm_up(policy: Policy, device: torch.device, most: int) -> None:
     lengths = [_SHORT, _LONG, *(window + _SHORT for window in windows_of(policy.model) if window)]
     try:
         for length in sorted(min(length, most) for length in lengths):
-            row = _row(_tokens(policy.model, length), device)
+            row = pack_text(ordinary_tokens(policy.model, length), device)
             with torch.no_grad():
                 policy(row, 1.0)
             (0.0 * policy(row, 1.0)[0].sum()).backward()
@@ -67,16 +65,3 @@ def warm_up(policy: Policy, device: torch.device, most: int) -> None:
     except RuntimeError as error:
         line = str(error).splitlines()[0]
         raise RunFailed(f"model: its layers do not run on this GPU: {line}") from error
-
-
-def _tokens(model: Any, length: int) -> np.ndarray:
-    """From the middle of the vocabulary: no special ones."""
-    size = model.config.get_text_config().vocab_size
-    return (size // 2 + np.arange(length)) % size
-
-
-def _row(tokens: np.ndarray, device: torch.device) -> PackedBatch:
-    mask = np.arange(len(tokens)) > 0
-    none = np.zeros(len(tokens), np.float32)
-    text = Trajectory(tokens.astype(np.int32), none.astype(np.int32), none, mask, 0.0, "stop")
-    return pack([TrainSample(text, 0, 0.0, 0.0, mask)], device)

@@ -48,10 +48,16 @@ def choose_attention(model: Any, head: Head, path: str) -> None:
         logger.warning("%s is trained one trajectory at a time, which takes several times as long: %s", path, reason)
 
 
-def _sequences(model: Any) -> list[np.ndarray]:
-    """Two that begin alike, of tokens from the middle of the vocabulary: no special ones."""
+def ordinary_tokens(model: Any, number: int) -> np.ndarray:
+    """From the middle of the vocabulary: no special ones."""
     size = model.config.get_text_config().vocab_size
-    tokens = (size // 2 + np.arange(2 * _LENGTH - _NUM_SHARED)) % size
+    tokens: np.ndarray = (size // 2 + np.arange(number)) % size
+    return tokens
+
+
+def _sequences(model: Any) -> list[np.ndarray]:
+    """Two that begin alike."""
+    tokens = ordinary_tokens(model, 2 * _LENGTH - _NUM_SHARED)
     return [tokens[:_LENGTH], np.concatenate([tokens[:_NUM_SHARED], tokens[_LENGTH:]])]
 
 

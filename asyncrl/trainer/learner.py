@@ -35,7 +35,7 @@ from asyncrl.trainer.lora import merged, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
-from asyncrl.trainer.packing import PackedBatch, TrainSample, pack
+from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, pack_text
 from asyncrl.trainer.precision import TYPES, hold
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.replay import Replay
@@ -108,7 +108,7 @@ class Learner:
         if algorithm.advantage == "gae":
             values = self._called(Values, load())
             self.critic = Critic(values, recipe, self.team)
-        if self.packs and device.type == "cuda":
+        if self.kernels:
             self.optimizer.zero_grad()
             warm_up(self.policy, device, trainer.tokens_per_microbatch)
         self.before_update: Callable[[], object] = lambda: None
@@ -388,10 +388,7 @@ class Learner:
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:
         """log pi of tokens[1:] given what is before them, at temperature 1."""
-        none = np.zeros(len(tokens), np.float32)
-        mask = np.arange(len(tokens)) > 0
-        text = Trajectory(np.array(tokens, np.int32), none.astype(np.int32), none, mask, 0.0, "stop")
-        batch = pack([TrainSample(text, 0, 0.0, 0.0, mask)], self.device)
+        batch = pack_text(np.array(tokens), self.device)
         was_training = self.policy.training
         self.policy.eval()  # dropout would be neither the model's answer nor leave the random state alone
         logprobs: torch.Tensor = self.policy(batch, temperature=1.0)[0]

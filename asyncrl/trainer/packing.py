@@ -69,6 +69,13 @@ def trained_places(sample: TrainSample) -> np.ndarray:
     return 1 + np.flatnonzero(sample.mask[1:])
 
 
+def pack_text(tokens: np.ndarray, device: torch.device) -> PackedBatch:
+    """One sequence, integers [T], whose tokens are all to be scored but the first."""
+    none, mask = np.zeros(len(tokens), np.float32), np.arange(len(tokens)) > 0
+    text = Trajectory(tokens.astype(np.int32), none.astype(np.int32), none, mask, 0.0, "stop")
+    return pack([TrainSample(text, 0, 0.0, 0.0, mask)], device)
+
+
 def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:
     """Lay the samples out and move them to `device`."""
     tree = prefix_tree([sample.trajectory.tokens for sample in samples])
