@@ -237,8 +237,16 @@ class _Worker:
     def _end_all(self) -> None:
         """Without the help of those that see to it: something stops them again and again."""
         deadline = time.monotonic() + _KILL_S
-        while (family := below(self._process.pid)) and time.monotonic() < deadline:
-            for pid in family:
+        # Who is stopped does not reap: its dead children stay.
+        while (alive := [*filter(_lives, below(self._process.pid))]) and time.monotonic() < deadline:
+            for pid in alive:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
         self._process.kill()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
