@@ -5,8 +5,12 @@ Of a tensor that is sharded by rows a rank writes its own, as `<name>@<first row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,36 +37,70 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return whole
 
 
-def read(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """All tensors of all ranks that wrote it, or those whose names begin so; whole, however many ranks wrote them.
+class Saved(Mapping[str, "torch.Tensor | Rows"]):
+    """The tensors of all ranks that wrote a checkpoint, by name: whole, or `Rows` if several ranks wrote parts. Nothing
+    is read before it is asked for, so that a rank reads what it holds, not what all hold."""
 
-    Raises UserError if there are none, or they are no checkpoint.
-    """
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder, self._found = folder, {}
+        with readable(folder):
+            for path in sorted(folder.glob("rank_*.safetensors")):
+                file = safe_open(path, framework="pt")
+                for key in file.keys():  # noqa: SIM118
+                    name, _, first = key.partition("@")
+                    if key.startswith(prefix):
+                        self._found.setdefault(name, []).append((int(first or 0), key, file))
+        self._shapes = shapes(folder)
+
+    def __getitem__(self, name: str) -> torch.Tensor | Rows:
+        parts = sorted(self._found[name], key=lambda part: part[0])
+        with readable(self._folder):
+            _, key, file = parts[0]
+            return Rows(self._folder, self._shapes[name], parts) if "@" in key else file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor of which several files have rows. `rows[first:stop]` are some, `rows[...]` all, as of a tensor."""
+
+    folder: Path
+    shape: tuple[int, ...]
+    parts: list[tuple[int, str, Any]]
+    """First row, name in the file, and the file, in order."""
+
+    def __getitem__(self, wanted: slice | EllipsisType) -> torch.Tensor:
+        start, stop, _ = slice(None).indices(self.shape[0]) if wanted is ... else wanted.indices(self.shape[0])
+        found = []
+        with readable(self.folder):
+            for first, key, file in self.parts:
+                part = file.get_slice(key)
+                begin, end = max(start - first, 0), min(stop - first, part.get_shape()[0])
+                if begin < end:
+                    found.append(part[begin:end])
+            return found[0] if len(found) == 1 else torch.cat(found or [part[:0]])
+
+
+def read(folder: Path, prefix: str = "") -> Saved:
+    """The tensors of a checkpoint, or those whose names begin so. Raises UserError if there are none, or they are no
+    checkpoint, here or where one is read."""
+    saved = Saved(folder, prefix)
+    if not saved:
+        raise UserError(f"{folder} holds no trainer state; remove {folder.parent} to resume from the checkpoint before")
+    return saved
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
     try:
-        return _read(folder, prefix)
+        yield
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder} is no checkpoint of asyncrl ({error}); remove {folder.parent} to resume from the checkpoint "
             "before"
         ) from error
-
-
-def _read(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    whole: dict[str, torch.Tensor] = {}
-    rows: dict[str, dict[int, torch.Tensor]] = {}
-    for path in sorted(folder.glob("rank_*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            for key in names:
-                if not key.startswith(prefix):
-                    continue
-                name, _, first = key.partition("@")
-                if first:
-                    rows.setdefault(name, {})[int(first)] = file.get_tensor(key)
-                else:
-                    whole[name] = file.get_tensor(key)
-    if not whole and not rows:
-        raise UserError(f"{folder} holds no trainer state; remove {folder.parent} to resume from the checkpoint before")
-    for name, parts in rows.items():
-        whole[name] = torch.cat([parts[first] for first in sorted(parts)])
-    return whole

@@ -11,7 +11,8 @@ P parameters, s ranks per copy of the model (FSDP2), d the width. On a rank:
     staging      two copies of P/s in weights.dtype, the buffers they are sent from, and on rank 0 of several the
                  largest parameter twice (channel nccl; cuda_ipc: the copies alone)
 
-While it loads, each rank has the whole model in fp32 on its GPU (`trainer/model.py`) before FSDP2 divides it.
+While it loads, a rank that trains adapters has the whole model in fp32 (`trainer/model.py`), before it is rounded;
+others, of a layer at a time, no more than what they keep.
 """
 
 from __future__ import annotations
@@ -93,14 +94,11 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     if channel(recipe) == "nccl":
         gathered = 2 * sent * shape.embedding if ranks > 1 else 0
         parts["staging"] = 2 * sent * trained / shard_ranks + gathered + TRANSFER_BUFFERS
-    loading = float(4 * whole + TRAINER_RESERVE)
     if needs_reference(recipe) and not adapters:
         parts["reference"] = sent * whole / shard_ranks
-        loading += 4 * whole / shard_ranks + sent * whole
     if has_critic(recipe):
         parts["critic"] = 16 * whole / shard_ranks
-        loading += 4 * whole / shard_ranks
-    return Trainer(parts, loading)
+    return Trainer(parts, float(4 * whole + TRAINER_RESERVE) if adapters else 0.0)
 
 
 def _copies(recipe: Recipe, shape: Shape, ranks: int, bf16: bool) -> float:

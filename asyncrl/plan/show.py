@@ -84,7 +84,7 @@ def memory_line(row: Row) -> str:
     largest = sorted(row.trainer.parts.items(), key=lambda part: -part[1])[:_SHOWN_PARTS]
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
     return (
-        f"trainer rank {trainer_gib(row):.1f} GiB ({parts}; {row.trainer.loading / GIB:.1f} while it loads); generator "
+        f"trainer rank {trainer_gib(row):.1f} GiB ({parts}); generator "
         f"weights {row.generator.weights / GIB:.1f}, KV cache {row.generator.kv_cache / GIB:.1f} for "
         f"{row.generator.sequences} sequences of mean length"
     )

@@ -157,8 +157,9 @@ def _trainer_fault(recipe: Recipe, shape: Shape, gpu: Gpu, ranks: int) -> str:
     held = memory.trainer(recipe, shape, ranks, shard_ranks)
     if held.loading > gpu.memory_bytes:
         return (
-            f"trainer: each rank loads the whole model in fp32 before it is divided, {held.loading / GIB:.0f} GiB, and "
-            f"a {gpu.name} has {gpu.memory_gib:.0f}; say a larger --gpu, or take a smaller model"
+            "trainer: with adapters a rank loads the whole model in fp32 before it is rounded, "
+            f"{held.loading / GIB:.0f} GiB, and a {gpu.name} has {gpu.memory_gib:.0f}; say a larger --gpu, or take a "
+            "smaller model"
         )
     if held.total <= gpu.memory_bytes:
         return (

@@ -144,9 +144,9 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _compare(version: int, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def _compare(version: int, ours: dict[str, torch.Tensor], theirs: files.Saved) -> None:
     names = (ours.keys() | theirs.keys()) - {"rng"}
-    differ = sorted(n for n in names if not (n in ours and n in theirs and _equal(ours[n].cpu(), theirs[n])))
+    differ = sorted(n for n in names if not (n in ours and n in theirs and _equal(ours[n].cpu(), theirs[n][...])))
     if differ:
         raise RunFailed(
             f"version {version} trained again differs from its checkpoint in {len(differ)} tensors: {differ[0]}"

@@ -49,7 +49,9 @@ def require_unchanged(model: Any, exported: Path, tokens: list[int], rounded_to:
     _say(path, theirs, ours, same, tied=set(model.all_tied_weights_keys))
     if not _has_room(model):
         return
-    gap = _gap(logprobs(model, tokens), logprobs(from_folder(str(exported)), tokens))
+    # Both in the type that the model has now, so that they differ by their weights alone.
+    again = from_folder(str(exported), dtype=model.dtype)
+    gap = _gap(logprobs(model, tokens), logprobs(again, tokens))
     if not gap <= _tolerance(model, rounded_to):
         raise UserError(
             f"model: an export of {path} would compute something else: its log-probs of a fixed text are {gap:.3g} "

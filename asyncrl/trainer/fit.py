@@ -80,6 +80,7 @@ def _one_by_one(model: Any, head: Head, sequences: list[np.ndarray]) -> tuple[to
         raise
     except RuntimeError:
         # One of its kernels knows no float64.
+        model.float()
         return compute()
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -363,8 +363,9 @@ class Learner:
                 tensors |= held(f"reference.{name}", parameter)
         return tensors
 
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Inverse of `state`, bit for bit. Raises KeyError if it is of another model or objective."""
+    def restore(self, tensors: Mapping[str, Any]) -> None:
+        """Inverse of `state`, bit for bit, from whole tensors or `checkpoint.files.Saved`. Raises KeyError if it is of
+        another model or objective."""
         self.optimizer.restore(tensors)
         self.replay.restore(tensors)
         if self.critic:
@@ -376,13 +377,13 @@ class Learner:
         # A copy: torch reads it as aligned memory, which a view into a snapshot need not be.
         torch.set_rng_state(tensors["rng"].clone())
 
-    def export(self, state: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
+    def export(self, state: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> None:
         """Write the weights in `state` in `dtype` as a Hugging Face model that transformers and vLLM load."""
         write_model(self.model, self.whole(state), self._names, folder, dtype)
 
-    def whole(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def whole(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The model's weights of a `state` of whole tensors, by name, adapters merged."""
-        trained = {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
+        trained = {n.removeprefix("model."): t[...] for n, t in state.items() if n.startswith("model.")}
         return merged(self.model, trained, self.recipe.trainer.lora)
 
     @torch.no_grad()

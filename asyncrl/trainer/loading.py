@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from asyncrl.errors import UserError
-from asyncrl.models import is_local
+from asyncrl.headers import read_headers
+from asyncrl.models import is_local, weight_files
+
+_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def from_folder(path: str, **options: Any) -> torch.nn.Module:
@@ -45,6 +48,31 @@ def from_folder(path: str, **options: Any) -> torch.nn.Module:
         )
     whole: torch.nn.Module = model
     return whole
+
+
+def as_stored(path: str) -> torch.nn.Module:
+    """The same on the host, its weights in the type of the folder's files, of which they are views: many processes of a
+    machine share them, and what is used of them is read when it is used. Of other than safetensors files a copy."""
+    stored = {header.dtype for header in read_headers(weight_files(path)).values()}
+    dtype = _TYPES.get(next(iter(stored)), torch.float32) if len(stored) == 1 else torch.float32
+    model = from_folder(path, dtype=dtype)
+    if dtype != torch.float32:
+        _buffers_in_fp32(model)
+    return model
+
+
+def _buffers_in_fp32(model: Any) -> None:
+    """As they would be in a model that was made in fp32: the class computes some (an embedding's scale, say) in the
+    type of its weights."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        exact = type(model)._from_config(model.config, dtype=torch.float32)
+    computed = dict(exact.named_non_persistent_buffers())
+    for name, buffer in model.named_buffers():
+        module, _, key = name.rpartition(".")
+        exactly = buffer.float() if buffer.is_floating_point() else buffer
+        model.get_submodule(module)._buffers[key] = computed.get(name, exactly)
 
 
 def outline(path: str) -> torch.nn.Module:

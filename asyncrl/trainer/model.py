@@ -13,27 +13,28 @@ from asyncrl.algorithms.logprobs import Head, head_logprobs
 from asyncrl.models import TINY_LLAMA, make_tiny_llama
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.fit import choose_attention
-from asyncrl.trainer.loading import from_folder, outline, some
+from asyncrl.trainer.loading import as_stored, outline, some
 from asyncrl.trainer.lora import head_weight, inject, left_out, require_in_folder
 from asyncrl.trainer.packing import PackedBatch
+from asyncrl.trainer.precision import place
 
 logger = logging.getLogger(__name__)
 
 
 def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Module:
-    """A transformers causal language model with fp32 weights.
+    """A transformers causal language model with fp32 weights. One that several ranks are to divide stays on the host as
+    it is stored, for `Team.shard`: a device may have no room for the whole.
 
     Raises UserError if it is neither a local model nor one the hub can give, if its tensors are not the model's, or if
     its logits are not understood.
     """
-    model = _without_dropout(from_folder(path))
-    model = model.to(device)
+    model, trainer = _without_dropout(as_stored(path)), recipe.trainer
+    if trainer.ranks == 1 or trainer.lora.rank:
+        place(model, device)
     choose_attention(model, head(model), path)
-    if recipe.trainer.gradient_checkpointing:
+    if trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    if recipe.trainer.lora.rank:
-        model = inject(model, recipe.trainer.lora)
-    return model.to(device)
+    return inject(model, trainer.lora).to(device) if trainer.lora.rank else model
 
 
 def _without_dropout(model: torch.nn.Module) -> torch.nn.Module:

@@ -86,15 +86,16 @@ class Optimizer:
         return tensors
 
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Inverse of `state`, bit for bit, from whole tensors. Raises KeyError if it is of another model."""
+    def restore(self, tensors: Mapping[str, Any]) -> None:
+        """Inverse of `state`, bit for bit, from whole tensors, or what is sliced as they are, of which only this rank's
+        rows are read. Raises KeyError if it is of another model."""
         for name, parameter in self.named.items():
             fill(parameter, tensors[f"{self.prefix}model.{name}"])
             saved = {key: f"{self.prefix}optimizer.{key}.{name}" for key in _MOMENTS}
             if all(key in tensors for key in saved.values()):
                 self.adamw.state[parameter] = {
                     # Fused kernels want the step beside the moments.
-                    key: tensors[where].to(parameter.device, copy=True)
+                    key: tensors[where][...].to(parameter.device, copy=True)
                     if key == "step"
                     else fill(torch.empty_like(parameter), tensors[where])
                     for key, where in saved.items()

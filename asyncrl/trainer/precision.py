@@ -20,6 +20,15 @@ _GROWTH_STEPS = 400
 """Updates without an overflow after which the loss is scaled by twice as much: as verl has it for RL (its PR 4036)."""
 
 
+@torch.no_grad()
+def place(module: torch.nn.Module, device: torch.device) -> None:
+    """Put on the device what is not divided among ranks; weights that are trained in fp32."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(device, torch.float32)
+    module.to(device)
+
+
 def hold(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Round the weights to `dtype`, but for those that the model's class keeps in fp32. The gradients of one that is
     trained are added to its master's, in fp32. A frozen one that rounding changes has its master on the host."""

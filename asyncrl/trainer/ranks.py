@@ -15,7 +15,7 @@ from torch import distributed
 
 from asyncrl.recipe.schema import TrainerRecipe
 from asyncrl.rendezvous import Meeting, SealedStore, require_members
-from asyncrl.trainer.precision import TYPES
+from asyncrl.trainer.precision import TYPES, place
 
 
 class Team:
@@ -55,7 +55,8 @@ class Team:
             require_members(group, group.rank(), self._key, self.device)
 
     def shard(self, called: torch.nn.Module, model: torch.nn.Module, recipe: TrainerRecipe) -> None:
-        """Divide the model's parameters among the ranks, in place; `called` is what is called, `model` is in it.
+        """Divide the model's parameters among the ranks, in place; `called` is what is called, `model` is in it. They
+        come to the device a layer at a time, of which only this rank's rows stay.
 
         `shard_ranks` of them hold one copy together; several copies are kept in step (HSDP). Parameters that stay
         frozen beside trained ones (LoRA) are whole on every rank.
@@ -78,7 +79,9 @@ class Team:
         policy = MixedPrecisionPolicy() if recipe.precision == "fp32" else rounded
         for module in model.modules():
             if type(module).__name__ in layers:
+                place(module, self.device)
                 fully_shard(module, mesh=mesh, ignored_params=whole, mp_policy=policy)
+        place(called, self.device)
         # The outermost module would keep its parameters after a pass without gradient, and use them, outdated, in the
         # pass after the next update.
         fully_shard(called, mesh=mesh, ignored_params=whole, mp_policy=policy, reshard_after_forward=True)

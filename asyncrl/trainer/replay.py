@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Replay:
         sizes = torch.tensor([len(frame) for frame in frames])
         return {_FRAMES: torch.frombuffer(bytearray(b"".join(frames)), dtype=torch.uint8), _SIZES: sizes}
 
-    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Any]) -> None:
         """Inverse of `state`."""
         self._rows.clear()
         if _SIZES not in tensors:

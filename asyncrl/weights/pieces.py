@@ -83,12 +83,12 @@ def held(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"{name}@{first}": rows} if is_first and rows.numel() else {}
 
 
-def fill(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Give a tensor the rows of `whole` that this rank holds of it."""
+def fill(tensor: torch.Tensor, whole: Any) -> torch.Tensor:
+    """Give a tensor the rows of `whole`, a tensor or what is sliced as one, that this rank holds of it."""
     if tensor.shape != whole.shape:
         raise ValueError(f"a tensor of shape {list(whole.shape)} is in the place of one of {list(tensor.shape)}")
     first, rows, _ = own_rows(tensor)
-    rows.copy_(whole[first : first + len(rows)] if isinstance(tensor, DTensor) else whole)
+    rows.copy_(whole[first : first + len(rows)] if isinstance(tensor, DTensor) else whole[...])
     return tensor
 
 

@@ -65,7 +65,7 @@ def test_a_rank_holds_its_share_of_sixteen_bytes_a_parameter() -> None:
     for held, ranks in ((one, 1), (eight, 8)):
         states = held.parts["weights"] + held.parts["gradients"] + held.parts["optimizer"]
         assert states == 16 * shape.parameters / ranks
-        assert held.loading - memory.TRAINER_RESERVE == 4 * shape.parameters
+        assert held.total == sum(held.parts.values())
     assert one.parts["bf16 copies"] == 2 * shape.parameters
     assert one.parts["staging"] == 2 * 2 * shape.parameters + memory.TRANSFER_BUFFERS
     hybrid = memory.trainer(recipe(), shape, 8, 4)
@@ -80,6 +80,7 @@ def test_adapters_leave_the_base_whole_on_every_rank() -> None:
     assert held.parts["weights"] == 2 * shape.parameters + 4 * adapters / 4
     assert held.parts["optimizer"] == 8 * adapters / 4
     assert held.parts["staging"] == 0
+    assert held.loading - memory.TRAINER_RESERVE == 4 * shape.parameters
 
 
 def test_a_reference_and_a_critic_take_their_room() -> None:
@@ -89,7 +90,6 @@ def test_a_reference_and_a_critic_take_their_room() -> None:
     critic = memory.trainer(recipe("algorithm.preset=ppo"), shape, 8, 8)
     assert sum(reference.parts.values()) - sum(plain.parts.values()) == pytest.approx(2 * shape.parameters / 8)
     assert sum(critic.parts.values()) - sum(plain.parts.values()) == pytest.approx(16 * shape.parameters / 8)
-    assert plain.loading < critic.loading < reference.loading
 
 
 def test_what_the_weights_leave_is_the_kv_cache() -> None:

@@ -221,7 +221,9 @@ FAULTS = {
     "--gpus 0": "a recipe on CPUs (--gpus 0) has no figures to go by: say --profile RUN_DIR",
     "--gpus 2 --gpu H1000": "--gpu H1000 is not known; known are A100-40GB",
     "model=some/model": "model some/model: nothing here knows its sizes; download it",
-    "model=Qwen/Qwen3-32B --gpus 32": "trainer: each rank loads the whole model in fp32 before it is divided, 124 GiB",
+    "model=Qwen/Qwen3-32B --gpus 32 trainer.lora.rank=16 weights.channel=auto": (
+        "trainer: with adapters a rank loads the whole model in fp32 before it is rounded, 124 GiB"
+    ),
     "model=Qwen/Qwen3-32B --gpus 2 --gpu L40S": "rollout: Qwen/Qwen3-32B does not fit 1 x L40S",
     "trainer.tokens_per_microbatch=400000": "trainer: each of 1 rank(s) needs ",
     "--gpus two": "argument --gpus: 'two' is not a whole number",

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, make_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from asyncrl.errors import UserError
-from asyncrl.trainer.loading import from_folder, outline, some
+from asyncrl.trainer.loading import as_stored, from_folder, outline, some
+from asyncrl.trainer.precision import place
 
 Weights = dict[str, torch.Tensor]
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -87,6 +89,38 @@ def test_the_hub_form_of_gpt2_is_loaded(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = from_folder(str(tmp_path)).state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_stored_is_the_same_model(family: str, tmp_path: Path) -> None:
+    """Buffers too: Gemma scales its embedding by one, which bf16 would round."""
+    folder = str(make_model(family, tmp_path))
+    from_folder(folder).to(torch.bfloat16).save_pretrained(folder)
+    stored, whole = as_stored(folder), from_folder(folder)
+    assert {p.dtype for p in stored.parameters()} == {torch.bfloat16}
+    place(stored, torch.device("cpu"))
+    tokens = torch.arange(3, 20)[None]
+    assert torch.equal(stored(tokens).logits, whole(tokens).logits)
+
+
+def test_as_stored_takes_no_memory(tiny_model: Path, tmp_path: Path) -> None:
+    """Its weights are pages of its file."""
+    from_folder(str(tiny_model)).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = as_stored(str(tmp_path))
+    found = maps()
+    for name, parameter in model.named_parameters():
+        assert any(start <= parameter.data_ptr() < stop and "safetensors" in file for start, stop, file in found), name
+
+
+def maps() -> list[tuple[int, int, str]]:
+    """Of this process: first address, the one behind the last, file."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    return [(*(int(place, 16) for place in line[0].split("-")), line[-1]) for line in lines]  # type: ignore[misc]
+
+
+def test_what_is_stored_in_two_types_is_loaded_in_fp32(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "m", lambda w: {n: t.half() if n == DOWN else t for n, t in w.items()})
+    assert {p.dtype for p in as_stored(folder).parameters()} == {torch.float32}
 
 
 def test_an_outline_has_no_numbers(tiny_model: Path) -> None:

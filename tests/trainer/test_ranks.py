@@ -17,6 +17,7 @@ from asyncrl.checkpoint import files
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rendezvous import Meeting, open_meeting
 from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.loading import from_folder
 from asyncrl.trainer.model import load_model
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.step_report import StepReport
@@ -106,6 +107,7 @@ def run_case(r: Recipe, team: Team, model: Path, folder: Path) -> dict[str, Any]
 
 
 TWO, FOUR = (2, 1, tuple(CASES)), (4, 2, ("plain",))
+STORED = (2, 1, ("plain", "reference", "critic", "adapters"))
 """Ranks, copies of the model among them, and what is tried."""
 
 
@@ -118,6 +120,18 @@ def results(ranks: int, copies: int, cases: tuple[str, ...], model: Path) -> lis
     multiprocessing.spawn(run_rank, args=(recipes, model, folder, meeting), nprocs=ranks)
     del store
     return [torch.load(folder / f"result_{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def stored_in_bf16(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("bf16")
+    from_folder(str(tiny_model)).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", STORED[2])
+def test_n_ranks_equal_one_of_a_model_stored_in_bf16(stored_in_bf16: Path, case: str) -> None:
+    test_n_ranks_equal_one(stored_in_bf16, STORED, case)
 
 
 @pytest.mark.parametrize(("team", "case"), [(team, case) for team in (TWO, FOUR) for case in team[2]])
