@@ -33,7 +33,7 @@ from asyncrl.writers import FETCHED
 _MANIFEST = "MANIFEST.json"
 _NOT_PUSHED = (".lock", ".nonce", ".owner", FETCHED, ".push", "weights", "stacks", "prometheus.json")
 _TRIES = 10
-_MOST_MANIFEST_BYTES = 64 * 2**20
+_MOST_MANIFEST_BYTES, _MOST_FILES = 16 * 2**20, 100_000
 _PATIENCE_S, _LEAST_BYTES_PER_S = 60.0, 2**16
 """A file may take this long, and longer if it is so large that it comes at this rate or faster."""
 
@@ -156,6 +156,11 @@ class Remote:
         owner, files = manifest.get("owner"), manifest.get("files")
         if not isinstance(owner, str) or not isinstance(files, dict):
             raise UserError(f"{self.url}/{_MANIFEST} is no manifest of a run; name the URL of a run")
+        if len(files) > _MOST_FILES:
+            raise UserError(
+                f"{self.url}/{_MANIFEST} lists {len(files)} files, more than any run has; nothing is fetched or "
+                "deleted: see who can write there"
+            )
         plain = [name.split("/") for name in files if is_plain(name)]
         folders = {"/".join(parts[:length]) for parts in plain for length in range(1, len(parts))}
         for name, size in files.items():

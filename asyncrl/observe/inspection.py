@@ -7,7 +7,7 @@ a resume needs (`journal.keep`); which step trained a group is known in either c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -128,19 +128,21 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
         num_rows = export(path, found, tokenizer.decode)
         console.print(f"{num_rows} trajectories in {path}", markup=False, highlight=False, soft_wrap=True)
         return num_rows
-    shown = list(islice(found, limit))
-    left_out = max(0, count(run_dir, filters) - limit) if len(shown) == limit else 0
-    if not shown:
-        console.print(f"no such trajectory in {run_dir / 'journal'}", markup=False, highlight=False, soft_wrap=True)
-    elif not whole:
-        text = listing(shown, tokenizer.decode, console.width)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-        for one in shown:
+    shown = islice(found, limit)
+    if whole:
+        num_shown = 0
+        for num_shown, one in enumerate(shown, 1):  # noqa: B007
             show(console, one, tokenizer.decode)
-    if left_out:
+    else:
+        lines = listing(shown, tokenizer.decode, console.width)
+        num_shown = len(lines) - 1
+        if num_shown:
+            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    if not num_shown:
+        console.print(f"no such trajectory in {run_dir / 'journal'}", markup=False, highlight=False, soft_wrap=True)
+    if num_shown == limit and (left_out := count(run_dir, filters) - limit) > 0:
         console.print(f"{left_out} more: raise --limit, or narrow --task, --reward, --age", highlight=False)
-    return len(shown)
+    return num_shown
 
 
 def _tokenizer(run_dir: Path) -> Any:
@@ -157,14 +159,15 @@ def _within(value: float | None, bounds: Range) -> bool:
 # -- for people
 
 
-def listing(found: list[Found], decode_tokens: Decode, width: int) -> str:
-    """A line for each, with the beginning of the completion; lines of at most `width` characters."""
+def listing(found: Iterable[Found], decode_tokens: Decode, width: int) -> list[str]:
+    """A heading, and a line for each with the beginning of the completion; of at most `width` characters. One is held
+    at a time."""
     rows = [("task", "step", "reward", "tokens", "versions", "age", "end", "completion")]
     for f in found:
         t = f.trajectory
         versions = "-".join(dict.fromkeys(str(f.spans[place][0]) for place in (0, -1))) if f.spans else "-"
         sampled = t.tokens[t.prompt_length :].tolist()
-        text = visible(json.dumps(decode_tokens(sampled), ensure_ascii=False)[1:-1])
+        text = visible(json.dumps(decode_tokens(sampled[: 4 * width]), ensure_ascii=False)[1:-1])[:width]
         figures = (_or_dash(f.step), _reward(t), str(len(sampled)), versions, _or_dash(f.age))
         rows.append((_name(f), *figures, _on_a_line(t.finish_reason), text))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -172,7 +175,7 @@ def listing(found: list[Found], decode_tokens: Decode, width: int) -> str:
     for name, *figures, end, text in rows:
         middle = "  ".join(figure.rjust(w) for figure, w in zip(figures, widths[1:], strict=False))
         lines.append(f"{name:<{widths[0]}}  {middle}  {end:<{widths[-2]}}  {text}"[:width])
-    return "\n".join(lines)
+    return lines
 
 
 def show(console: Console, found: Found, decode_tokens: Decode) -> None:
@@ -217,7 +220,7 @@ def _or_dash(value: int | None) -> str:
 
 # -- for programs
 
-_ROWS_AT_ONCE = 5000
+_ROWS_AT_ONCE, _TOKENS_AT_ONCE = 5000, 2**22
 """All of a long run would not fit in memory."""
 _COLUMNS = {
     **dict.fromkeys(("task", "attempt", "member", "row", "step", "age"), "int64"),
@@ -243,12 +246,25 @@ def export(path: Path, found: Iterator[Found], decode_tokens: Decode) -> int:
         require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file, parquet.ParquetWriter(file, schema) as writer:
-            while rows := [_row(f, decode_tokens) for f in islice(found, _ROWS_AT_ONCE)]:
+            for rows in _batches(found, decode_tokens):
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
                 num_rows += len(rows)
     except OSError as error:
         raise UserError(f"--export: {path}: {error.strerror or error}") from error
     return num_rows
+
+
+def _batches(found: Iterator[Found], decode_tokens: Decode) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    num_tokens = 0
+    for one in found:
+        rows.append(_row(one, decode_tokens))
+        num_tokens += len(one.trajectory.tokens)
+        if len(rows) == _ROWS_AT_ONCE or num_tokens > _TOKENS_AT_ONCE:
+            yield rows
+            rows, num_tokens = [], 0
+    if rows:
+        yield rows
 
 
 def _row(found: Found, decode_tokens: Decode) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import long_run
@@ -15,6 +16,7 @@ from asyncrl.control.messages import Train
 from asyncrl.journal import log
 from asyncrl.journal.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.models import load_tokenizer
+from asyncrl.observe import inspection
 from asyncrl.observe.inspection import Filters, count, find, parse_range
 from asyncrl.rollout.trajectory import Group, Trajectory, encode
 
@@ -92,6 +94,34 @@ def test_nothing_found_is_said_and_is_exit_code_1(run_dir: Path, capsys: pytest.
     assert "no such trajectory" in capsys.readouterr().out
     assert main(["inspect", str(run_dir), "--task", "7", "--export", str(run_dir / "none.parquet")]) == 1
     assert "0 trajectories in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("out", [("--limit", "20"), ("--limit", "20", "--show"), ("--export", "out.parquet")])
+def test_memory_holds_one_group(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: tuple[str, ...]
+) -> None:
+    """Whatever the journal's groups weigh: here 13 MB each, of a million tokens."""
+    monkeypatch.chdir(run_dir)
+    monkeypatch.setattr(inspection, "_TOKENS_AT_ONCE", 10)
+    monkeypatch.setattr(inspection, "tokenizer_here", lambda _: Decoder())
+    writer = log.JournalWriter(run_dir / "journal", GROUPS_STREAM)
+    size = 2**20
+    for task in range(2, 12):
+        tokens, versions = np.zeros(size, np.int32), np.full(size, 1, np.int32)
+        member = Trajectory(tokens, versions, np.zeros(size, np.float32), np.ones(size, bool), 1.0, "length", {}, None)
+        writer.append(GROUP, encode(Group(task, 0, task, (member,))))
+    writer.close()
+    tracemalloc.start()
+    assert main(["inspect", str(run_dir), *out]) == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "length" in capsys.readouterr().out or len(load_dataset("parquet", data_files="out.parquet")["train"]) == 14
+    assert peak < 10 * 13 * size
+
+
+class Decoder:
+    def decode(self, tokens: list[int]) -> str:
+        return "0" * min(3, len(tokens))
 
 
 @pytest.mark.slow

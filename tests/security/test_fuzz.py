@@ -187,7 +187,7 @@ def recipe(run_dir: Path) -> None:
 def inspect(run_dir: Path) -> None:
     decode, console = tiny_tokenizer().decode, Console(file=io.StringIO(), width=80)
     found = [*inspection.find(run_dir, inspection.Filters())]
-    console.print(inspection.listing(found, decode, 80), markup=False)
+    console.print("\n".join(inspection.listing(found, decode, 80)), markup=False)
     for one in found:
         inspection.show(console, one, decode)
     assert inspection.count(run_dir, inspection.Filters()) == len(found)

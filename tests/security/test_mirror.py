@@ -135,6 +135,12 @@ def test_what_is_no_manifest_is_one_sentence(
     assert "is no manifest of a run" in stranger.sentence(capsys, "report", url)
 
 
+def test_a_manifest_of_a_million_files_is_refused(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though all of them are empty."""
+    manifest(url, tmp_path, {f"f{number}": 0 for number in range(10**6)})
+    assert "more than any run has" in stranger.sentence(capsys, "report", url)
+
+
 def test_no_more_is_fetched_than_there_is_room_for(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
