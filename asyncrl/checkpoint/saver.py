@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from asyncrl.errors import DeadlineExceeded
+
+_ALIGNMENT = 64
+"""Bytes, of the start of a tensor in a room for several."""
 
 Consume = Callable[[dict[str, Tensor]], None]
 
@@ -32,7 +36,7 @@ class _Save:
 
 
 class BackgroundSaver:
-    """One save at a time. Keeps one host copy of the state for reuse, in pinned memory for tensors on a GPU.
+    """One save at a time. Keeps one host copy of the state for reuse; of tensors on a GPU in one pinned room.
 
     `deadline_s`: the longest that `start` waits for the save before, and `wait_copied` for the copy.
     """
@@ -108,6 +112,10 @@ class BackgroundSaver:
             save.ended.set()
 
     def _copy(self, tensors: dict[str, Tensor], ready: torch.cuda.Event | None) -> None:
+        on_gpu = {name: tensor for name, tensor in tensors.items() if tensor.is_cuda}
+        if not all(_fits(self._buffers.get(name), tensor) for name, tensor in on_gpu.items()):
+            self._buffers.clear()  # first, for host memory may not hold two
+            self._buffers = room_for(on_gpu, pinned=True)
         self._buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
         with torch.cuda.stream(self._stream if ready else None):
             if ready:
@@ -119,6 +127,21 @@ class BackgroundSaver:
 
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
-        if buffer is not None and (buffer.shape, buffer.dtype) == (tensor.shape, tensor.dtype):
-            return buffer
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return buffer if _fits(buffer, tensor) else torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _fits(buffer: Tensor | None, tensor: Tensor) -> bool:
+    return buffer is not None and (buffer.shape, buffer.dtype) == (tensor.shape, tensor.dtype)
+
+
+def room_for(tensors: Mapping[str, Tensor], pinned: bool) -> dict[str, Tensor]:
+    """Host tensors of the same shapes and types, by name, in one allocation: torch's pinned memory comes in powers of
+    two, up to twice what each of them takes."""
+    sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
+    room = torch.empty(sum(sizes), dtype=torch.uint8)
+    if pinned and room.nbytes:
+        runtime = torch.cuda.cudart()
+        torch.cuda.check_error(runtime.cudaHostRegister(room.data_ptr(), room.nbytes, 0))
+        weakref.finalize(room.untyped_storage(), runtime.cudaHostUnregister, room.data_ptr())
+    parts = zip(room.split(sizes), tensors.items(), strict=True)
+    return {name: part[: t.nbytes].view(t.dtype).view(t.shape) for part, (name, t) in parts}

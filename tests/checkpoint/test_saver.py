@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asyncrl.checkpoint.saver import BackgroundSaver
+from asyncrl.checkpoint.saver import BackgroundSaver, room_for
 from asyncrl.errors import DeadlineExceeded
 
 DEADLINE_S = 20.0
@@ -236,3 +236,40 @@ def test_deadlines_of_consume() -> None:
     consumer.gate.set()
     saver.wait(DEADLINE_S)
     assert len(consumer.seen) == 1
+
+
+@given(tensors_of_state)
+def test_a_room_holds_all_and_hardly_more(tensors: dict[str, Tensor]) -> None:
+    room = room_for(tensors, pinned=False)
+    for name, tensor in tensors.items():
+        room[name].copy_(tensor)
+    assert bits(room) == bits(tensors)
+    starts = {tensor.untyped_storage().data_ptr() for tensor in room.values()}
+    assert len(starts) <= 1
+    for tensor in room.values():
+        assert tensor.untyped_storage().nbytes() <= sum(t.nbytes + 64 for t in tensors.values())
+        assert tensor.numel() == 0 or tensor.data_ptr() % 8 == 0
+
+
+def test_a_pinned_room_is_registered_as_long_as_one_of_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a runtime of CUDA that only takes note."""
+    held: dict[int, int] = {}
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+            held[address] = num_bytes
+            return 0
+
+        def cudaHostUnregister(self, address: int) -> int:
+            del held[address]
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda code: None)
+    room = room_for({"a": torch.zeros(3), "b": torch.zeros(100)}, pinned=True)
+    assert held == {room["a"].data_ptr(): 64 + 448}
+    one = room.pop("b")
+    room.clear()
+    assert held
+    del one
+    assert not held
