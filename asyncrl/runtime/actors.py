@@ -37,6 +37,9 @@ _KEEP_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
+# A GPU's segments grow, where otherwise rows of ever other lengths leave gaps that nothing fits. Not for CUDA IPC: its
+# handles are of blocks that stay as they are.
+_GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 _OTHER_CALLS = 1000
 """At least one cancel for each group that is given up at once."""
@@ -76,9 +79,11 @@ class Actors:
 
     def trainer(self, buffer: ActorHandle) -> Ranks:
         trainer = self.recipe.trainer
+        channel = resolve_channel(self.recipe, self.base_dir)
+        unless_set = SPIN | (_GROWING if trainer.gpus_per_rank and channel != "cuda_ipc" else {})
         environment = {
             "OMP_NUM_THREADS": str(trainer_threads(self.recipe)),
-            **{name: os.environ.get(name, value) for name, value in SPIN.items()},
+            **{name: os.environ.get(name, value) for name, value in unless_set.items()},
             **({} if trainer.gpus_per_rank else {**_KEEP_PAGES, **_NO_GPU}),
         }
         options = {
@@ -86,7 +91,6 @@ class Actors:
             "num_gpus": trainer.gpus_per_rank,
             "runtime_env": {"env_vars": environment},
         }
-        channel = resolve_channel(self.recipe, self.base_dir)
         handles = []
         for rank in range(trainer.ranks):
             actor = TrainerActor.options(**options, scheduling_strategy=self.places.of_rank(rank))

@@ -117,6 +117,19 @@ def test_a_cluster_that_is_too_small_says_what_is_asked_present_and_where(reserv
     )
 
 
+def allocator(handle: Any) -> str | None:
+    """Settings of torch's memory on a GPU."""
+    seen = handle.__ray_call__.remote(lambda actor: os.environ.get("PYTORCH_ALLOC_CONF"))
+    return ray.get(seen, timeout=120)  # type: ignore[no-any-return]
+
+
+def test_handles_of_cuda_ipc_are_of_blocks_that_do_not_grow(reserve: Reserve, tmp_path: Path) -> None:
+    keys = with_shares(0.6, 0.4).model_dump(mode="json")
+    recipe = Recipe.model_validate({**keys, "weights": {"channel": "cuda_ipc"}})
+    actors = Actors(recipe, "x", Sight.begin(tmp_path), tmp_path, reserve(recipe, print))
+    assert allocator(actors.trainer(None).handles[0]) is None  # type: ignore[arg-type]
+
+
 def with_shares(of_rank: float, of_replica: float) -> Recipe:
     trainer = {"ranks": 1, "gpus_per_rank": of_rank}
     rollout = {"engine": "simulated", "gpus_per_replica": of_replica}
@@ -130,6 +143,7 @@ def test_shares_of_one_gpu_are_of_the_same_one(reserve: Reserve, tmp_path: Path)
     seen = [handle.__ray_call__.remote(lambda actor: ray.get_gpu_ids()) for handle in handles]
     generator, trainer = ray.get(seen, timeout=120)
     assert generator == trainer
+    assert allocator(handles[-1]) == "expandable_segments:True"
     assert len(trainer) == 1
     assert ray.available_resources()["GPU"] == 1
 
