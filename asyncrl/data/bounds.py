@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import psutil
 
+from asyncrl import memory
 from asyncrl.errors import UserError
 
 ROW_BYTES = 64 * 2**20
 """Of a row; a prompt of a million tokens has a few MiB."""
+ROW_LINES = 2**20
 UNPACKED_BYTES = 2 * 2**30
 FEW_ROWS = 2**20
 """So many a file of any size may have; more only if it has a byte for each, with which to tell them apart."""
@@ -63,8 +64,8 @@ def lines(path: Path, file: Any) -> Iterator[tuple[int, Any]]:
 
 def too_long(path: Path, number: int, what: str = "line") -> UserError:
     return UserError(
-        f"data.path: {path} {what} {number} has more than {ROW_BYTES // 2**20} MiB, which is no task for a model; see "
-        "what it is, and shorten it"
+        f"data.path: {path} {what} {number} has more than {ROW_BYTES // 2**20} MiB or a million lines, which is no "
+        "task for a model; see what it is, and shorten it"
     )
 
 
@@ -78,7 +79,7 @@ def check_rows(path: Path, number: int) -> None:
 
 def read_whole(path: Path, file: Any) -> bytes:
     """Raises UserError if there is no room for what it holds, as Python's objects."""
-    most = psutil.virtual_memory().available // _LARGEST_OBJECTS
+    most = memory.available() // _LARGEST_OBJECTS
     text: bytes = file.read(most + 1)
     if len(text) > most:
         raise UserError(

@@ -153,14 +153,14 @@ def _json(path: Path, file: Any, field: str | None = None) -> Iterator[Found]:
 def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> Iterator[Found]:
     """Cells are text, an empty one is ''."""
     csv.field_size_limit(bounds.ROW_BYTES)
-    num_chars = 0
+    num_chars = num_lines = 0
 
     def lines() -> Iterator[str]:
-        nonlocal num_chars
+        nonlocal num_chars, num_lines
         for line, text in bounds.lines(path, io.TextIOWrapper(file, encoding, newline="")):
             # A quoted cell may have many lines.
-            num_chars += len(text)
-            if num_chars > bounds.ROW_BYTES:
+            num_chars, num_lines = num_chars + len(text), num_lines + 1
+            if num_chars > bounds.ROW_BYTES or num_lines > bounds.ROW_LINES:
                 raise bounds.too_long(path, line)
             yield text
 
@@ -172,7 +172,7 @@ def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> 
         if twice := sorted(name for name, number in Counter(header).items() if number > 1):
             raise UserError(f"data.path: {path} has two columns '{twice[0]}'; rename one")
         for cells in reader:
-            num_chars = 0
+            num_chars = num_lines = 0
             if cells and len(cells) != len(header):
                 raise UserError(
                     f"data.path: {path} line {reader.line_num} has {len(cells)} cells, its header {len(header)}; put "

@@ -14,10 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-import psutil
 from packaging.requirements import Requirement
 from rich.table import Table
 
+from asyncrl import memory
 from asyncrl.observe import safety
 from asyncrl.observe.console import Console
 from asyncrl.recipe.cores import usable_cores
@@ -94,10 +94,10 @@ def _unwanted() -> list[Finding]:
 
 
 def _machine() -> list[Finding]:
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
+    disk = shutil.disk_usage(Path.cwd())
     found = [
         _cores(),
-        _at_least("memory", memory.available, 6 * _GIB, "GiB free; the quickstart needs about 6"),
+        _at_least("memory", memory.available(), 6 * _GIB, "GiB free; the quickstart needs about 6"),
         _at_least("disk here", disk.free, 5 * _GIB, "GiB free; checkpoints need room"),
     ]
     if (shm := Path("/dev/shm")).is_dir():

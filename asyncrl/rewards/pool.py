@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from asyncrl import memory
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
 from asyncrl.rewards.keeper import below
@@ -66,10 +67,10 @@ class RewardPool:
         `timeout_s` bounds one call of the function in the worker, not its wait for a free worker nor a worker's
         start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions, `kwargs` are the
         recipe's further arguments. `memory_gib` bounds what a worker and all that it starts hold together, by
-        default half of this machine's memory, and `file_gib` each file that they write.
+        default half of the memory there is, and `file_gib` each file that they write.
         """
         self._settings = (spec, str(base_dir), dataset, kwargs or {})
-        self._limits = (memory_gib or psutil.virtual_memory().total / 2**31, file_gib)
+        self._limits = (memory_gib or memory.total() / 2**31, file_gib)
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()

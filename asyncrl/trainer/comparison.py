@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import safe_open
 
+from asyncrl import memory
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.headers import Header, read_headers
 from asyncrl.models import weight_files
@@ -145,7 +145,7 @@ def _say(
 def _has_room(model: Any) -> bool:
     """Whether the host has memory for a second copy in fp32, and half of what is free to spare."""
     needed = 4 * sum(p.numel() for p in model.parameters())
-    room = 2 * needed < psutil.virtual_memory().available
+    room = 2 * needed < memory.available()
     if not room:
         logger.warning("the exported model is not loaded again to be compared: that takes %d GiB", -(-needed // 2**30))
     return room

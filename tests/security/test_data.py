@@ -39,7 +39,7 @@ def test_a_row_of_a_gigabyte(tmp_path: Path, name: str, head: bytes) -> None:
     path.write_bytes(LINE + head if name.endswith("jsonl") else head)
     with path.open("r+b") as file:
         file.truncate(2**30)
-    with pytest.raises(UserError, match=rf"{name} line 2 has more than 64 MiB, which is no task"):
+    with pytest.raises(UserError, match=rf"{name} line 2 has more than 64 MiB or a million lines, which is no task"):
         load_rows(DataRecipe(path=str(path)), 0)
 
 
@@ -47,6 +47,10 @@ def test_a_cell_of_many_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(bounds, "ROW_BYTES", 1000)
     (tmp_path / "rows.csv").write_text('prompt\na\nb\n"' + "line\n" * 300)
     with pytest.raises(UserError, match=r"line 20\d has more than 0 MiB"):
+        load_rows(DataRecipe(path=str(tmp_path / "rows.csv")), 0)
+    monkeypatch.setattr(bounds, "ROW_LINES", 100)
+    (tmp_path / "rows.csv").write_text('prompt\na\nb\n"' + "\n" * 300)
+    with pytest.raises(UserError, match=r"line 10\d has more than 0 MiB or a million lines"):
         load_rows(DataRecipe(path=str(tmp_path / "rows.csv")), 0)
 
 

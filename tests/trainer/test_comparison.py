@@ -14,6 +14,7 @@ from families import FAMILIES, make_model
 from safetensors.torch import load_file, save_file
 from test_learner import groups, learner, recipe
 
+from asyncrl import memory
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.trainer import comparison
 from asyncrl.trainer.comparison import require_same, require_unchanged
@@ -80,7 +81,7 @@ def test_without_room_for_a_second_model_it_is_said(
     source = make_model("llama", tmp_path / "source")
     model = exported(source, tmp_path / "out")
     monkeypatch.setattr(comparison, "from_folder", lambda path: pytest.fail("loaded"))
-    monkeypatch.setattr(comparison.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**10}))
+    monkeypatch.setattr(memory, "available", lambda: 2**10)
     require_unchanged(model, tmp_path / "out", TOKENS, torch.float32)
     assert "is not loaded again to be compared" in caplog.text
 
