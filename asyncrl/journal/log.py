@@ -84,18 +84,20 @@ class JournalWriter:
         if self._end >= self._segment_bytes:
             self.roll()
         header = _HEADER.pack(_MAGIC, kind, len(payload), zlib.crc32(payload))
-        frame = memoryview(header + _HEADER_CRC.pack(zlib.crc32(header)) + payload)
+        frame = [memoryview(header + _HEADER_CRC.pack(zlib.crc32(header))), memoryview(payload).cast("B")]
         path = segment_path(self._folder, self._stream, self.segment)
         with _named(path):
             try:
-                written = 0
-                while written < len(frame):
-                    written += os.write(self._file, frame[written:])
+                while frame:
+                    written = os.writev(self._file, frame)
+                    while frame and written >= len(frame[0]):
+                        written -= len(frame.pop(0))
+                    frame[:1] = [part[written:] for part in frame[:1]]
             except OSError:
                 os.ftruncate(self._file, self._end)
                 raise
         position = Position(self.segment, self._end + _HEADER_BYTES, len(payload))
-        self._end += len(frame)
+        self._end += _HEADER_BYTES + len(payload)
         return position
 
     def sync(self) -> None:

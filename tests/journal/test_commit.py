@@ -227,14 +227,14 @@ def test_who_gives_up_waiting_does_not_disturb_the_others(tmp_path: Path) -> Non
 def test_a_record_that_cannot_be_written_does_not_disturb_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: int, data: bytes) -> int:
+    def full(file: int, parts: list[bytes]) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def scenario() -> None:
         commit = make(tmp_path)
         before = put(commit, b"before")
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", full)
+            patch.setattr(os, "writev", full)
             with pytest.raises(JournalWriteError, match="No space left"):
                 commit.write(1, b"refused")
         await before

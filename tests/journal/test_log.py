@@ -280,14 +280,14 @@ def test_a_full_disk_costs_one_record_and_no_more(
     writer.append(1, b"before")
     path, real_write, taken = segment_path(tmp_path, "s", 0), os.write, []
 
-    def write_to_a_full_disk(file: int, data: bytes) -> int:
+    def write_to_a_full_disk(file: int, parts: list[bytes]) -> int:
         if sum(taken) >= num_taken:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        taken.append(real_write(file, data[:num_taken]))
+        taken.append(real_write(file, b"".join(parts)[:num_taken]))
         return taken[-1]
 
     size = path.stat().st_size
-    monkeypatch.setattr(os, "write", write_to_a_full_disk)
+    monkeypatch.setattr(os, "writev", write_to_a_full_disk)
     with pytest.raises(JournalWriteError, match=f"cannot be written: {path}: No space left on device; free") as caught:
         writer.append(1, b"x" * 100)
     monkeypatch.undo()
@@ -298,6 +298,16 @@ def test_a_full_disk_costs_one_record_and_no_more(
     writer.close()
     assert pairs(tmp_path) == [(1, b"before"), (1, b"after")]
     assert read_at(tmp_path, "s", position) == b"after"
+
+
+@pytest.mark.parametrize("most", [1, HEADER_BYTES, 30])
+def test_what_is_written_in_pieces_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(os, "writev", lambda file, parts: os.write(file, b"".join(parts)[:most]))
+    writer = JournalWriter(tmp_path, "s")
+    for payload in (bytes(range(100)), b"", b"x"):
+        writer.append(1, memoryview(payload))
+    writer.close()
+    assert pairs(tmp_path) == [(1, bytes(range(100))), (1, b""), (1, b"x")]
 
 
 def test_a_disk_too_full_for_another_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,14 +165,14 @@ def test_concurrent_puts_share_an_fsync(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_to_the_caller_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: int, data: bytes) -> int:
+    def full(file: int, parts: list[bytes]) -> int:
         raise OSError(28, os.strerror(28))
 
     async def scenario() -> None:
         buffer = Buffer(tmp_path, RECIPE)
         await put(buffer, (0, 0))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", full)
+            patch.setattr(os, "writev", full)
             with pytest.raises(JournalWriteError, match=f"{tmp_path}/groups_000000.log: No space left"):
                 await put(buffer, (1, 0))
         assert await buffer.holds([(0, 0), (1, 0)]) == [(0, 0)]
