@@ -9,10 +9,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from asyncrl.data.template import FolderTokenizer
+from asyncrl.chat_template import FolderTokenizer
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
-from asyncrl.small_files import json_object, of_model
+from asyncrl.storage.small_files import json_object, of_model
 
 TINY_LLAMA = "random:tiny-llama"
 TINY_CONTEXT = 512

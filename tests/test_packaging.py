@@ -21,7 +21,7 @@ from asyncrl.cli import main
 assert main(["recipes", "copy", "tiny"]) == 0
 assert main(["train", "tiny.yaml", "--dry-run"]) == 0
 assert not {"torch", "ray", "vllm.engine"} & set(sys.modules)
-import asyncrl.rewards.math, asyncrl.algorithms.losses, asyncrl.runtime.run, asyncrl.trainer.actor
+import asyncrl.rewards.math, asyncrl.algorithms.losses, asyncrl.orchestrator.run, asyncrl.trainer.actor
 """
 
 
@@ -68,7 +68,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_in_the_wheel(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "asyncrl/py.typed" in names
-    assert "asyncrl/launch/jobs.py" in names
+    assert "asyncrl/cluster/jobs.py" in names
     shipped = sorted(Path(name).name for name in names if name.startswith("asyncrl/recipe/shipped/"))
     assert shipped == sorted(path.name for path in (ROOT / "recipes").iterdir() if path.suffix in (".yaml", ".py"))
     assert not [name for name in names if name.startswith(("tests", "scripts", "recipes", "docs"))]

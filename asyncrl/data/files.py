@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.data import bounds
-from asyncrl.errors import UserError
-from asyncrl.recipe.load import nearest
+from asyncrl.errors import UserError, nearest
 
 _IN_MEMORY_BYTES = 64 * 2**20
 _COMPRESSED = ".gz"

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from asyncrl.chat_template import variables
 from asyncrl.control.controller import Controller
 from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, Message, PromptReader
 from asyncrl.data.source import Rows, columns_of, digest
-from asyncrl.data.template import variables
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import DataRecipe
 

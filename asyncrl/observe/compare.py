@@ -12,9 +12,9 @@ from asyncrl.errors import UserError
 from asyncrl.observe import page
 from asyncrl.observe.charts import Chart, Series, svg
 from asyncrl.observe.curves import thin
-from asyncrl.observe.live import number
-from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles
+from asyncrl.terminal.live import number
+from asyncrl.terminal.progress import duration
 
 _MOST_COLUMNS = 300
 _COLOURS = ("blue", "amber", "green", "violet", "red", "teal")

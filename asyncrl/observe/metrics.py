@@ -11,38 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import naming
-from asyncrl.run_dir import lines, open_file, parsed, replace
-
-STEP_KEYS: tuple[str, ...] = (
-    "step",
-    "version",
-    "time_s",
-    "reward/mean",
-    "reward/std",
-    "accuracy/mean",
-    "rewards/failed_share",
-    "completion/truncated_share",
-    *(f"staleness/{name}" for name in ("mean", "max", "in_flight", "in_queue")),
-    *(f"groups/{name}" for name in ("trained", "filtered", "stale", "failed", "requeued", "running", "ready")),
-    *(f"tokens/{name}" for name in ("generated", "trained")),
-    *(f"throughput/{name}" for name in ("samples_per_s", "tokens_per_s")),
-    *(f"trainer_time/{name}" for name in ("busy", "wait_batch", "wait_publish", "checkpoint", "unaccounted")),
-    *(f"generator_time/{name}" for name in ("busy", "paused", "idle")),
-    *(f"publish/{name}" for name in ("pause_s", "transfer_s", "bytes")),
-    *(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl")),
-)
-"""Names that every record has (design, part 6); a record may have more."""
-MORE_KEYS: tuple[str, ...] = (
-    *("completion/tokens_mean", "trajectories/mixed_versions", "reward_time/waiting", "health/warnings"),
-    *("rewards/failed", "generators/serving", "generators/wanted"),
-    *(f"staleness/{name}" for name in ("bound", "updates_mean", "updates_max")),
-    *(f"offpolicy/{name}" for name in ("logprob_gap_age0", "kl_k1", "masked_fraction")),
-    *(f"replay/{name}" for name in ("share", "age_mean", "age_max")),
-    *(f"trainer/{name}" for name in ("loss", "value_loss", "grad_norm", "entropy", "learning_rate", "step_s")),
-    *(f"trainer/{name}" for name in ("forward_tokens", "trajectory_tokens", "prefix_trees", "masked_truncated")),
-    *(f"trainer/{name}" for name in ("skipped_zero_advantage", "skipped_steps")),
-)
-"""Figures that a record may have besides, and those that a reward returns: reward/NAME."""
+from asyncrl.metric_names import STEP_KEYS
+from asyncrl.storage.run_dir import lines, open_file, parsed, replace
 
 
 def gauge_name(key: str) -> str:

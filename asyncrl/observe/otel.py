@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asyncrl.observe import backends
-
-if TYPE_CHECKING:
-    from asyncrl.observe.trace import Span
+from asyncrl.observe.trace import Span
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from asyncrl.errors import UserError
-from asyncrl.run_dir import replace, require_replaceable
+from asyncrl.storage.run_dir import replace, require_replaceable
 
 _FIGURE = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?( ?%)?|(\d+ (h|min|s) ?)+")
 _HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="asyncrl">'

@@ -1,6 +1,6 @@
 """Warnings of a process that nobody watches, on their way to the driver, which says them where the user looks.
 
-    actor: any logger --Relay--> memory --take--> driver's log (`runtime/notices.py`)
+    actor: any logger --Relay--> memory --take--> driver's log (`orchestrator/notices.py`)
     engine's process: any logger --Relay--> a file in the actor's private folder --take--> ...
 Nothing here waits for anyone, and nothing is sent twice: what is said again and again goes out at its first three
 times, and then at every power of ten.
@@ -17,7 +17,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import NamedTuple
 
-from asyncrl import private
+from asyncrl.storage import private
 
 _LOGGERS = ("asyncrl", "vllm", "transformers", "torch", "py.warnings")
 """Some of them do not hand records on to the root."""

@@ -17,12 +17,12 @@ from asyncrl.observe import page, samples, standing
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.charts import svg
 from asyncrl.observe.curves import charts, column, thin
-from asyncrl.observe.live import number
-from asyncrl.observe.progress import duration
 from asyncrl.observe.run_files import RunFiles, Signature
 from asyncrl.observe.timeline import timeline
 from asyncrl.recipe.secret import masked
-from asyncrl.run_dir import alike
+from asyncrl.storage.run_dir import alike
+from asyncrl.terminal.live import number
+from asyncrl.terminal.progress import duration
 
 _MOST_COLUMNS = 300
 _MOST_LISTED = 50

@@ -18,7 +18,7 @@ from asyncrl.errors import UserError
 from asyncrl.observe.health import Health
 from asyncrl.observe.shapes import SAMPLE, STATUS, SUMMARY, fitting, record
 from asyncrl.recipe.unfolded import yaml_object
-from asyncrl.run_dir import json_object, lines, open_file, parsed, text
+from asyncrl.storage.run_dir import json_object, lines, open_file, parsed, text
 
 _STEP = re.compile(rb'\{"step": (\d{1,9})\b')
 """How a line of samples.jsonl begins. Thousands of them are long, and a few are shown."""
@@ -140,5 +140,5 @@ class RunFiles:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Where the run stood in its last second (`runtime/status.py`)."""
+        """Where the run stood in its last second (`orchestrator/status.py`)."""
         return fitting(json_object(self.run_dir, "status.json", _MOST_BYTES), STATUS)

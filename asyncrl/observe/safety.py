@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from asyncrl.writers import of_status, others
+from asyncrl.storage.writers import of_status, others
 
 _RAYS = ("raylet", "gcs_server", "ray::")
 _EVERYWHERE = ("0.0.0.0", "::")

@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncrl.observe import page
 from asyncrl.observe.health import Health, Said
-from asyncrl.observe.live import LEDGER_EVENTS, LEDGER_STATES
+from asyncrl.terminal.live import LEDGER_EVENTS, LEDGER_STATES
 
 _LEDGER_WORDS = {
     "running": "started, not finished",

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from asyncrl.observe.progress import duration
 from asyncrl.observe.shapes import is_figure
-from asyncrl.run_dir import open_file, parsed
+from asyncrl.storage.run_dir import open_file, parsed
+from asyncrl.terminal.progress import duration
 
 WINDOW_S = 120.0
 _MOST_BARS = 100

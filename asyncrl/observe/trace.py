@@ -11,14 +11,13 @@ import os
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from asyncrl.errors import naming
-from asyncrl.observe.otel import OpenTelemetry
 
 MAIN = "steps"
 _MOST = 20_000
@@ -32,6 +31,14 @@ class Span(NamedTuple):
     name: str
     start_s: float
     duration_s: float
+
+
+class Exporter(Protocol):
+    """Another place that spans go to (`otel.py`)."""
+
+    def write(self, actor: str, spans: Sequence[Span]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 _EPOCH_S = time.time() - time.monotonic()
@@ -84,7 +91,7 @@ def take() -> list[Span]:
 class TraceFile:
     """Appends to the file; goes on with one that is there. `also` gets the same spans."""
 
-    def __init__(self, path: Path, also: OpenTelemetry | None = None) -> None:
+    def __init__(self, path: Path, also: Exporter | None = None) -> None:
         self._path, self._also = path, also
         self._named: set[tuple[str, str]] = set()
         with naming(path):

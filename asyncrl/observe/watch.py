@@ -22,9 +22,9 @@ from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.observe import page, standing
-from asyncrl.observe.console import Console
 from asyncrl.observe.report import Sections
-from asyncrl.run_dir import open_file, text
+from asyncrl.storage.run_dir import open_file, text
+from asyncrl.terminal.console import Console
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncrl.errors import UserError
-from asyncrl.recipe.load import SHIPPED, nearest
+from asyncrl.errors import UserError, nearest
+from asyncrl.recipe.load import SHIPPED
 
 
 @dataclass(frozen=True)

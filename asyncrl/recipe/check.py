@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asyncrl.errors import UserError
+from asyncrl.errors import UserError, nearest
 from asyncrl.headers import read_headers
+from asyncrl.metric_names import MORE_KEYS, STEP_KEYS
 from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, local_config, weight_files
-from asyncrl.observe.metrics import MORE_KEYS, STEP_KEYS
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
-from asyncrl.recipe.load import control_settings, nearest, nearest_file
+from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import TRACKERS, Recipe
-from asyncrl.small_files import of_model
+from asyncrl.storage.small_files import of_model
 
 MOST_NAME_BYTES = 255
 """Of one name in a path: Linux's NAME_MAX."""
@@ -244,7 +244,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
         names = (name.removesuffix(".weight") for name in read_headers(weight_files(str(folder))))
         _check_targets(recipe, {part for name in names for part in name.split(".")})
     if recipe.data.chat:
-        from asyncrl.data.template import chat_template
+        from asyncrl.chat_template import chat_template
 
         if not chat_template(folder):
             raise UserError(

@@ -27,13 +27,13 @@ from pydantic_core import ErrorDetails
 
 from asyncrl.control import staleness
 from asyncrl.control.settings import Settings
-from asyncrl.errors import UserError
+from asyncrl.errors import UserError, nearest
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.unfolded import interpolations_bounded, require_modest, require_modest_values
-from asyncrl.small_files import read
+from asyncrl.storage.small_files import read
 
 _MAX_SHOWN_CHARS = 60
 _MOST_PARTS = 50
@@ -126,12 +126,6 @@ def control_settings(recipe: Recipe) -> Settings:
 def worst_case_staleness(recipe: Recipe) -> int:
     """Largest age that a trained token can have, in updates (I1)."""
     return staleness.worst_case(control_settings(recipe))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name that looks most like `name`, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def nearest_file(path: Path, suffixes: Sequence[str], base_dir: Path = Path()) -> str:

@@ -10,8 +10,8 @@ from asyncrl.errors import UserError
 from asyncrl.plugins import is_importable, places
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
-from asyncrl.run_dir import MOST_BYTES, open_file, require_plain
-from asyncrl.writers import FETCHED, of_status, others, others_below, refusal
+from asyncrl.storage.run_dir import MOST_BYTES, open_file, require_plain
+from asyncrl.storage.writers import FETCHED, of_status, others, others_below, refusal
 
 
 def load_stored(run_dir: Path, overrides: Sequence[str], trust: bool) -> tuple[Recipe, Recipe]:

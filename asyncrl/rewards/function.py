@@ -23,7 +23,7 @@ from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
-from asyncrl.processes import one_process
+from asyncrl.processes.children import one_process
 from asyncrl.rewards.logs import Logs
 from asyncrl.rewards.score import NO_LISTS, RewardRequest, Score, failed, to_score
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from asyncrl.processes import adopt_orphans, die_with_parent
+from asyncrl.processes.children import adopt_orphans, die_with_parent
 
 _LOOK_S = 0.1
 _END_S = 5.0

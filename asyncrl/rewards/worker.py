@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
-from asyncrl.processes import die_with_parent, one_process
+from asyncrl.processes.children import die_with_parent, one_process
 from asyncrl.rewards.load import load
 
 

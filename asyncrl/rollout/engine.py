@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from asyncrl.weights.channel import WeightUpdate
+from asyncrl.weights.update import WeightUpdate
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task
 from asyncrl.errors import RunFailed
 from asyncrl.observe import relay, trace
+from asyncrl.processes import orphans, stacks
+from asyncrl.processes.crossing import crossing
 from asyncrl.recipe.schema import RewardsRecipe
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
@@ -31,10 +33,8 @@ from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.outbox import Outbox
 from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import Group, encode
-from asyncrl.runtime import orphans, stacks
-from asyncrl.runtime.crossing import crossing
-from asyncrl.runtime.sight import Sight
-from asyncrl.weights.channel import WeightUpdate
+from asyncrl.storage.sight import Sight
+from asyncrl.weights.update import WeightUpdate
 from asyncrl.weights.verify import probe_tokens
 
 logger = logging.getLogger(__name__)

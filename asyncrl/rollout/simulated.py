@@ -11,7 +11,7 @@ import random
 from typing import Any
 
 from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
-from asyncrl.weights.channel import WeightUpdate
+from asyncrl.weights.update import WeightUpdate
 
 
 class SimulatedEngine:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.last_words import ErrorOutput, cause
+from asyncrl.processes.last_words import ErrorOutput, cause
 from asyncrl.recipe.cores import SPIN
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.rollout.vllm_start import explained
-from asyncrl.weights.channel import WeightUpdate
+from asyncrl.weights.update import WeightUpdate
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.last_words import ErrorOutput, cause, of_memory
+from asyncrl.processes.last_words import ErrorOutput, cause, of_memory
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 
 _MOST_CHARS = 500

@@ -24,22 +24,21 @@ from typing import Any
 import ray
 import torch
 
-from asyncrl import private
-from asyncrl.checkpoint import atomic, files
+from asyncrl.checkpoint import files
 from asyncrl.checkpoint.saver import BackgroundSaver
+from asyncrl.checkpoint.snapshots import Snapshots
+from asyncrl.cluster.rendezvous import Meeting, open_meeting
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
 from asyncrl.observe import relay, trace
+from asyncrl.processes import orphans, stacks
+from asyncrl.processes.crossing import crossing
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rendezvous import Meeting, open_meeting
 from asyncrl.rollout.trajectory import decode
-from asyncrl.run_dir import make_alike
-from asyncrl.runtime import orphans, stacks
-from asyncrl.runtime.crossing import crossing
-from asyncrl.runtime.replicas import RayReplicas
-from asyncrl.runtime.sight import Sight
-from asyncrl.runtime.snapshots import Snapshots
+from asyncrl.storage import atomic, private
+from asyncrl.storage.run_dir import make_alike
+from asyncrl.storage.sight import Sight
 from asyncrl.trainer.comparison import require_same, require_unchanged
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gpu_memory import explained
@@ -50,9 +49,11 @@ from asyncrl.trainer.model import load_model
 from asyncrl.trainer.precision import TYPES
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.step_report import StepReport
-from asyncrl.weights.channel import Channel, ChannelConfig, PublishReport, open_channel
+from asyncrl.weights.channel import Channel, ChannelConfig, open_channel
 from asyncrl.weights.files import SHARED_MEMORY
+from asyncrl.weights.replicas import RayReplicas
 from asyncrl.weights.staging import Staging, require_finite
+from asyncrl.weights.update import PublishReport
 from asyncrl.weights.verify import probe_tokens
 
 logger = logging.getLogger(__name__)

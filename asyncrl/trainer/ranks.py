@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from asyncrl.cluster.rendezvous import Meeting, SealedStore, require_members
 from asyncrl.recipe.schema import TrainerRecipe
-from asyncrl.rendezvous import Meeting, SealedStore, require_members
 from asyncrl.trainer.precision import TYPES, place
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,43 +20,10 @@ from asyncrl.weights import cuda_ipc
 from asyncrl.weights.files import write_push
 from asyncrl.weights.pieces import Piece
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.update import PublishReport, Replicas, WeightUpdate
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class WeightUpdate:
-    """One push, as a replica receives it: the version that becomes live and the backend's layout of the bytes."""
-
-    version: int
-    info: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PublishReport:
-    """What a push cost."""
-
-    version: int
-    transfer_s: float
-    pause_s: float
-    """The longest that a replica's generation stood still; rank 0 knows it."""
-    num_bytes: int
-    """That each engine worker received, or read, from this rank."""
-
-
-class Replicas(Protocol):
-    """The generators as the channel sees them; blocking calls with a deadline inside (`runtime/replicas.py`)."""
-
-    num_workers: int
-    """Engine workers over all replicas: the group has one rank more."""
-
-    def join(self, init_info: dict[str, Any]) -> None: ...
-
-    def update(self, update: WeightUpdate, *, rolling: bool = False) -> Mapping[str, float]:
-        """Pause, receive, load, stamp, resume on every replica, all at once or one after the other; returns the
-        seconds each stood still."""
-        ...
 
 
 class Channel(Protocol):

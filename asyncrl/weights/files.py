@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from asyncrl import private
 from asyncrl.errors import RunFailed
+from asyncrl.storage import private
 
 SHARED_MEMORY = Path("/dev/shm")
 _KEEP_ON_DISK = 2

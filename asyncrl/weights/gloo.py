@@ -18,7 +18,7 @@ import torch
 from blake3 import blake3
 from torch.distributed import BroadcastOptions, ProcessGroupGloo
 
-from asyncrl.rendezvous import Meeting, SealedStore, open_meeting, own_address, require_members
+from asyncrl.cluster.rendezvous import Meeting, SealedStore, open_meeting, own_address, require_members
 
 # Everyone who is to join is up and has been called: who is not here soon has died, and those who wait for it stand
 # still meanwhile.

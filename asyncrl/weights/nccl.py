@@ -68,7 +68,7 @@ class SyncClient:
         """Nothing: `update` pauses the replica just before it receives."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        from asyncrl.weights.channel import WeightUpdate
+        from asyncrl.weights.update import WeightUpdate
 
         self.pauses = self.replicas.update(WeightUpdate(self.version, update_info))
 

@@ -12,7 +12,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     from asyncrl.observe.relay import relay_to_parent
-    from asyncrl.processes import die_with_parent
+    from asyncrl.processes.children import die_with_parent
 
     if "asyncrl" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("asyncrl", "asyncrl.weights.host", "HostEngine")

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from asyncrl.chat_template import FolderTokenizer, chat_template, variables
 from asyncrl.data.tasks import Task, tokenize
-from asyncrl.data.template import FolderTokenizer, chat_template, variables
 from asyncrl.models import tiny_tokenizer
 
 CHATML = """\

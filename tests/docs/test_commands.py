@@ -30,10 +30,10 @@ ELSEWHERE = {
     "asyncrl submit recipes/tiny.yaml run_dir=/shared/runs/tiny --address": "scripts/new_user, at other ports",
     "asyncrl attach": "scripts/new_user, at other ports",
     "asyncrl stop": "scripts/new_user, at other ports",
-    "asyncrl resume s3://": "tests/test_storage.py, with file://",
+    "asyncrl resume s3://": "tests/storage/test_mirror.py, with file://",
     "asyncrl replay RUN_DIR": "scripts/new_user, under the name that README gives the run",
-    "sbatch": "tests/launch/test_slurm.py runs the script without it",
-    "kubectl apply": "tests/launch/test_kuberay.py checks the manifest without it",
+    "sbatch": "tests/cluster/test_slurm.py runs the script without it",
+    "kubectl apply": "tests/cluster/test_kuberay.py checks the manifest without it",
     "docker build": "nowhere: it needs a registry of images",
 }
 

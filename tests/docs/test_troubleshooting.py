@@ -18,7 +18,7 @@ ERRORS = {
     "ClusterDied",
     "WeightMismatch",
 }
-GENERATED = {ROOT / "asyncrl" / name for name in ("recipe/check_algorithm.py", "observe/health.py", "plan/split.py")}
+GENERATED = {ROOT / "asyncrl" / name for name in ("recipe/check_algorithm.py", "observe/health.py", "planner/split.py")}
 """Files whose functions yield or return such sentences."""
 
 

@@ -13,7 +13,7 @@ import torch
 DEVICE = os.environ.get("ASYNCRL_DEVICE", "cuda")
 NUM_GPUS = int(os.environ.get("FAKE_GPUS", torch.cuda.device_count()))
 """As Ray counts them: it may have been told that one is several."""
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("runtime", "trainer")]
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("orchestrator", "trainer")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

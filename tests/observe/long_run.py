@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from asyncrl.buffer import log
+from asyncrl.buffer.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.control.messages import GroupFinished, Publish, Start, StepDone, Train, WeightsLive
-from asyncrl.journal import log
-from asyncrl.journal.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.observe.trace import Span, TraceFile
 from asyncrl.rollout.trajectory import Group, Trajectory, encode
 

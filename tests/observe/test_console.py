@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from asyncrl.observe.console import Console, RunConsole
+from asyncrl.terminal.console import Console, RunConsole
 
 PRINT = """
 import sys
-from asyncrl.observe import console
+from asyncrl.terminal import console
 made = getattr(console, sys.argv[1])()
 try:
     for number in range(3):

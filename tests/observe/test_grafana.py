@@ -1,4 +1,4 @@
-"""The dashboard: well formed, and of metrics that there are (tests/runtime/test_prometheus.py asks a run for them)."""
+"""The dashboard: well formed, and of metrics that there are (tests/orchestrator/test_prometheus.py asks a run)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from asyncrl.metric_names import STEP_KEYS
 from asyncrl.observe.grafana import dashboard, metric
-from asyncrl.observe.metrics import STEP_KEYS
 
 FILE = Path(__file__).resolve().parents[2] / "docs/grafana.json"
 BESIDE = {"staleness/bound", "max_steps", "rewards/failed", "health/warnings"}

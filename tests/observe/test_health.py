@@ -16,9 +16,9 @@ from asyncrl.control.messages import Train
 from asyncrl.observe.health import LEAST_STEPS, TRUNCATED_STEPS, WINDOW_STEPS, Health, warnings
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.trackers import TrackedRun, Trackers
+from asyncrl.orchestrator.recorder import Recorder
 from asyncrl.recipe.schema import TrackRecipe
 from asyncrl.rollout.summary import GroupSummary
-from asyncrl.runtime.recorder import Recorder
 from asyncrl.trainer.actor import TrainResult
 from asyncrl.trainer.learner import StepReport
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
+from asyncrl.buffer import log
+from asyncrl.buffer.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.cli import main
 from asyncrl.control.messages import Train
-from asyncrl.journal import log
-from asyncrl.journal.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.models import load_tokenizer
 from asyncrl.observe import inspection
 from asyncrl.observe.inspection import Filters, count, find, parse_range

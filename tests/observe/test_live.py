@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncrl.observe.live import LiveView
+from asyncrl.terminal.live import LiveView
 
 
 def show(made_up: Any, terminal: bool) -> str:

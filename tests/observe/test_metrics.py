@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncrl.metric_names import MORE_KEYS, STEP_KEYS
 from asyncrl.observe.metrics import (
-    MORE_KEYS,
-    STEP_KEYS,
     MetricsWriter,
     accuracy,
     complete,
@@ -78,7 +77,7 @@ def test_the_names_are_those_of_the_made_up_run(made_up: Any) -> None:
 def test_the_names_are_those_that_records_have() -> None:
     """As the sources have them that make a record; `checkpoint.keep_best` may be any of them."""
     package = Path(__file__).parents[2] / "asyncrl"
-    made = "runtime/recorder.py", "trainer/learner.py", "trainer/step_report.py", "algorithms/offpolicy.py"
+    made = "orchestrator/recorder.py", "trainer/learner.py", "trainer/step_report.py", "algorithms/offpolicy.py"
     found = {name for file in made for name in re.findall(r'"([a-z_]+/[a-z_0-9]+)"', (package / file).read_text())}
     assert len(found) > 40
     assert found - {*STEP_KEYS, *MORE_KEYS} == {"staleness/histogram"}

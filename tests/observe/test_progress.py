@@ -7,8 +7,8 @@ import threading
 
 from rich.console import Console
 
-from asyncrl.observe import progress
-from asyncrl.observe.progress import Phase, shown
+from asyncrl.terminal import progress
+from asyncrl.terminal.progress import Phase, shown
 
 
 def test_a_phase_is_due_at_each_doubling_and_not_twice() -> None:

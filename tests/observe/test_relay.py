@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl import private
 from asyncrl.errors import RunFailed
 from asyncrl.observe import relay
 from asyncrl.observe.relay import TOLD, Notice, Repeats
+from asyncrl.storage import private
 
 
 @pytest.fixture(autouse=True)

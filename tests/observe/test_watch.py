@@ -22,7 +22,7 @@ from asyncrl.cli import main
 from asyncrl.observe.metrics import MetricsWriter, write_summary
 from asyncrl.observe.trace import Span, TraceFile
 from asyncrl.observe.watch import Following
-from asyncrl.runtime.lock import RunLock
+from asyncrl.processes.lock import RunLock
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
 

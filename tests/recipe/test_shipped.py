@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from asyncrl.cli import main
-from asyncrl.launch.shape import pieces
-from asyncrl.plan import show
-from asyncrl.plan.plan import plan
+from asyncrl.cluster.shape import pieces
+from asyncrl.planner import show
+from asyncrl.planner.plan import plan
 from asyncrl.recipe.load import load
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, 
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.simulated import SimulatedEngine
 from asyncrl.rollout.trajectory import Group
-from asyncrl.weights.channel import WeightUpdate
+from asyncrl.weights.update import WeightUpdate
 
 TASK = Task(17, 4, "two plus two is", {"answer": "4"}, epoch=0.25)
 SETTINGS = RolloutSettings(group_size=3, max_new_tokens=30, max_prompt_tokens=64, temperature=0.7, seed=11, max_steps=9)

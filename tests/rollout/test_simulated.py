@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams
 from asyncrl.rollout.simulated import SimulatedEngine
-from asyncrl.weights.channel import WeightUpdate
+from asyncrl.weights.update import WeightUpdate
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from asyncrl import last_words
 from asyncrl.errors import RunFailed, UserError
+from asyncrl.processes import last_words
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.vllm_start import explained
 

@@ -11,10 +11,10 @@ from typing import Any
 import made_up
 import numpy as np
 
+from asyncrl.buffer import log
+from asyncrl.buffer.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.cli import main
 from asyncrl.control.messages import Train
-from asyncrl.journal import log
-from asyncrl.journal.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.observe.trace import Span, TraceFile
 from asyncrl.rollout.trajectory import Group, Trajectory, encode
 

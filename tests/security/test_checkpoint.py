@@ -11,11 +11,11 @@ import stranger
 import torch
 from safetensors.torch import save_file
 
+from asyncrl.buffer import log
+from asyncrl.buffer.records import CONTROL_STREAM, ENTRY
 from asyncrl.checkpoint import files
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.journal import log
-from asyncrl.journal.records import CONTROL_STREAM, ENTRY
-from asyncrl.runtime import replay
+from asyncrl.orchestrator import replay
 from asyncrl.weights.pieces import fill
 
 

@@ -23,22 +23,22 @@ import stranger
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncrl import storage
+from asyncrl.buffer.records import CONTROL_STREAM, ENTRY, GROUP, GROUPS_STREAM, TRAINED, TRAINED_STREAM, read_control
 from asyncrl.checkpoint import files
 from asyncrl.control.history import HistoryError, replay
 from asyncrl.control.settings import Settings
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.journal.records import CONTROL_STREAM, ENTRY, GROUP, GROUPS_STREAM, TRAINED, TRAINED_STREAM, read_control
 from asyncrl.models import tiny_tokenizer
 from asyncrl.observe import inspection
 from asyncrl.observe.compare import write_comparison
-from asyncrl.observe.console import Console
 from asyncrl.observe.report import write_report
 from asyncrl.observe.watch import Following
-from asyncrl.plan import profile
+from asyncrl.orchestrator.recovery import recover
+from asyncrl.planner import profile
 from asyncrl.recipe.load import load
 from asyncrl.rollout.trajectory import Group, encode
-from asyncrl.runtime.recovery import recover
+from asyncrl.storage import mirror
+from asyncrl.terminal.console import Console
 
 INPUTS = int(os.environ.get("ASYNCRL_FUZZ", "60"))
 ROUND = 1000
@@ -204,7 +204,7 @@ def fold(run_dir: Path) -> None:
 
 
 def fetch(run_dir: Path) -> None:
-    storage.fetch(f"file://{run_dir}", checkpoints=False)
+    mirror.fetch(f"file://{run_dir}", checkpoints=False)
 
 
 def checkpoint(run_dir: Path) -> None:

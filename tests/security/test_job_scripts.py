@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from asyncrl.cli import main
-from asyncrl.launch.bundle import plain
+from asyncrl.cluster.bundle import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["x$(touch HIT)", "x;touch HIT;", "x`touch HIT`", 'x"\ntouch HIT\n"', "x'\ntouch HIT #", "$(touch HIT)", "ü"]

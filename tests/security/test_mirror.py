@@ -15,9 +15,9 @@ import fsspec
 import pytest
 import stranger
 
-from asyncrl import storage
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.storage import Mirror
+from asyncrl.storage import mirror
+from asyncrl.storage.mirror import Mirror
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 HOSTILE: list[tuple[str, Any]] = [
@@ -92,7 +92,7 @@ def below(folder: Path) -> list[str]:
 def test_what_the_manifest_lists_is_fetched(url: str, tmp_path: Path) -> None:
     put(url, tmp_path, "recipe.yaml", b"model: x\nmore than it lists")
     manifest(url, tmp_path, {"recipe.yaml": 9})
-    assert (storage.fetch(url, checkpoints=False) / "recipe.yaml").read_text() == "model: x\n"
+    assert (mirror.fetch(url, checkpoints=False) / "recipe.yaml").read_text() == "model: x\n"
 
 
 @pytest.mark.parametrize(("name", "size"), HOSTILE)
@@ -171,7 +171,7 @@ def test_a_bucket_that_sends_without_end_is_cut(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("ASYNCRL_CACHE", str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        folder = storage.fetch(f"http://127.0.0.1:{server.server_port}/run", checkpoints=False)
+        folder = mirror.fetch(f"http://127.0.0.1:{server.server_port}/run", checkpoints=False)
         server.shutdown()
     assert (folder / "recipe.yaml").read_bytes() == b"xxxxx"
 
@@ -183,7 +183,7 @@ def test_a_bucket_in_a_folder_has_no_links(tmp_path: Path, name: str, monkeypatc
     (tmp_path / "run/MANIFEST.json").write_text('{"owner": "a", "files": {"recipe.yaml": 5}}')
     stranger.replaced_by_link(tmp_path / "run" / name, Path("/dev/zero"))
     with pytest.raises(UserError, match="is a link"):
-        storage.fetch(f"file://{tmp_path}/run", checkpoints=False)
+        mirror.fetch(f"file://{tmp_path}/run", checkpoints=False)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mirror, Pat
     url, bucket = f"file://{tmp_path}/bucket/run", tmp_path / "bucket/run"
     (mine := tmp_path / "mine").mkdir()
     (mine / "keep").write_text("mine")
-    folder = storage.local_copy(url)
+    folder = mirror.local_copy(url)
     (folder / "journal").mkdir(parents=True)
     for name in ("recipe.yaml", "journal/control_0.log", "journal/groups_0.log", "metrics.jsonl", "wandb/keep"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -275,16 +275,16 @@ def test_a_push_deletes_and_sends_nothing_else(tmp_path: Path, monkeypatch: pyte
     (mine := tmp_path / "bucket/mine").parent.mkdir()
     mine.write_text("mine")
     url = f"file://{tmp_path}/bucket/run"
-    folder = storage.local_copy(url)
+    folder = mirror.local_copy(url)
     (folder / "journal").mkdir(parents=True)
     (folder / "recipe.yaml").write_text("model: x\n")
     (folder / "key").symlink_to(mine)
     (folder / "keys").symlink_to(mine.parent)
-    mirror = Mirror(url, folder)
-    mirror.begin()
-    assert mirror.push() == 1
+    pushing = Mirror(url, folder)
+    pushing.begin()
+    assert pushing.push() == 1
     path = tmp_path / "bucket/run/MANIFEST.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {"../mine": 4}}))
     with pytest.raises((UserError, RunFailed), match="nothing is fetched or deleted"):
-        mirror.push()
+        pushing.push()
     assert mine.read_text() == "mine"

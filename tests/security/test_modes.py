@@ -10,8 +10,8 @@ import pytest
 import stranger
 
 from asyncrl.observe.report import write_report
-from asyncrl.run_dir import alike, make_alike, open_to, replace
-from asyncrl.runtime.run import make_run_dir
+from asyncrl.orchestrator.run import make_run_dir
+from asyncrl.storage.run_dir import alike, make_alike, open_to, replace
 
 
 @pytest.fixture(params=[0o000, 0o002, 0o022, 0o077], ids=oct)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from asyncrl import private
+from asyncrl.cluster import ray_cluster
 from asyncrl.errors import RunFailed
-from asyncrl.runtime import cluster
+from asyncrl.storage import private
 from asyncrl.weights.files import create_file, open_own, write_push
 from asyncrl.weights.mapped import SharedMemoryReceiver
 
@@ -23,7 +23,7 @@ NOBODY = 65534
 HOLD = """
 import sys
 from pathlib import Path
-from asyncrl import private
+from asyncrl.storage import private
 print(private.make(Path(sys.argv[1])), flush=True)
 input()
 """
@@ -208,10 +208,10 @@ def test_a_runs_own_ray_has_its_files_where_nobody_else_enters(
     place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And what it starts binds loopback. Afterwards neither holds for others that this process starts."""
-    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: place)
+    monkeypatch.setattr(ray_cluster.tempfile, "gettempdir", lambda: place)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
-    with cluster._reachable_from_here_only() as more:
+    with ray_cluster._reachable_from_here_only() as more:
         folder = Path(more["_temp_dir"]).parent
         assert folder.parent == Path("/tmp")
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -220,7 +220,7 @@ def test_a_runs_own_ray_has_its_files_where_nobody_else_enters(
     assert "GLOO_SOCKET_IFNAME" not in os.environ
     assert os.environ["NCCL_SOCKET_IFNAME"] == "eth0"
     assert ("TMPDIR is too long" in caplog.text) == (place != "/tmp")
-    cluster._forget_folder(keep=True)
+    ray_cluster._forget_folder(keep=True)
     assert str(folder) in caplog.text
-    cluster._forget_folder()
+    ray_cluster._forget_folder()
     private.remove(folder)

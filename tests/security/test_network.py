@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.distributed import HashStore, ProcessGroupGloo, TCPStore
 
-from asyncrl.rendezvous import Meeting, SealedStore, open_meeting, require_members
+from asyncrl.cluster.rendezvous import Meeting, SealedStore, open_meeting, require_members
 from asyncrl.weights import channel, gloo, nccl
 from asyncrl.weights.gloo import GlooEnd, GlooReceiver
 

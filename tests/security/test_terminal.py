@@ -13,14 +13,14 @@ import pytest
 import stranger
 from rich.text import Text
 
+from asyncrl.buffer import log
+from asyncrl.buffer.records import GROUP, GROUPS_STREAM
 from asyncrl.cli import main
-from asyncrl.journal import log
-from asyncrl.journal.records import GROUP, GROUPS_STREAM
-from asyncrl.observe.console import Console, RunConsole
-from asyncrl.observe.live import LiveView
-from asyncrl.observe.progress import shown
 from asyncrl.rollout.trajectory import Group, encode
-from asyncrl.terminal import VisibleFormatter, visible
+from asyncrl.terminal.console import Console, RunConsole
+from asyncrl.terminal.live import LiveView
+from asyncrl.terminal.progress import shown
+from asyncrl.terminal.visible import VisibleFormatter, visible
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x1b]8;;http://evil\x1b\\\x9b31m\x08\x0b\r\x7f\u202egpj.exe\u2066\u200f\ud800[red]"
 SHOWN = r"\x1b[2J\x1b]0;title\x07\x1b]8;;http://evil\x1b\\x9b31m\x08\x0b\r\x7f\u202egpj.exe\u2066\u200f\ud800[red]"

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from stranger import NOBODY, as_nobody
 
-from asyncrl import storage, writers
 from asyncrl.cli import main
 from asyncrl.errors import UserError
+from asyncrl.processes.lock import RunLock
 from asyncrl.recipe import stored as stored_recipe
 from asyncrl.recipe.load import dump, load
 from asyncrl.recipe.stored import load_stored
-from asyncrl.runtime.lock import RunLock
+from asyncrl.storage import mirror, writers
 
 ROOT = Path(__file__).resolve().parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user, which only root can be")
@@ -264,19 +264,19 @@ def test_what_was_fetched_is_someone_elses_until_one_says_so(
 ) -> None:
     monkeypatch.setenv("ASYNCRL_CACHE", str(run_dir.parent / "cache"))
     url = f"file://{run_dir.parent}/bucket/run"
-    mirror = storage.Mirror(url, run_dir)
-    mirror.begin()
-    mirror.push()
+    pushed = mirror.Mirror(url, run_dir)
+    pushed.begin()
+    pushed.push()
     ran = []
-    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr("asyncrl.orchestrator.run.resume", lambda *arguments: ran.append(arguments) or 0)
     # A second time it is here already, and the folder may be named itself.
-    for where in (url, url, str(storage.local_copy(url))):
+    for where in (url, url, str(mirror.local_copy(url))):
         assert main(["resume", where]) == 2
         assert "was fetched from a URL" in capsys.readouterr().err
     assert main(["resume", url, "--trust"]) == 0
     assert len(ran) == 1
     # The run of this machine has taken it over.
-    storage.Mirror(url, storage.local_copy(url)).begin()
+    mirror.Mirror(url, mirror.local_copy(url)).begin()
     assert main(["resume", url]) == 0
 
 
@@ -292,21 +292,21 @@ def test_a_recipe_of_ones_own_that_says_the_same_is_enough(
     recipe = load(ROOT / "recipes/tiny.yaml", keys)
     mine.write_text(dump(recipe))
     (run_dir / RECIPE).write_text(dump(recipe))
-    mirror = storage.Mirror(url, run_dir)
-    mirror.begin()
-    mirror.push()
+    pushed = mirror.Mirror(url, run_dir)
+    pushed.begin()
+    pushed.push()
     ran = []
-    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr("asyncrl.orchestrator.run.resume", lambda *arguments: ran.append(arguments) or 0)
     assert main(["train", str(mine), "--or-resume"]) == 0
     assert len(ran) == 1
     assert f"{url}: your recipe goes on with the weights and the history that are there, whoever" in caplog.text
     # This machine has written there last.
-    storage.Mirror(url, storage.local_copy(url)).begin()
+    mirror.Mirror(url, mirror.local_copy(url)).begin()
     caplog.clear()
     assert main(["train", str(mine), "--or-resume"]) == 0
     assert caplog.text == ""
     other = dump(load(mine, [f"reward={run_dir.parent}/his.py:reward"]))
-    (storage.local_copy(url) / RECIPE).write_text(other)
+    (mirror.local_copy(url) / RECIPE).write_text(other)
     assert main(["train", str(mine), "--or-resume"]) == 2
     assert len(ran) == 2
 
@@ -334,7 +334,7 @@ def test_jobs_that_are_started_again_look_who_wrote_too(
     mine.write_text(dump(load(run_dir / RECIPE, [f"run_dir={run_dir}"])))
     shutil.copy(mine, run_dir / RECIPE)
     ran: list[object] = []
-    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr("asyncrl.orchestrator.run.resume", lambda *arguments: ran.append(arguments) or 0)
     assert main(["train", str(mine), "--or-resume"]) == 0
     change(run_dir)
     assert main(["train", str(mine), "--or-resume"]) == 2
@@ -350,7 +350,7 @@ def test_the_recipe_of_ones_own_is_run_not_the_one_that_says_the_same(
     mine.write_text(dump(load(run_dir / RECIPE, [f"run_dir={run_dir}"])))
     (run_dir / RECIPE).write_text(mine.read_text().replace("/code/mine.py", "/link/../code/mine.py"))
     ran: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("asyncrl.runtime.run.resume", lambda *arguments: ran.append(arguments) or 0)
+    monkeypatch.setattr("asyncrl.orchestrator.run.resume", lambda *arguments: ran.append(arguments) or 0)
     assert main(["train", str(mine), "--or-resume"]) == 0
     assert ran[0][1].reward == f"{run_dir.parent}/code/mine.py:reward"
 

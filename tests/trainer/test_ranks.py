@@ -14,8 +14,8 @@ from torch import multiprocessing
 
 from asyncrl.algorithms.losses import LOSSES
 from asyncrl.checkpoint import files
+from asyncrl.cluster.rendezvous import Meeting, open_meeting
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rendezvous import Meeting, open_meeting
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import from_folder
 from asyncrl.trainer.model import load_model

@@ -21,9 +21,10 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import Completion, SamplingParams
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import ChannelConfig, PublishReport, open_channel
+from asyncrl.weights.channel import ChannelConfig, open_channel
 from asyncrl.weights.gloo import _Seal
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.update import PublishReport
 
 RECIPE = Recipe.model_validate(
     {

@@ -10,7 +10,7 @@ import torch
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from asyncrl.errors import RunFailed
-from asyncrl.plan.memory import TRANSFER_BUFFERS
+from asyncrl.planner.memory import TRANSFER_BUFFERS
 from asyncrl.weights import nccl, plugin
 
 ID = b"i" * 128

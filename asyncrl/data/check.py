@@ -1,0 +1,82 @@
+"""Whether a recipe's data can be trained on: every prompt is read, and the first one shown as the model will see it.
+
+Imports neither torch nor ray nor vllm, unless a user's own reward does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from asyncrl.chat_template import FolderTokenizer
+from asyncrl.data.source import load_rows
+from asyncrl.data.tasks import Task, TaskSource
+from asyncrl.errors import UserError
+from asyncrl.models import TINY_LLAMA, local_config, tiny_tokenizer
+from asyncrl.recipe.schema import Recipe
+from asyncrl.rewards.load import load as load_reward
+
+_NUM_LAST = 4
+_MAX_SHOWN_CHARS = 2000
+
+
+def load_tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
+    """The tasks of a recipe. Raises UserError if data cannot be read, or lacks the prompts or the reward's columns."""
+    rows = load_rows(recipe.data, recipe.seed)
+    reward = load_reward(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
+    reward.check_columns(rows.column_names)
+    tasks = TaskSource(rows, recipe.data, recipe.seed)
+    tasks.check_prompts()
+    return tasks
+
+
+def preview(recipe: Recipe, base_dir: Path) -> list[str]:
+    """Lines with the first prompt. Raises UserError as a run would, for local data and models."""
+    if not recipe.data.is_here:
+        return [f"prompt     of {recipe.data.name}: read and shown when the run starts"]
+    tasks = load_tasks(recipe, base_dir)
+    tokenizer = (
+        tiny_tokenizer() if recipe.model == TINY_LLAMA else FolderTokenizer.load(_folder(recipe.model, base_dir))
+    )
+    if tokenizer is None:
+        return [f"prompt     {recipe.model} has no tokenizer.json here: shown when the run starts"]
+    task, tokens = tasks.first_prompt(tokenizer)
+    if recipe.model != TINY_LLAMA:
+        check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
+    text = tokenizer.decode(tokens)
+    if len(text) > _MAX_SHOWN_CHARS:
+        half = _MAX_SHOWN_CHARS // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
+    exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
+    return [f"prompt     {described(task, tokens, tokenizer)}{exact}", *(f"  | {line}" for line in text.split("\n"))]
+
+
+def check_vocabulary(config: dict[str, Any], tokenizer: Any, tokens: list[int]) -> None:
+    """Raises UserError if the model (by its config.json) has no embedding of what the tokenizer makes of text.
+    `tokens`: of a prompt. Added tokens count only there: some models have more of them than embeddings (Gemma 3 1B that
+    of an image), and are never given them."""
+    num_embeddings = {**config, **(config.get("text_config") or {})}.get("vocab_size")
+    added = tokenizer.added_tokens_decoder  # of mistral-common's class a method that raises
+    ordinary = {*tokenizer.get_vocab().values()} - {*(added if isinstance(added, dict) else ())}
+    largest = max(ordinary | {*tokens}, default=0)
+    if num_embeddings is not None and largest >= num_embeddings:
+        raise UserError(
+            f"model: its tokenizer gives tokens up to {largest}, but its embedding has {num_embeddings} (vocab_size in "
+            "config.json); take the tokenizer that the model was trained with"
+        )
+
+
+def described(task: Task, tokens: list[int], tokenizer: Any) -> str:
+    """How long a prompt is, how it ends, and where it is from."""
+    last = ", ".join(f"{token} {tokenizer.decode([token])!r}" for token in tokens[-_NUM_LAST:])
+    return f"{len(tokens)} tokens, the last are {last}; {task.where.rstrip(',')}"
+
+
+def _folder(model: str, base_dir: Path) -> Path:
+    """Of a local model, or of a hub model's files that are here already."""
+    if (base_dir / model).is_dir():
+        return base_dir / model
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "tokenizer.json")
+    return Path(found).parent if isinstance(found, str) else base_dir / model

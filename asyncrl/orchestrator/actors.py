@@ -1,0 +1,165 @@
+"""Making the actors of a run from its recipe: generators, buffer, trainer. Nothing is loaded until `start`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from asyncrl.buffer.actor import BufferActor
+from asyncrl.buffer.follow import new_name
+from asyncrl.cluster.placement import Places
+from asyncrl.cluster.ray_cluster import num_nodes
+from asyncrl.control.staleness import slots
+from asyncrl.orchestrator.ranks import Ranks
+from asyncrl.processes.nodes import ALMOST_NO_CPU
+from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads
+from asyncrl.recipe.load import control_settings
+from asyncrl.recipe.schema import Recipe
+from asyncrl.rollout.engine import EngineConfig
+from asyncrl.rollout.engines import engine_class
+from asyncrl.rollout.episode import RolloutSettings
+from asyncrl.rollout.generator import Generator, GeneratorConfig
+from asyncrl.storage.sight import Sight
+from asyncrl.trainer.actor import TrainerActor
+
+# Large tensors come and go in every step: without these glibc returns the pages each time and faults them in anew, in
+# pieces of 4 KiB.
+_KEEP_PAGES = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+# A GPU's segments grow, where otherwise rows of ever other lengths leave gaps that nothing fits. Not for CUDA IPC: its
+# handles are of blocks that stay as they are.
+_GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+_OTHER_CALLS = 1000
+"""At least one cancel for each group that is given up at once."""
+# Ray leaves an actor that asks for no GPU all that its node has.
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Makes each role as often as it is needed: one that was lost is made again from the same words."""
+
+    recipe: Recipe
+    model: str
+    sight: Sight
+    """Of the run directory."""
+    base_dir: Path
+    places: Places
+
+    @property
+    def run_dir(self) -> Path:
+        return self.sight.run_dir
+
+    def buffer(self) -> ActorHandle:
+        """On this node if it can be: here the journal's files are surely in reach."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        buffer = BufferActor.options(name=new_name(self.run_dir), scheduling_strategy=here)
+        return buffer.remote(self.run_dir / "journal", self.recipe.journal)
+
+    def generator(self, name: str, buffer: ActorHandle) -> ActorHandle:
+        return Generator.options(
+            num_cpus=ALMOST_NO_CPU,
+            num_gpus=self.recipe.rollout.gpus_per_replica,
+            max_concurrency=max_concurrency(self.recipe),
+            runtime_env={"env_vars": {} if self.recipe.rollout.gpus_per_replica else _NO_GPU},
+            scheduling_strategy=self.places.of_generator(_number(name)),
+        ).remote(self._generator_config(name), buffer)
+
+    def trainer(self, buffer: ActorHandle) -> Ranks:
+        trainer = self.recipe.trainer
+        channel = resolve_channel(self.recipe, self.base_dir)
+        unless_set = SPIN | (_GROWING if trainer.gpus_per_rank and channel != "cuda_ipc" else {})
+        environment = {
+            "OMP_NUM_THREADS": str(trainer_threads(self.recipe)),
+            **{name: os.environ.get(name, value) for name, value in unless_set.items()},
+            **({} if trainer.gpus_per_rank else {**_KEEP_PAGES, **_NO_GPU}),
+        }
+        options = {
+            "num_cpus": ALMOST_NO_CPU,
+            "num_gpus": trainer.gpus_per_rank,
+            "runtime_env": {"env_vars": environment},
+        }
+        handles = []
+        for rank in range(trainer.ranks):
+            actor = TrainerActor.options(**options, scheduling_strategy=self.places.of_rank(rank))
+            handles.append(actor.remote(self.recipe, self.model, channel, self.base_dir, self.sight, buffer, rank))
+        return Ranks(handles)
+
+    def _generator_config(self, name: str) -> GeneratorConfig:
+        recipe, rollout = self.recipe, self.recipe.rollout
+        engine_config = EngineConfig(
+            model=self.model,
+            dtype=recipe.weights.dtype,
+            channel=resolve_channel(recipe, self.base_dir),
+            max_tokens=rollout.max_prompt_tokens + rollout.max_new_tokens,
+            kv_after_update=rollout.kv_after_update,
+            # Of machines that are to be found yet, nothing is known of who shares them.
+            cpu_cores=engine_cores(recipe, _number(name), rollout.replicas if num_nodes() == 1 else 1),
+            kv_cache_gib=rollout.kv_cache_gib,
+            seed=recipe.seed,
+            engine_args=dict(rollout.engine_args),
+            num_gpus=rollout.gpus_per_replica,
+        )
+        settings = RolloutSettings(
+            group_size=recipe.group_size,
+            max_new_tokens=rollout.max_new_tokens,
+            max_prompt_tokens=rollout.max_prompt_tokens,
+            temperature=rollout.temperature,
+            seed=recipe.seed,
+            filter_equal_rewards=recipe.algorithm.filter_equal_rewards,
+            stop=tuple(rollout.stop),
+            stop_token_ids=tuple(rollout.stop_token_ids),
+            skip_special_tokens=recipe.rewards.skip_special_tokens,
+            max_steps=recipe.max_steps,
+        )
+        return GeneratorConfig(
+            name=name,
+            engine=rollout.engine,
+            engine_config=engine_config,
+            settings=settings,
+            reward=recipe.reward,
+            base_dir=self.base_dir,
+            rewards=recipe.rewards,
+            dataset=recipe.data.name,
+            sight=self.sight,
+        )
+
+
+def max_concurrency(recipe: Recipe) -> int:
+    """Calls that a generator takes at once: all groups of the run, and what else there is to say to it."""
+    return slots(control_settings(recipe)) + _OTHER_CALLS
+
+
+def _number(generator: str) -> int:
+    """Of `generator-2`: 2."""
+    return int(generator.rpartition("-")[2])
+
+
+def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
+    """`auto`: none if the engine holds no weights. If all weights are sent between GPUs, cuda_ipc where trainer and
+    generators share one, and nccl where each has its own. Else shared memory on one node and gloo on several."""
+    if recipe.weights.channel != "auto":
+        return recipe.weights.channel
+    if not engine_class(recipe.rollout.engine, base_dir).holds_weights:
+        return "none"
+    # Adapters are small, and merged into the base on the CPU.
+    sizes = recipe.rollout.gpus_per_replica, recipe.trainer.gpus_per_rank
+    if all(sizes) and not recipe.trainer.lora.rank:
+        if recipe.on_one_gpu:
+            return "cuda_ipc"
+        # Two ranks of NCCL on one GPU are no more than an experiment of its own.
+        if min(sizes) >= 1:
+            return "nccl"
+    return "shared_memory" if num_nodes() == 1 else "gloo"

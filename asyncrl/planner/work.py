@@ -1,0 +1,109 @@
+"""What a recipe asks of its roles: how long prompts and completions are, and how often a token passes the model.
+
+Lengths are assumed, unless a run has measured them: what a task makes a model write is not in a recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asyncrl.errors import UserError
+from asyncrl.planner.lengths import Lengths
+from asyncrl.planner.shape import Shape
+from asyncrl.recipe.algorithm import PAIR_LOSSES, REFERENCE_LOSSES
+from asyncrl.recipe.schema import Recipe
+
+COMPLETION_SHARE = 0.4
+"""Mean of a completion over max_new_tokens, where nothing was measured."""
+PROMPT_SHARE = 0.25
+"""Mean of a prompt over max_prompt_tokens."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step: groups of trajectories of these lengths."""
+
+    num_groups: int
+    group_size: int
+    prompt_tokens: float
+    """In the mean."""
+    lengths: Lengths
+    origin: str
+    """Where the lengths are from, in words."""
+
+    @property
+    def num_samples(self) -> int:
+        return self.num_groups * self.group_size
+
+    @property
+    def completion_tokens(self) -> float:
+        """Of a step, in the mean."""
+        return self.num_samples * self.lengths.mean
+
+    @property
+    def row_tokens(self) -> float:
+        """The same with the prompts, once a group, as the trainer lays them out (`trainer/packing.py`)."""
+        return self.completion_tokens + self.num_groups * self.prompt_tokens
+
+    @property
+    def context_tokens(self) -> float:
+        """What a token of a completion has before it, in the mean: longer ones have more such tokens."""
+        values = self.lengths.values
+        return self.prompt_tokens + sum(v * v for v in values) / (2 * sum(values))
+
+
+def assumed(recipe: Recipe, mean_tokens: float | None = None) -> Work:
+    """The work of a recipe that has not run; `mean_tokens`: of a completion, if somebody knows it."""
+    rollout = recipe.rollout
+    mean = mean_tokens or max(1.0, COMPLETION_SHARE * rollout.max_new_tokens)
+    prompt = PROMPT_SHARE * rollout.max_prompt_tokens
+    if mean > rollout.max_new_tokens:
+        raise UserError(
+            f"--mean-tokens {mean} is more than rollout.max_new_tokens {rollout.max_new_tokens}, the longest completion"
+            "; lower it, or raise that"
+        )
+    lengths = Lengths.log_normal(mean, rollout.max_new_tokens)
+    origin = f"assumed: prompts of {prompt:.0f} tokens and completions of {mean:.0f} in the mean, with a long tail"
+    return Work(recipe.groups_per_step, recipe.group_size, prompt, lengths, origin)
+
+
+def trained_share(recipe: Recipe) -> float:
+    """Of the trajectories of a batch: of pairs, the best and the worst of a group."""
+    return min(1.0, 2 / recipe.group_size) if recipe.algorithm.loss in PAIR_LOSSES else 1.0
+
+
+def num_gradients(recipe: Recipe) -> int:
+    """Passes with gradient of each token in a step, by the policy; a critic makes as many."""
+    return recipe.trainer.epochs
+
+
+def passes_without_gradient(recipe: Recipe) -> int:
+    """Of each token in a step, by any model (`trainer/learner.py`, `trainer/objective.py`)."""
+    a, trainer = recipe.algorithm, recipe.trainer
+    several = trainer.epochs * trainer.minibatches > 1 and a.proximal == "recompute"
+    proximal = several or (a.kl_coef > 0 and a.kl_in == "reward")
+    sees_whole = a.second_moment_limit is not None or a.entropy_quantile > 0 or a.loss in REFERENCE_LOSSES
+    return needs_reference(recipe) + proximal + has_critic(recipe) + trainer.epochs * sees_whole
+
+
+def needs_reference(recipe: Recipe) -> bool:
+    """Whether a frozen policy is asked for its log-probs."""
+    return recipe.algorithm.kl_coef > 0 or recipe.algorithm.loss in REFERENCE_LOSSES
+
+
+def has_critic(recipe: Recipe) -> bool:
+    return recipe.algorithm.advantage == "gae"
+
+
+def adapter_parameters(recipe: Recipe, shape: Shape) -> int:
+    """Of LoRA on all linear layers, the most there can be; 0 without."""
+    return recipe.trainer.lora.rank * shape.linear_widths * shape.layers
+
+
+def channel(recipe: Recipe) -> str:
+    """That a run on GPUs uses, where the recipe leaves it open (`orchestrator/actors.py`)."""
+    if recipe.weights.channel != "auto":
+        return recipe.weights.channel
+    if recipe.trainer.lora.rank:
+        return "a host channel"
+    return "cuda_ipc" if recipe.on_one_gpu else "nccl"

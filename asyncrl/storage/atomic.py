@@ -1,0 +1,86 @@
+"""Checkpoint folders that are either whole or not there.
+
+checkpoints/.step_000010.part   written and fsynced
+checkpoints/step_000010         renamed
+checkpoints/step_000010/COMPLETE  last, fsynced: only now it counts
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+from asyncrl.errors import UserError
+from asyncrl.storage.run_dir import json_object, sync
+
+_NAME = re.compile(r"step_(\d{6,})")
+
+
+def begin(root: Path, step: int) -> Path:
+    """An empty folder to write the checkpoint of `step` steps done into; what a crash left there is removed."""
+    part = root / f".step_{step:06d}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    return part
+
+
+def commit(part: Path) -> Path:
+    """Make the written folder durable, give it its name and mark it complete."""
+    for folder, _, files in os.walk(part):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+    final = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
+    _remove(final)
+    part.rename(final)
+    sync(final.parent)
+    (final / "COMPLETE").touch()
+    sync(final)
+    return final
+
+
+def complete(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p for p in root.glob("step_*") if _NAME.fullmatch(p.name) and (p / "COMPLETE").exists()]
+    return sorted(found, key=_step)
+
+
+def prune(root: Path, keep_last: int, keep_every: int | None = None, best: str | None = None) -> None:
+    """Delete all but the newest `keep_last` complete checkpoints, and every incomplete one.
+
+    Kept besides: those whose step is a multiple of `keep_every`; the one with the highest value of the metric `best`
+    in its control.json (the newest of equal ones).
+    """
+    found = complete(root)
+    keep = set(found[-keep_last:])
+    if keep_every is not None:
+        keep |= {folder for folder in found if _step(folder) % keep_every == 0}
+    if best is not None:
+        scored = [(value, _step(folder), folder) for folder in found if (value := _metric(folder, best)) is not None]
+        keep |= {max(scored)[2]} if scored else set()
+    for folder in [*root.glob("step_*"), *root.glob(".step_*.part")]:
+        if folder not in keep:
+            _remove(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _metric(folder: Path, name: str) -> float | None:
+    """The metric as the checkpoint recorded it; None if it has none, or none that can be compared (NaN)."""
+    try:
+        value = (json_object(folder, "control.json").get("metrics") or {}).get(name)
+    except (OSError, UserError, AttributeError):
+        # An old checkpoint that cannot be read is no reason to end a healthy run.
+        return None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _remove(folder: Path) -> None:
+    # COMPLETE goes first: a crash half-way must not leave a folder that looks whole.
+    (folder / "COMPLETE").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

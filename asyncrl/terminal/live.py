@@ -1,0 +1,304 @@
+"""What a person at the terminal sees of a run: a panel that is redrawn in place, or plain lines in a log.
+
+    phase(text, total)   what is being done now, and how much of it     step(record)    the figures of a finished step
+    state(status)        tasks, waits, generators, between the steps
+
+On a terminal Python's logging goes through the same console, so that nothing tears the panel. Elsewhere there is
+one line per step and one per change of phase, and one now and then while either lasts. NO_COLOR is respected; no
+figure is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from asyncrl.terminal.console import RunConsole
+from asyncrl.terminal.progress import Heart, Phase, duration
+
+LEDGER_STATES = ("running", "ready", "leased", "trained", "filtered", "failed")
+LEDGER_EVENTS = ("stale", "requeued")
+_TRAINING = "training"
+_FIRST_OF_STEP_S = 30.0
+"""A step that takes longer has a line of its own in a log."""
+_HISTORY = 40
+_ETA_STEPS = 10
+_MOST_GENERATORS = 8
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "_.-=+*#@"
+_TRAINER_STYLES = {
+    "busy": "green",
+    "wait_batch": "yellow",
+    "wait_publish": "magenta",
+    "checkpoint": "cyan",
+    "unaccounted": "bright_black",
+}
+_GENERATOR_STYLES = {"busy": "green", "paused": "magenta", "idle": "yellow"}
+
+
+class LiveView:
+    """Progress of one run on `console` (default: stdout); `close` puts the terminal and the logging back."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        recipe_name: str,
+        bound: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total_steps = total_steps
+        self.recipe_name = recipe_name
+        self.bound = bound
+        self.console = console or RunConsole()
+        self._clock = clock
+        self._phase = Phase("starting", clock())
+        self._record: Mapping[str, Any] = {}
+        self._history: dict[str, list[float]] = {"reward/mean": [], "accuracy/mean": []}
+        self._times_s: list[float] = []
+        self._status: Mapping[str, Any] = {}
+        self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
+        self._live: Live | None = None
+        self._heart: Heart | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=4)
+
+    # -- told by the run
+
+    def phase(self, text: str, total: int = 0) -> Phase:
+        """What the run does now; stays until the next phase or the end of a step. `total`: how much of it there is;
+        who does it counts `done` up."""
+        if text != self._phase.text:
+            self._phase = Phase(text, self._clock(), total)
+            self._line(text)
+        return self._phase
+
+    @contextmanager
+    def during(self, text: str, total: int = 0) -> Iterator[Phase]:
+        """A phase within another, to which it returns."""
+        before, phase = self._phase, self.phase(text, total)
+        try:
+            yield phase
+        finally:
+            if self._phase is phase:
+                self._phase = before
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """The figures of a step that is done (names of `metric_names.STEP_KEYS`)."""
+        self._record = record
+        for key, values in self._history.items():
+            if record.get(key) is not None:
+                values.append(record[key])
+                del values[:-_HISTORY]
+        if not self._times_s and record["step"] == 0:
+            self._times_s = [0.0]
+        self._times_s = [*self._times_s, record["time_s"]][-_ETA_STEPS - 1 :]
+        self._phase = Phase(_TRAINING, self._clock(), first_s=_FIRST_OF_STEP_S)
+        self._line(step_line(record, self.total_steps, self.bound))
+
+    def state(self, status: Mapping[str, Any]) -> None:
+        """Where the run stands between its steps (`orchestrator/status.py`)."""
+        self._status = status
+
+    @property
+    def doing(self) -> str:
+        """The phase, and how much of it is done."""
+        return self._phase.name
+
+    # -- life
+
+    def __enter__(self) -> LiveView:
+        if self._live:
+            self._take_logging()
+            self._live.start()
+        else:
+            self._heart = Heart(self._beat)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._give_logging_back()
+            self._live = None
+        if self._heart:
+            self._heart.stop()
+            self._heart = None
+
+    def _take_logging(self) -> None:
+        """Replace the handlers, of any logger, that write to a terminal."""
+        known = logging.Logger.manager.loggerDict.values()
+        for logger in (logging.getLogger(), *(entry for entry in known if isinstance(entry, logging.Logger))):
+            for handler in logger.handlers:
+                # Some libraries install a handler before they have a stream for it.
+                stream = getattr(handler, "stream", None)
+                if isinstance(handler, logging.StreamHandler) and stream is not None and stream.isatty():
+                    ours = RichHandler(handler.level, self.console, show_path=False, log_time_format="%H:%M:%S")
+                    self._replaced.append((logger, handler, ours))
+        for logger, handler, ours in self._replaced:
+            logger.removeHandler(handler)
+            logger.addHandler(ours)
+
+    def _give_logging_back(self) -> None:
+        for logger, handler, ours in self._replaced:
+            logger.removeHandler(ours)
+            logger.addHandler(handler)
+        self._replaced = []
+
+    # -- plain lines
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            stamped = f"{time.strftime('%H:%M:%S')}  {text}"
+            self.console.print(stamped, markup=False, highlight=False, soft_wrap=True)
+
+    def _beat(self) -> None:
+        """What lasts is said again."""
+        if self._phase.due(now_s := self._clock()):
+            waits = "; ".join(self._status.get("waiting", ()))
+            self._line(f"{self._phase.words(now_s)}{': waiting for ' if waits else ''}{waits}")
+
+    # -- the panel
+
+    def _panel(self) -> Panel:
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="bold", no_wrap=True)
+        rows.add_column(ratio=1)
+        rows.add_row("progress", self._progress())
+        rows.add_row("phase", self._doing())
+        if self._record:
+            self._add_figures(rows)
+        status = self._status
+        for row in generator_lines(status.get("generators", ())):
+            rows.add_row(*row)
+        if "ledger" in status:
+            rows.add_row("tasks", _counts(status["ledger"]))
+        waiting = status.get("waiting")
+        rows.add_row("waiting for", Group(*map(Text, waiting)) if waiting else Text("nothing", "dim"))
+        if warnings := status.get("warnings"):
+            rows.add_row("warnings", Group(*(Text(sentence, "yellow") for sentence in warnings)))
+        return Panel(rows, title=Text(f"asyncrl {self.recipe_name}"), title_align="left", border_style="blue")
+
+    def _progress(self) -> Table:
+        done = self._record["step"] + 1 if self._record else 0
+        figures = f"{done}/{self.total_steps} steps   {self._eta(self.total_steps - done)}"
+        return _bar(self.total_steps, done, figures)
+
+    def _doing(self) -> Text | Table:
+        words = self._phase.words(self._clock())
+        return _bar(self._phase.total, self._phase.done, words) if self._phase.total else Text(words)
+
+    def _eta(self, steps_left: int) -> str:
+        if not steps_left:
+            return f"took {duration(self._times_s[-1])}"
+        gaps_s = [after - before for before, after in zip(self._times_s, self._times_s[1:], strict=False)]
+        return f"{duration(steps_left * statistics.fmean(gaps_s))} left" if gaps_s else "time left unknown"
+
+    def _add_figures(self, rows: Table) -> None:
+        record = self._record
+        blocks = _ASCII_BLOCKS if self.console.options.ascii_only else _BLOCKS
+        for name, key in (("reward", "reward/mean"), ("accuracy", "accuracy/mean")):
+            figure = Text(f"{number(record.get(key)):>7}  ")
+            rows.add_row(name, figure.append(sparkline(self._history[key], blocks), "cyan"))
+        mean, oldest = number(record.get("staleness/mean"), 2), number(record.get("staleness/max"), 0)
+        rows.add_row("staleness", Text(f"mean {mean}   max {oldest}   bound {self.bound}"))
+        rows.add_row("trainer", _share_line(record, "trainer_time", _TRAINER_STYLES))
+        rows.add_row("generators", _share_line(record, "generator_time", _GENERATOR_STYLES))
+        samples, tokens = record.get("throughput/samples_per_s"), record.get("throughput/tokens_per_s")
+        rows.add_row("throughput", Text(f"{number(samples, 1)} samples/s   {number(tokens, 0)} tokens/s"))
+
+
+def _bar(total: int, done: int, words: str) -> Table:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True)
+    grid.add_row(ProgressBar(total, done), Text(words))
+    return grid
+
+
+def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
+    """One aligned line for the log: steps done, then the figures of the last one."""
+
+    def percent(key: str) -> str:
+        return f"{number(_times_100(record.get(key)), 0):>3} %"
+
+    width = len(str(total_steps))
+    mean, oldest = number(record.get("staleness/mean"), 2), number(record.get("staleness/max"), 0)
+    return "  ".join(
+        (
+            f"{record['step'] + 1:>{width}}/{total_steps}",
+            f"reward {number(record.get('reward/mean')):>6}",
+            f"acc {percent('accuracy/mean')}",
+            f"stale {mean} max {oldest}/{bound}",
+            f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
+            f"gen busy {percent('generator_time/busy')} idle {percent('generator_time/idle')}",
+            f"{number(record.get('throughput/samples_per_s'), 1):>5} samples/s",
+            f"{number(record.get('throughput/tokens_per_s'), 0):>5} tok/s",
+            duration(record["time_s"]),
+        )
+    )
+
+
+def sparkline(values: Sequence[float], blocks: str = _BLOCKS) -> str:
+    """One character per value, from the lowest to the highest of them; flat values stay low."""
+    if not values:
+        return ""
+    low, span = min(values), max(values) - min(values)
+    top = len(blocks) - 1
+    return "".join(blocks[round((v - low) / span * top) if span else 0] for v in values)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`-` for a figure that a step does not have."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _times_100(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _counts(ledger: Mapping[str, Any]) -> Text:
+    states = "   ".join(f"{name} {ledger[name]}" for name in LEDGER_STATES if name in ledger)
+    events = "   ".join(f"{name} {ledger[name]}" for name in LEDGER_EVENTS if ledger.get(name))
+    return Text(states).append(f"   ({events})" if events else "", "dim")
+
+
+def generator_lines(generators: Sequence[Mapping[str, Any]]) -> list[tuple[str, Text]]:
+    """Name and figures of each, but of many only the first."""
+    lines = []
+    for generator in generators[:_MOST_GENERATORS]:
+        line = (
+            Text(f"version {generator['version']}   {generator['groups']} groups") if "version" in generator else None
+        )
+        if line and "tokens_per_s" in generator:
+            line.append(f"   {generator['tokens_per_s']:.0f} tokens/s")
+        lines.append((generator["name"], line or Text(generator["state"], "yellow")))
+    if left := len(generators) - len(lines):
+        lines.append(("", Text(f"and {left} more", "dim")))
+    return lines
+
+
+def _share_line(record: Mapping[str, Any], role: str, styles: Mapping[str, str]) -> Text:
+    """Every share of a role's time that the record has."""
+    present = {name: record[f"{role}/{name}"] for name in styles if record.get(f"{role}/{name}") is not None}
+    line = Text()
+    for name, share in present.items():
+        line.append(f"{name} {100 * share:.0f} %", styles[name]).append("   ")
+    return line
