@@ -25,7 +25,7 @@ from asyncrl.cli.arguments import parse
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.cores import SPIN
 from asyncrl.storage.run_dir import open_file
-from asyncrl.terminal.visible import VisibleFormatter, visible
+from asyncrl.terminal.escape import VisibleFormatter, visible
 
 if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe

@@ -23,7 +23,7 @@ from asyncrl.cluster import bundle
 from asyncrl.cluster.ray_token import has_token
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.recipe.schema import Recipe
-from asyncrl.terminal import visible
+from asyncrl.terminal.escape import visible
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -22,8 +22,8 @@ from asyncrl.models import TINY_LLAMA, tiny_tokenizer, tokenizer_here
 from asyncrl.observe.run_files import RunFiles
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
 from asyncrl.storage.run_dir import replacing, require_replaceable
-from asyncrl.terminal import visible
 from asyncrl.terminal.console import Console
+from asyncrl.terminal.escape import visible
 
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
 

@@ -15,7 +15,7 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from asyncrl.terminal import visible
+from asyncrl.terminal.escape import visible
 
 
 class VisibleConsole(rich.console.Console):

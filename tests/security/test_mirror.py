@@ -214,41 +214,41 @@ def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Mirror, Pat
     ],
 )
 def test_a_push_follows_no_link(pushed: tuple[Mirror, Path, Path], name: str, target: str) -> None:
-    mirror, bucket, mine = pushed
+    pusher, bucket, mine = pushed
     (bucket / name).parent.mkdir(exist_ok=True)
     (bucket / name).symlink_to(mine / target)
     before = sorted(bucket.rglob("*"))
     with pytest.raises(UserError, match=f"{name}.* is a link"):
-        mirror.begin()
+        pusher.begin()
     assert sorted(bucket.rglob("*")) == before
     if name == "MANIFEST.json":
         return
     (bucket / name).unlink()
-    mirror.begin()
+    pusher.begin()
     (bucket / name).symlink_to(mine / target)
     with pytest.raises(UserError, match=f"{name}.* is a link"):
-        mirror.push()
+        pusher.push()
     assert {path.name: path.read_text() for path in mine.iterdir()} == {"keep": "mine"}
 
 
 def test_a_push_waits_for_no_pipe(pushed: tuple[Mirror, Path, Path]) -> None:
-    mirror, bucket, _ = pushed
-    mirror.begin()
+    pusher, bucket, _ = pushed
+    pusher.begin()
     os.mkfifo(bucket / "recipe.yaml")
     with pytest.raises(UserError, match=r"recipe\.yaml is a link"):
-        mirror.push()
+        pusher.push()
 
 
 def test_a_push_deletes_nothing_behind_a_link(pushed: tuple[Mirror, Path, Path]) -> None:
     """That has taken the place of a folder which it has sent."""
-    mirror, bucket, mine = pushed
-    mirror.begin()
-    assert mirror.push() == 5
+    pusher, bucket, mine = pushed
+    pusher.begin()
+    assert pusher.push() == 5
     (bucket / "wandb").rename(bucket.parent / "aside")
     (bucket / "wandb").symlink_to(mine)
-    (mirror._folder / "wandb/keep").unlink()
+    (pusher._folder / "wandb/keep").unlink()
     with pytest.raises(UserError, match="wandb/keep is a link"):
-        mirror.push()
+        pusher.push()
     assert (mine / "keep").read_text() == "mine"
 
 
@@ -256,16 +256,16 @@ def test_a_push_deletes_nothing_behind_a_link(pushed: tuple[Mirror, Path, Path])
 def test_a_push_gets_to_its_folder_through_links_of_the_user_alone(
     pushed: tuple[Mirror, Path, Path], owner: str
 ) -> None:
-    mirror, bucket, mine = pushed
+    pusher, bucket, mine = pushed
     bucket.rmdir()
     bucket.symlink_to(mine)
     if owner == "mine":
-        mirror.begin()
-        assert mirror.push() == 5
+        pusher.begin()
+        assert pusher.push() == 5
         return
     os.lchown(bucket, 65534, 65534)
     with pytest.raises(UserError, match="is a link"):
-        mirror.begin()
+        pusher.begin()
     assert os.listdir(mine) == ["keep"]
 
 

@@ -18,9 +18,9 @@ from asyncrl.buffer.records import GROUP, GROUPS_STREAM
 from asyncrl.cli import main
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.terminal.console import Console, RunConsole
+from asyncrl.terminal.escape import VisibleFormatter, visible
 from asyncrl.terminal.live import LiveView
 from asyncrl.terminal.progress import shown
-from asyncrl.terminal.visible import VisibleFormatter, visible
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x1b]8;;http://evil\x1b\\\x9b31m\x08\x0b\r\x7f\u202egpj.exe\u2066\u200f\ud800[red]"
 SHOWN = r"\x1b[2J\x1b]0;title\x07\x1b]8;;http://evil\x1b\\x9b31m\x08\x0b\r\x7f\u202egpj.exe\u2066\u200f\ud800[red]"

@@ -13,7 +13,7 @@ from asyncrl.errors import RunFailed, UserError
 from asyncrl.storage import atomic, mirror
 from asyncrl.storage.mirror import Mirror
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_what_is_pushed_is_fetched(url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror = Mirror(url, folder)
+    pusher = Mirror(url, folder)
     assert not mirror.exists(url)
-    mirror.begin()
-    assert mirror.push() == 5
-    assert mirror.push() == 0
+    pusher.begin()
+    assert pusher.push() == 5
+    assert pusher.push() == 0
     with (folder / "journal/groups_000000.log").open("ab") as file:
         file.write(b"more")
-    assert mirror.push() == 1
+    assert pusher.push() == 1
     before = files(folder)
     assert mirror.fetch(url) == folder  # this machine wrote last
     another_machine(monkeypatch, tmp_path)
@@ -68,17 +68,17 @@ def test_what_is_pushed_is_fetched(url: str, folder: Path, tmp_path: Path, monke
 
 
 def test_what_is_no_longer_needed_goes_after_what_takes_its_place(url: str, folder: Path) -> None:
-    mirror = Mirror(url, folder)
-    mirror.begin()
-    mirror.push()
+    pusher = Mirror(url, folder)
+    pusher.begin()
+    pusher.push()
     shutil.rmtree(folder / "checkpoints/step_000002")
     checkpoint(folder, 4)
     (folder / "journal/control_000000.log").unlink()
     (folder / "journal/control_000001.log").write_bytes(b"d")
     deleted: list[str] = []
-    delete = mirror._remote.delete
-    mirror._remote.delete = lambda name: (deleted.append(name), delete(name))[1]  # type: ignore[method-assign]
-    mirror.push()
+    delete = pusher._remote.delete
+    pusher._remote.delete = lambda name: (deleted.append(name), delete(name))[1]  # type: ignore[method-assign]
+    pusher.push()
     bucket = files(Path(url.removeprefix("file://")))
     assert set(bucket) - {"MANIFEST.json"} == set(files(folder))
     assert "journal/control_000000.log" in deleted
@@ -89,24 +89,24 @@ def test_a_push_that_breaks_off_leaves_the_state_before_or_after(
     url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_after: int
 ) -> None:
     """After each number of uploads: control, groups and checkpoints always belong together."""
-    mirror = Mirror(url, folder)
-    mirror.begin()
-    mirror.push()
+    pusher = Mirror(url, folder)
+    pusher.begin()
+    pusher.push()
     before = files(folder)
     with (folder / "journal/control_000000.log").open("ab") as file:
         file.write(b"more")
     checkpoint(folder, 4)
     after = files(folder)
-    upload, count = mirror._remote.upload, iter(range(100))
+    upload, count = pusher._remote.upload, iter(range(100))
 
     def failing(name: str, path: Path, size: int) -> None:
         if next(count) == fails_after:
             raise UserError("the network is gone")
         upload(name, path, size)
 
-    mirror._remote.upload = failing  # type: ignore[method-assign]
+    pusher._remote.upload = failing  # type: ignore[method-assign]
     try:
-        mirror.push()
+        pusher.push()
         expected = after
     except UserError:
         expected = before
@@ -132,9 +132,9 @@ def test_a_driver_that_was_taken_over_stops(
 def test_a_copy_that_is_older_is_kept_aside(
     url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror = Mirror(url, folder)
-    mirror.begin()
-    mirror.push()
+    pusher = Mirror(url, folder)
+    pusher.begin()
+    pusher.push()
     another_machine(monkeypatch, tmp_path)
     copy = mirror.fetch(url)
     other = Mirror(url, copy)
