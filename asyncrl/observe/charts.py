@@ -30,18 +30,25 @@ _LOOKS = {
     "xaxis": {**_AXIS, "showline": True, "exponentformat": "none", "title": {"standoff": 6}},
     "yaxis": {**_AXIS, "ticklabelstandoff": 3, "title": {"standoff": 8}},
     "showlegend": True,
-    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal", "font": {"size": 11}},
+    "legend": {
+        "orientation": "h",
+        "x": 0,
+        "y": 1.02,
+        "yanchor": "bottom",
+        "traceorder": "normal",
+        "font": {"size": 11},
+    },
     "hoverlabel": {"bgcolor": "--card", "bordercolor": "--grey", "font": {**_FONT, "color": "--ink"}, "namelength": -1},
-    "uirevision": "kept",
 }
 _SCRIPT = """
-function draw(root) {
+async function draw(root) {
   for (const place of root.querySelectorAll(".plot")) {
     const variables = getComputedStyle(place);
     const coloured = (key, value) => key.endsWith("color") ? variables.getPropertyValue(value) : value;
     const {data, layout} = JSON.parse(place.dataset.figure, coloured);
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;  // a finger scrolls the page
     Plotly.react(place, data, layout, {displayModeBar: false, responsive: true});
+    await new Promise((then) => setTimeout(then));  // the page is shown meanwhile
   }
 }
 draw(document);
@@ -93,7 +100,7 @@ def grid(charts: Iterable[Chart]) -> str:
 
 def plot(label: str, traces: Sequence[dict[str, Any]], layout: dict[str, Any], height_px: int = HEIGHT_PX) -> str:
     """Where the script draws a figure. `label` is for those who hear the page; colours are names of CSS variables."""
-    figure = {"data": traces, "layout": {"template": {"layout": _LOOKS}, **layout}}
+    figure = {"data": traces, "layout": {"template": {"layout": _LOOKS}, "uirevision": "kept", **layout}}
     found = json.dumps(figure, allow_nan=False, separators=(",", ":"))
     return (
         f'<div class="plot" role="img" aria-label="{escape(label)}" style="height:{height_px}px" '

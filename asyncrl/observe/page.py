@@ -53,7 +53,7 @@ tr:last-child td { border-bottom: 0; }
 dl { margin: 8px 0 0; }
 dt { font-size: 13px; color: var(--soft); }
 dd { margin: 0 0 6px; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.65 ui-monospace, Menlo, "DejaVu Sans Mono",
+div.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.65 ui-monospace, Menlo, "DejaVu Sans Mono",
   monospace; max-height: 320px; overflow-y: auto; }
 .text span, .key { border-radius: 3px; padding: 1px 0; }
 .key { padding: 1px 6px; margin-right: 6px; font-size: 13px; }

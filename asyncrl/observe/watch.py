@@ -140,8 +140,9 @@ def _whole(run_dir: Path, seen: int, html: Mapping[str, str], nonce: str) -> str
 
 
 def _policy(nonce: str) -> str:
-    """What a browser lets the page do: its own script and looks, and asking here again."""
-    only = f"script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; connect-src 'self'"
+    """What a browser lets the page do: its own script and looks, pictures that it holds itself, for Plotly tries one,
+    and asking here again."""
+    only = f"script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
     return f"default-src 'none'; {only}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
