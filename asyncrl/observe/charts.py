@@ -15,11 +15,12 @@ from typing import Any
 
 from asyncrl.observe.shapes import is_figure
 
-HEIGHT_PX = 280
+_HEIGHT_PX = 280
 _LONGEST_NAME = 32
 _WHOLE_STEPS = 10
 """Of fewer steps each has its own tick; Plotly would put others between them."""
 _PLACES = 12
+"""After the point."""
 _FONT = {"family": "inherit", "size": 12}
 _AXIS = {"gridcolor": "--rule", "linecolor": "--grey", "zeroline": False, "automargin": True}
 _LOOKS = {
@@ -98,7 +99,7 @@ def grid(charts: Iterable[Chart]) -> str:
     )
 
 
-def plot(label: str, traces: Sequence[dict[str, Any]], layout: dict[str, Any], height_px: int = HEIGHT_PX) -> str:
+def plot(label: str, traces: Sequence[dict[str, Any]], layout: dict[str, Any], height_px: int = _HEIGHT_PX) -> str:
     """Where the script draws a figure. `label` is for those who hear the page; colours are names of CSS variables."""
     figure = {"data": traces, "layout": {"template": {"layout": _LOOKS}, "uirevision": "kept", **layout}}
     found = json.dumps(figure, allow_nan=False, separators=(",", ":"))
@@ -144,23 +145,29 @@ def _traces(chart: Chart, series: Series) -> list[dict[str, Any]]:
     line = {"mode": "lines+markers" if _has_lone(values) else "lines", "line": {"width": 2}}
     if series.dashed:
         line["line"] = {"width": 1.5, "dash": "dash"}
-    bands = _bands(chart.steps, values, series)
-    return [*bands, {**trace, **line, **({"legendgroup": series.name} if bands else {})}]
+    if series.spread is None:
+        return [{**trace, **line}]
+    return [_band(chart.steps, values, series), {**trace, **line, "legendgroup": series.name}]
 
 
-def _bands(steps: Sequence[int], values: Sequence[float | None], series: Series) -> list[dict[str, Any]]:
-    """One shape for each stretch of steps that have figures."""
-    bands = []
-    entries = zip(steps, values, series.spread or (), strict=False)
-    for has_figure, found in groupby(entries, lambda entry: entry[1] is not None):
+def _band(steps: Sequence[int], values: Sequence[float | None], series: Series) -> dict[str, Any]:
+    """A shape for each stretch of steps that have figures, there along its upper edge and back along its lower one."""
+    x, y = [], []
+    entries = zip(steps, values, series.spread or (), strict=True)
+    for has_figure, stretch in groupby(entries, lambda entry: entry[1] is not None):
         if has_figure:
-            run = [(step, value, _shown(spread) or 0.0) for step, value, spread in found]
-            upper = [(step, value + spread) for step, value, spread in run]
-            lower = [(step, value - spread) for step, value, spread in reversed(run)]
-            x, y = zip(*upper, *lower, strict=True)
-            bands.append({"x": x, "y": y, "mode": "lines", "line": {"width": 0}, "fill": "toself"})
-    looks = {"fillcolor": f"--{series.colour}", "opacity": 0.15, "hoverinfo": "skip", "showlegend": False}
-    return [{**band, **looks, "legendgroup": series.name} for band in bands]
+            there = [(step, value, _shown(spread) or 0.0) for step, value, spread in stretch]
+            x += [step for step, _, _ in [*there, *there[::-1]]] + [None]
+            y += [value + spread for _, value, spread in there]
+            y += [value - spread for _, value, spread in there[::-1]] + [None]
+    looks = {
+        "mode": "lines",
+        "line": {"width": 0},
+        "fill": "toself",
+        "fillcolor": f"--{series.colour}",
+        "opacity": 0.15,
+    }
+    return {"x": x, "y": y, **looks, "hoverinfo": "skip", "showlegend": False, "legendgroup": series.name}
 
 
 def _shown(value: float | None) -> float | None:

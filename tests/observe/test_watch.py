@@ -257,19 +257,21 @@ def test_a_long_run_is_small(watching_long: Watching) -> None:
 
 
 @needs_browser
-def test_a_browser_shows_a_long_run_in_two_seconds(long_run_dir: Path) -> None:
-    """From the navigation to the load event, the server's first page; the best of three: others use the machine too."""
+def test_a_browser_shows_a_long_run_in_a_second_and_draws_it_in_four(long_run_dir: Path) -> None:
+    """From the navigation on, the server's first page; the best of three: others use the machine too."""
     times_s = []
     for _ in range(3):
         watching = Watching(long_run_dir)
         try:
             with Browser() as browser:
                 browser.look(1280)
-                times_s.append(browser.open(watching.url))
+                browser.open(watching.url)
                 browser.until(f"{DRAWN} === 13")
+                drawn_s = browser.value("performance.now() / 1000")
+                times_s.append((browser.value("performance.getEntriesByType('paint')[0].startTime / 1000"), drawn_s))
         finally:
             watching.close()
-        if times_s[-1] < 2:
+        if times_s[-1][0] < 1 and times_s[-1][1] < 4:
             return
     pytest.fail(f"it took {times_s} s")
 
