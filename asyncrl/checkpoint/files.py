@@ -28,12 +28,20 @@ def write(tensors: Mapping[str, torch.Tensor], folder: Path, rank: int) -> None:
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of all tensors of all ranks that wrote it, whole ones, by name; none is read."""
     whole: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
     for key, header in read_headers(sorted(folder.glob("rank_*.safetensors"))).items():
         name, _, first = key.partition("@")
-        if first and not (header.shape and (name not in whole or whole[name][1:] == header.shape[1:])):
-            raise UserError(f"{header.file}: the rows of {name} do not fit together; copy the checkpoint anew")
-        rows = header.shape[0] + (whole[name][0] if name in whole else 0) if first else 0
-        whole[name] = (rows, *header.shape[1:]) if first else header.shape
+        if first:
+            parts.setdefault(name, []).append((int(first) if first.isdecimal() else -1, header.shape))
+        else:
+            whole[name] = header.shape
+    for name, found in parts.items():
+        rows = 0
+        for first_row, shape in sorted(found):
+            if not shape or first_row != rows or shape[1:] != found[0][1][1:] or name in whole:
+                raise UserError(f"{folder}: the rows of {name} do not fit together; copy the checkpoint anew")
+            rows += shape[0]
+        whole[name] = (rows, *found[0][1][1:])
     return whole
 
 
@@ -49,7 +57,10 @@ class Saved(Mapping[str, "torch.Tensor | Rows"]):
                 for key in file.keys():  # noqa: SIM118
                     name, _, first = key.partition("@")
                     if key.startswith(prefix):
-                        self._found.setdefault(name, []).append((int(first or 0), key, file))
+                        parts = self._found.setdefault(name, [])
+                        if first and any(other == key for _, other, _ in parts):
+                            raise ValueError(f"two files have {key}")
+                        parts.append((int(first or 0), key, file))
         self._shapes = shapes(folder)
 
     def __getitem__(self, name: str) -> torch.Tensor | Rows:

@@ -286,13 +286,13 @@ def _device(num_gpus: int) -> str:
     return f"{num_gpus} GPU" if num_gpus else "CPU"
 
 
-def _importing() -> AbstractContextManager[Any]:
-    """ray, torch and transformers: some seconds, more on a machine that has not read them yet."""
+def _importing(for_a_run: bool = True) -> AbstractContextManager[Any]:
+    """ray, torch and transformers: some seconds, more on a machine that has not read them yet. Said in a run's log, or
+    beside what a command prints."""
     from asyncrl.terminal.console import RunConsole
     from asyncrl.terminal.progress import shown
 
-    # stderr is for the one sentence of what is wrong.
-    return shown("importing ray, torch and transformers", console=RunConsole())
+    return shown("importing ray, torch and transformers", console=RunConsole() if for_a_run else None)
 
 
 def _resume(run_dir: Path, overrides: list[str], accepted: list[str], trust: bool) -> int:
@@ -350,7 +350,7 @@ def _replay(run_dir: Path, verify: bool, trust: bool) -> int:
 
     _check_run_dir(run_dir)
     _, recipe = load_stored(run_dir, [], trust)
-    with _importing():
+    with _importing(for_a_run=False):
         from asyncrl.orchestrator.replay import replay_run
 
     found = replay_run(run_dir.resolve(), recipe, verify)
@@ -371,7 +371,7 @@ def _doctor(path: Path | None) -> int:
     from asyncrl.recipe.load import load
 
     recipe = load(path, [])
-    with _importing():
+    with _importing(for_a_run=False):
         from asyncrl.trainer.model import would_take_trees
     if would_take_trees(recipe):
         return doctor([Finding("ok", "attention", f"{recipe.model} takes prefix trees")], path)

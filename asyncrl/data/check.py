@@ -43,6 +43,7 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     task, tokens = tasks.first_prompt(tokenizer)
     if recipe.model != TINY_LLAMA:
         check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
+    tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
     text = tokenizer.decode(tokens)
     if len(text) > _MAX_SHOWN_CHARS:
         half = _MAX_SHOWN_CHARS // 2

@@ -170,7 +170,9 @@ def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> 
         bounds.check_columns(path, len(header))
         if twice := sorted(name for name, number in Counter(header).items() if number > 1):
             raise UserError(f"data.path: {path} has two columns '{twice[0]}'; rename one")
+        before = reader.line_num
         for cells in reader:
+            first, before = before + 1, reader.line_num
             num_chars = num_lines = 0
             if cells and len(cells) != len(header):
                 raise UserError(
@@ -178,14 +180,15 @@ def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> 
                     "cells with a separator or a quote in quotes"
                 )
             if cells:
-                yield reader.line_num, json.dumps(dict(zip(header, cells, strict=True))).encode()
+                yield first, json.dumps(dict(zip(header, cells, strict=True))).encode()
     except csv.Error as error:
         raise UserError(f"data.path: {path} line {reader.line_num} is not valid CSV: {error}") from error
     except (LookupError, TypeError) as error:
         raise UserError(f"data.options do not fit {path}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data.path: {path} is not {encoding} text; name its encoding in data.options.encoding"
+            f"data.path: {path} is not {encoding.removesuffix('-sig').upper()} text; name its encoding in "
+            "data.options.encoding, such as latin-1"
         ) from error
 
 

@@ -5,6 +5,7 @@ The order is a pure function of (seed, draw number), so a resumed run draws what
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections import Counter
@@ -26,6 +27,7 @@ _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 _NUM_SHOWN = 3
 _MOST_COUNTED = 10_000
 """Bad rows, where one is enough to refuse the data."""
+_NUM_MEASURED = 200
 _NUM_TRIED = 16
 """Prompts that a template may refuse, where bad rows are skipped, before it is the template that is wrong."""
 
@@ -181,6 +183,26 @@ class TaskSource:
                 return task, tokens
         raise AssertionError("a table has at least one row")
 
+    def check_lengths(self, tokenizer: Any, most: int) -> None:
+        """Looks at the prompts drawn first. If all have more than `most` tokens that is a UserError, if some a warning:
+        they are filtered."""
+        lengths = []
+        for draw in range(min(_NUM_MEASURED, len(self._rows))):
+            with contextlib.suppress(BadPrompt):
+                lengths.append(len(tokenize(self.task(draw), tokenizer)))
+        number = sum(length > most for length in lengths)
+        over = f"more than the {most} tokens of rollout.max_prompt_tokens"
+        if lengths and number == len(lengths):
+            raise UserError(
+                f"data.path: all of the first {number} prompts have {over}, {min(lengths)} and more; raise it, or take "
+                "shorter prompts"
+            )
+        if number:
+            first, longest = len(lengths), max(lengths)
+            logger.warning(
+                "%d of the first %d prompts have %s, up to %d, and are filtered", number, first, over, longest
+            )
+
     def _check_examples(self, first: Task, tokenizer: Any) -> None:
         seen = set(_traits(first.prompt, first.tools, first.template_kwargs))
         for trait, index in self._examples.items():
@@ -271,9 +293,15 @@ def tokenize(task: Task, tokenizer: Any) -> list[int]:
 
 
 def _prompt_column(columns: list[str], named: str | None) -> str:
+    """Raises UserError if there is none, with what may be the cause."""
     candidates = _PROMPT_COLUMNS if named is None else (named,)
     for column in candidates:
         if column in columns:
             return column
     wanted = f"no column '{named}'" if named else f"none of the columns {', '.join(_PROMPT_COLUMNS)}"
-    raise UserError(f"data.prompt_column: the data set has {wanted}, only {', '.join(columns)}; name one of them")
+    cure = "name one of them"
+    if len(columns) == 1 and (separator := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        cure = f"for a CSV with this separator set data.options.sep={separator!r}"
+    elif len(columns) == 1:
+        cure += f", or if the rows are under this key of a .json file, set data.options.field={columns[0]}"
+    raise UserError(f"data.prompt_column: the data set has {wanted}, only {', '.join(columns)}; {cure}")

@@ -1,20 +1,60 @@
-"""Charts over steps as inline SVG: no script, no asset; colours come from the page's CSS variables.
+"""Charts over steps as Plotly figures. Each is JSON in an attribute of its place; the page's script draws them all.
 
-Every chart has one unit on its axis, a legend in words, and over each step a transparent strip whose <title> is
-the browser's tooltip with all figures of that step.
+Colours are names of the page's CSS variables until then, so that charts follow light and dark. Names are text: Plotly
+would take tags in them for markup.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
+from typing import Any
 
-WIDTH, HEIGHT = 470, 232
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 40
-_PLOT_W, _PLOT_H = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
-_MOST_TICKS = 5
+from asyncrl.observe.shapes import is_figure
+
+_HEIGHT_PX = 280
+_LONGEST_NAME = 32
+_WHOLE_STEPS = 10
+"""Of fewer steps each has its own tick; Plotly would put others between them."""
+_PLACES = 12
+"""After the point."""
+_FONT = {"family": "inherit", "size": 12}
+_AXIS = {"gridcolor": "--rule", "linecolor": "--grey", "zeroline": False, "automargin": True}
+_LOOKS = {
+    "font": {**_FONT, "color": "--soft"},
+    "paper_bgcolor": "--card",
+    "plot_bgcolor": "--card",
+    "margin": {"l": 56, "r": 12, "t": 8, "b": 40},
+    "xaxis": {**_AXIS, "showline": True, "exponentformat": "none", "title": {"standoff": 6}},
+    "yaxis": {**_AXIS, "ticklabelstandoff": 3, "title": {"standoff": 8}},
+    "showlegend": True,
+    "legend": {
+        "orientation": "h",
+        "x": 0,
+        "y": 1.02,
+        "yanchor": "bottom",
+        "traceorder": "normal",
+        "font": {"size": 11},
+    },
+    "hoverlabel": {"bgcolor": "--card", "bordercolor": "--grey", "font": {**_FONT, "color": "--ink"}, "namelength": -1},
+}
+_SCRIPT = """
+async function draw(root) {
+  for (const place of root.querySelectorAll(".plot")) {
+    const variables = getComputedStyle(place);
+    const coloured = (key, value) => key.endsWith("color") ? variables.getPropertyValue(value) : value;
+    const {data, layout} = JSON.parse(place.dataset.figure, coloured);
+    if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;  // a finger scrolls the page
+    Plotly.react(place, data, layout, {displayModeBar: false, responsive: true});
+    await new Promise((then) => setTimeout(then));  // the page is shown meanwhile
+  }
+}
+draw(document);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw(document));
+"""
 
 
 @dataclass(frozen=True)
@@ -43,188 +83,99 @@ class Chart:
     from_zero: bool = True
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Where data lie in the drawing: x by step, y by value. Every step has a column of the same width."""
+def script(nonce: str = "") -> str:
+    """Plotly, and what draws the page's plots with it; belongs at the end of the page. `nonce` is of its policy."""
+    from plotly.offline import get_plotlyjs
 
-    first: int
-    last: int
-    num_columns: int
-    low: float
-    high: float
-
-    @property
-    def column(self) -> float:
-        return _PLOT_W / self.num_columns
-
-    def x(self, step: float) -> float:
-        """Middle of the step's column."""
-        along = (step - self.first) / (self.last - self.first) if self.last > self.first else 0.0
-        return _LEFT + self.column / 2 + along * (_PLOT_W - self.column)
-
-    def y(self, value: float) -> float:
-        return _TOP + _PLOT_H * (1 - (value - self.low) / (self.high - self.low))
+    return f'<script nonce="{nonce}">{get_plotlyjs()}{_SCRIPT}</script>'
 
 
-def svg(chart: Chart) -> str:
-    """A <figure> with the chart's title, legend and drawing; says so if there is nothing to draw."""
-    title, legend = escape(chart.title), _legend(chart.series)
-    if not any(_is_finite(v) for s in chart.series for v in s.values):
-        return f'<figure><figcaption>{title}</figcaption><p class="none">no figures yet</p></figure>'
-    ticks = _ticks(*_range(chart))
-    frame = _Frame(chart.steps[0], chart.steps[-1], len(chart.steps), ticks[0], ticks[-1])
-    drawn = _layers(chart, frame) if chart.stacked else "".join(_line(chart.steps, s, frame) for s in chart.series)
+def grid(charts: Iterable[Chart]) -> str:
+    """Side by side, as far as they fit."""
     return (
-        f"<figure><figcaption>{title}</figcaption>{legend}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
-        f"{_axes(chart, frame, ticks)}{drawn}{_strips(chart, frame)}</svg></figure>"
+        "<noscript><p>The charts need JavaScript; the tables have the figures.</p></noscript>"
+        '<p class="soft">Click a name to hide its curve. With a mouse, drag to zoom, and double-click to go back.</p>'
+        f'<div class="charts">{"".join(map(_figure, charts))}</div>'
     )
 
 
-def _legend(series: Sequence[Series]) -> str:
-    items = (
-        f'<span><i class="{"dash" if s.dashed else ""}" style="--c:var(--{s.colour})"></i>{escape(s.name)}</span>'
-        for s in series
+def plot(label: str, traces: Sequence[dict[str, Any]], layout: dict[str, Any], height_px: int = _HEIGHT_PX) -> str:
+    """Where the script draws a figure. `label` is for those who hear the page; colours are names of CSS variables."""
+    figure = {"data": traces, "layout": {"template": {"layout": _LOOKS}, "uirevision": "kept", **layout}}
+    found = json.dumps(figure, allow_nan=False, separators=(",", ":"))
+    return (
+        f'<div class="plot" role="img" aria-label="{escape(label)}" style="height:{height_px}px" '
+        f'data-figure="{escape(found)}"></div>'
     )
-    return f'<div class="legend">{"".join(items)}</div>'
 
 
-_LEAST, _MOST = 1e-300, 1e300
-"""Of numbers whose ranges can be divided: those that are smaller are as good as 0, larger ones as infinite."""
+def plain(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A name as Plotly shows it: without markup, and without its middle if it is longer."""
+    half = longest // 2
+    return escape(name if len(name) <= longest else f"{name[:half]}…{name[-half:]}", quote=False)
 
 
-def _is_finite(value: float | None) -> bool:
-    """Not so large either that a range of it is infinite."""
-    return value is not None and abs(value) < _MOST
+def _figure(chart: Chart) -> str:
+    traces = [trace for series in chart.series for trace in _traces(chart, series)]
+    has_figures = any(value is not None for trace in traces for value in trace["y"])
+    drawn = plot(chart.title, traces, _layout(chart)) if has_figures else '<p class="none">no figures yet</p>'
+    return f"<figure><figcaption>{escape(chart.title)}</figcaption>{drawn}</figure>"
 
 
-def _range(chart: Chart) -> tuple[float, float]:
+def _layout(chart: Chart) -> dict[str, Any]:
+    x = {"title": {"text": "step"}, "unifiedhovertitle": {"text": "step %{x}"}}
+    y = {"title": {"text": chart.unit}, "rangemode": "tozero" if chart.from_zero else "normal"}
+    return {
+        "xaxis": x | ({"dtick": 1} if chart.steps[-1] - chart.steps[0] < _WHOLE_STEPS else {}),
+        "yaxis": y
+        | ({"tickformat": "~%", "hoverformat": ".2~%"} if chart.percent else {"hoverformat": ".4~r"})
+        | ({"range": [0, 1]} if chart.stacked else {}),
+        "hovermode": "x unified",
+        "barmode": "stack",
+        "bargap": 0.08,
+    }
+
+
+def _traces(chart: Chart, series: Series) -> list[dict[str, Any]]:
+    """The layer, or the line over its band."""
+    values = [_shown(value) for value in series.values]
+    trace = {"name": plain(series.name), "x": [*chart.steps], "y": values, "marker": {"color": f"--{series.colour}"}}
     if chart.stacked:
-        return 0.0, 1.0
-    ends = [0.0] if chart.from_zero else []
-    for series in chart.series:
-        spreads = series.spread or [0.0] * len(series.values)
-        for value, spread in zip(series.values, spreads, strict=True):
-            if _is_finite(value):
-                spread = spread if _is_finite(spread) else 0.0
-                ends += [value - spread, value + spread]
-    # Air above the highest line; ratios end at a round figure as they are.
-    air = 0.0 if chart.percent else 0.04 * (max(ends) - min(ends))
-    return min(ends), max(ends) + air
+        return [{**trace, "type": "bar"}]
+    line = {"mode": "lines+markers" if _has_lone(values) else "lines", "line": {"width": 2}}
+    if series.dashed:
+        line["line"] = {"width": 1.5, "dash": "dash"}
+    if series.spread is None:
+        return [{**trace, **line}]
+    return [_band(chart.steps, values, series), {**trace, **line, "legendgroup": series.name}]
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, evenly spaced, from at or below `low` to at or above `high`."""
-    if high - low < _LEAST:
-        low, high = low - abs(low) / 2, high + (abs(high) / 2 if abs(high) > _LEAST else 1.0)
-    rough = (high - low) / (_MOST_TICKS - 1)
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [n * step for n in range(first, last + 1)]
+def _band(steps: Sequence[int], values: Sequence[float | None], series: Series) -> dict[str, Any]:
+    """A shape for each stretch of steps that have figures, there along its upper edge and back along its lower one."""
+    x, y = [], []
+    entries = zip(steps, values, series.spread or (), strict=True)
+    for has_figure, stretch in groupby(entries, lambda entry: entry[1] is not None):
+        if has_figure:
+            there = [(step, value, _shown(spread) or 0.0) for step, value, spread in stretch]
+            x += [step for step, _, _ in [*there, *there[::-1]]] + [None]
+            y += [value + spread for _, value, spread in there]
+            y += [value - spread for _, value, spread in there[::-1]] + [None]
+    looks = {
+        "mode": "lines",
+        "line": {"width": 0},
+        "fill": "toself",
+        "fillcolor": f"--{series.colour}",
+        "opacity": 0.15,
+    }
+    return {"x": x, "y": y, **looks, "hoverinfo": "skip", "showlegend": False, "legendgroup": series.name}
 
 
-def label(value: float, percent: bool = False) -> str:
-    """A figure in at most about five characters."""
-    if percent:
-        return f"{100 * value:.3g} %"
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if suffix == 'k' else size):.3g} {suffix}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+def _shown(value: float | None) -> float | None:
+    """To six digits, for the page's size; as good as 0 is 0, for Plotly fails on axes that are shorter."""
+    return float(f"{round(value, _PLACES):.6g}") if is_figure(value) else None
 
 
-def _axes(chart: Chart, frame: _Frame, ticks: Sequence[float]) -> str:
-    parts = []
-    right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
-    for tick in ticks:
-        y = frame.y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        text = escape(label(0.0 if abs(tick) < 1e-12 else tick, chart.percent))
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    for step in _step_ticks(frame.first, frame.last):
-        parts.append(f'<text x="{frame.x(step):.1f}" y="{bottom + 15}" text-anchor="middle">{step}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    middle_x, middle_y = _LEFT + _PLOT_W / 2, _TOP + _PLOT_H / 2
-    parts.append(f'<text class="unit" x="{middle_x}" y="{HEIGHT - 7}" text-anchor="middle">step</text>')
-    turned = f'transform="rotate(-90 12 {middle_y})"'
-    parts.append(f'<text class="unit" x="12" y="{middle_y}" text-anchor="middle" {turned}>{escape(chart.unit)}</text>')
-    return "".join(parts)
-
-
-def _step_ticks(first: int, last: int) -> list[int]:
-    """Whole steps, at most about ten of them."""
-    rough = max(1.0, (last - first) / 9)
-    magnitude = 10 ** math.floor(math.log10(rough))
-    stride = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough)
-    return list(range(-(-first // stride) * stride, last + 1, stride))
-
-
-def _line(steps: Sequence[int], series: Series, frame: _Frame) -> str:
-    """The line, broken where figures are missing, over its band; a lone point becomes a dot."""
-    style = f'style="--c:var(--{series.colour})"'
-    spreads = series.spread or [None] * len(series.values)
-    parts = []
-    for run in _runs(list(zip(steps, series.values, spreads, strict=True))):
-        points = [(frame.x(step), frame.y(value)) for step, value, _ in run]
-        if series.spread and len(run) > 1:
-            upper = [(frame.x(s), frame.y(v + (d or 0.0))) for s, v, d in run]
-            lower = [(frame.x(s), frame.y(v - (d or 0.0))) for s, v, d in reversed(run)]
-            parts.append(f'<polygon class="band" {style} points="{_points(upper + lower)}"/>')
-        if len(points) == 1:
-            parts.append(f'<circle class="dot" {style} cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3"/>')
-        else:
-            parts.append(
-                f'<polyline class="line-path{" dash" if series.dashed else ""}" {style} points="{_points(points)}"/>'
-            )
-    return "".join(parts)
-
-
-def _runs(entries: list[tuple[int, float | None, float | None]]) -> list[list[tuple[int, float, float | None]]]:
-    runs: list[list[tuple[int, float, float | None]]] = [[]]
-    for step, value, spread in entries:
-        if value is not None and math.isfinite(value):
-            runs[-1].append((step, value, spread))
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
-
-
-def _layers(chart: Chart, frame: _Frame) -> str:
-    """One column per step, the series on top of each other from the bottom; a little air between columns."""
-    width = frame.column * 0.92
-    parts = []
-    for index, step in enumerate(chart.steps):
-        left = frame.x(step) - width / 2
-        base = 0.0
-        for series in chart.series:
-            value = series.values[index]
-            if value is None or not math.isfinite(value) or value <= 0:
-                continue
-            top, bottom = frame.y(base + value), frame.y(base)
-            parts.append(
-                f'<rect class="layer" style="--c:var(--{series.colour})" x="{left:.2f}" '
-                f'y="{top:.2f}" width="{width:.2f}" height="{bottom - top:.2f}"/>'
-            )
-            base += value
-    return "".join(parts)
-
-
-def _strips(chart: Chart, frame: _Frame) -> str:
-    parts = []
-    for index, step in enumerate(chart.steps):
-        left = frame.x(step) - frame.column / 2
-        lines = [f"step {step}"]
-        for series in chart.series:
-            value = series.values[index]
-            lines.append(f"{series.name}: {'-' if value is None else label(value, chart.percent)}")
-        tip = escape("\n".join(lines))
-        parts.append(
-            f'<rect class="strip" x="{left:.2f}" y="{_TOP}" width="{frame.column:.2f}" height="{_PLOT_H}">'
-            f"<title>{tip}</title></rect>"
-        )
-    return "".join(parts)
-
-
-def _points(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+def _has_lone(values: Sequence[float | None]) -> bool:
+    """Whether a figure has no neighbour that a line could go to."""
+    around = zip([None, *values], values, [*values[1:], None], strict=False)
+    return any(value is not None and before is None and after is None for before, value, after in around)

@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.observe import page
-from asyncrl.observe.charts import Chart, Series, svg
+from asyncrl.observe.charts import Chart, Series, grid, script
 from asyncrl.observe.curves import thin
 from asyncrl.observe.run_files import RunFiles
 from asyncrl.terminal.live import number
@@ -44,11 +44,12 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     runs = dict(zip(_names(run_dirs), map(_records, run_dirs), strict=True))
     longest = max(map(len, runs.values()))
     thinned = {name: thin(records, _MOST_COLUMNS, longest) for name, records in runs.items()}
-    charts = "".join(svg(_chart(key, *words, thinned)) for key, words in _CHARTS.items())
+    charts = grid(_chart(key, *words, thinned) for key, words in _CHARTS.items())
     parts = [
         f"<h1>{escape(' · '.join(runs))}</h1>",
         _table(runs),
-        page.section("By step", f'<div class="charts">{charts}</div>'),
+        page.section("By step", charts),
+        script(),
     ]
     return page.write(path, "asyncrl compare", parts)
 

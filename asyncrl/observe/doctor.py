@@ -109,7 +109,8 @@ def _cores() -> Finding:
     number, busy = len(usable_cores()), os.getloadavg()[0]
     if busy < number / 2:
         return Finding("ok", "cores", str(number))
-    return Finding("warn", "cores", str(number), f"{busy:.0f} programs compute on this machine: steps will take longer")
+    others = f"about {busy:.0f} program(s) compute on this machine: steps will take longer"
+    return Finding("warn", "cores", str(number), others)
 
 
 def _at_least(what: str, free: int, needed: int, note: str) -> Finding:

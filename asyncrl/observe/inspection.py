@@ -120,7 +120,8 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
     Returns how many."""
     if not segments(run_dir / "journal", GROUPS_STREAM):
         raise UserError(
-            f"inspect: {run_dir}/journal has no trajectories: the run broke off before the first, or lost it"
+            f"inspect: {run_dir}/journal has no trajectories: the run broke off before the first group was scored, all "
+            "groups failed, or the journal is lost"
         )
     tokenizer = _tokenizer(run_dir)
     found, console = find(run_dir, filters), Console()

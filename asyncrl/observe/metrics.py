@@ -64,10 +64,9 @@ class MetricsWriter:
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
 
-    def last(self) -> dict[str, Any]:
-        """The newest record, {} if there is none."""
-        records = read_lines(self._path)
-        return records[-1] if records else {}
+    def records(self) -> list[dict[str, Any]]:
+        """Those that are there."""
+        return read_lines(self._path)
 
     def truncate_after(self, step: int) -> None:
         """Keep only the lines of steps before `step`, the one that a resumed run does next."""

@@ -40,25 +40,8 @@ p { margin: 6px 0; }
 .line { padding: 12px 14px; border-left: 4px solid var(--blue); margin: 12px 0; }
 .line.warn { border-left-color: var(--amber); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)); gap: 14px; }
-figure { margin: 0; padding: 12px 12px 6px; display: flex; flex-direction: column; }
+figure { margin: 0; padding: 12px 12px 6px; min-width: 0; }
 figcaption { font-weight: 600; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; color: var(--soft); min-height: 20px;
-  overflow-wrap: anywhere; }
-.legend i { display: inline-block; width: 14px; height: 10px; border-radius: 2px; background: var(--c);
-  margin-right: 5px; }
-.legend i.dash { height: 0; border-radius: 0; border-top: 2px dashed var(--c); background: none;
-  vertical-align: middle; }
-svg { width: 100%; height: auto; display: block; margin-top: auto; }
-svg text { font-size: 12px; fill: var(--soft); }
-svg .unit { font-size: 12px; fill: var(--ink); }
-.grid { stroke: var(--rule); }
-.axis { stroke: var(--grey); }
-.line-path { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
-.line-path.dash { stroke-dasharray: 5 4; stroke-width: 1.5; }
-.band { fill: var(--c); opacity: .15; }
-.dot, .layer { fill: var(--c); }
-.strip { fill: var(--ink); fill-opacity: 0; }
-.strip:hover { fill-opacity: .07; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { font-weight: 600; }
@@ -70,7 +53,7 @@ tr:last-child td { border-bottom: 0; }
 dl { margin: 8px 0 0; }
 dt { font-size: 13px; color: var(--soft); }
 dd { margin: 0 0 6px; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.65 ui-monospace, Menlo, "DejaVu Sans Mono",
+div.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.65 ui-monospace, Menlo, "DejaVu Sans Mono",
   monospace; max-height: 320px; overflow-y: auto; }
 .text span, .key { border-radius: 3px; padding: 1px 0; }
 .key { padding: 1px 6px; margin-right: 6px; font-size: 13px; }
@@ -91,8 +74,8 @@ ul.card { padding-left: 34px; }
 .gap-only, .samples:has(#by-gap:checked) .version-only { display: none; }
 .samples:has(#by-gap:checked) .gap-only { display: revert; }
 .wide { overflow-x: auto; }
-.wide svg { min-width: 960px; }
-@media (max-width: 600px) { figure > svg text, figure > svg .unit { font-size: 14px; } }
+.wide .plot { min-width: 960px; }
+@media print { figure { break-inside: avoid; } .wide .plot { zoom: .62; } }
 summary { cursor: pointer; font-weight: 600; }
 .charts + .card { margin-top: 14px; }
 pre { overflow-x: auto; font-size: 13px; }

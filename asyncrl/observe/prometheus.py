@@ -22,7 +22,7 @@ class Prometheus:
     """A tracker (observe/trackers.py). `constants` are exported from the start."""
 
     def __init__(self, run_dir: Path, constants: Mapping[str, float]) -> None:
-        self._tags = {"run": run_dir.name}
+        self._tags = {"run": _ascii(run_dir.name)}
         self._gauges: dict[str, Gauge] = {}
         self._constant = set(constants)
         self._address_file = run_dir / "prometheus.json"
@@ -41,11 +41,16 @@ class Prometheus:
 
     def _set(self, key: str, value: float) -> None:
         if key not in self._gauges:
-            self._gauges[key] = Gauge(gauge_name(key), key, tuple(self._tags))
+            self._gauges[key] = Gauge(gauge_name(key), _ascii(key), tuple(self._tags))
         self._gauges[key].set(value, self._tags)
 
     def close(self) -> None:
         self._address_file.unlink(missing_ok=True)
+
+
+def _ascii(text: str) -> str:
+    """Ray's metrics take no other text."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def _target() -> str | None:

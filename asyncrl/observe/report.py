@@ -15,7 +15,7 @@ from typing import Any
 
 from asyncrl.observe import page, samples, standing
 from asyncrl.observe.bottleneck import bottleneck
-from asyncrl.observe.charts import svg
+from asyncrl.observe.charts import grid, script
 from asyncrl.observe.curves import charts, column, thin
 from asyncrl.observe.run_files import RunFiles, Signature
 from asyncrl.observe.timeline import timeline
@@ -58,7 +58,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         parts = {"title": parts.pop("title"), "state": page.line(said, warn=True), **parts}
     places = [page.place(name, html) for name, html in parts.items()]
     with alike(run_dir) if own and path.resolve().is_relative_to(run_dir.resolve()) else nullcontext():
-        return page.write(path, title, places)
+        return page.write(path, title, [*places, script()])
 
 
 class Sections:
@@ -121,9 +121,7 @@ def _warnings(files: RunFiles) -> str:
 def _charts(files: RunFiles) -> str:
     if not files.records:
         return ""
-    made = charts(thin(files.records, _MOST_COLUMNS))
-    drawn = "".join(svg(chart) for chart in made)
-    return page.section("By step", f'<div class="charts">{drawn}</div>{_listed(files.records)}')
+    return page.section("By step", grid(charts(thin(files.records, _MOST_COLUMNS))) + _listed(files.records))
 
 
 def _listed(records: Sequence[Mapping[str, Any]]) -> str:

@@ -7,19 +7,17 @@ import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
+from asyncrl.observe.charts import plain, plot
 from asyncrl.observe.shapes import is_figure
 from asyncrl.storage.run_dir import open_file, parsed
-from asyncrl.terminal.progress import duration
 
 WINDOW_S = 120.0
 _MOST_BARS = 100
 """In a row, so that they can be told apart: a run of short steps shows less than `WINDOW_S`."""
 _TAIL_BYTES = 2**19
-_WIDTH, _ROW, _LEFT, _RIGHT, _TOP, _BOTTOM = 1120, 26, 170, 10, 6, 24
-_LEAST_PX = 1.0
+_ROW_PX, _AROUND_PX = 28, 110
 _COLOURS = {
     "busy": "green",
     "paused": "violet",
@@ -38,6 +36,7 @@ _COLOURS = {
 }
 _LANES = ("steps", "push", "checkpoint", "engine")
 _MOST_ACTORS = 64
+_LONGEST_NAMES = 60
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Shown:
 
 
 def timeline(run_dir: Path) -> str:
-    """An SVG with its legend; empty if there is nothing to draw."""
+    """A plot; empty if there is nothing to draw."""
     bars = read(run_dir)
-    return _svg(window(bars)) if bars else ""
+    return _plot(window(bars)) if bars else ""
 
 
 def read(run_dir: Path) -> list[Bar]:
@@ -108,35 +107,27 @@ def _bar(line: bytes, names: Mapping[int, str]) -> Bar | None:
         return None
 
 
-def _svg(shown: Shown) -> str:
-    start_s, end_s, bars = shown.start_s, shown.end_s, shown.bars
-    rows = sorted({bar.row for bar in bars})
-    scale = (_WIDTH - _LEFT - _RIGHT) / max(end_s - start_s, 1e-3)
-    height = _TOP + _ROW * len(rows) + _BOTTOM
-    parts = []
-    for number, row in enumerate(rows):
-        y = _TOP + number * _ROW
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + _ROW / 2 + 4}" text-anchor="end">{escape(row)}</text>')
-        for bar in (bar for bar in bars if bar.row == row):
-            x = _LEFT + (max(bar.start_s, start_s) - start_s) * scale
-            width = max((bar.end_s - max(bar.start_s, start_s)) * scale, _LEAST_PX)
-            tip = f"{bar.name}, {bar.end_s - bar.start_s:.2f} s, {duration(end_s - bar.start_s)} before the last"
-            parts.append(
-                f'<rect class="layer" style="--c:var(--{_COLOURS.get(bar.name, "grey")})" x="{x:.1f}" y="{y + 3}" '
-                f'width="{width:.1f}" height="{_ROW - 6}"><title>{escape(tip)}</title></rect>'
-            )
-    shown_s = end_s - start_s
-    for share in (0.0, 0.5, 1.0):
-        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
-        x = _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-        text = f"{duration((1 - share) * shown_s)} ago" if share < 1 else "last seen"
-        parts.append(f'<text x="{x:.0f}" y="{height - 6}" text-anchor="{anchor}">{text}</text>')
-    names: defaultdict[str, list[str]] = defaultdict(list)
-    for name in sorted({bar.name for bar in bars}):
-        names[_COLOURS.get(name, "grey")].append(name)
-    legend = "".join(
-        f'<span><i style="--c:var(--{colour})"></i>{escape(", ".join(alike))}</span>' for colour, alike in names.items()
-    )
-    drawn = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="time of the actors">{"".join(parts)}</svg>'
-    scrolled = f'<div class="wide" tabindex="0" role="region" aria-label="timeline">{drawn}</div>'
-    return f'<div class="legend">{legend}</div>{scrolled}'
+def _plot(shown: Shown) -> str:
+    """Bars of one colour are one trace; seconds before the end, which is 0."""
+    named: defaultdict[str, list[Bar]] = defaultdict(list)
+    for bar in sorted(shown.bars, key=lambda bar: bar.name):
+        named[_COLOURS.get(bar.name, "grey")].append(bar)
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": plain(", ".join(dict.fromkeys(bar.name for bar in bars)), _LONGEST_NAMES),
+            "marker": {"color": f"--{colour}"},
+            "y": [bar.row for bar in bars],
+            "base": [round(max(bar.start_s, shown.start_s) - shown.end_s, 3) for bar in bars],
+            "x": [round(bar.end_s - max(bar.start_s, shown.start_s), 3) for bar in bars],
+            "hovertext": [f"{plain(bar.name)}, {bar.end_s - bar.start_s:.2f} s" for bar in bars],
+            "hoverinfo": "text",
+        }
+        for colour, bars in named.items()
+    ]
+    rows = {"categoryorder": "category ascending", "autorange": "reversed"}
+    layout = {"barmode": "overlay", "xaxis": {"title": {"text": "seconds before the last"}}, "yaxis": rows}
+    num_rows = len({bar.row for bar in shown.bars})
+    drawn = plot("time of the actors", traces, layout, _AROUND_PX + _ROW_PX * num_rows)
+    return f'<div class="wide" tabindex="0" role="region" aria-label="timeline">{drawn}</div>'

@@ -22,6 +22,7 @@ from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.observe import page, standing
+from asyncrl.observe.charts import script
 from asyncrl.observe.report import Sections
 from asyncrl.storage.run_dir import open_file, text
 from asyncrl.terminal.console import Console
@@ -50,7 +51,8 @@ async function follow() {
   setTimeout(follow, 2000);
 }
 const KEPT = "details, input, [tabindex], summary";
-function replace(place, html) {  // what its reader opened, chose, scrolled to and has the focus on, stays
+function replace(place, html) {  // what its reader opened, chose, scrolled or zoomed to and has the focus on, stays
+  const plots = new Map([...place.querySelectorAll(".plot")].map((old) => [old.ariaLabel, old]));
   const before = [...place.querySelectorAll(KEPT)];
   const focus = before.indexOf(document.activeElement);
   const at = before.map((old) => [old.scrollLeft, old.scrollTop]);
@@ -63,6 +65,13 @@ function replace(place, html) {  // what its reader opened, chose, scrolled to a
     after[i].scrollTo(...at[i]);
   });
   after[focus]?.focus({preventScroll: true});
+  for (const plot of place.querySelectorAll(".plot")) {
+    const old = plots.get(plot.ariaLabel);
+    if (!old) continue;
+    old.dataset.figure = plot.dataset.figure;
+    plot.replaceWith(old);
+  }
+  draw(place);
 }
 follow();
 """
@@ -126,13 +135,14 @@ def app(run_dir: Path, token: str) -> Callable[..., Awaitable[None]]:
 def _whole(run_dir: Path, seen: int, html: Mapping[str, str], nonce: str) -> str:
     places = [page.place(name, part) for name, part in html.items()]
     connection = '<p id="connection" class="soft" role="status"></p>'
-    script = f'<script nonce="{nonce}">let seen = {seen};{_SCRIPT}</script>'
-    return page.page(f"{run_dir.resolve().name} - asyncrl watch", [*places, connection, script])
+    follow = f'<script nonce="{nonce}">let seen = {seen};{_SCRIPT}</script>'
+    return page.page(f"{run_dir.resolve().name} - asyncrl watch", [*places, connection, script(nonce), follow])
 
 
 def _policy(nonce: str) -> str:
-    """What a browser lets the page do: its own script and looks, and asking here again."""
-    only = f"script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; connect-src 'self'"
+    """What a browser lets the page do: its own script and looks, pictures that it holds itself, for Plotly tries one,
+    and asking here again."""
+    only = f"script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
     return f"default-src 'none'; {only}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 

@@ -18,7 +18,7 @@ from asyncrl.errors import naming
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
-from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, read_lines, shares, write_summary
+from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
 from asyncrl.observe.trackers import Trackers
 from asyncrl.orchestrator import fingerprint
 from asyncrl.rollout.occupancy import REWARDS, STATES
@@ -38,7 +38,8 @@ class Recorder:
         self.run_dir = run_dir
         self._writer = writer
         self._trackers = trackers
-        self.last: dict[str, Any] = writer.last()
+        records = writer.records()
+        self.last: dict[str, Any] = records[-1] if records else {}
         self._wall_before_s = float(self.last.get("time_s", 0.0))
         self._tokens_generated = int(self.last.get("tokens/generated", 0))
         self._reward_failures = int(self.last.get("rewards/failed", 0))
@@ -50,6 +51,8 @@ class Recorder:
         self._publish = PublishReport(0, 0.0, 0.0, 0)
         self._shares: list[dict[str, float]] = []
         self._health = Health()
+        for record in records:
+            self._health.check(record)
         self._said: set[str] = set()
         self._checkpoint_s = 0.0
 
@@ -180,9 +183,6 @@ class Recorder:
         means = {}
         if self._shares:
             means = {k: statistics.fmean(s[k] for s in self._shares) for k in self._shares[0]}
-        health = Health()
-        for record in read_lines(self.run_dir / "metrics.jsonl"):
-            health.check(record)
         summary = {
             "ledger": vars(ledger),
             "wall_s": self.wall_s,
@@ -194,7 +194,7 @@ class Recorder:
             "changes": fingerprint.changes(self.run_dir),
             "final": self.last,
             "bottleneck": bottleneck(means) if means else "",
-            "warnings": [vars(said) for said in health.said.values()],
+            "warnings": [vars(said) for said in self._health.said.values()],
         }
         write_summary(self.run_dir / "summary.json", summary)
         return summary

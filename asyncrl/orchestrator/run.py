@@ -205,6 +205,7 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, Fingerprint]:
         config = local_config(Path(recipe.model)) if is_local(recipe.model) else hub_config(recipe.model)
         check_context(recipe, context_of(config))
         check_vocabulary(config, tokenizer, tokens)
+    tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
     return tasks, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
 
@@ -221,7 +222,7 @@ async def _run(
 ) -> int:
     """`begun` is called once all actors have started."""
     controller = recovered.controller
-    logger.info("staleness is at most %d updates", controller.worst_case_staleness)
+    logger.info("staleness is at most %d update(s)", controller.worst_case_staleness)
     model, sight = _model(recipe, run_dir), Sight.begin(run_dir)
     actors = Actors(recipe, model, sight, ray_cluster.base_dir_of_actors(base_dir), places)
     writer = MetricsWriter(run_dir / "metrics.jsonl")
@@ -240,7 +241,9 @@ async def _run(
                 view.phase("training")
                 await driver.run()
             controller.ledger.check()
-            recorder.finish(controller.ledger, controller.worst_case_staleness)
+            summary = recorder.finish(controller.ledger, controller.worst_case_staleness)
+            if summary["bottleneck"]:
+                view.phase(summary["bottleneck"])
             view.phase("stopping the engines")
         except RayTaskError as error:
             if isinstance(error, UserError | RunFailed):

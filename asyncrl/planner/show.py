@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyncrl.cluster.shape import pieces
+from asyncrl.observe.bottleneck import MOST
 from asyncrl.planner import profile
 from asyncrl.planner.gpus import GIB
 from asyncrl.planner.plan import Plan, Row, plan
@@ -49,6 +50,13 @@ def lines(plan: Plan) -> Iterator[str]:
         yield (
             "caution   with max_staleness 0 each role has all cores, else half of them (unless rollout.cpu_cores and "
             "trainer.cpu_threads say which), and the speeds are those of the profile"
+        )
+    waiting = plan.profile.figures.shares.get("reward_time/waiting", 0.0) if plan.profile else 0.0
+    if plan.profile and waiting >= MOST:
+        yield (
+            f"caution   {plan.profile.name} was reward-bound: its generators only waited for rewards "
+            f"{100 * waiting:.0f} % of the time, which a plan takes for slow generation; raise rewards.workers, or "
+            "make the reward faster"
         )
     if best.trainer is not None:
         yield f"memory    {memory_line(best)}"

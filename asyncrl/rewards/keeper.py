@@ -29,8 +29,9 @@ _MOST_PRINTED = 64 * 2**20
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 
 
-def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: float) -> None:
-    """Starts the worker that serves the socket `handle`; writes to the pipe `said` how it ended. SIGTERM ends all."""
+def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: float, log: str) -> None:
+    """Starts the worker that serves the socket `handle`; writes to the pipe `said` how it ended. SIGTERM ends all.
+    `log`: file that takes what they print; empty: where this process prints."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     die_with_parent(parent_pid, signal.SIGTERM)
     adopt_orphans()
@@ -51,7 +52,7 @@ def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: f
         return serve(handle, keeper)
     for file in (handle, prints):
         os.close(file)
-    passing = threading.Thread(target=_pass_on, args=(printed,), daemon=True)
+    passing = threading.Thread(target=_pass_on, args=(printed, log), daemon=True)
     passing.start()
     os.write(said, _keep(worker, memory_gib).encode())
     passing.join(1.0)
@@ -159,15 +160,25 @@ def _of(pid: int, what: str) -> int:
     return 0
 
 
-def _pass_on(printed: int) -> None:
-    """What the family prints, to where this process prints, up to a limit. Ends when nobody can print any more."""
-    left, told = _MOST_PRINTED, False
+def _pass_on(printed: int, log: str) -> None:
+    """What the family prints, up to a limit. Ends when nobody can print any more."""
+    left, told, file = _MOST_PRINTED, False, -1
     while some := os.read(printed, 2**16):
-        kept = some[:left]
+        if file < 0:
+            file = _opened(log)
+            left -= os.fstat(file).st_size if log else 0
+        kept = some[: max(0, left)]
         left -= len(kept)
         if len(kept) < len(some) and not told:
             told = True
             kept += f"\n[the reward has printed {_MOST_PRINTED // 2**20} MiB; the rest is left out]\n".encode()
         with contextlib.suppress(OSError):
             while kept:
-                kept = kept[os.write(1, kept) :]
+                kept = kept[os.write(file, kept) :]
+
+
+def _opened(log: str) -> int:
+    with contextlib.suppress(OSError):
+        if log:
+            return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    return 1

@@ -6,10 +6,7 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from asyncrl.plugins import shown
-from asyncrl.rewards.score import NO_LISTS, RESERVED, Score, failed, finite
-
-_MAX_NOTE_CHARS = 500
+from asyncrl.rewards.score import NO_LISTS, RESERVED, Score, failed, finite, sorted_out
 
 
 class Logs:
@@ -21,7 +18,8 @@ class Logs:
         self._columns: dict[str, list[Any]] = {}
 
     def log_metric(self, name: str, value: Any) -> None:
-        """A number for all completions of the call; several under one name are averaged."""
+        """A number for all completions of the call; several under one name are averaged. What is no finite number is
+        kept as text."""
         self._metrics.setdefault(_checked(name), []).append(value)
 
     def log_extra(self, column: str, values: Any) -> None:
@@ -42,17 +40,15 @@ class Logs:
         return [self._onto(place, score) for place, score in enumerate(scores)]
 
     def _onto(self, place: int, score: Score) -> Score:
-        means = {
-            name: [n for value in values if (n := finite(value)) is not None] for name, values in self._metrics.items()
-        }
-        extras = {name: statistics.fmean(numbers) for name, numbers in means.items() if numbers}
-        notes = {}
-        for column, values in self._columns.items():
-            if (number := finite(values[place])) is not None:
-                extras[column] = number
-            else:
-                notes[column] = shown(values[place])[:_MAX_NOTE_CHARS]
-        return replace(score, extras={**extras, **score.extras}, notes=notes)
+        means = {name: _mean(values) for name, values in self._metrics.items()}
+        extras, notes = sorted_out({**means, **{name: values[place] for name, values in self._columns.items()}})
+        return replace(score, extras={**extras, **score.extras}, notes={**notes, **score.notes})
+
+
+def _mean(values: list[Any]) -> Any:
+    """Of the finite numbers, or if there are none the last that was logged."""
+    numbers = [n for value in values if (n := finite(value)) is not None]
+    return statistics.fmean(numbers) if numbers else values[-1]
 
 
 def _checked(name: str) -> str:

@@ -61,6 +61,7 @@ class RewardPool:
         memory_gib: float | None = None,
         file_gib: float = 16.0,
         start_timeout_s: float = 300.0,
+        log: Path | None = None,
     ) -> None:
         """Starts the workers without waiting for them; they import the function meanwhile.
 
@@ -68,9 +69,10 @@ class RewardPool:
         start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions, `kwargs` are the
         recipe's further arguments. `memory_gib` bounds what a worker and all that it starts hold together, by
         default half of the memory there is, and `file_gib` each file that they write.
+        `log` is the file that takes what they print, made when they do; by default it goes where this process prints.
         """
         self._settings = (spec, str(base_dir), dataset, kwargs or {})
-        self._limits = (memory_gib or memory.total() / 2**31, file_gib)
+        self._limits = (memory_gib or memory.total() / 2**31, file_gib, str(log or ""))
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -172,14 +174,14 @@ class _WorkerLost(Exception):
 class _Worker:
     """A reward process, seen from the thread that owns it."""
 
-    def __init__(self, stop: Connection, memory_gib: float, file_gib: float) -> None:
+    def __init__(self, stop: Connection, memory_gib: float, file_gib: float, log: str) -> None:
         self._stop = stop
         self._asked = 0
         self._connection, theirs = Pipe()
         # Not multiprocessing: its spawn would run the parent's __main__ again, whatever that is. Exec drops the
         # parent's signal handlers; a session of its own keeps Ctrl-C away.
         self._said, says = Pipe(duplex=False)
-        arguments = theirs.fileno(), says.fileno(), os.getpid(), memory_gib, file_gib
+        arguments = theirs.fileno(), says.fileno(), os.getpid(), memory_gib, file_gib, log
         code = (
             f"import sys; sys.path[:] = {[p or os.getcwd() for p in sys.path]!r}; "
             f"from asyncrl.rewards.keeper import main; main{arguments}"

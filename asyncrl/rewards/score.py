@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncrl.plugins import encodable, shown
 
-_MAX_ERROR_CHARS = 500
+_MAX_ERROR_CHARS = _MAX_NOTE_CHARS = 500
 RESERVED = ("mean", "std")
 """Under `reward/` in the records."""
 NO_LISTS = (str, bytes, bytearray, Mapping, Set)
@@ -64,7 +64,7 @@ class Score:
     """Further finite numbers: of a reward that returned a dict, or logged."""
     error: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    """Texts that the reward logged, for people."""
+    """Texts that the reward returned or logged, for people."""
 
     def __post_init__(self) -> None:
         """Its texts can be written down, whatever the JSON of a model had."""
@@ -90,9 +90,19 @@ def to_score(value: Any) -> Score:
         return failed(f"the dict returned has neither 'reward' nor 'score', only {', '.join(map(shown, value))}")
     if taken := [name for name in RESERVED if name in value]:
         return failed(f"the dict returned has the key '{taken[0]}', which the records use themselves; rename it")
-    numbers = {shown(name): finite(other) for name, other in value.items() if name != key}
     main = to_score(value[key]) if not isinstance(value[key], dict) else failed(f"'{key}' is a dict")
-    return Score(main.reward, {name: n for name, n in numbers.items() if n is not None}, main.error)
+    extras, notes = sorted_out({name: other for name, other in value.items() if name != key})
+    if wrong := [name for name in ("accuracy", "acc") if name in notes]:
+        return failed(f"'{wrong[0]}' is {notes[wrong[0]]}, not a finite number")
+    return Score(main.reward, extras, main.error, notes)
+
+
+def sorted_out(values: Mapping[Any, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """By name what is a finite number, and as text for people all else that is there."""
+    numbers = {shown(name): finite(value) for name, value in values.items()}
+    texts = {shown(name): shown(value)[:_MAX_NOTE_CHARS] for name, value in values.items() if value is not None}
+    extras = {name: number for name, number in numbers.items() if number is not None}
+    return extras, {name: text for name, text in texts.items() if name not in extras}
 
 
 def finite(value: Any) -> float | None:

@@ -92,6 +92,7 @@ class Generator:
             kwargs=config.rewards.kwargs,
             memory_gib=config.rewards.memory_gib,
             file_gib=config.rewards.file_gib,
+            log=run_dir.resolve() / "rewards.log",
         )
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
         await self.engine.start()

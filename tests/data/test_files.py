@@ -92,7 +92,7 @@ def test_rows_are_those_of_the_start_and_know_their_line(tmp_path, monkeypatch):
         {"x": 1, "y": None},
         {"x": "1\n", "y": "2"},
     ]
-    assert [rows.where(i) for i in range(4)] == [f"{a} line 1", f"{a} line 3", f"{b} line 3", f"{b} line 4"]
+    assert [rows.where(i) for i in range(4)] == [f"{a} line 1", f"{a} line 3", f"{b} line 2", f"{b} line 4"]
 
 
 def test_rows_of_a_json_list_are_counted(tmp_path):
@@ -135,7 +135,12 @@ def test_options(tmp_path):
         ("a.csv", "a,a\n1,2\n", {}, "PATH has two columns 'a'; rename one"),
         ("a.csv", ",".join(map(str, range(200_000))) + "\n", {}, "with PATH there are more than 1000 columns.*"),
         ("a.csv", 'a,b\n"1"x,2\n', {}, "PATH line 2 is not valid CSV: .*"),
-        ("a.csv", b"a\n\xe9\n", {}, "PATH is not utf-8-sig text; name its encoding in data.options.encoding"),
+        (
+            "a.csv",
+            b"a\n\xe9\n",
+            {},
+            "PATH is not UTF-8 text; name its encoding in data.options.encoding, such as latin-1",
+        ),
         ("a.csv", "a\n1\n", {"sp": ";"}, "a .csv file has no option 'sp', only sep, .*; did you mean sep?"),
         ("a.csv", "a\n1\n", {"sep": ";;"}, "data.options do not fit PATH: .*"),
         ("a.csv", "a\n1\n", {"encoding": "utf-9"}, "data.options do not fit PATH: .*"),

@@ -1,3 +1,5 @@
+import re
+
 import datasets
 import pytest
 from hypothesis import given
@@ -245,3 +247,23 @@ def test_tokenize(tokenizer):
     assert tokenize(source().task(0), tokenizer) == [1, 5, 6, 5]
     tokens = tokenize(source(chat=True, system="terse").task(0), tokenizer)
     assert [WORDS[t] for t in tokens] == ["system", "terse", "user", "two", "plus", "two", "assistant"]
+
+
+def test_prompts_that_are_too_long_are_known_before_the_run(tokenizer, caplog):
+    """All of them: a sentence; some: a warning."""
+    some = source([{"prompt": "two"}, {"prompt": "two plus two"}])
+    some.check_lengths(tokenizer, 4)
+    assert not caplog.text
+    some.check_lengths(tokenizer, 2)
+    assert "1 of the first 2 prompts have more than the 2 tokens of rollout.max_prompt_tokens, up to 4" in caplog.text
+    with pytest.raises(UserError, match=r"all of the first 2 prompts have more than the 1 tokens of .*, 2 and more"):
+        some.check_lengths(tokenizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "cure"),
+    [("prompt;answer", "data.options.sep=';'"), ("prompt\tanswer", "sep='\\t'"), ("rows", "data.options.field=rows")],
+)
+def test_a_lonely_column_may_be_a_table_read_wrongly(column, cure):
+    with pytest.raises(UserError, match=re.escape(cure)):
+        source([{column: "x"}])

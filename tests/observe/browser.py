@@ -36,11 +36,17 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self._number, self._read, self.events = 0, b"", []
+        self.requests: list[str] = []
+        """Addresses that were asked for since the page was opened, its own too; not data that are their own address."""
+        self.complaints: list[dict[str, Any]] = []
+        """Since then: exceptions, what breaks the page's policy, and what was written to the console."""
         targets = self._send("Target.getTargets")["targetInfos"]
         target = next(t["targetId"] for t in targets if t["type"] == "page")
         self._session = self._send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.send("Page.enable")
         self.send("Runtime.enable")
+        self.send("Log.enable")
+        self.send("Network.enable")
 
     def __enter__(self) -> Browser:
         return self
@@ -65,6 +71,7 @@ class Browser:
 
     def open(self, url: str) -> float:
         """Seconds from the navigation to the load event."""
+        self.requests, self.complaints = [], []
         began = time.monotonic()
         self.send("Page.navigate", url=url)
         self._wait("Page.loadEventFired")
@@ -82,10 +89,31 @@ class Browser:
         poll = f"new Promise((yes, no) => {{ const end = {end}; const look = () => ({expression}) ? yes() : "
         self.value(poll + "Date.now() > end ? no('it did not come') : setTimeout(look, 50); look(); })")
 
+    def middle(self, selector: str) -> tuple[float, float]:
+        """Of an element, in the window, into which it is scrolled."""
+        x, y = self.value(f"""(() => {{ const node = document.querySelector("{selector}");
+            node.scrollIntoView({{block: "center"}}); const at = node.getBoundingClientRect();
+            return [at.x + at.width / 2, at.y + at.height / 2]; }})()""")
+        return x, y
+
     def press(self, key: str, code: int, text: str = "") -> None:
         for kind in ("keyDown", "keyUp"):
             what = {"text": text} if text and kind == "keyDown" else {}
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **what)
+
+    def mouse(self, *places: tuple[float, float], pressed: bool = False) -> None:
+        """Move it from place to place; with its button down from the first to the last if `pressed`."""
+        for number, (x, y) in enumerate(places):
+            self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=int(pressed and number > 0))
+            for kind, when in (("mousePressed", 0), ("mouseReleased", len(places) - 1)):
+                if pressed and number == when:
+                    self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def drag(self, x: float, y: float, up: float) -> None:
+        """With a finger."""
+        for kind, at in [("touchStart", y), *(("touchMove", y - up * part / 10) for part in range(1, 11))]:
+            self.send("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": at}])
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def picture(self, path: Path, whole: bool = True) -> None:
         shot = self.send("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))
@@ -126,4 +154,9 @@ class Browser:
             assert data, "the browser has ended"
             self._read += data
         line, _, self._read = self._read.partition(b"\0")
-        return json.loads(line)
+        message = json.loads(line)
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requests += [url for url in (message["params"]["request"]["url"],) if not url.startswith("data:")]
+        if message.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            self.complaints.append(message["params"])
+        return message

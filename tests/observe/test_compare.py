@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plots import figures
 
 from asyncrl.cli import main
 from asyncrl.observe.metrics import MetricsWriter
@@ -30,10 +31,25 @@ def test_curves_of_all_runs_are_in_each_chart(run_of: Any, tmp_path: Path) -> No
     runs = [run_of("short", 5), run_of("a/long", 700), run_of("b/long", 20)]
     assert main(["compare", *runs, "--out", str(out)]) == 0
     page = out.read_text()
-    reward = page.split("<figcaption>Reward</figcaption>")[1].split("</figure>")[0]
-    assert [name in reward for name in (">short<", ">a/long<", ">b/long<")] == [True] * 3
-    assert reward.count("<polyline") == 3  # thinned alike: none is broken
-    assert "http" not in page.replace("http://www.w3.org", "")
+    drawn = figures(page)
+    assert list(drawn)[:2] == ["Reward", "Accuracy"]
+    assert len(drawn) == 10
+    runs = drawn["Reward"]["data"]
+    assert [run["name"] for run in runs] == ["short", "a/long", "b/long"]
+    assert len({run["marker"]["color"] for run in runs}) == 3
+    for run in runs:  # thinned alike: none is broken
+        shown = [y is not None for y in run["y"]]
+        assert shown == sorted(shown, reverse=True)
+        assert run["mode"] == "lines"
+    assert "http" not in page.partition("<script")[0]
+
+
+def test_names_of_runs_are_text(run_of: Any, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["compare", run_of("<b>'%{x}&\u2028", 2), run_of("x" * 200, 2), "--out", str(out)]) == 0
+    first, second = (run["name"] for run in figures(out.read_text())["Reward"]["data"])
+    assert first == "&lt;b&gt;'%{x}&amp;\u2028"
+    assert second == "x" * 16 + "…" + "x" * 16
 
 
 def test_it_says_where_the_page_is(

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from plots import figures
 
-from asyncrl.observe.charts import svg
+from asyncrl.observe.charts import grid
 from asyncrl.observe.curves import charts, thin
+
+
+def drawn(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return figures(grid(charts(records)))
 
 
 def test_ages_are_summed_over_thinned_steps_and_the_oldest_drawn_together(made_up: Any) -> None:
@@ -15,8 +20,11 @@ def test_ages_are_summed_over_thinned_steps_and_the_oldest_drawn_together(made_u
     assert [r["staleness/histogram"] for r in thin(records, 2)] == [[7] + [2] * 8, [3] + [4] * 16 + [2] * 8]
     records = made_up.records(4)
     records[3]["staleness/histogram"] = [6] + [1] * 9 + [0, 5]
-    drawn = "".join(svg(chart) for chart in charts(records))
-    assert "step 3\nage 0: 30 %\nage 1: 5 %\nage 2: 5 %\nage 3: 5 %\nage 4: 5 %\nage 5 to 11: 50 %" in drawn
+    ages = drawn(records)["Age of trained tokens"]
+    last = {age["name"]: age["y"][3] for age in ages["data"]}
+    assert last == {"age 0": 0.3, "age 1": 0.05, "age 2": 0.05, "age 3": 0.05, "age 4": 0.05, "age 5 to 11": 0.5}
+    assert {age["type"] for age in ages["data"]} == {"bar"}
+    assert (ages["layout"]["barmode"], ages["layout"]["yaxis"]["range"]) == ("stack", [0, 1])
 
 
 def test_a_long_run_is_thinned_to_means_and_its_largest_age_stays(made_up: Any) -> None:
@@ -31,13 +39,35 @@ def test_a_long_run_is_thinned_to_means_and_its_largest_age_stays(made_up: Any) 
 @pytest.mark.parametrize("figure", [5e-324, 1.7e308, -1.7e308, float("inf"), float("nan")])
 def test_figures_at_the_ends_of_what_a_float_holds_are_drawn(made_up: Any, figure: float) -> None:
     records = made_up.records(3)
-    for step, key in enumerate(("completion/truncated_share", "trainer/grad_norm", "reward/std")):
+    for step, key in enumerate(("completion/truncated_share", "reward/mean", "reward/std")):
         records[step][key] = figure
-    assert all("<svg" in svg(chart) or "no figures yet" in svg(chart) for chart in charts(records))
+    found = drawn(records)
+    assert len(found) == 13
+    numbers = [y for shown in found.values() for trace in shown["data"] for y in trace["y"] if y is not None]
+    assert all(y == 0 or 1e-13 < abs(y) < 1e16 for y in numbers)
 
 
-def test_figures_that_are_missing_leave_gaps(made_up: Any) -> None:
-    records = [{"step": step} for step in range(3)]
-    assert all("no figures yet" in svg(chart) for chart in charts(records))
-    records[1]["reward/mean"] = 0.5
-    assert svg(charts(records)[0]).count("<circle") == 1
+def test_figures_that_are_missing_leave_gaps() -> None:
+    records: list[dict[str, Any]] = [{"step": step} for step in range(6)]
+    assert drawn(records) == {}
+    assert grid(charts(records)).count("no figures yet") == 13
+    for step, figure in ((0, 0.5), (2, 0.25), (3, 0.75)):
+        records[step] |= {"reward/mean": figure, "reward/std": 0.125}
+    band, line = drawn(records)["Reward"]["data"]
+    assert line["y"] == [0.5, None, 0.25, 0.75, None, None]
+    assert line["mode"] == "lines+markers"  # for the first has no neighbour
+    assert band["y"] == [0.625, 0.375, None, 0.375, 0.875, 0.625, 0.125, None]
+    assert band["x"] == [0, 0, None, 2, 3, 3, 2, None]
+    assert band["legendgroup"] == line["legendgroup"]
+
+
+def test_each_axis_has_its_unit(made_up: Any) -> None:
+    found = drawn(made_up.records(3))
+    axes = {title: figure["layout"]["yaxis"] for title, figure in found.items()}
+    assert axes["Accuracy"]["title"] == {"text": "share of trajectories"}
+    assert axes["Weight push"]["title"] == {"text": "time (s)"}
+    percent = {title for title, axis in axes.items() if axis.get("tickformat", "").endswith("%")}
+    assert percent == {title for title, axis in axes.items() if axis["title"]["text"].startswith("share")}
+    assert {title for title, axis in axes.items() if axis["rangemode"] != "tozero"} == {"Reward"}
+    dashed = [trace["name"] for figure in found.values() for trace in figure["data"] if "dash" in trace.get("line", {})]
+    assert dashed == ["bound"]

@@ -38,7 +38,7 @@ def test_programs_that_compute_beside_a_run_are_said(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("os.getloadavg", lambda: (0.4, 9.0, 9.0))
     assert doctor._cores() == doctor.Finding("ok", "cores", "2")
     monkeypatch.setattr("os.getloadavg", lambda: (3.2, 0.0, 0.0))
-    assert doctor._cores().change == "3 programs compute on this machine: steps will take longer"
+    assert doctor._cores().change == "about 3 program(s) compute on this machine: steps will take longer"
 
 
 def test_ways_in_for_others_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

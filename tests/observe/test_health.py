@@ -159,9 +159,10 @@ def _ledger(step: int) -> Ledger:
     return Ledger(drawn=step + 1, trained=step + 1, filtered_reasons={}, failed_reasons={}, **states)
 
 
-def _step(recorder: Recorder, step: int, metrics: dict[str, float | None]) -> dict[str, Any]:
+def _step(recorder: Recorder, step: int, metrics: dict[str, float | None], cut_off: int = 1) -> dict[str, Any]:
     extras = [{"format": 1.0}, {"format": 0.0}]
-    recorder.known(GroupSummary(step, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], extras=extras, num_truncated=1))
+    group = GroupSummary(step, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], extras=extras, num_truncated=cut_off)
+    recorder.known(group)
     ours = {name: value for name, value in metrics.items() if name.startswith(("offpolicy/", "trainer/"))}
     report = StepReport({**ours, "offpolicy/kl": 0.0}, tokens_trained=8, tokens_forward=8, staleness=(6, 2))
     recorder.trained(Train(step, ((step, 0),), 0), TrainResult(report, 1.0, 0.0, 0.0, []))
@@ -181,6 +182,22 @@ def test_the_recorder_logs_a_new_warning_and_counts_those_that_hold(
     assert records[0]["staleness/histogram"] == [6, 2]
     assert records[0]["reward/format"] == 0.5
     assert records[0]["completion/truncated_share"] == 0.5
+
+
+def test_a_resume_goes_on_with_what_was_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning that takes several steps is not told off by a resume, and one that held is not said again."""
+    _recorder(tmp_path)  # of a run that ended before its first step
+    first = _recorder(tmp_path)
+    for step in range(6):
+        _step(first, step, {**SOUND, "offpolicy/ess": 0.1}, cut_off=2)
+    caplog.clear()
+    resumed = _recorder(tmp_path)
+    assert [warning.partition(" ")[0] for warning in resumed.warnings] == ["offpolicy/ess"]
+    with caplog.at_level(logging.WARNING, "asyncrl"):
+        for step in range(6, 12):
+            _step(resumed, step, {**SOUND, "offpolicy/ess": 0.1}, cut_off=2)
+    assert ["cut off" in message for message in caplog.messages] == [True]
+    assert len(resumed.finish(_ledger(11), worst_case=0)["warnings"]) == 2
 
 
 def test_the_first_failure_of_each_kind_is_logged_and_all_are_counted(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -113,7 +115,7 @@ LOW_CONTRAST = """
 
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 375])
 def test_all_text_can_be_read_and_nothing_is_wider_than_the_window(
     browser: Browser, url: str, width: int, dark: bool
 ) -> None:
@@ -122,6 +124,7 @@ def test_all_text_can_be_read_and_nothing_is_wider_than_the_window(
     if browser.value("!!document.getElementById('by-gap')"):
         browser.value("document.getElementById('by-gap').click()")
     browser.value("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    browser.until(ALL_DRAWN)
     seen, low = browser.value(LOW_CONTRAST)
     assert seen > 100
     assert low == []
@@ -141,6 +144,7 @@ FOCUS = """
 def test_the_keyboard_reaches_all_that_scrolls_unfolds_or_switches(browser: Browser, url: str) -> None:
     browser.look(1280)
     browser.open(url)
+    browser.until(ALL_DRAWN)
     browser.value("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     scrolling = """[...document.querySelectorAll("body *")].filter((node) =>
         ["auto", "scroll"].includes(getComputedStyle(node).overflowX) && node.tabIndex < 0).map((n) => n.className)"""
@@ -158,8 +162,11 @@ def test_the_keyboard_reaches_all_that_scrolls_unfolds_or_switches(browser: Brow
 @needs_browser
 def test_the_switch_works_by_keyboard_and_without_script(browser: Browser, run_dir: Path) -> None:
     browser.look(1280)
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
     browser.open(write_report(run_dir).as_uri())
-    assert browser.value("document.scripts.length") == 0
+    browser.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert browser.value("document.querySelector('noscript').checkVisibility()")
+    assert browser.value("typeof Plotly") == "undefined"
     colours = "[...document.querySelectorAll('.text span')].map((s) => getComputedStyle(s).backgroundColor)"
     legend = "document.querySelector('p.gap-only').checkVisibility()"
     by_version = browser.value(colours)
@@ -183,7 +190,98 @@ def test_landmarks_and_headings_are_in_order(browser: Browser, url: str) -> None
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    unnamed = "[...document.querySelectorAll('svg, table, [role=region]')].filter((n) => !(n.ariaLabel ?? n.caption))"
+    unnamed = (
+        "[...document.querySelectorAll('[role=img], table, [role=region]')].filter((n) => !(n.ariaLabel ?? n.caption))"
+    )
     assert browser.value(f"{unnamed}.length") == 0
     ids = browser.value("[...document.querySelectorAll('[id]')].map((n) => n.id)")
     assert len(set(ids)) == len(ids)
+
+
+# -- the plots
+
+
+ALL_DRAWN = "!document.querySelector('.plot:not(:has(.legend))')"
+TOLD = "[...document.querySelectorAll('.hoverlayer text')].map((text) => text.textContent)"
+
+
+@needs_browser
+def test_plots_are_drawn_and_nothing_is_asked_for(browser: Browser, url: str) -> None:
+    browser.look(1280)
+    browser.open(url)
+    browser.until(ALL_DRAWN)
+    marks = ".plot:has(.scatterlayer path, .barlayer path)"
+    assert browser.value(f"document.querySelectorAll('{marks}').length") >= 10
+    assert browser.value("document.querySelectorAll('.modebar-btn').length") == 0
+    assert browser.requests == [url]
+    assert browser.complaints == []
+
+
+@needs_browser
+def test_the_mouse_shows_a_steps_figures_hides_a_curve_and_zooms(browser: Browser, run_dir: Path) -> None:
+    browser.look(1280)
+    browser.open(write_report(run_dir).as_uri())
+    plot = "[aria-label='Importance weights']"
+    drawn = f'document.querySelector("{plot}")'
+    browser.until(ALL_DRAWN)
+    x, y = browser.middle(f"{plot} .nsewdrag")
+    browser.mouse((x - 1, y), (x, y))
+    browser.until(f"{TOLD}.length > 0")
+    step, *curves = browser.value(TOLD)
+    assert re.fullmatch(r"step 1\d", step)
+    assert [re.sub(r"[\d.]+%", "%", curve) for curve in curves] == ["effective sample size : %", "clipped : %"]
+    browser.mouse((x, y), (x + 50, y), (x + 99, y), pressed=True)
+    browser.until(f"{drawn}.layout.xaxis.autorange === false")
+    low, high = browser.value(f"{drawn}.layout.xaxis.range")
+    assert 8 < low < high < 22
+    browser.mouse(browser.middle(f"{plot} .legendtoggle"), pressed=True)
+    browser.until(f"{drawn}.data[0].visible === 'legendonly'")
+    assert browser.value(f"{drawn}.data[1].visible") is not False
+    assert browser.complaints == []
+
+
+@needs_browser
+def test_plots_follow_the_colours_of_the_user(browser: Browser, url: str) -> None:
+    browser.look(1280)
+    browser.open(url)
+    stroke = "getComputedStyle(document.querySelector('.plot .legendlines path')).stroke"
+    for theme, colours in enumerate(palettes()):
+        browser.look(1280, dark=bool(theme))
+        red, green, blue = (int(colours["blue"][i : i + 2], 16) for i in (1, 3, 5))
+        browser.until(f"{stroke} === 'rgb({red}, {green}, {blue})'")
+
+
+@needs_browser
+def test_a_finger_on_a_plot_scrolls_the_page(browser: Browser, run_dir: Path) -> None:
+    browser.look(375)
+    browser.send("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        browser.open(write_report(run_dir).as_uri())
+        browser.until(ALL_DRAWN)
+        x, y = browser.middle("[aria-label=Accuracy] .nsewdrag")
+        before = browser.value("scrollY")
+        browser.drag(x, y, up=300)
+        browser.until(f"scrollY > {before} + 200")
+    finally:
+        browser.send("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+@needs_browser
+def test_figures_and_names_that_anyone_made_up_are_drawn(browser: Browser, made_up: Any, tmp_path: Path) -> None:
+    nasty = [5e-324, -5e-324, 1e-13, 1e-12, 0.3, 0, 1, -1, 1e15, 1e15 - 1, -1e15, 1e308, math.inf, math.nan, 10**400]
+    rng = random.Random(0)
+    run_dir = made_up.write_run(tmp_path / "<img src=x onerror=alert(1)>")
+    for num_steps, choice in ((1, nasty), (2, nasty), (30, nasty), (3, [1e15]), (3, [1e-12]), (3, [1e15, 1e15 - 1])):
+        records = made_up.records(num_steps)
+        for record in records:
+            record |= {key: rng.choice(choice) for key in record if key != "step"}
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (run_dir / "metrics.jsonl").write_text(lines)
+        spans = [Span("steps", "</script><b>x</b>%{x}", 10.0 * i, 9.0) for i in range(num_steps)]
+        (run_dir / "trace.json").unlink(missing_ok=True)
+        TraceFile(run_dir / "trace.json").write("trainer", spans)
+        for page_of in (write_report(run_dir), write_comparison([run_dir], tmp_path / "compare.html")):
+            browser.open(page_of.as_uri())
+            browser.until(ALL_DRAWN)
+            assert browser.value("document.querySelectorAll('.plot :is(b, a, img, [style*=bold])').length") == 0
+            assert browser.complaints == []

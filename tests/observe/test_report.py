@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from plots import figures
+
 from asyncrl.observe.metrics import MetricsWriter, write_summary
 from asyncrl.observe.report import write_report
 
@@ -49,8 +51,10 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     text = write_report(run).read_text()
     page = Page(text)
     assert page.fetched == []
-    assert page.tags.count("svg") >= 6
-    assert "script" not in page.tags
+    assert list(figures(text))[:2] == ["Reward", "Accuracy"]
+    assert len(figures(text)) == page.tags.count("figcaption") == 13
+    assert page.tags.count("script") == page.tags.count("noscript") == 1
+    assert text.rindex("alert(1)") < text.index("<script")
     assert "&lt;script&gt;" in text
     assert "trainer-bound: x" in text
     assert "From step 5 on: reward, source was &lt;a&gt;, is &lt;b&gt;" in text
@@ -61,8 +65,9 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
 
 
 def test_a_crashed_run_has_what_there_is(made_up: Any, tmp_path: Path) -> None:
-    page = Page(write_report(run_dir(made_up, tmp_path, 7)).read_text())
-    assert page.tags.count("svg") >= 6
+    drawn = figures(write_report(run_dir(made_up, tmp_path, 7)).read_text())
+    assert len(drawn) == 13
+    assert all(trace["x"] for figure in drawn.values() for trace in figure["data"])
 
 
 def test_a_run_without_a_step_says_so(made_up: Any, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+
+from plots import figures
 
 from asyncrl.observe.timeline import WINDOW_S, read, timeline, window
 from asyncrl.observe.trace import Span, TraceFile
@@ -15,18 +16,19 @@ def test_rows_are_actors_and_lanes_and_other_lanes_are_left_out(tmp_path: Path) 
     trace.write("generator-1", [Span("engine", "busy", 99.0, 4.0), Span("rollout 3", "decode", 99.0, 1.0)])
     with (tmp_path / "trace.json").open("a") as file:
         file.write('{"ph": "X", "name": "cut o')
-    drawn = timeline(tmp_path)
-    rows = re.findall(r'text-anchor="end">([^<]+)</text>', drawn)
-    assert rows[:3] == ["generator-1 engine", "trainer push", "trainer steps"]
-    assert "forward, 5.00 s, 5 s before the last" in drawn
+    traces = figures(timeline(tmp_path))["time of the actors"]["data"]
+    assert {row for trace in traces for row in trace["y"]} == {"generator-1 engine", "trainer push", "trainer steps"}
+    assert [trace["hovertext"] for trace in traces] == [["busy, 4.00 s"], ["forward, 5.00 s"], ["push, 2.00 s"]]
+    assert [(trace["base"], trace["x"]) for trace in traces] == [([-6], [4]), ([-5], [5]), ([-4], [2])]
     assert timeline(tmp_path / "missing") == ""
 
 
 def test_names_of_one_colour_share_its_place_in_the_legend(tmp_path: Path) -> None:
-    spans = [Span("steps", name, 10.0 * n, 9.0) for n, name in enumerate(("fetch", "pack", "forward"))]
+    spans = [Span("steps", name, 10.0 * n, 9.0) for n, name in enumerate(("pack", "fetch", "forward", "<b>x"))]
     TraceFile(tmp_path / "trace.json").write("trainer", spans)
-    legend = timeline(tmp_path).partition("<svg")[0]
-    assert re.findall(r"</i>([^<]+)</span>", legend) == ["fetch, pack", "forward"]
+    traces = figures(timeline(tmp_path))["time of the actors"]["data"]
+    shown = {trace["marker"]["color"]: trace["name"] for trace in traces}
+    assert shown == {"--teal": "fetch, pack", "--blue": "forward", "--grey": "&lt;b&gt;x"}
 
 
 def test_short_bars_are_shown_for_a_shorter_time(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import long_run
 import psutil
 import pytest
 from browser import CHROMIUM, Browser
+from plots import figures
 
 from asyncrl.cli import main
 from asyncrl.observe.metrics import MetricsWriter, write_summary
@@ -24,6 +25,7 @@ from asyncrl.observe.trace import Span, TraceFile
 from asyncrl.observe.watch import Following
 from asyncrl.processes.lock import RunLock
 
+DRAWN = "document.querySelectorAll('#charts .plot .legend').length"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
 
 
@@ -81,7 +83,7 @@ def test_the_page_follows_the_run(watching: Watching, run_dir: Path, made_up: An
     assert "not running, and not done" in page
     assert "trainer steps" in page  # the timeline's row
     first = watching.get("sections")
-    assert first["sections"]["charts"].count("<svg") >= 6
+    assert len(figures(first["sections"]["charts"])) == 13
     assert watching.get(f"sections?seen={first['seen']}") == {"seen": first["seen"], "sections": {}}
     with RunLock(run_dir):
         running = watching.get(f"sections?seen={first['seen']}")
@@ -90,7 +92,7 @@ def test_the_page_follows_the_run(watching: Watching, run_dir: Path, made_up: An
     write_summary(run_dir / "summary.json", {"ledger": {"drawn": 1}, "bottleneck": "balanced"})
     done = watching.get(f"sections?seen={running['seen']}")["sections"]
     assert ">done<" in done["state"]
-    assert "step 7" in done["charts"]
+    assert figures(done["charts"])["Accuracy"]["data"][0]["x"] == [*range(8)]
     assert "recipe" not in done
 
 
@@ -204,8 +206,14 @@ def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching,
     with Browser() as browser:
         browser.look(1280)
         browser.open(watching.url)
-        assert browser.value("document.querySelectorAll('#charts svg').length") >= 6
+        browser.until(f"{DRAWN} === 13")
         browser.value("document.querySelector('#charts details').open = true")
+        browser.mouse(browser.middle("[aria-label=Reward] .legendtoggle"), pressed=True)
+        browser.until("document.querySelector('[aria-label=Reward]').data[1].visible === 'legendonly'")
+        x, y = browser.middle("[aria-label=Accuracy] .nsewdrag")
+        browser.mouse((x - 90, y), (x, y), (x + 90, y), pressed=True)
+        zoomed = browser.value("document.querySelector('[aria-label=Accuracy]').layout.xaxis.range")
+        assert 0 < zoomed[0] < zoomed[1] < 6
         browser.value("document.getElementById('by-gap').click(); document.getElementById('by-gap').focus()")
         MetricsWriter(run_dir / "metrics.jsonl").write(made_up.records(8)[7])
         (run_dir / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in made_up.samples()[:8]))
@@ -214,6 +222,13 @@ def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching,
         assert browser.value("document.querySelector('#charts details').open")
         assert browser.value("document.getElementById('by-gap').checked")
         assert browser.value("document.activeElement.id") == "by-gap"
+        browser.until("document.querySelector('[aria-label=Accuracy]').data[0].x.length === 8")
+        assert browser.value("document.querySelector('[aria-label=Accuracy]').layout.xaxis.range") == zoomed
+        browser.until("document.querySelector('[aria-label=Reward]').data[1].x.length === 8")
+        assert browser.value("document.querySelector('[aria-label=Reward]').data[1].visible") == "legendonly"
+        assert browser.value(DRAWN) == 13
+        assert browser.complaints == []
+        assert {url.partition("?")[0] for url in browser.requests} == {watching.url, watching.url + "sections"}
         # What a part brings that is no part of the page: nothing of it runs.
         inject = "document.getElementById('state').innerHTML = '<img src=x onerror=\"window.ran = 1\">'"
         browser.value(f"{inject}; new Promise((then) => setTimeout(then, 300))")
@@ -238,23 +253,25 @@ def watching_long(long_run_dir: Path) -> Iterator[Watching]:
 
 
 def test_a_long_run_is_small(watching_long: Watching) -> None:
-    assert len(watching_long.get()) < 3_000_000
+    assert sum(map(len, watching_long.get("sections")["sections"].values())) < 500_000
 
 
 @needs_browser
-def test_a_browser_shows_a_long_run_in_two_seconds(long_run_dir: Path) -> None:
-    """From the navigation to the load event, the server's first page; the best of three: others use the machine too."""
+def test_a_browser_shows_a_long_run_in_a_second_and_draws_it_in_four(long_run_dir: Path) -> None:
+    """From the navigation on, the server's first page; the best of three: others use the machine too."""
     times_s = []
     for _ in range(3):
         watching = Watching(long_run_dir)
         try:
             with Browser() as browser:
                 browser.look(1280)
-                times_s.append(browser.open(watching.url))
-                assert browser.value("document.querySelectorAll('#charts svg').length") >= 6
+                browser.open(watching.url)
+                browser.until(f"{DRAWN} === 13")
+                drawn_s = browser.value("performance.now() / 1000")
+                times_s.append((browser.value("performance.getEntriesByType('paint')[0].startTime / 1000"), drawn_s))
         finally:
             watching.close()
-        if times_s[-1] < 2:
+        if times_s[-1][0] < 1 and times_s[-1][1] < 4:
             return
     pytest.fail(f"it took {times_s} s")
 

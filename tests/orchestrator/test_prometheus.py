@@ -7,11 +7,13 @@ import math
 import re
 import signal
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from asyncrl.observe.prometheus import Prometheus
 from test_run import SIMULATED, asyncrl, kill_group, records, wait_for
 
 from asyncrl.observe.grafana import dashboard, metric
@@ -64,3 +66,12 @@ def test_the_agent_exports_what_metrics_jsonl_says(tmp_path: Path, monkeypatch: 
         assert not file.exists()
     finally:
         kill_group(process)
+
+
+def test_names_of_any_letters_are_exported(tmp_path: Path, local_ray: Callable[..., None]) -> None:
+    """Of a run's folder, and of what a reward logs."""
+    local_ray(num_cpus=1)
+    (run_dir := tmp_path / "Übung").mkdir()
+    exported = Prometheus(run_dir, {"max_steps": 1.0})
+    exported.log(0, {"reward/größe": 1.0})
+    exported.close()

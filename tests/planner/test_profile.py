@@ -83,6 +83,17 @@ def on_cpus(run_dir: Path, *overrides: str) -> Plan:
     return plan(load(run_dir / "recipe.yaml", overrides), ROOT, 0, profile=found)
 
 
+def test_of_a_run_that_waited_for_rewards_a_plan_says_so(turns: Path) -> None:
+    """It simulates none, and would have more generators bought."""
+    lines = (turns / "metrics.jsonl").read_text().splitlines()
+    assert not any("reward-bound" in said for said in show.lines(on_cpus(turns)))
+    waited = [json.dumps(json.loads(line) | {"reward_time/waiting": 0.9}) + "\n" for line in lines]
+    (turns / "metrics.jsonl").write_text("".join(waited))
+    assert any(
+        "was reward-bound: its generators only waited for rewards 90 %" in said for said in show.lines(on_cpus(turns))
+    )
+
+
 def test_a_profile_gives_its_own_run_again(turns: Path) -> None:
     (row,) = on_cpus(turns).rows
     assert row.figures.step_s == pytest.approx(GENERATE_S + TRAIN_S + PUSH_S + DRIVER_S, rel=1e-3)

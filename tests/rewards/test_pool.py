@@ -311,6 +311,21 @@ def test_what_a_call_prints_is_bounded_and_said(pool_of, capfd):
     assert printed.endswith("x\n[the reward has printed 64 MiB; the rest is left out]\n")
 
 
+def test_what_calls_print_is_kept_in_a_file(pool_of, tmp_path, capfd):
+    """Of all workers together no more than of one."""
+    log = tmp_path / "rewards.log"
+    pool = pool_of(log=log)
+    assert run(pool, "chat", mib=1) == [Score(1.0)]
+    pool.close()
+    assert log.read_text() == "x" * 2**20
+    log.write_bytes(b"y" * (2**26 - 3))
+    pool = pool_of(log=log)
+    assert run(pool, "chat", mib=1) == [Score(1.0)]
+    pool.close()
+    assert log.read_text().endswith("yxxx\n[the reward has printed 64 MiB; the rest is left out]\n")
+    assert "x" not in capfd.readouterr().out
+
+
 def test_what_a_call_writes_to_a_file_is_bounded(pool_of, tmp_path):
     path = tmp_path / "file"
     full, after = run(pool_of(file_gib=1 / 128), "fill the disk", "x", path=str(path))

@@ -33,9 +33,15 @@ def test_anything_else_has_failed_and_says_why(value):
 
 def test_the_other_numbers_of_a_dict_are_extras():
     value = {"score": 0.5, "acc": True, "length": np.int32(7), "pred": "42", "bad": float("nan"), "none": None}
-    assert to_score(value) == Score(0.5, {"acc": 1.0, "length": 7.0})
+    assert to_score(value) == Score(0.5, {"acc": 1.0, "length": 7.0}, notes={"pred": "42", "bad": "nan"})
     assert to_score({**value, "reward": 2}).extras == {"score": 0.5, "acc": 1.0, "length": 7.0}
     assert to_score({"reward": None, "acc": 1}).extras == {"acc": 1.0}
+
+
+@pytest.mark.parametrize("name", ["accuracy", "acc"])
+def test_an_accuracy_is_a_number(name):
+    assert to_score({"reward": 1.0, name: "yes"}).error == f"'{name}' is yes, not a finite number"
+    assert to_score({"reward": 1.0, name: None}).error is None
 
 
 @pytest.mark.parametrize("name", ["mean", "std"])

@@ -53,12 +53,22 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
             files.shapes(tmp_path)
 
 
-def test_rows_that_do_not_fit_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a@1": torch.zeros(1, 3)},
+        {"a@2": torch.zeros(1, 2)},
+        {"a@0": torch.zeros(1, 2)},
+        {"a": torch.zeros(1, 2)},
+        {"a@x": torch.zeros(1, 2)},
+    ],
+    ids=["other width", "a gap", "twice", "whole too", "no number"],
+)
+def test_rows_that_do_not_fit_together(tmp_path: Path, other: dict[str, torch.Tensor]) -> None:
     save_file({"a@0": torch.zeros(1, 2)}, tmp_path / "rank_0.safetensors")
-    save_file({"a@1": torch.zeros(1, 3)}, tmp_path / "rank_1.safetensors")
-    for read in (files.shapes, files.read):
-        with pytest.raises(UserError, match=r"do not fit together|is no checkpoint of asyncrl"):
-            read(tmp_path)
+    save_file(other, tmp_path / "rank_1.safetensors")
+    with pytest.raises(UserError, match=r"do not fit together|is no checkpoint of asyncrl"):
+        files.read(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (6,)])
