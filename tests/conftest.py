@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
@@ -31,6 +32,8 @@ os.environ.update(SPIN)
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 # Else Ray would write one into this user's home.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# Helpers of that room; importlib mode puts no folder on the path.
+sys.path.append(str(Path(__file__).parent / "report"))
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +42,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from asyncrl.models import make_tiny_llama
 
     return make_tiny_llama(tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def made_up() -> ModuleType:
+    """Makes run directories without a run (tests/report/made_up.py)."""
+    import made_up
+
+    return made_up
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
     for name, functions in {
         "asyncrl.orchestrator.run": ("train", "resume"),
-        "asyncrl.observe.report": ("write_report",),
+        "asyncrl.report.report": ("write_report",),
         "asyncrl.observe.doctor": ("doctor",),
     }.items():
         module = types.ModuleType(name)

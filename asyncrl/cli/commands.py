@@ -311,7 +311,7 @@ def _go_on(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: list[str]) -
 
 def _report(run_dir: Path, out: Path | None) -> int:
     _check_run_dir(run_dir)
-    from asyncrl.observe.report import write_report
+    from asyncrl.report.report import write_report
 
     _print(write_report(run_dir, out))
     return 0
@@ -319,7 +319,7 @@ def _report(run_dir: Path, out: Path | None) -> int:
 
 def _watch(run_dir: Path, host: str, port: int) -> int:
     _check_run_dir(run_dir)
-    from asyncrl.observe.watch import watch
+    from asyncrl.report.watch import watch
 
     watch(run_dir, host, port)
     return 0
@@ -329,7 +329,7 @@ def _compare(names: list[str], out: Path | None) -> int:
     run_dirs = [_local(name, whole=False) for name in names]
     for run_dir in run_dirs:
         _check_run_dir(run_dir)
-    from asyncrl.observe.compare import write_comparison
+    from asyncrl.report.compare import write_comparison
 
     _print(write_comparison(run_dirs, out).resolve())
     return 0
@@ -337,7 +337,7 @@ def _compare(names: list[str], out: Path | None) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     _check_run_dir(arguments.run_dir)
-    from asyncrl.observe import inspection
+    from asyncrl.report import inspection
 
     reward, age = (value and inspection.parse_range(value) for value in (arguments.reward, arguments.age))
     filters = inspection.Filters(arguments.task, reward, age)

@@ -36,7 +36,6 @@ from asyncrl.models import (
 )
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.prometheus import Prometheus
-from asyncrl.observe.report import write_report
 from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.orchestrator import fingerprint, same_model
 from asyncrl.orchestrator.actors import Actors
@@ -55,6 +54,7 @@ from asyncrl.recipe.check import check, check_context, context_of
 from asyncrl.recipe.load import control_settings, dump, worst_case_staleness
 from asyncrl.recipe.paths import anchored, changed_keys
 from asyncrl.recipe.schema import Recipe
+from asyncrl.report.report import write_report
 from asyncrl.storage import mirror
 from asyncrl.storage.run_dir import open_to, replace
 from asyncrl.storage.sight import Sight

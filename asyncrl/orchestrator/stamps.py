@@ -20,9 +20,9 @@ import torch
 from asyncrl.buffer.records import groups
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA
-from asyncrl.observe.samples import spread
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
+from asyncrl.report.samples import spread
 from asyncrl.rollout.trajectory import Group, Trajectory, decode
 from asyncrl.storage import atomic
 from asyncrl.terminal.progress import shown

@@ -14,7 +14,6 @@ from asyncrl.buffer.records import groups
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
 from asyncrl.models import MODEL_FILE
-from asyncrl.observe.run_files import RunFiles
 from asyncrl.planner.engine import DecodeSpeed
 from asyncrl.planner.figures import Figures, figures, steady
 from asyncrl.planner.lengths import Lengths
@@ -22,6 +21,7 @@ from asyncrl.planner.simulation import Scene, simulate
 from asyncrl.planner.work import Work, assumed
 from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
+from asyncrl.report.run_files import RunFiles
 from asyncrl.rollout.trajectory import decode
 from asyncrl.storage.run_dir import json_object
 from asyncrl.storage.run_dir import text as read_text

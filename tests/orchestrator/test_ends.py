@@ -306,8 +306,8 @@ ALLOWED = {
     ("observe/backends/mlflow.py", "time.time"),  # MLflow wants it beside each value
     ("observe/backends/tensorboard.py", "time.time"),  # TensorBoard too
     ("terminal/live.py", "time.strftime"),  # in front of a line
-    ("observe/standing.py", "time.gmtime"),  # in front of what was logged
-    ("observe/standing.py", "time.strftime"),
+    ("report/standing.py", "time.gmtime"),  # in front of what was logged
+    ("report/standing.py", "time.strftime"),
     ("observe/trace.py", "time.time"),  # where a process's own clock stands, once
     ("orchestrator/status.py", "time.time"),  # when the file was written, for a reader on any machine
     ("orchestrator/run.py", "time.strftime"),  # the name of a run directory

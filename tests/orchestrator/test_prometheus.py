@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-from asyncrl.observe.prometheus import Prometheus
 from test_run import SIMULATED, asyncrl, kill_group, records, wait_for
 
 from asyncrl.observe.grafana import dashboard, metric
+from asyncrl.observe.prometheus import Prometheus
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-for room in ("observe", "security"):
+for room in ("report", "security"):
     sys.path.append(str(Path(__file__).parents[1] / room))
 
 

@@ -29,13 +29,13 @@ from asyncrl.control.history import HistoryError, replay
 from asyncrl.control.settings import Settings
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.models import tiny_tokenizer
-from asyncrl.observe import inspection
-from asyncrl.observe.compare import write_comparison
-from asyncrl.observe.report import write_report
-from asyncrl.observe.watch import Following
 from asyncrl.orchestrator.recovery import recover
 from asyncrl.planner import profile
 from asyncrl.recipe.load import load
+from asyncrl.report import inspection
+from asyncrl.report.compare import write_comparison
+from asyncrl.report.report import write_report
+from asyncrl.report.watch import Following
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.storage import mirror
 from asyncrl.terminal.console import Console

@@ -11,8 +11,8 @@ import stranger
 
 from asyncrl.cli import main
 from asyncrl.errors import UserError
-from asyncrl.observe.inspection import Filters, find
-from asyncrl.observe.watch import Following, app
+from asyncrl.report.inspection import Filters, find
+from asyncrl.report.watch import Following, app
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user: run the suite as root")
 COMMANDS = {

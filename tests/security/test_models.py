@@ -15,7 +15,7 @@ import pytest
 
 from asyncrl.errors import UserError
 from asyncrl.models import load_tokenizer
-from asyncrl.observe import inspection
+from asyncrl.report import inspection
 from asyncrl.trainer.loading import from_folder, outline
 
 ROOT = Path(__file__).resolve().parents[2]

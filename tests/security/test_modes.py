@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import stranger
 
-from asyncrl.observe.report import write_report
 from asyncrl.orchestrator.run import make_run_dir
+from asyncrl.report.report import write_report
 from asyncrl.storage.run_dir import alike, make_alike, open_to, replace
 
 

@@ -22,8 +22,8 @@ from plots import figures
 from asyncrl.cli import main
 from asyncrl.observe.metrics import MetricsWriter, write_summary
 from asyncrl.observe.trace import Span, TraceFile
-from asyncrl.observe.watch import Following
 from asyncrl.processes.lock import RunLock
+from asyncrl.report.watch import Following
 
 DRAWN = "document.querySelectorAll('#charts .plot .legend').length"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncrl.observe import samples
+from asyncrl.report import samples
 
 SAMPLE: dict[str, Any] = {
     "step": 7,

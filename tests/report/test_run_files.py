@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from asyncrl.observe import run_files
 from asyncrl.observe.metrics import MetricsWriter
-from asyncrl.observe.run_files import Growing, RunFiles
+from asyncrl.report import run_files
+from asyncrl.report.run_files import Growing, RunFiles
 
 
 def new(growing: Growing) -> tuple[bool, list[tuple[int, bytes]]]:

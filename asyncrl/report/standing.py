@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from asyncrl.observe import page
 from asyncrl.observe.health import Health, Said
+from asyncrl.report import page
 from asyncrl.terminal.live import LEDGER_EVENTS, LEDGER_STATES
 
 _LEDGER_WORDS = {

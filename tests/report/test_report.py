@@ -10,7 +10,7 @@ from typing import Any
 from plots import figures
 
 from asyncrl.observe.metrics import MetricsWriter, write_summary
-from asyncrl.observe.report import write_report
+from asyncrl.report.report import write_report
 
 
 def run_dir(made_up: Any, folder: Path, num_steps: int) -> Path:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, Browser
 
-from asyncrl.observe import page
-from asyncrl.observe.compare import write_comparison
-from asyncrl.observe.report import write_report
 from asyncrl.observe.trace import Span, TraceFile
+from asyncrl.report import page
+from asyncrl.report.compare import write_comparison
+from asyncrl.report.report import write_report
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
 TEXT, GRAPHIC = 4.5, 3.0

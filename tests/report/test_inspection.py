@@ -16,8 +16,8 @@ from asyncrl.buffer.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.cli import main
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
-from asyncrl.observe import inspection
-from asyncrl.observe.inspection import Filters, count, find, parse_range
+from asyncrl.report import inspection
+from asyncrl.report.inspection import Filters, count, find, parse_range
 from asyncrl.rollout.trajectory import Group, Trajectory, encode
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from asyncrl.observe.charts import Chart, Series
+from asyncrl.report.charts import Chart, Series
 
 _TRAINER = {
     "busy": "green",

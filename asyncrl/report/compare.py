@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import UserError
-from asyncrl.observe import page
-from asyncrl.observe.charts import Chart, Series, grid, script
-from asyncrl.observe.curves import thin
-from asyncrl.observe.run_files import RunFiles
+from asyncrl.report import page
+from asyncrl.report.charts import Chart, Series, grid, script
+from asyncrl.report.curves import thin
+from asyncrl.report.run_files import RunFiles
 from asyncrl.terminal.live import number
 from asyncrl.terminal.progress import duration
 

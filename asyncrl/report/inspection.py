@@ -19,7 +19,7 @@ from asyncrl.buffer.log import segments
 from asyncrl.buffer.records import GROUPS_STREAM, groups, trained
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA, tiny_tokenizer, tokenizer_here
-from asyncrl.observe.run_files import RunFiles
+from asyncrl.report.run_files import RunFiles
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
 from asyncrl.storage.run_dir import replacing, require_replaceable
 from asyncrl.terminal.console import Console

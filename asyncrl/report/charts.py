@@ -13,7 +13,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from asyncrl.observe.shapes import is_figure
+from asyncrl.report.shapes import is_figure
 
 _HEIGHT_PX = 280
 _LONGEST_NAME = 32

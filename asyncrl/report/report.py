@@ -13,13 +13,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asyncrl.observe import page, samples, standing
 from asyncrl.observe.bottleneck import bottleneck
-from asyncrl.observe.charts import grid, script
-from asyncrl.observe.curves import charts, column, thin
-from asyncrl.observe.run_files import RunFiles, Signature
-from asyncrl.observe.timeline import timeline
 from asyncrl.recipe.secret import masked
+from asyncrl.report import page, samples, standing
+from asyncrl.report.charts import grid, script
+from asyncrl.report.curves import charts, column, thin
+from asyncrl.report.run_files import RunFiles, Signature
+from asyncrl.report.timeline import timeline
 from asyncrl.storage.run_dir import alike
 from asyncrl.terminal.live import number
 from asyncrl.terminal.progress import duration

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import UserError
-from asyncrl.observe import page, standing
-from asyncrl.observe.charts import script
-from asyncrl.observe.report import Sections
+from asyncrl.report import page, standing
+from asyncrl.report.charts import script
+from asyncrl.report.report import Sections
 from asyncrl.storage.run_dir import open_file, text
 from asyncrl.terminal.console import Console
 

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from asyncrl.errors import UserError
 from asyncrl.observe.health import Health
-from asyncrl.observe.shapes import SAMPLE, STATUS, SUMMARY, fitting, record
 from asyncrl.recipe.unfolded import yaml_object
+from asyncrl.report.shapes import SAMPLE, STATUS, SUMMARY, fitting, record
 from asyncrl.storage.run_dir import json_object, lines, open_file, parsed, text
 
 _STEP = re.compile(rb'\{"step": (\d{1,9})\b')

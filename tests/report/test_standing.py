@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from asyncrl.observe import standing
 from asyncrl.observe.health import Health
+from asyncrl.report import standing
 
 
 def cells(html: str) -> list[list[str]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from plots import figures
 
-from asyncrl.observe.timeline import WINDOW_S, read, timeline, window
 from asyncrl.observe.trace import Span, TraceFile
+from asyncrl.report.timeline import WINDOW_S, read, timeline, window
 
 
 def test_rows_are_actors_and_lanes_and_other_lanes_are_left_out(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """A made-up run of 2,000 steps and 500,000 trajectories, written by the run's own writers: what looks at runs must
-stay quick. `python tests/observe/long_run.py MODEL RUN_DIR` writes one with its journal, which takes a while.
+stay quick. `python tests/report/long_run.py MODEL RUN_DIR` writes one with its journal, which takes a while.
 """
 
 from __future__ import annotations

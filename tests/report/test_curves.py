@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from plots import figures
 
-from asyncrl.observe.charts import grid
-from asyncrl.observe.curves import charts, thin
+from asyncrl.report.charts import grid
+from asyncrl.report.curves import charts, thin
 
 
 def drawn(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncrl.observe.charts import plain, plot
-from asyncrl.observe.shapes import is_figure
+from asyncrl.report.charts import plain, plot
+from asyncrl.report.shapes import is_figure
 from asyncrl.storage.run_dir import open_file, parsed
 
 WINDOW_S = 120.0
