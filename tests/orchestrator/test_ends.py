@@ -19,7 +19,7 @@ import pytest
 from ray.exceptions import ObjectStoreFullError
 from test_run import ROOT, SIMULATED, asyncrl, below, check, kill_group, records, summary, wait_for
 
-from asyncrl.cli import commands
+from asyncrl.cli import main
 from asyncrl.cluster import ray_cluster
 from asyncrl.control.ledger import Ledger
 from asyncrl.data.tasks import Task
@@ -52,7 +52,7 @@ def finished(run_dir: Path, steps: int, *overrides: str) -> None:
     code, output = asyncrl("resume", str(run_dir), *overrides)
     assert code == 0, output
     assert check(run_dir, steps)["trained"] == 4 * steps
-    assert commands.main(["replay", str(run_dir)]) == 0
+    assert main(["replay", str(run_dir)]) == 0
 
 
 # -- a full disk
@@ -132,7 +132,7 @@ def test_run_directory_that_cannot_be_made(
     monkeypatch.chdir(ROOT)
     (tmp_path / "a_file").touch()
     run_dir = tmp_path / parent / "run"
-    assert commands.main(["train", "recipes/tiny.yaml", *SIMULATED, f"run_dir={run_dir}"]) == 2
+    assert main(["train", "recipes/tiny.yaml", *SIMULATED, f"run_dir={run_dir}"]) == 2
     said = sentence(capfd.readouterr().err)
     assert f"{run_dir} cannot be made" in said
     assert "choose another run_dir" in said
@@ -164,7 +164,7 @@ def test_gradients_that_are_never_finite_stop_the_run_cleanly(tmp_path: Path) ->
     assert all(record["trainer/skipped_steps"] == 1 for record in found)
     assert f"step {len(found)} is saved" in said
     assert saved(run_dir) == len(found)
-    assert commands.main(["replay", str(run_dir)]) == 0
+    assert main(["replay", str(run_dir)]) == 0
 
 
 # -- signals

@@ -13,7 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_run import ROOT, SIMULATED, asyncrl, below, check, kill_group, records, wait_for
 
-from asyncrl.cli import commands
+from asyncrl.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -53,12 +53,12 @@ def test_the_run_goes_on_without_the_lost_node(cluster: Cluster, tmp_path: Path)
     assert check(run_dir, steps=6)["trained"] == 24
     psutil.wait_procs(lost, timeout=10)
     assert not any(worker.is_running() for worker in lost)
-    assert commands.main(["replay", str(run_dir)]) == 0
+    assert main(["replay", str(run_dir)]) == 0
 
 
 CELL = """
 import asyncio, sys
-from asyncrl.commands.commands import main
+from asyncrl.cli import main
 
 async def cell():
     return main(["resume", sys.argv[1]])

@@ -23,8 +23,11 @@ pytestmark = pytest.mark.slow
 
 def scrape(address: str) -> dict[str, float]:
     """Our gauges by name; they carry no more than one run's values."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    except TimeoutError:  # of a busy machine; the test has a deadline of its own
+        return {}
     return {
         found[1]: float(found[2]) for found in re.finditer(r'^(ray_asyncrl_\w+)\{.*run="a-run".*\} (\S+)$', text, re.M)
     }

@@ -33,7 +33,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run.fingerprint, "compared", lambda *_: same)
     monkeypatch.setattr(run, "_ray", lambda *_: nullcontext())
     # It would start a Ray to ask.
-    monkeypatch.setattr(run.cluster, "base_dir_of_actors", lambda base_dir: base_dir)
+    monkeypatch.setattr(run.ray_cluster, "base_dir_of_actors", lambda base_dir: base_dir)
     return tmp_path
 
 
