@@ -62,6 +62,11 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def is_of_the_program(error: BaseException) -> bool:
+    """Whether it says that something went wrong, and is no request to end. A panic in Rust comes as no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name that looks most like `name`, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -59,6 +59,6 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
                 if not start <= stop <= num_bytes or math.prod(entry.shape) > 8 * (stop - start):
                     raise ValueError(f"{name} has more than the file")
                 found[name] = Header(path, entry.dtype, entry.shape, start, stop)
-        except (struct.error, ValueError, RecursionError) as error:
+        except (struct.error, ValueError, RecursionError, IsADirectoryError) as error:
             raise UserError(f"{path} is not a whole safetensors file; copy it anew, or remove it") from error
     return found

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from asyncrl.chat_template import FolderTokenizer
-from asyncrl.errors import UserError
+from asyncrl.errors import UserError, is_of_the_program
 from asyncrl.headers import read_headers
 from asyncrl.storage.small_files import json_object, of_model
 
@@ -25,6 +26,7 @@ TINY_MODULES = (
 MODEL_FILE = "model.json"
 """In a run directory: the fingerprint of the model that the run began with."""
 _SAMPLE_BYTES = 64
+_MOST_TOKEN_CHARS, _MOST_GROWTH = 512, 8
 _TINY_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -37,20 +39,64 @@ def load_tokenizer(path: str):
 
     if odd := [file for file in Path(path).glob("*") if not (file.is_file() or file.is_dir())]:
         raise UserError(f"model: {odd[0]} is neither a file nor a folder; take it away, or name another model")
-    try:
+    with _of_tokenizer(path):
         return AutoTokenizer.from_pretrained(path, local_files_only=is_local(path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: the tokenizer of {path} could not be loaded: {str(error).splitlines()[0]}") from error
 
 
-def tokenizer_here(path: str):
-    """The same of what is on this machine: to look at a run, whoever wrote it, no hub is asked."""
+@contextmanager
+def _of_tokenizer(path: str, what: str = "could not be loaded"):
+    """Its files are anyone's: whatever is raised becomes a UserError."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, UserError) or not is_of_the_program(error):
+            raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model: the tokenizer of {path} {what}: {why:.300}") from error
+
+
+class TokensToText:
+    """What there is to do with the tokenizer of a run that one looks at, whoever wrote it."""
+
+    def __init__(self, tokenizer: Any, path: str) -> None:
+        self._tokenizer, self._path = tokenizer, path
+
+    def decode(self, ids: list[int]) -> str:
+        """Raises UserError where the tokenizer fails."""
+        with _of_tokenizer(self._path, "cannot turn tokens into text"):
+            text: str = self._tokenizer.decode(ids)
+            return text
+
+
+def tokenizer_here(path: str) -> TokensToText:
+    """The same of what is on this machine: no hub is asked, and a few tokens make no long text."""
     if (folder := _folder_here(path)) is None:
         raise UserError(
             f"model: the tokenizer of {path} is not on this machine, and to look at a run nothing is fetched; "
             f"`hf download {shlex.quote(path)}` fetches it"
         )
-    return load_tokenizer(str(folder))
+    found = FolderTokenizer.load(folder)
+    if found is not None and not _is_modest(found.tokenizer):
+        raise UserError(
+            f"model: the tokenizer of {path} makes very long texts of tokens; see what it is, and who wrote it"
+        )
+    return TokensToText(found or load_tokenizer(str(folder)), path)
+
+
+def _is_modest(tokenizer: Any) -> bool:
+    """Whether a token is short, and what is put in the place of others hardly longer."""
+    if max(map(len, tokenizer.get_vocab()), default=0) > _MOST_TOKEN_CHARS:
+        return False
+    todo, growth = [json.loads(tokenizer.to_str()).get("decoder")], 1.0
+    while todo:
+        match todo.pop():
+            case {"type": "Sequence", "decoders": list(more)}:
+                todo += more
+            case {"type": "Replace", "pattern": {"String": str(before)}, "content": str(after)}:
+                growth *= max(1.0, len(after) / max(1, len(before)))
+            case {"type": "Replace"}:
+                return False
+    return growth <= _MOST_GROWTH
 
 
 def tiny_tokenizer() -> FolderTokenizer:

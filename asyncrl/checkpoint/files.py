@@ -5,6 +5,7 @@ Of a tensor that is sharded by rows a rank writes its own, as `<name>@<first row
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from safetensors.torch import save_file
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
 
+_FLOATS = ("F64", "F32", "BF16", "F16")
+_ROW = re.compile(r"[0-9]{1,18}")
+
 
 def write(tensors: Mapping[str, torch.Tensor], folder: Path, rank: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,13 +30,16 @@ def write(tensors: Mapping[str, torch.Tensor], folder: Path, rank: int) -> None:
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Of all tensors of all ranks that wrote it, whole ones, by name; none is read."""
+    """Of all tensors of all ranks that wrote it, whole ones, by name; none is read. Raises UserError if they do not fit
+    together, or are none that asyncrl writes."""
     whole: dict[str, tuple[int, ...]] = {}
     parts: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
     for key, header in read_headers(sorted(folder.glob("rank_*.safetensors"))).items():
-        name, _, first = key.partition("@")
-        if first:
-            parts.setdefault(name, []).append((int(first) if first.isdecimal() else -1, header.shape))
+        name, is_part, first = key.partition("@")
+        if name.startswith("model.") and header.dtype not in _FLOATS:
+            raise UserError(f"{folder}: {name} is of type {header.dtype}, as no weights are; copy the checkpoint anew")
+        if is_part:
+            parts.setdefault(name, []).append((int(first) if _ROW.fullmatch(first) else -1, header.shape))
         else:
             whole[name] = header.shape
     for name, found in parts.items():
@@ -58,7 +65,9 @@ class Saved(Mapping[str, "torch.Tensor | Rows"]):
                     name, _, first = key.partition("@")
                     if key.startswith(prefix):
                         parts = self._found.setdefault(name, [])
-                        if first and any(other == key for _, other, _ in parts):
+                        # What every rank holds, such as numbers of the optimizer's, each writes.
+                        once = first or name.startswith("model.")
+                        if once and any(other == key for _, other, _ in parts):
                             raise ValueError(f"two files have {key}")
                         parts.append((int(first or 0), key, file))
         self._shapes = shapes(folder)
@@ -110,7 +119,7 @@ def read(folder: Path, prefix: str = "") -> Saved:
 def readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, ValueError, RuntimeError) as error:
+    except (SafetensorError, ValueError, LookupError, RuntimeError, OSError) as error:
         raise UserError(
             f"{folder} is no checkpoint of asyncrl ({error}); remove {folder.parent} to resume from the checkpoint "
             "before"

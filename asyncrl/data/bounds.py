@@ -15,7 +15,7 @@ from asyncrl.errors import UserError
 
 ROW_BYTES = 64 * 2**20
 """Of a row; a prompt of a million tokens has a few MiB."""
-ROW_LINES = 2**20
+ROW_LINES = ROW_VALUES = 2**20
 UNPACKED_BYTES = 2 * 2**30
 FEW_ROWS = 2**20
 """So many a file of any size may have; more only if it has a byte for each, with which to tell them apart."""
@@ -64,8 +64,8 @@ def lines(path: Path, file: Any) -> Iterator[tuple[int, Any]]:
 
 def too_long(path: Path, number: int, what: str = "line") -> UserError:
     return UserError(
-        f"data.path: {path} {what} {number} has more than {ROW_BYTES // 2**20} MiB or a million lines, which is no "
-        "task for a model; see what it is, and shorten it"
+        f"data.path: {path} {what} {number} has more than {ROW_BYTES // 2**20} MiB or a million lines or values, which "
+        "is no task for a model; see what it is, and shorten it"
     )
 
 
@@ -180,7 +180,10 @@ def _sizes(array: Any) -> Any:
     if not length or types.is_null(kind):
         return _VALUE_BYTES
     if types.is_dictionary(kind):
-        sizes = np.append(np.broadcast_to(_sizes(array.dictionary), len(array.dictionary)), _VALUE_BYTES)
+        sizes = _sizes(array.dictionary)
+        if isinstance(sizes, float):
+            return max(sizes, _VALUE_BYTES)
+        sizes = np.append(sizes, _VALUE_BYTES)
         return sizes[array.indices.fill_null(0).to_numpy(zero_copy_only=False)]
     if types.is_struct(kind):
         return sum((_sizes(array.field(place)) for place in range(kind.num_fields)), start=_VALUE_BYTES)

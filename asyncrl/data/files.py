@@ -193,6 +193,8 @@ def _csv(path: Path, file: Any, encoding: str = "utf-8-sig", **dialect: str) -> 
 
 
 def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > bounds.ROW_VALUES:
+        raise bounds.too_long(path, abs(line))
     try:
         row = json.loads(text.rstrip(_WHITE).decode(), object_pairs_hook=_once)
     except _Twice as twice:

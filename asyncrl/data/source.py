@@ -106,6 +106,30 @@ class _ReasoningGymRows:
         return self._dataset[index]
 
 
+class _TableRows:
+    """Of a `datasets.Dataset`, as Arrow has them. What its schema calls an image or an audio file is not decoded: that
+    would open the files and fetch the URLs that its cells name."""
+
+    def __init__(self, dataset: Any, shown: str) -> None:
+        self._dataset, self._shown = dataset, shown
+        self._table = dataset.with_format("arrow")
+        self.column_names: list[str] = dataset.column_names
+        self.features = dataset.features
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """Raises UserError for a row that Python has no values for."""
+        try:
+            return self._table[index].to_pylist()[0]
+        except Exception as error:
+            raise UserError(f"data.path: {self._shown} row {index} cannot be read: {_cause(error)}") from error
+
+    def select_columns(self, names: list[str]) -> _TableRows:
+        return _TableRows(self._dataset.select_columns(names), self._shown)
+
+
 def _reasoning_gym(name: str, options: dict[str, Any], seed: int) -> Rows:
     from reasoning_gym.factory import DATASETS, create_dataset
 
@@ -143,7 +167,7 @@ def _load_dataset(shown: str, builder: str, arguments: dict[str, Any]) -> Rows:
         raise UserError(f"data.path: {shown} could not be loaded: {_cause(error)}") from error
     if not isinstance(rows, datasets.Dataset):
         raise UserError(f"data.options: {shown} must load as one table of known length, not {type(rows).__name__}")
-    return rows
+    return _TableRows(rows, shown)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

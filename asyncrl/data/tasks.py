@@ -20,7 +20,7 @@ from asyncrl.chat_template import variables
 from asyncrl.control.controller import Controller
 from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, Message, PromptReader
 from asyncrl.data.source import Rows, columns_of, digest
-from asyncrl.errors import UserError
+from asyncrl.errors import UserError, is_of_the_program
 from asyncrl.recipe.schema import DataRecipe
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
@@ -279,7 +279,9 @@ def tokenize(task: Task, tokenizer: Any) -> list[int]:
                 **task.template_kwargs,
             )
     # A template is a program of the model's authors: whatever it raises is said of the row.
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_the_program(error):
+            raise
         by = "tokenizer" if is_text else "chat template"
         text = " ".join(str(error).split())
         why = f"{task.where} is refused by the model's {by}: {type(error).__name__}: {text}"

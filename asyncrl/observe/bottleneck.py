@@ -17,6 +17,11 @@ from collections.abc import Mapping
 NOTICEABLE = 0.15
 """Share of a role's time below which a loss is not worth a change."""
 MOST = 0.5
+SHARES = (
+    *(f"trainer_time/{name}" for name in ("wait_batch", "wait_publish", "checkpoint", "unaccounted")),
+    *("generator_time/idle", "generator_time/paused", "reward_time/waiting"),
+)
+"""What it goes by."""
 
 
 def bottleneck(shares: Mapping[str, float]) -> str:

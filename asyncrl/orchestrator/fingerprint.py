@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from asyncrl.control.controller import Controller
 from asyncrl.data.tasks import Draws, TaskSource
 from asyncrl.errors import UserError
@@ -81,7 +83,10 @@ def read(run_dir: Path) -> Fingerprint | None:
     """None: the run was begun by a version that kept none."""
     if not (found := json_object(run_dir, _FILE)):
         return None
-    return Fingerprint(found["parts"], Draws(**found["draws"]), found["changes"])
+    try:
+        return msgspec.convert(found, Fingerprint)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{run_dir / _FILE} is not of a run ({error}); put the file back") from error
 
 
 def changes(run_dir: Path) -> list[dict[str, Any]]:

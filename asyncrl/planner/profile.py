@@ -12,6 +12,7 @@ from typing import Any
 
 from asyncrl.buffer.records import groups
 from asyncrl.control.settings import Settings
+from asyncrl.control.staleness import slots
 from asyncrl.errors import UserError
 from asyncrl.models import MODEL_FILE
 from asyncrl.planner.engine import DecodeSpeed
@@ -19,7 +20,7 @@ from asyncrl.planner.figures import Figures, figures, steady
 from asyncrl.planner.lengths import Lengths
 from asyncrl.planner.simulation import Scene, simulate
 from asyncrl.planner.work import Work, assumed
-from asyncrl.recipe.load import load
+from asyncrl.recipe.load import control_settings, load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.report.run_files import RunFiles
 from asyncrl.rollout.trajectory import decode
@@ -129,6 +130,14 @@ def _read(run_dir: Path, recipe: Recipe) -> Profile:
         raise UserError(
             f"--profile {run_dir}: its recipe has max_staleness {recipe.max_staleness} and {num_samples} trajectories "
             f"a step; over {_MOST_STALENESS} and {_MOST_SAMPLES} cannot be simulated; take another"
+        )
+    settings = control_settings(recipe)
+    at_once = slots(settings) * recipe.group_size
+    in_all = simulated_steps(settings, recipe.group_size) * num_samples
+    if at_once > _MOST_SAMPLES or in_all > 10 * _MOST_SAMPLES:
+        raise UserError(
+            f"--profile {run_dir}: its recipe has {at_once} trajectories under way at once, a simulation would make "
+            f"{in_all}; over {_MOST_SAMPLES} and {10 * _MOST_SAMPLES} take too long; take another"
         )
     files = RunFiles(run_dir)
     files.refresh()

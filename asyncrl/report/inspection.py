@@ -25,6 +25,7 @@ from asyncrl.storage.run_dir import replacing, require_replaceable
 from asyncrl.terminal.console import Console
 from asyncrl.terminal.escape import visible
 
+_MOST_TOKENS = 2**21
 _STYLES = ("on blue", "on magenta", "on dark_green", "on dark_red", "on dark_cyan", "on grey37")
 
 Range = tuple[float, float]
@@ -91,8 +92,14 @@ def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
     """The trajectories of the journal that pass, in the order in which their groups were committed."""
     steps = trained(run_dir / "journal")
     for record in groups(run_dir / "journal"):
-        if filters.task is not None and filters.task != header_of(record.payload).task:
+        header = header_of(record.payload)
+        if filters.task is not None and filters.task != header.task:
             continue
+        if (longest := max((t.length for t in header.trajectories), default=0)) > _MOST_TOKENS:
+            raise UserError(
+                f"inspect: task {header.task} has a trajectory of {longest} tokens, over {_MOST_TOKENS}, which no "
+                "model makes; --task looks at another"
+            )
         group = decode(record.payload)
         step = steps.get((group.task, group.attempt))
         for member, trajectory in enumerate(group.trajectories):

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asyncrl.observe.bottleneck import bottleneck
+from asyncrl.observe.bottleneck import SHARES, bottleneck
 from asyncrl.recipe.secret import masked
 from asyncrl.report import page, samples, standing
 from asyncrl.report.charts import grid, script
@@ -173,8 +173,7 @@ _PARTS: dict[str, tuple[Callable[[RunFiles], str], tuple[str, ...]]] = {
 
 
 def _mean_shares(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    keys = {key for record in records for key in record if "_time/" in key}
-    columns = {key: [v for v in column(records, key) if v is not None] for key in keys}
+    columns = {key: [v for v in column(records, key) if v is not None] for key in SHARES}
     return {key: statistics.fmean(values) for key, values in columns.items() if values}
 
 

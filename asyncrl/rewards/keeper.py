@@ -180,5 +180,7 @@ def _pass_on(printed: int, log: str) -> None:
 def _opened(log: str) -> int:
     with contextlib.suppress(OSError):
         if log:
-            return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            # As readable as the run directory.
+            mode = os.stat(os.path.dirname(log)).st_mode & 0o666
+            return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     return 1

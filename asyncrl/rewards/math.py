@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
+
+from asyncrl.rewards.evaluation import Refused, formulas_only
 
 # A minus sign counts unless it follows an operand, as in "10-4"; commas only between groups of three digits.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+")
@@ -47,13 +50,16 @@ def math_verify(completion: str, answer: Any, **row: Any) -> float:
 def reasoning_gym(completion: str, **row: Any) -> float:
     """The score that the row's own reasoning_gym data set gives (0 to 1).
 
-    Takes the last `<answer>...</answer>` of the completion, or all of it if there is none.
+    Takes the last `<answer>...</answer>` of the completion, or all of it if there is none. Many data sets evaluate it
+    as Python: what is no formula and no literal is not executed, and scores 0.
     """
     from reasoning_gym.utils import extract_answer
 
     answer = extract_answer(completion)
     score_answer = _score_answer(row["metadata"]["source_dataset"])
-    return float(score_answer(completion.strip() if answer is None else answer, row))
+    with contextlib.suppress(Refused), formulas_only():
+        return float(score_answer(completion.strip() if answer is None else answer, row))
+    return 0.0
 
 
 @functools.cache

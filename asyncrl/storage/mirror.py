@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -32,6 +33,7 @@ from asyncrl.terminal.progress import shown
 
 _MANIFEST = "MANIFEST.json"
 _NOT_PUSHED = (".lock", ".nonce", ".owner", FETCHED, ".push", "weights", "stacks", "prometheus.json")
+_OWNER = re.compile(r"[0-9a-f]{1,64}")
 _TRIES = 10
 _MOST_MANIFEST_BYTES, _MOST_FILES = 16 * 2**20, 100_000
 _PATIENCE_S, _LEAST_BYTES_PER_S = 60.0, 2**16
@@ -154,7 +156,7 @@ class Remote:
 
     def _check(self, manifest: dict[str, Any]) -> None:
         owner, files = manifest.get("owner"), manifest.get("files")
-        if not isinstance(owner, str) or not isinstance(files, dict):
+        if not isinstance(owner, str) or not _OWNER.fullmatch(owner) or not isinstance(files, dict):
             raise UserError(f"{self.url}/{_MANIFEST} is no manifest of a run; name the URL of a run")
         if len(files) > _MOST_FILES:
             raise UserError(

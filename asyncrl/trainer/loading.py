@@ -7,13 +7,14 @@ that is easily missed. Here both are errors. Tied heads, and names that the mode
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
-from asyncrl.models import is_local, weight_files
+from asyncrl.models import is_local, local_config, weight_files
 
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -81,6 +82,7 @@ def outline(path: str) -> torch.nn.Module:
     Of a hub name only the configuration is fetched: its tensors are compared when they are loaded.
     """
     if is_local(path):
+        _require_layers(path)
         return from_folder(path, device_map="meta")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -93,6 +95,17 @@ def outline(path: str) -> torch.nn.Module:
     except (OSError, ValueError) as error:
         raise UserError(f"model: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     return model
+
+
+def _require_layers(path: str) -> None:
+    """Raises UserError for a configuration of more layers than there are tensors: an outline of them takes memory."""
+    config, tensors = local_config(Path(path)), read_headers(weight_files(path))
+    layers = {**config, **(config.get("text_config") or {})}.get("num_hidden_layers")
+    if isinstance(layers, int) and tensors and layers > len(tensors):
+        raise UserError(
+            f"model: config.json of {path} says {layers} layers (num_hidden_layers), and its files hold {len(tensors)} "
+            "tensors; name a whole folder, as save_pretrained writes it"
+        )
 
 
 def _has_own_head(model: Any) -> bool:

@@ -274,3 +274,12 @@ def test_a_resume_asks_before_anything_is_started_or_written(
     assert "Ray is started" in capfd.readouterr().err
     after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "content", ['{"x": 1}', '{"parts": 1, "draws": {}, "changes": []}', '{"parts": {}, "draws": 5}']
+)
+def test_a_file_of_another_kind_is_a_sentence(folder: Path, content: str) -> None:
+    (folder / "fingerprint.json").write_text(content)
+    with pytest.raises(UserError, match=r"fingerprint.json is not of a run"):
+        read(folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from asyncrl.buffer.log import JournalWriter
 from asyncrl.buffer.records import GROUP, GROUPS_STREAM
@@ -81,6 +82,15 @@ def turns(tmp_path: Path) -> Path:
 def on_cpus(run_dir: Path, *overrides: str) -> Plan:
     found = profile.read(run_dir)
     return plan(load(run_dir / "recipe.yaml", overrides), ROOT, 0, profile=found)
+
+
+def test_a_run_too_large_to_simulate_is_refused(turns: Path) -> None:
+    """Each number of it would do."""
+    text = (turns / "recipe.yaml").read_text()
+    keys = yaml.safe_load(text) | {"max_staleness": 1000, "groups_per_step": 1000, "group_size": 1000}
+    (turns / "recipe.yaml").write_text(yaml.safe_dump(keys))
+    with pytest.raises(UserError, match=r"has 1001000000 trajectories under way at once, a simulation would make"):
+        profile.read(turns)
 
 
 def test_of_a_run_that_waited_for_rewards_a_plan_says_so(turns: Path) -> None:

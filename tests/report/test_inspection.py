@@ -15,6 +15,7 @@ from asyncrl.buffer import log
 from asyncrl.buffer.records import GROUP, GROUPS_STREAM, ControlLog
 from asyncrl.cli import main
 from asyncrl.control.messages import Train
+from asyncrl.errors import UserError
 from asyncrl.models import load_tokenizer
 from asyncrl.report import inspection
 from asyncrl.report.inspection import Filters, count, find, parse_range
@@ -117,6 +118,12 @@ def test_memory_holds_one_group(
     tracemalloc.stop()
     assert "length" in capsys.readouterr().out or len(load_dataset("parquet", data_files="out.parquet")["train"]) == 14
     assert peak < 10 * 13 * size
+
+
+def test_a_trajectory_that_no_model_makes_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "_MOST_TOKENS", 5)
+    with pytest.raises(UserError, match="task 0 has a trajectory of 14 tokens, over 5, which no model makes"):
+        list(find(run_dir, Filters()))
 
 
 class Decoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,14 @@ def test_a_crashed_run_has_what_there_is(made_up: Any, tmp_path: Path) -> None:
 def test_a_run_without_a_step_says_so(made_up: Any, tmp_path: Path) -> None:
     text = write_report(run_dir(made_up, tmp_path, 0)).read_text()
     assert "no step" in text.lower()
+
+
+def test_a_record_of_many_keys_costs_no_look_at_each(tmp_path: Path, made_up: Any) -> None:
+    made_up.write_run(run_dir := tmp_path / "run")
+    (run_dir / "summary.json").unlink(missing_ok=True)
+    wide = {"step": 0, **{f"a_time/{number}": 1 for number in range(4000)}}
+    lines = [json.dumps(wide), *(json.dumps({"step": step}) for step in range(1, 20_000))]
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    began = time.process_time()
+    write_report(run_dir)
+    assert time.process_time() - began < 5

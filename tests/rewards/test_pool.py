@@ -318,6 +318,7 @@ def test_what_calls_print_is_kept_in_a_file(pool_of, tmp_path, capfd):
     assert run(pool, "chat", mib=1) == [Score(1.0)]
     pool.close()
     assert log.read_text() == "x" * 2**20
+    assert log.stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o666
     log.write_bytes(b"y" * (2**26 - 3))
     pool = pool_of(log=log)
     assert run(pool, "chat", mib=1) == [Score(1.0)]

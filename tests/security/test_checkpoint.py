@@ -61,13 +61,16 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
         {"a@0": torch.zeros(1, 2)},
         {"a": torch.zeros(1, 2)},
         {"a@x": torch.zeros(1, 2)},
+        {"a@": torch.zeros(1, 2)},
+        {"a@" + "1" * 5000: torch.zeros(1, 2)},
+        {"model.b": torch.zeros(1, dtype=torch.int64)},
     ],
-    ids=["other width", "a gap", "twice", "whole too", "no number"],
+    ids=["other width", "a gap", "twice", "whole too", "no number", "none", "a long one", "no weights"],
 )
 def test_rows_that_do_not_fit_together(tmp_path: Path, other: dict[str, torch.Tensor]) -> None:
     save_file({"a@0": torch.zeros(1, 2)}, tmp_path / "rank_0.safetensors")
     save_file(other, tmp_path / "rank_1.safetensors")
-    with pytest.raises(UserError, match=r"do not fit together|is no checkpoint of asyncrl"):
+    with pytest.raises(UserError, match=r"do not fit together|is no checkpoint of asyncrl|as no weights are"):
         files.read(tmp_path)
 
 
@@ -108,3 +111,17 @@ def test_versions_are_compared_by_all_of_their_tensors() -> None:
     for other in ({"a": torch.zeros(3)}, {"a": torch.zeros(2, dtype=torch.int64)}, {}, {**one, "b": torch.zeros(1)}):
         with pytest.raises(RunFailed, match="differs from its checkpoint in"):
             replay._compare(1, one, other)
+
+
+def test_weights_that_two_ranks_wrote_are_refused(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        save_file({"model.a": torch.zeros(rank + 1)}, tmp_path / f"rank_{rank}.safetensors")
+    with pytest.raises(UserError, match="is no checkpoint of asyncrl"):
+        files.read(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rank_0.safetensors").mkdir()
+    for read in (files.read, files.shapes):
+        with pytest.raises(UserError, match=r"is no checkpoint of asyncrl|is not a whole safetensors file"):
+            read(tmp_path)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import struct
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from asyncrl.data import bounds, tasks
-from asyncrl.data.source import load_rows
+from asyncrl.data.source import columns_of, load_rows
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import DataRecipe
 
@@ -39,7 +42,9 @@ def test_a_row_of_a_gigabyte(tmp_path: Path, name: str, head: bytes) -> None:
     path.write_bytes(LINE + head if name.endswith("jsonl") else head)
     with path.open("r+b") as file:
         file.truncate(2**30)
-    with pytest.raises(UserError, match=rf"{name} line 2 has more than 64 MiB or a million lines, which is no task"):
+    with pytest.raises(
+        UserError, match=rf"{name} line 2 has more than 64 MiB or a million lines or values, which is no"
+    ):
         load_rows(DataRecipe(path=str(path)), 0)
 
 
@@ -250,3 +255,64 @@ def test_bad_rows_are_not_counted_for_ever(tmp_path: Path, monkeypatch: pytest.M
     recipe = DataRecipe(path=str(tmp_path / "rows.jsonl"))
     with pytest.raises(UserError, match="5 of the first 6 rows have no usable prompt"):
         tasks.TaskSource(load_rows(recipe, 0), recipe, 0).check_prompts()
+
+
+@pytest.mark.parametrize("kind", ["Image", "Audio", "Video", "Pdf", "Nifti"])
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_what_a_schema_calls_an_image_is_not_opened(tmp_path: Path, kind: str, name: str) -> None:
+    """Nor fetched: a cell may name any file, pipe or URL."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    cells = pyarrow.array([{"bytes": b"%!PS", "path": str(pipe)}] * 2, STORED)
+    table = pyarrow.table({"prompt": ["a", "b"], "picture": cells})
+    types = {"prompt": {"dtype": "string", "_type": "Value"}, "picture": {"_type": kind}}
+    said = {"huggingface": json.dumps({"info": {"features": types}})}
+    write_table(table.replace_schema_metadata(said), tmp_path / name)
+    rows = load_rows(DataRecipe(path=str(tmp_path / name)), 0)
+    assert rows[1]["picture"] == {"bytes": b"%!PS", "path": str(pipe)}
+    assert [row for _, row in columns_of(rows, ["prompt"])] == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+STORED = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+
+
+def write_table(table: Any, path: Path) -> None:
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+        return
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pyarrow.array([2**62], pyarrow.timestamp("s")),
+        pyarrow.array([2**31 - 1], pyarrow.int32()).cast(pyarrow.date32()),
+        pyarrow.array([1], pyarrow.timestamp("s", tz="Nope/Zone")),
+    ],
+    ids=["moment", "day", "zone"],
+)
+def test_a_value_that_python_does_not_have_is_a_sentence(tmp_path: Path, values: Any) -> None:
+    write_table(pyarrow.table({"prompt": ["a"], "when": values}), tmp_path / "rows.arrow")
+    rows = load_rows(DataRecipe(path=str(tmp_path / "rows.arrow")), 0)
+    with pytest.raises(UserError, match=r"rows.arrow row 0 cannot be read: "):
+        rows[0]
+
+
+def test_a_dictionary_of_values_without_bytes_takes_no_memory(tmp_path: Path) -> None:
+    none = pyarrow.Array.from_buffers(pyarrow.binary(0), 2**30, [None, pyarrow.py_buffer(b"")])
+    keys = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1], pyarrow.int64()), none, safe=False)
+    write_table(pyarrow.table({"prompt": ["a", "b"], "x": keys}), tmp_path / "rows.arrow")
+    tracemalloc.start()
+    with contextlib.suppress(UserError):
+        load_rows(DataRecipe(path=str(tmp_path / "rows.arrow")), 0)[0]
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+
+
+def test_a_row_of_a_million_objects_is_refused(tmp_path: Path) -> None:
+    """98 KB of them, packed, were 4 GB of Python's objects."""
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt": "a", "x": [' + b"{}," * 2**20 + b"{}]}"))
+    with pytest.raises(UserError, match="a million lines or values"):
+        load_rows(DataRecipe(path=str(path)), 0)

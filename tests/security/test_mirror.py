@@ -127,7 +127,17 @@ def test_a_folder_in_the_place_of_a_file_is_one_sentence(
     assert f"{name} " in stranger.sentence(capsys, "report", url)
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{", b"[" * 100_000, b'{"owner": 1, "files": {}}', b'{"owner": "a"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{",
+        b"[" * 100_000,
+        b'{"owner": 1, "files": {}}',
+        b'{"owner": "\\ud800", "files": {}}',
+        b'{"owner": "a"}',
+    ],
+)
 def test_what_is_no_manifest_is_one_sentence(
     url: str, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:

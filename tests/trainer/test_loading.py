@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,15 @@ def maps() -> list[tuple[int, int, str]]:
 def test_what_is_stored_in_two_types_is_loaded_in_fp32(tiny_model: Path, tmp_path: Path) -> None:
     folder = changed(tiny_model, tmp_path / "m", lambda w: {n: t.half() if n == DOWN else t for n, t in w.items()})
     assert {p.dtype for p in as_stored(folder).parameters()} == {torch.float32}
+
+
+def test_more_layers_than_tensors_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """An outline of a million would take gigabytes and minutes."""
+    folder = changed(tiny_model, tmp_path / "m", lambda w: w)
+    config = json.loads(Path(folder, "config.json").read_text())
+    Path(folder, "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**6}))
+    with pytest.raises(UserError, match=r"says 1000000 layers .*, and its files hold 20 tensors"):
+        outline(folder)
 
 
 def test_an_outline_has_no_numbers(tiny_model: Path) -> None:
