@@ -18,6 +18,7 @@ from typing import Any
 
 import made_up
 import msgspec
+import plotly.offline
 import pytest
 import stranger
 from hypothesis import HealthCheck, given, settings
@@ -243,6 +244,8 @@ TARGETS: dict[str, tuple[str, Any, Callable[[Path], None]]] = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The smallest run directory in which the target is read."""
     monkeypatch.setenv("ASYNCRL_CACHE", str(tmp_path / "cache"))
+    # The same 5 MB on each page.
+    monkeypatch.setattr(plotly.offline, "get_plotlyjs", lambda: "")
     run_dir = tmp_path / "run"
     (run_dir / "journal").mkdir(parents=True)
     (run_dir / "trainer").mkdir()
