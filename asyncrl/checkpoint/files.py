@@ -58,7 +58,7 @@ class Saved(Mapping[str, "torch.Tensor | Rows"]):
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self._folder, self._found = folder, {}
-        with readable(folder):
+        with _readable(folder):
             for path in sorted(folder.glob("rank_*.safetensors")):
                 file = safe_open(path, framework="pt")
                 for key in file.keys():  # noqa: SIM118
@@ -74,7 +74,7 @@ class Saved(Mapping[str, "torch.Tensor | Rows"]):
 
     def __getitem__(self, name: str) -> torch.Tensor | Rows:
         parts = sorted(self._found[name], key=lambda part: part[0])
-        with readable(self._folder):
+        with _readable(self._folder):
             _, key, file = parts[0]
             return Rows(self._folder, self._shapes[name], parts) if "@" in key else file.get_tensor(key)
 
@@ -97,7 +97,7 @@ class Rows:
     def __getitem__(self, wanted: slice | EllipsisType) -> torch.Tensor:
         start, stop, _ = slice(None).indices(self.shape[0]) if wanted is ... else wanted.indices(self.shape[0])
         found = []
-        with readable(self.folder):
+        with _readable(self.folder):
             for first, key, file in self.parts:
                 part = file.get_slice(key)
                 begin, end = max(start - first, 0), min(stop - first, part.get_shape()[0])
@@ -116,7 +116,7 @@ def read(folder: Path, prefix: str = "") -> Saved:
 
 
 @contextmanager
-def readable(folder: Path) -> Iterator[None]:
+def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, ValueError, LookupError, RuntimeError, OSError) as error:

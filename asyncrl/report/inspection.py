@@ -92,15 +92,14 @@ def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
     """The trajectories of the journal that pass, in the order in which their groups were committed."""
     steps = trained(run_dir / "journal")
     for record in groups(run_dir / "journal"):
-        header = header_of(record.payload)
-        if filters.task is not None and filters.task != header.task:
+        if filters.task is not None and filters.task != header_of(record.payload).task:
             continue
-        if (longest := max((t.length for t in header.trajectories), default=0)) > _MOST_TOKENS:
+        group = decode(record.payload)
+        if (longest := max((len(t.tokens) for t in group.trajectories), default=0)) > _MOST_TOKENS:
             raise UserError(
-                f"inspect: task {header.task} has a trajectory of {longest} tokens, over {_MOST_TOKENS}, which no "
+                f"inspect: task {group.task} has a trajectory of {longest} tokens, over {_MOST_TOKENS}, which no "
                 "model makes; --task looks at another"
             )
-        group = decode(record.payload)
         step = steps.get((group.task, group.attempt))
         for member, trajectory in enumerate(group.trajectories):
             found = Found(group.task, group.attempt, member, group.row, step, trajectory)

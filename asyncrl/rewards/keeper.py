@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from asyncrl.processes.children import adopt_orphans, die_with_parent
+from asyncrl.storage.run_dir import alike
 
 _LOOK_S = 0.1
 _END_S = 5.0
@@ -180,7 +181,6 @@ def _pass_on(printed: int, log: str) -> None:
 def _opened(log: str) -> int:
     with contextlib.suppress(OSError):
         if log:
-            # As readable as the run directory.
-            mode = os.stat(os.path.dirname(log)).st_mode & 0o666
-            return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+            with alike(Path(log).parent):
+                return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     return 1
