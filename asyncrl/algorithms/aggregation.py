@@ -20,8 +20,9 @@ def token_weights(
 ) -> torch.Tensor:
     """Weight of each trained token, float32 [N].
 
-    segments: int64 [N], the trajectory of a token; tokens_per_segment: [M], its trained tokens, at least 1.
-    mode `token`: 1/num_tokens. `sequence`: 1/(num_sequences x trained tokens of the trajectory).
+    segments: int64 [N], the trajectory of a token; tokens_per_segment: [M], trained tokens of the rollout that it is
+    of, at least 1: with several trajectories a rollout counts once.
+    mode `token`: 1/num_tokens. `sequence`: 1/(num_sequences x trained tokens of the rollout).
     `constant`: 1/(num_sequences x constant_length), Dr. GRPO (arXiv:2503.20783).
     num_tokens and num_sequences count the global batch, skipped zero-advantage groups included.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.rollout.trajectory import Group
 
@@ -25,11 +27,11 @@ class GroupSummary:
     num_tokens: int = 0
     """Sampled tokens."""
     num_mixed: int = 0
-    """Trajectories whose tokens carry more than one version."""
+    """Rollouts whose tokens carry more than one version."""
     num_truncated: int = 0
-    """Trajectories that were cut off at the longest length."""
+    """Rollouts that were cut off at the longest length."""
     in_flight: float = 0.0
-    """Mean over trajectories of newest - oldest version: how much they aged while running."""
+    """Mean over rollouts of newest - oldest version: how much they aged while running."""
     rewards: list[float | None] = field(default_factory=list)
     extras: list[dict[str, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -45,11 +47,14 @@ def filtered(task: int, attempt: int, fault: BadPrompt) -> GroupSummary:
 def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
     """The summary of a group that ran to its end; a group in which every reward failed has failed. One whose rewards
     are all equal teaches nothing and may be filtered (DAPO, arXiv:2503.14476)."""
-    sampled = [t.versions[t.versions >= 0] for t in group.trajectories]
+    members = [[group.trajectories[place] for place in places] for places in group.members]
+    firsts = [member[0] for member in members]
+    versions = [np.concatenate([t.versions for t in member]) for member in members]
+    sampled = [v[v >= 0] for v in versions]
     spans = [int(v.max() - v.min()) if len(v) else 0 for v in sampled]
     oldest, newest = group.version_range
     outcome, reason = ("finished", "") if oldest >= 0 else ("failed", "reward")
-    if filter_equal_rewards and oldest >= 0 and len({t.reward for t in group.trajectories} - {None}) < 2:
+    if filter_equal_rewards and oldest >= 0 and len({t.reward for t in firsts} - {None}) < 2:
         outcome, reason = "filtered", "equal_rewards"
     return GroupSummary(
         group.task,
@@ -60,9 +65,9 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
         newest_version=newest,
         num_tokens=sum(len(v) for v in sampled),
         num_mixed=sum(s > 0 for s in spans),
-        num_truncated=sum(t.finish_reason == "length" for t in group.trajectories),
+        num_truncated=sum(t.finish_reason == "length" for t in firsts),
         in_flight=sum(spans) / len(spans),
-        rewards=[t.reward for t in group.trajectories],
-        extras=[t.extras for t in group.trajectories],
-        errors=[t.error for t in group.trajectories if t.error],
+        rewards=[t.reward for t in firsts],
+        extras=[t.extras for t in firsts],
+        errors=[t.error for t in firsts if t.error],
     )

@@ -3,6 +3,7 @@
 A group is encoded once, by the generator that made it. The buffer and the journal pass the bytes on; only
 trainer ranks (and `inspect`) decode. Layout of a frame: 4 bytes little-endian header length, a msgpack
 header, then the arrays of each trajectory as raw little-endian bytes: tokens, versions, logprobs, loss mask.
+Format 2 knows whose member a trajectory is, and where its prompt ends; format 1, which did not, is read too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from asyncrl.errors import UserError
 
-_FORMAT = 1
+_FORMAT, _READ = 2, (1, 2)
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -30,6 +31,8 @@ class _Member(msgspec.Struct):
     extras: dict[str, float]
     error: str | None
     notes: dict[str, str] = {}
+    member: _Number | None = None
+    prompt: _Number | None = None
 
 
 class _Form(msgspec.Struct):
@@ -53,7 +56,11 @@ _FORM, _HEADER = msgspec.msgpack.Decoder(_Form), msgspec.msgpack.Decoder(Header)
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """One rollout of one task; all arrays have length T = prompt tokens + completion tokens."""
+    """A token sequence of one rollout of one task; all arrays have length T = prompt tokens + completion tokens.
+
+    A rollout is one such sequence as long as each of its prompts goes on from what was sampled before. Where one does
+    not (a rewritten history, a side branch), it has several: trajectories of one member, which share its reward.
+    """
 
     tokens: np.ndarray
     """int32 [T]."""
@@ -73,17 +80,23 @@ class Trajectory:
     """Why the reward failed."""
     notes: dict[str, str] = field(default_factory=dict)
     """Texts that the reward logged."""
+    member: int | None = None
+    """Which rollout of its group it belongs to; None: one of its own."""
+    prompt: int | None = None
+    """Tokens of its first prompt; None: those before the first sampled one."""
 
     @property
     def prompt_length(self) -> int:
-        """Number of tokens before the first sampled one."""
+        """Number of tokens of the first prompt."""
+        if self.prompt is not None:
+            return self.prompt
         sampled = np.flatnonzero(self.versions >= 0)
         return int(sampled[0]) if len(sampled) else len(self.tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The n trajectories of one task, as they leave a generator."""
+    """The trajectories of the n rollouts of one task, as they leave a generator."""
 
     task: int
     """Draw number of the task: 0, 1, 2, … over all epochs."""
@@ -92,6 +105,15 @@ class Group:
     row: int
     """Row of the data set."""
     trajectories: tuple[Trajectory, ...]
+
+    @property
+    def members(self) -> list[list[int]]:
+        """The places of each rollout's trajectories, in their order."""
+        found: dict[tuple[bool, int], list[int]] = {}
+        for place, trajectory in enumerate(self.trajectories):
+            own = trajectory.member is None
+            found.setdefault((own, place if trajectory.member is None else trajectory.member), []).append(place)
+        return list(found.values())
 
     @property
     def version_range(self) -> tuple[int, int]:
@@ -118,6 +140,8 @@ def encode(group: Group) -> bytes:
                 "extras": t.extras,
                 "error": t.error,
                 "notes": t.notes,
+                **({} if t.member is None else {"member": t.member}),
+                **({} if t.prompt is None else {"prompt": t.prompt}),
             }
             for t in group.trajectories
         ],
@@ -145,7 +169,7 @@ def header_of(frame: bytes | memoryview) -> Header:
     head = frame[4 : 4 + int.from_bytes(frame[:4], "little")]
     try:
         form = _FORM.decode(head).format
-        if form != _FORMAT:
+        if form not in _READ:
             raise _no_group(f"it is of format {form}, this version reads {_FORMAT}")
         return _HEADER.decode(head)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -172,5 +196,8 @@ def decode(frame: bytes) -> Group:
             offset += arrays[-1].nbytes
         if t.length and (arrays[0].min() < 0 or arrays[3].view(np.uint8).max() > 1):
             raise _no_group("it has a token below 0, or a mask of neither 0 nor 1")
-        trajectories.append(Trajectory(*arrays, t.reward, t.finish_reason, t.extras, t.error, t.notes))
+        if t.prompt is not None and t.prompt > t.length:
+            raise _no_group(f"it has a prompt of {t.prompt} tokens among {t.length}")
+        said = t.reward, t.finish_reason, t.extras, t.error, t.notes, t.member, t.prompt
+        trajectories.append(Trajectory(*arrays, *said))
     return Group(header.task, header.attempt, header.row, tuple(trajectories))

@@ -24,7 +24,7 @@ import torch
 from asyncrl.algorithms.losses import Loss
 from asyncrl.observe.trace import span
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.rollout.trajectory import Group
 from asyncrl.trainer.attention import use_flash
 from asyncrl.trainer.balance import split
 from asyncrl.trainer.compiled import compile_layers, warm_up
@@ -39,6 +39,7 @@ from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, pack_text
 from asyncrl.trainer.precision import TYPES, hold
 from asyncrl.trainer.ranks import Team
 from asyncrl.trainer.replay import Replay
+from asyncrl.trainer.samples import choose
 from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
 from asyncrl.weights.pieces import fill, held
 
@@ -133,7 +134,9 @@ class Learner:
         """
         began = time.perf_counter()
         with span("pack"):
-            samples, ages, past_ages = self._samples(groups, step, min_version)
+            mask_old = self.recipe.over_age == "mask"
+            chosen = choose(groups, self.objective, self.replay, step, min_version, mask_old=mask_old)
+            samples, ages = chosen.samples, chosen.ages
             updates = self._updates(samples)
         with span("passes without gradient"):
             self._prepare(updates)
@@ -148,7 +151,7 @@ class Learner:
         metrics = {
             **sums.off_policy.metrics(),
             **compounded(ages, number),
-            **replayed(past_ages, len(samples)),
+            **replayed(chosen.past_ages, len(samples)),
             "trainer/loss": sums.loss / number,
             "trainer/grad_norm": norms[-1],
             "trainer/entropy": sums.entropy / with_gradient if with_gradient else None,
@@ -161,61 +164,10 @@ class Learner:
             "trainer/skipped_steps": float(sum(not np.isfinite(norm) for norm in norms)),
         }
         if self.recipe.algorithm.mask_truncated:
-            metrics["trainer/masked_truncated"] = float(sum(self._left_out(t) for g in groups for t in g.trajectories))
+            metrics["trainer/masked_truncated"] = float(chosen.num_left_out)
         if self.critic:
             metrics["trainer/value_loss"] = sums.value_loss / number
         return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages), gaps.found)
-
-    def _samples(
-        self, groups: list[Group], step: int, min_version: int
-    ) -> tuple[list[TrainSample], list[int], list[int]]:
-        """Samples with their advantage: trajectories that have a trained token and are not left out; token counts by
-        age of the new ones; age of each replayed one's oldest token."""
-        samples: list[TrainSample] = []
-        ages = np.zeros(step - min_version + 1, dtype=np.int64)
-        past_ages: list[int] = []
-        if self.recipe.algorithm.replay_share:
-            groups, replayed = self.replay.mix(groups, step)
-        else:
-            replayed = [[False] * len(group.trajectories) for group in groups]
-        for number, group in enumerate(groups):
-            usable = [i for i, t in enumerate(group.trajectories) if self._counts(t)]
-            if not usable:
-                continue
-            scored = [group.trajectories[i] for i in usable]
-            lengths = torch.tensor([int(t.loss_mask.sum()) for t in scored])
-            rewards = self.objective.shape(torch.tensor([t.reward for t in scored], dtype=torch.float32), lengths)
-            members, advantages = self.objective.choose(rewards)
-            for i, advantage in zip(members, advantages.tolist(), strict=True):
-                if self._left_out(scored[i]):
-                    continue
-                if replayed[number][usable[i]]:
-                    mask = scored[i].loss_mask
-                    past_ages.append(step - int(scored[i].versions[mask].min()))
-                else:
-                    mask = self._fresh(scored[i], group.task, step, min_version)
-                    ages += np.bincount(step - scored[i].versions[mask], minlength=len(ages))
-                if mask.any():
-                    samples.append(TrainSample(scored[i], number, float(rewards[i]), advantage, mask))
-        return samples, ages.tolist(), past_ages
-
-    def _counts(self, trajectory: Trajectory) -> bool:
-        """Whether its reward is one of those that its group is compared by."""
-        if self.objective.picks_members and self._left_out(trajectory):
-            return False
-        return trajectory.reward is not None and bool(trajectory.loss_mask.any())
-
-    def _left_out(self, trajectory: Trajectory) -> bool:
-        """Whether it is not trained because it was cut off; then no mean over tokens or trajectories has it either."""
-        return self.recipe.algorithm.mask_truncated and trajectory.finish_reason == "length"
-
-    def _fresh(self, trajectory: Trajectory, task: int, step: int, min_version: int) -> np.ndarray:
-        """Tokens to train, bool [T]."""
-        mask: np.ndarray = trajectory.loss_mask & (trajectory.versions >= min_version)
-        if self.recipe.over_age != "mask" and mask.sum() != trajectory.loss_mask.sum():
-            oldest = int(trajectory.versions[trajectory.loss_mask].min())
-            raise ValueError(f"task {task} has a token of version {oldest} in step {step}, which allows {min_version}")
-        return mask
 
     def _updates(self, samples: list[TrainSample]) -> list[_Update]:
         updates = []
@@ -231,7 +183,7 @@ class Learner:
                 sizes = [sum(len(b.targets) for b in batches) for batches in packed]
             num_idle = len(shares[self.team.rank]) - len(own)
             idle = [pack(trained[:1], self.device)] * num_idle if num_idle else []
-            counts = Counts(sum(int(s.mask.sum()) for s in minibatch), len(minibatch))
+            counts = Counts(sum(int(s.mask.sum()) for s in minibatch), round(sum(s.share for s in minibatch)))
             updates.append(_Update(own, idle, everyone, sizes, len(trained), counts))
         return updates
 

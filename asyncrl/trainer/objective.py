@@ -33,6 +33,7 @@ class Counts:
 
     num_tokens: int
     num_sequences: int
+    """Rollouts."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Terms:
     off_policy: OffPolicySums
     tokens_left_out: float
     sequences_left_out: float
-    """Trajectories of which no token counts."""
+    """Rollouts of which no token counts; of one with several trajectories their share of it."""
 
 
 class Objective:
@@ -222,7 +223,7 @@ class Objective:
         lengths = segment_sum(counted, batch.segments, batch.num_trajectories)
         weights = token_weights(
             batch.segments,
-            lengths.clamp(min=1.0),
+            lengths.clamp(min=1.0) / batch.shares,
             mode=r.aggregation,
             num_tokens=counts.num_tokens,
             num_sequences=counts.num_sequences,
@@ -230,7 +231,7 @@ class Objective:
         )
         same = _sampled_whole_by(step, batch) if progress == 0 else None
         # Each float() waits for a GPU.
-        left_out = (float((~counted).sum()), float((lengths == 0).sum())) if self.leaves_out else (0.0, 0.0)
+        left_out = (float((~counted).sum()), float(batch.shares[lengths == 0].sum())) if self.leaves_out else (0.0, 0.0)
         return Terms(
             (per_token * weights).sum(),
             off_policy_sums(current, behaviour, affected, ~keep, same),
@@ -275,7 +276,7 @@ class Objective:
 def _sampled_whole_by(version: int, batch: PackedBatch) -> torch.Tensor:
     """Tokens of trajectories that this version sampled from their begin, bool [N]: those that it went on with may have
     read keys and values of the version before."""
-    sampled = [sample.trajectory.versions[sample.trajectory.prompt_length :] for sample in batch.samples]
+    sampled = [versions[versions >= 0] for versions in (sample.trajectory.versions for sample in batch.samples)]
     whole = [bool((versions == version).all()) for versions in sampled]
     return torch.tensor(whole, dtype=torch.bool, device=batch.segments.device)[batch.segments]
 

@@ -29,6 +29,8 @@ class TrainSample:
     advantage: float
     mask: np.ndarray
     """bool [T]: tokens whose loss counts in this step (the loss mask less the tokens that are too old)."""
+    share: float = 1.0
+    """Of the trained tokens of its rollout, which may have several trajectories."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class PackedBatch:
     """int64 [M]: which group of the batch a trajectory belongs to."""
     rewards: torch.Tensor
     """float32 [M]."""
+    shares: torch.Tensor
+    """float32 [M]: of the trained tokens of its rollout."""
     behaviour_logprobs: torch.Tensor
     """float32 [N]."""
     versions: torch.Tensor
@@ -96,6 +100,7 @@ def pack(samples: list[TrainSample], device: torch.device) -> PackedBatch:
         segments=tensor(segments),
         groups=tensor(np.array([s.group for s in samples])),
         rewards=tensor(np.array([s.reward for s in samples]), torch.float32),
+        shares=tensor(np.array([s.share for s in samples]), torch.float32),
         behaviour_logprobs=tensor(of_trained(s.trajectory.logprobs for s in samples), torch.float32),
         versions=tensor(of_trained(s.trajectory.versions for s in samples)),
         advantages=tensor(np.array([s.advantage for s in samples])[segments], torch.float32),

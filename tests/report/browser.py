@@ -35,6 +35,8 @@ class Browser:
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
+        self._readable = select.poll()
+        self._readable.register(self._in, select.POLLIN)
         self._number, self._read, self.events = 0, b"", []
         self.requests: list[str] = []
         """Addresses that were asked for since the page was opened, its own too; not data that are their own address."""
@@ -149,7 +151,7 @@ class Browser:
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._read:
-            assert select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))[0], "the browser is silent"
+            assert self._readable.poll(1000 * max(0.0, deadline - time.monotonic())), "the browser is silent"
             data = os.read(self._in, 2**16)
             assert data, "the browser has ended"
             self._read += data

@@ -204,8 +204,10 @@ def is_gone(pid, within_s=10.0):
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
+    ended = select.poll()
+    ended.register(handle, select.POLLIN)
     try:
-        return bool(select.select([handle], [], [], within_s)[0])
+        return bool(ended.poll(within_s * 1000))
     finally:
         os.close(handle)
 

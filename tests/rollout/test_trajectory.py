@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -28,6 +30,8 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
         extras=draw(st.dictionaries(st.text(max_size=5), NUMBERS, max_size=3)),
         error=draw(st.none() | st.text(max_size=20)),
+        member=draw(st.none() | st.integers(0, 9)),
+        prompt=draw(st.none() | st.integers(0, len(columns[0]))),
     )
 
 
@@ -55,11 +59,13 @@ def test_round_trip(group: Group) -> None:
             before, after = getattr(sent, name), getattr(got, name)
             assert after.dtype == before.dtype
             np.testing.assert_array_equal(after, before)
-        assert (got.reward, got.finish_reason, got.extras, got.error) == (
+        assert (got.reward, got.finish_reason, got.extras, got.error, got.member, got.prompt) == (
             sent.reward,
             sent.finish_reason,
             sent.extras,
             sent.error,
+            sent.member,
+            sent.prompt,
         )
     assert encode(back) == encode(group)
 
@@ -79,9 +85,34 @@ def test_bytes_after_the_frame_raise(group: Group, tail: bytes) -> None:
 
 
 def test_another_format_raises() -> None:
-    head = msgspec.msgpack.encode({"format": 2, "trajectories": []})
-    with pytest.raises(ValueError, match="format 2"):
+    head = msgspec.msgpack.encode({"format": 3, "trajectories": []})
+    with pytest.raises(ValueError, match="format 3"):
         decode(len(head).to_bytes(4, "little") + head)
+
+
+def test_frames_of_the_first_format_are_read() -> None:
+    """As they lie in journals: each trajectory is a member of its own, its prompt ends where sampling begins."""
+    member = {"length": 3, "reward": 0.5, "finish_reason": "stop", "extras": {}, "error": None, "notes": {}}
+    head = msgspec.msgpack.encode({"format": 1, "task": 7, "attempt": 1, "row": 2, "trajectories": [member] * 2})
+    arrays = (
+        np.array([5, 6, 7], "<i4"),
+        np.array([-1, 0, 0], "<i4"),
+        np.zeros(3, "<f4"),
+        np.array([False, True, True]),
+    )
+    group = decode(len(head).to_bytes(4, "little") + head + 2 * b"".join(array.tobytes() for array in arrays))
+    assert (group.task, group.attempt, group.row, group.members) == (7, 1, 2, [[0], [1]])
+    assert [t.prompt_length for t in group.trajectories] == [1, 1]
+
+
+def test_members_are_those_that_say_the_same_number() -> None:
+    made = [replace(make([-1, 0], [False, True]), member=m) for m in (0, 1, 0, None, None, 1)]
+    assert Group(0, 0, 0, tuple(made)).members == [[0, 2], [1, 5], [3], [4]]
+
+
+def test_a_prompt_longer_than_its_trajectory_raises() -> None:
+    with pytest.raises(ValueError, match="prompt of 3 tokens among 2"):
+        decode(encode(Group(0, 0, 0, (replace(make([-1, 0], [False, True]), prompt=3),))))
 
 
 def test_decoded_arrays_are_read_only_views() -> None:

@@ -21,6 +21,7 @@ from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
 from asyncrl.trainer.packing import TrainSample, pack
+from asyncrl.trainer.samples import choose
 
 CPU = torch.device("cpu")
 
@@ -41,6 +42,10 @@ def recipe(**changes: Any) -> Recipe:
 def learner(model: Path, r: Recipe | None = None) -> Learner:
     r = r or recipe()
     return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU)
+
+
+def of(learner: Learner, batch: list[Group]) -> list[TrainSample]:
+    return choose(batch, learner.objective, learner.replay, 0, 0, mask_old=False).samples
 
 
 def trajectory(
@@ -169,7 +174,7 @@ def test_no_member_that_is_left_out_is_picked(tiny_model: Path, algorithm: dict[
     """The best one was cut off: the second best is taken in its place."""
     batch = cut(groups(1, [[1.0, 0.5, 0.0, 0.25]]), (0, 0))
     ours = learner(tiny_model, recipe(algorithm={**algorithm, "mask_truncated": True}))
-    samples = ours._samples(batch, 0, 0)[0]
+    samples = of(ours, batch)
     assert max(s.reward for s in samples) == 0.5
     assert len(samples) == num_trained
     assert not any(is_cut(s.trajectory) for s in samples)
@@ -291,7 +296,7 @@ def test_nothing_is_dropped_in_training(tmp_path: Path) -> None:
     """GPT-2's configuration asks for dropout, which no sampler has."""
     ours = learner(make_model("gpt2", tmp_path))
     assert ours.model.config.resid_pdrop == 0.1
-    batch = ours._updates(ours._samples(groups(1, [[1.0, 0.0]]), 0, 0)[0])[0].batches[0]
+    batch = ours._updates(of(ours, groups(1, [[1.0, 0.0]])))[0].batches[0]
     ours.policy.eval()
     expected = ours._score(batch)[0]
     ours.policy.train()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import make_model
 from safetensors.torch import load_file, save_file
-from test_learner import CPU, groups, learner, recipe
+from test_learner import CPU, groups, learner, of, recipe
 from transformers import AutoModelForCausalLM
 
 from asyncrl.errors import UserError
@@ -95,7 +95,7 @@ def test_switched_off_it_is_its_own_reference(tiny_model: Path) -> None:
     """Trajectory balance reads log pi_ref: as with a frozen copy, step after step."""
     keys = {"loss": "trajectory_balance", "aggregation": "sequence", "advantage": "none"}
     learner = make(tiny_model, {"rank": 4}, **keys)
-    batches = learner._updates(learner._samples(groups(1, REWARDS), 0, 0)[0])[0].batches
+    batches = learner._updates(of(learner, groups(1, REWARDS)))[0].batches
     before = learner._reference_logprobs(batches[0])
     learner.step(groups(1, REWARDS), 0, 0)
     assert torch.equal(learner._reference_logprobs(batches[0]), before)

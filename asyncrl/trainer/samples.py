@@ -1,0 +1,114 @@
+"""From the groups of a batch to the samples that are trained: which rollouts count, their advantages, their masks.
+
+A rollout may have several trajectories (`Trajectory.member`). Its group compares rollouts: each has one reward, one
+advantage, which all of its trajectories get, and one say in a mean over sequences, which they share by their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.objective import Objective
+from asyncrl.trainer.packing import TrainSample
+from asyncrl.trainer.replay import Replay
+
+
+@dataclass
+class Chosen:
+    """What a step trains."""
+
+    samples: list[TrainSample] = field(default_factory=list)
+    ages: list[int] = field(default_factory=list)
+    """Trained tokens by age, 0, 1, ... updates; replayed ones are not among them."""
+    past_ages: list[int] = field(default_factory=list)
+    """Age of each replayed trajectory's oldest token."""
+    num_left_out: int = 0
+    """Trajectories that are not trained because they were cut off."""
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    trajectories: list[Trajectory]
+    replayed: list[bool]
+    truncated: bool
+    """Cut off, where such are not trained; then no mean over tokens or rollouts has it either."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Trained ones, of whatever age."""
+        return sum(int(t.loss_mask.sum()) for t in self.trajectories)
+
+
+def choose(
+    groups: list[Group], objective: Objective, replay: Replay, step: int, min_version: int, *, mask_old: bool
+) -> Chosen:
+    """Of the batch of step `step`. Tokens sampled before `min_version` are context only if `mask_old`, else they are a
+    ValueError (I1)."""
+    chosen = Chosen()
+    ages = np.zeros(step - min_version + 1, dtype=np.int64)
+    replayed = [[False] * len(group.trajectories) for group in groups]
+    if replay.share:
+        groups, replayed = replay.mix(groups, step)
+    for number, group in enumerate(groups):
+        rollouts = list(_rollouts(group, replayed[number], objective))
+        chosen.num_left_out += sum(len(r.trajectories) for r in rollouts if r.truncated)
+        # The reward of one that is cut off counts for the others', unless it could be picked for them.
+        compared = [r for r in rollouts if _scored(r) and not (r.truncated and objective.picks_members)]
+        if not compared:
+            continue
+        lengths = torch.tensor([r.num_tokens for r in compared])
+        given = torch.tensor([r.trajectories[0].reward for r in compared], dtype=torch.float32)
+        rewards = objective.shape(given, lengths)
+        members, advantages = objective.choose(rewards)
+        for i, advantage in zip(members, advantages.tolist(), strict=True):
+            if compared[i].truncated:
+                continue
+            masks = [
+                _mask(trajectory, past, group.task, step, min_version, mask_old)
+                for trajectory, past in zip(compared[i].trajectories, compared[i].replayed, strict=True)
+            ]
+            for place, (trajectory, mask) in enumerate(zip(compared[i].trajectories, masks, strict=True)):
+                if compared[i].replayed[place]:
+                    chosen.past_ages.append(step - int(trajectory.versions[mask].min()))
+                else:
+                    ages += np.bincount(step - trajectory.versions[mask], minlength=len(ages))
+            chosen.samples += _samples(compared[i], masks, number, float(rewards[i]), advantage)
+    chosen.ages = ages.tolist()
+    return chosen
+
+
+def _rollouts(group: Group, replayed: list[bool], objective: Objective) -> Iterator[_Rollout]:
+    for places in group.members:
+        trajectories = [group.trajectories[place] for place in places]
+        truncated = objective.recipe.mask_truncated and any(t.finish_reason == "length" for t in trajectories)
+        yield _Rollout(trajectories, [replayed[place] for place in places], truncated)
+
+
+def _scored(rollout: _Rollout) -> bool:
+    return rollout.trajectories[0].reward is not None and rollout.num_tokens > 0
+
+
+def _mask(trajectory: Trajectory, replayed: bool, task: int, step: int, min_version: int, mask_old: bool) -> np.ndarray:
+    """Tokens to train, bool [T]."""
+    fresh: np.ndarray = trajectory.loss_mask & (trajectory.versions >= min_version)
+    if replayed or fresh.sum() == trajectory.loss_mask.sum():
+        return trajectory.loss_mask
+    if not mask_old:
+        oldest = int(trajectory.versions[trajectory.loss_mask].min())
+        raise ValueError(f"task {task} has a token of version {oldest} in step {step}, which allows {min_version}")
+    return fresh
+
+
+def _samples(
+    rollout: _Rollout, masks: list[np.ndarray], group: int, reward: float, advantage: float
+) -> Iterator[TrainSample]:
+    """Its trajectories that have a token to train."""
+    total = sum(int(mask.sum()) for mask in masks)
+    for trajectory, mask in zip(rollout.trajectories, masks, strict=True):
+        if mask.any():
+            yield TrainSample(trajectory, group, reward, advantage, mask, int(mask.sum()) / total)
