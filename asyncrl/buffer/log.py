@@ -75,7 +75,8 @@ class JournalWriter:
     def _open(self, segment: int) -> None:
         path = segment_path(self._folder, self._stream, segment)
         with _named(path):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            # As an object it is closed with its writer, whoever forgets to.
+            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644), "ab", 0)
             run_dir.sync(self._folder)
         self._file, self.segment, self._end = file, segment, 0
 
@@ -89,12 +90,12 @@ class JournalWriter:
         with _named(path):
             try:
                 while frame:
-                    written = os.writev(self._file, frame)
+                    written = os.writev(self._file.fileno(), frame)
                     while frame and written >= len(frame[0]):
                         written -= len(frame.pop(0))
                     frame[:1] = [part[written:] for part in frame[:1]]
             except OSError:
-                os.ftruncate(self._file, self._end)
+                os.ftruncate(self._file.fileno(), self._end)
                 raise
         position = Position(self.segment, self._end + _HEADER_BYTES, len(payload))
         self._end += _HEADER_BYTES + len(payload)
@@ -107,7 +108,7 @@ class JournalWriter:
             if self._sync_error is not None:
                 raise self._sync_error
             try:
-                os.fsync(self._file)
+                os.fsync(self._file.fileno())
             except OSError as error:
                 self._sync_error = error
                 raise
@@ -118,11 +119,11 @@ class JournalWriter:
         with self._lock:
             closed = self._file
             self._open(self.segment + 1)
-            os.close(closed)
+            closed.close()
 
     def close(self) -> None:
         self.sync()
-        os.close(self._file)
+        self._file.close()
 
 
 def segment_path(folder: Path, stream: str, segment: int) -> Path:

@@ -12,11 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -27,17 +23,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from asyncrl import memory
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
-from asyncrl.rewards.keeper import below
+from asyncrl.processes.keeper import Code
+from asyncrl.processes.kept import Kept
 from asyncrl.rewards.score import RewardRequest, Score, failed
 
 logger = logging.getLogger(__name__)
-
-_KILL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,8 @@ class RewardPool:
         `log` is the file that takes what they print, made when they do; by default it goes where this process prints.
         """
         self._settings = (spec, str(base_dir), dataset, kwargs or {})
-        self._limits = (memory_gib or memory.total() / 2**31, file_gib, str(log or ""))
+        limit = memory_gib or memory.total() / 2**31
+        self._code = Code("reward", "asyncrl.rewards.worker", limit, "rewards.memory_gib", file_gib, str(log or ""))
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -152,7 +146,7 @@ class RewardPool:
         try:
             if self._closed:
                 raise _WorkerLost("the reward pool was closed")
-            worker = _Worker(self._stop, *self._limits)
+            worker = _Worker(self._stop, self._code)
             answer = worker.ask(self._settings, self._start_timeout_s)
             if isinstance(answer, str):
                 worker.kill()
@@ -174,25 +168,12 @@ class _WorkerLost(Exception):
 class _Worker:
     """A reward process, seen from the thread that owns it."""
 
-    def __init__(self, stop: Connection, memory_gib: float, file_gib: float, log: str) -> None:
+    def __init__(self, stop: Connection, code: Code) -> None:
         self._stop = stop
         self._asked = 0
         self._connection, theirs = Pipe()
-        # Not multiprocessing: its spawn would run the parent's __main__ again, whatever that is. Exec drops the
-        # parent's signal handlers; a session of its own keeps Ctrl-C away.
-        self._said, says = Pipe(duplex=False)
-        arguments = theirs.fileno(), says.fileno(), os.getpid(), memory_gib, file_gib, log
-        code = (
-            f"import sys; sys.path[:] = {[p or os.getcwd() for p in sys.path]!r}; "
-            f"from asyncrl.rewards.keeper import main; main{arguments}"
-        )
-        with theirs, says:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), says.fileno()],
-                start_new_session=True,
-            )
+        with theirs:
+            self._kept = Kept(code, theirs.fileno())
 
     def ask(self, message: Any, timeout_s: float) -> Any:
         """Sends a message and waits for its answer. Raises _WorkerLost, or what pickling the message raises."""
@@ -220,36 +201,5 @@ class _Worker:
 
     def kill(self) -> str:
         """Ends the worker and all that it has started; says how it ended."""
-        family = below(self._process.pid)
-        self._process.terminate()
         self._connection.close()
-        # The reward may have stopped those that end it.
-        for pid in (self._process.pid, *family):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGCONT)
-        try:
-            code = self._process.wait(_KILL_S)
-        except subprocess.TimeoutExpired:
-            self._end_all()
-            logger.warning("reward process %d does not end what it started within %g s", self._process.pid, _KILL_S)
-            return "the reward process does not end"
-        with self._said:
-            said = os.read(self._said.fileno(), 1000).decode() if self._said.poll(_KILL_S) else ""
-            return said or f"the reward's keeper died ({code})"
-
-    def _end_all(self) -> None:
-        """Without the help of those that see to it: something stops them again and again."""
-        deadline = time.monotonic() + _KILL_S
-        # Who is stopped does not reap: its dead children stay.
-        while (alive := [*filter(_lives, below(self._process.pid))]) and time.monotonic() < deadline:
-            for pid in alive:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-        self._process.kill()
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+        return self._kept.kill()

@@ -1,6 +1,7 @@
-"""From one task to one encoded group: sample n completions, score them, assemble the trajectories.
+"""From one task to one group: n rollouts of an environment, scored, as trajectories.
 
-Waits for: the engine's tokens, then the reward processes. Other groups go on meanwhile; there is no barrier.
+Waits for: the engine's tokens and the environment, then the reward processes. Other groups go on meanwhile; there is no
+barrier.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import Task, tokenize
+from asyncrl.envs.environment import Ask, Environment, Episode, Policy
 from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
-from asyncrl.rewards.score import RewardRequest, Score, TrainerState
-from asyncrl.rollout.engine import Completion, Engine, SamplingParams
+from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
+from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.occupancy import Occupancy
-from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.rollout.policy import EnginePolicy, GroupAborted, SamplingLimits
+from asyncrl.rollout.trajectory import Group
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,32 +31,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """The part of the recipe that an episode needs."""
+    """The part of the recipe that a group needs."""
 
     group_size: int
-    max_new_tokens: int
     max_prompt_tokens: int
-    temperature: float
-    seed: int
+    limits: SamplingLimits
     filter_equal_rewards: bool = False
     skip_special_tokens: bool = True
     """In the texts that the reward gets."""
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
     max_steps: int = 0
 
 
-class GroupAborted(Exception):
-    """The group was cancelled; whatever it had is thrown away."""
+class SingleTurn:
+    """The environment of a recipe that names none: one completion of the prompt, for the reward function to judge."""
+
+    async def rollout(self, task: Task, prompt: list[int], policy: Policy, name: str) -> Episode:
+        return Episode(None, (await policy.generate(Ask(prompt))).finish_reason)
 
 
 class GroupRunner:
     """Runs groups on one engine; any number at a time."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Any, rewards: RewardPool, settings: RolloutSettings, occupancy: Occupancy
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        rewards: RewardPool | None,
+        settings: RolloutSettings,
+        occupancy: Occupancy,
+        environment: Environment | None = None,
     ) -> None:
         self.engine = engine
+        self.environment = environment or SingleTurn()
+        self._running: dict[tuple[int, int], list[tuple[EnginePolicy, asyncio.Task[Episode]]]] = {}
         self.occupancy = occupancy
         self.tokenizer = tokenizer
         # Long texts must not hold up the engine's event loop. No tokenizer may be used by two threads.
@@ -75,29 +83,70 @@ class GroupRunner:
         prompt_tokens = tokenize(task, self.tokenizer)
         if len(prompt_tokens) > self.settings.max_prompt_tokens:
             raise BadPrompt("prompt_too_long", f"{task.where} has {len(prompt_tokens)} tokens")
-        requests = request_ids(task.number, attempt, self.settings.group_size)
         with trace.span("generate", lane):
-            completions = await asyncio.gather(
-                *(
-                    self.engine.generate(prompt_tokens, self._params(task.number, i), request_id=request)
-                    for i, request in enumerate(requests)
-                )
-            )
-        if any(c.finish_reason == "abort" for c in completions):
-            raise GroupAborted
-        texts = await self._beside(self._texts, completions)
+            policies, episodes = await self._roll_out(task, prompt_tokens, attempt)
+        texts = await self._beside(self._texts, [p.last.tokens if p.last else [] for p in policies])
         with trace.span("reward", lane), self.occupancy.scoring():
+            scores = await self._scores(task, policies, episodes, texts)
+        trajectories = [
+            trajectory
+            for policy, episode, score in zip(policies, episodes, scores, strict=True)
+            for trajectory in policy.trajectories(prompt_tokens, score, episode.finish_reason)
+        ]
+        return Group(task.number, attempt, task.row_index, tuple(trajectories)), texts
+
+    async def _roll_out(
+        self, task: Task, prompt: list[int], attempt: int
+    ) -> tuple[list[EnginePolicy], list[Episode]]:
+        """Raises GroupAborted if one was cancelled, else the first exception of the policy; when all have ended."""
+        members = range(self.settings.group_size)
+        limits = self.settings.limits
+        policies = [EnginePolicy(self.engine, limits, task.number, attempt, member) for member in members]
+        running = [
+            asyncio.create_task(self.environment.rollout(task, prompt, policy, policy.name)) for policy in policies
+        ]
+        self._running[task.number, attempt] = list(zip(policies, running, strict=True))
+        try:
+            ended = await asyncio.gather(*running, return_exceptions=True)
+        finally:
+            del self._running[task.number, attempt]
+        wrong = [error for error in ended if isinstance(error, BaseException)]
+        if any(isinstance(error, GroupAborted | asyncio.CancelledError) for error in wrong):
+            raise GroupAborted
+        if wrong:
+            raise wrong[0]
+        return policies, [episode for episode in ended if isinstance(episode, Episode)]
+
+    async def cancel(self, task: int, attempt: int) -> None:
+        """Ends a running group, whose `run` raises GroupAborted."""
+        members = self._running.get((task, attempt), [])
+        await self.engine.cancel([request for policy, _ in members for request in policy.running])
+        for _, rollout in members:
+            rollout.cancel()
+
+    async def _scores(
+        self, task: Task, policies: list[EnginePolicy], episodes: list[Episode], texts: list[str]
+    ) -> list[Score]:
+        """The environment's, or the reward function's of those that it has not judged."""
+        scores = [episode.score for episode in episodes]
+        asked = [i for i, score in enumerate(scores) if score is None]
+        judged: list[Score] = []
+        if asked and self.rewards is None:
+            none = failed("the environment returned no reward, and the recipe names no reward function")
+            judged = [none] * len(asked)
+        elif asked and self.rewards is not None:
+            last = [policies[i].last for i in asked]
             request = RewardRequest(
                 task.prompt,
-                texts,
-                [c.tokens for c in completions],
-                [c.finish_reason for c in completions],
+                [texts[i] for i in asked],
+                [c.tokens if c else [] for c in last],
+                [episodes[i].finish_reason for i in asked],
                 task.row,
                 TrainerState(self.engine.version(), self.settings.max_steps, task.epoch),
             )
-            scores = await self.rewards.score(request)
-        trajectories = tuple(trajectory(prompt_tokens, c, s) for c, s in zip(completions, scores, strict=True))
-        return Group(task.number, attempt, task.row_index, trajectories), texts
+            judged = await self.rewards.score(request)
+        of = dict(zip(asked, judged, strict=True))
+        return [of[i] if score is None else score for i, score in enumerate(scores)]
 
     async def words(self, tokens: list[int]) -> list[str]:
         """The text of each token."""
@@ -106,47 +155,13 @@ class GroupRunner:
     async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    def _texts(self, completions: list[Completion]) -> list[str]:
+    def _texts(self, completions: list[list[int]]) -> list[str]:
         skip = self.settings.skip_special_tokens
-        if skip and (hidden := self._marks.intersection(token for c in completions for token in c.tokens)):
+        if skip and (hidden := self._marks.intersection(token for tokens in completions for token in tokens)):
             self._marks = set()  # said once
             logger.warning(
                 "completions have special tokens (%s) that the reward does not see; "
                 "set rewards.skip_special_tokens=false if it should",
                 self._decoder.decode(sorted(hidden)),
             )
-        return [self._decoder.decode(c.tokens, skip_special_tokens=skip) for c in completions]
-
-    def _params(self, task: int, member: int) -> SamplingParams:
-        # The same rollout for the same task and member, whoever samples it and however often it is started.
-        seed = int(np.random.SeedSequence([self.settings.seed, task, member]).generate_state(1)[0])
-        s = self.settings
-        return SamplingParams(s.max_new_tokens, s.temperature, seed, s.stop, s.stop_token_ids)
-
-
-def request_ids(task: int, attempt: int, group_size: int) -> list[str]:
-    """Engine request ids of a group's members."""
-    return [f"{task}.{attempt}.{i}" for i in range(group_size)]
-
-
-def trajectory(prompt_tokens: list[int], completion: Completion, score: Score) -> Trajectory:
-    """Prompt and completion as arrays; the sampled tokens are the trained ones unless the reward failed (I7)."""
-    num_prompt, num_tokens = len(prompt_tokens), len(completion.tokens)
-    versions = np.full(num_prompt + num_tokens, -1, np.int32)
-    for span in completion.spans:
-        versions[num_prompt + span.start : num_prompt + span.end] = span.version
-    if num_tokens and versions[num_prompt:].min() < 0:
-        raise RuntimeError(f"the engine stamped no version on some of {num_tokens} tokens: {completion.spans}")
-    logprobs = np.zeros(num_prompt + num_tokens, np.float32)
-    logprobs[num_prompt:] = np.nan if completion.logprobs is None else completion.logprobs
-    return Trajectory(
-        tokens=np.array(prompt_tokens + completion.tokens, np.int32),
-        versions=versions,
-        logprobs=logprobs,
-        loss_mask=(versions >= 0) & (score.reward is not None),
-        reward=score.reward,
-        finish_reason=completion.finish_reason,
-        extras=score.extras,
-        error=score.error,
-        notes=score.notes,
-    )
+        return [self._decoder.decode(tokens, skip_special_tokens=skip) for tokens in completions]

@@ -1,14 +1,16 @@
-"""Keeps the family of a reward process, which is all that it starts, daemons too: it ends together, and within limits.
+"""Keeps the family of a process that runs a user's code (a reward, an environment): all that it starts, daemons too,
+ends together, and stays within limits.
 
-    pool --start, SIGTERM--> guard --fork, SIGTERM--> keeper --fork--> worker --> whatever the reward starts
+    Kept --start, SIGTERM--> guard --fork, SIGTERM--> keeper --fork--> worker --> whatever the user's code starts
 Who loses its parent in there becomes a child of the keeper, so that nobody gets away. It looks every `_LOOK_S` at what
 they hold together, and passes on what they print up to a limit. When the worker ends, however it does, so do they. If
-the reward ends the keeper, the guard inherits them and does the same; if it ends the guard, the keeper is told to.
+the user's code ends the keeper, the guard inherits them and does the same; if it ends the guard, the keeper is told to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import resource
@@ -16,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -30,16 +33,33 @@ _MOST_PRINTED = 64 * 2**20
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 
 
-def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: float, log: str) -> None:
-    """Starts the worker that serves the socket `handle`; writes to the pipe `said` how it ended. SIGTERM ends all.
-    `log`: file that takes what they print; empty: where this process prints."""
+@dataclass(frozen=True)
+class Code:
+    """Whose process it is, and its limits."""
+
+    what: str
+    """`reward` or `environment`, for people."""
+    module: str
+    """Its `main(handle, parent_pid)` serves the socket."""
+    memory_gib: float
+    """That all of them may hold together."""
+    memory_key: str
+    """Of the recipe."""
+    file_gib: float
+    """That a file of theirs may have."""
+    log: str = ""
+    """File that takes what they print; empty: where this process prints."""
+
+
+def main(handle: int, said: int, parent_pid: int, code: Code) -> None:
+    """Starts the worker that serves the socket `handle`; writes to the pipe `said` how it ended. SIGTERM ends all."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     die_with_parent(parent_pid, signal.SIGTERM)
     adopt_orphans()
     guard = os.getpid()
     if keeper := os.fork():
         os.close(handle)
-        return _guard(keeper, said)
+        return _guard(keeper, said, code.what)
     die_with_parent(guard, signal.SIGTERM)
     adopt_orphans()
     printed, prints = os.pipe()
@@ -47,32 +67,31 @@ def main(handle: int, said: int, parent_pid: int, memory_gib: float, file_gib: f
     if (worker := os.fork()) == 0:
         for file in (said, printed):
             os.close(file)
-        _become_worker(prints, int(file_gib * _GIB))
-        from asyncrl.rewards.worker import main as serve
-
-        return serve(handle, keeper)
+        _become_worker(prints, int(code.file_gib * _GIB))
+        importlib.import_module(code.module).main(handle, keeper)
+        return None
     for file in (handle, prints):
         os.close(file)
-    passing = threading.Thread(target=_pass_on, args=(printed, log), daemon=True)
+    passing = threading.Thread(target=_pass_on, args=(printed, code), daemon=True)
     passing.start()
-    os.write(said, _keep(worker, memory_gib).encode())
+    os.write(said, _keep(worker, code).encode())
     passing.join(1.0)
     return None
 
 
-def _guard(keeper: int, said: int) -> None:
+def _guard(keeper: int, said: int, what: str) -> None:
     """Waits for the end of the keeper, which is told of SIGTERM; then ends whom it leaves behind."""
     status, ends = None, math.inf
     while status is None and time.monotonic() < ends:
         got = signal.sigtimedwait(_SIGNALS, 1.0)
         status = _reap(keeper)
         if status is None and got and got.si_signo == signal.SIGTERM:
-            for number in (signal.SIGTERM, signal.SIGCONT):  # the reward may have stopped it
+            for number in (signal.SIGTERM, signal.SIGCONT):  # the user's code may have stopped it
                 os.kill(keeper, number)
             ends = time.monotonic() + _END_S + 1.0
     if status != 0:
         how = signal.Signals(-status).name if status is not None and status < 0 else status
-        os.write(said, f"the reward's keeper died ({how})".encode())
+        os.write(said, f"the {what}'s keeper died ({how})".encode())
     _end_all()
 
 
@@ -88,22 +107,22 @@ def _become_worker(prints: int, most_bytes: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def _keep(worker: int, memory_gib: float) -> str:
+def _keep(worker: int, code: Code) -> str:
     """Waits for: the end of the worker, or of the pool's patience. Returns how the worker ended, when all have."""
-    reason, status = "", None
+    reason, status, most = "", None, code.memory_gib * _GIB
     while status is None and not reason:
         got = signal.sigtimedwait(_SIGNALS, _LOOK_S)
         status = _reap(worker)
         if status is None and got and got.si_signo == signal.SIGTERM:
             break
-        held = _resident(below(os.getpid()), memory_gib * _GIB)
-        if status is None and held > memory_gib * _GIB:
+        held = _resident(below(os.getpid()), most)
+        if status is None and held > most:
             reason = (
-                f"the reward and what it started held {held / _GIB:.3g} GiB of memory, and rewards.memory_gib is "
-                f"{memory_gib:.3g}; raise it, or use less"
+                f"the {code.what} and what it started held {held / _GIB:.3g} GiB of memory, and {code.memory_key} is "
+                f"{code.memory_gib:.3g}; raise it, or use less"
             )
     ended = _end_all(worker)
-    return reason or _in_words(ended if status is None else status)
+    return reason or _in_words(ended if status is None else status, code.what)
 
 
 def _end_all(worker: int = -1) -> int | None:
@@ -129,11 +148,11 @@ def _reap(worker: int) -> int | None:
     return found
 
 
-def _in_words(status: int | None) -> str:
+def _in_words(status: int | None, what: str) -> str:
     if status == -signal.SIGKILL:
-        return "the reward process was killed (SIGKILL; out of memory?)"
+        return f"the {what} process was killed (SIGKILL; out of memory?)"
     how = "unkillable" if status is None else signal.Signals(-status).name if status < 0 else f"exit code {status}"
-    return f"the reward process died ({how})"
+    return f"the {what} process died ({how})"
 
 
 def below(pid: int) -> list[int]:
@@ -161,18 +180,18 @@ def _of(pid: int, what: str) -> int:
     return 0
 
 
-def _pass_on(printed: int, log: str) -> None:
+def _pass_on(printed: int, code: Code) -> None:
     """What the family prints, up to a limit. Ends when nobody can print any more."""
     left, told, file = _MOST_PRINTED, False, -1
     while some := os.read(printed, 2**16):
         if file < 0:
-            file = _opened(log)
-            left -= os.fstat(file).st_size if log else 0
+            file = _opened(code.log)
+            left -= os.fstat(file).st_size if code.log else 0
         kept = some[: max(0, left)]
         left -= len(kept)
         if len(kept) < len(some) and not told:
             told = True
-            kept += f"\n[the reward has printed {_MOST_PRINTED // 2**20} MiB; the rest is left out]\n".encode()
+            kept += f"\n[the {code.what} has printed {_MOST_PRINTED // 2**20} MiB; the rest is left out]\n".encode()
         with contextlib.suppress(OSError):
             while kept:
                 kept = kept[os.write(file, kept) :]

@@ -1,0 +1,75 @@
+"""What an environment is: it rolls a task out with the policy, and says what the rollout was worth.
+
+    generator --task, policy--> Environment.rollout --tokens--> policy.generate --> engine
+                                     |                                |
+                                  Episode                     the record of every call
+The policy is the only way to the engine. It keeps what was read and sampled, token by token, so that nothing of a
+rollout is ever tokenised again; the environment only decides what to read next, and the score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from asyncrl.data.tasks import Task
+from asyncrl.rewards.score import Score
+
+
+class ContextFull(Exception):
+    """There is no room for another token: the prompt has all of `env.max_context_tokens`, or no turn is left."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the policy answered to one prompt; C tokens."""
+
+    tokens: list[int]
+    """C token ids, the one that ended it included."""
+    logprobs: list[float] | None
+    """C log-probs of the distribution that was sampled; None from an engine that gives none."""
+    finish_reason: str
+    """`stop`, or `length` if it was cut off."""
+    version: int
+    """Updates of the weights that sampled the last token."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One call of the policy."""
+
+    tokens: list[int]
+    """The whole prompt."""
+    max_new_tokens: int | None = None
+    """Default, and most: `rollout.max_new_tokens`; never more than the context has room for."""
+    stop: tuple[str, ...] = ()
+    """Texts that end it, beside those of the recipe."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that do."""
+    train: bool = True
+    """False: what it samples is not trained (a judge, a summary, a title)."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """How a rollout ended."""
+
+    score: Score | None
+    """None: the recipe's reward function judges the last completion."""
+    finish_reason: str = "stop"
+    """`length` if it was cut off: a completion at its longest, the context, or the number of turns."""
+
+
+class Policy(Protocol):
+    """One rollout's way to the engine."""
+
+    async def generate(self, ask: Ask) -> Sampled:
+        """Raises ContextFull if there is room for nothing."""
+
+
+class Environment(Protocol):
+    """Called by the generator, once for each rollout of a group; any number at a time."""
+
+    async def rollout(self, task: Task, policy: Policy, name: str) -> Episode:
+        """`name` tells it from all others that run. What goes wrong in the environment is an episode whose score has
+        an error, never an exception; what the policy raises, but for ContextFull, passes through."""

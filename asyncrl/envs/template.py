@@ -1,0 +1,216 @@
+"""Messages to tokens and back, by the model's chat template, so that a conversation goes on from the sampled tokens.
+
+A chat that is rendered anew for every turn is tokenised anew: what the trainer would see then is not what was sampled.
+So a turn is appended: `bridge` gives the tokens between the sampled ones and the next completion, found as the
+difference of two renderings. Where the template rewrites what is before (it drops old thoughts, say) there is no such
+difference, and the next turn begins a sequence of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+
+_CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
+_PLACE = re.compile("\ue000(\\d+)\ue001")
+"""Stands for a text that must not become special tokens. Of Unicode's private use, so that no text has it."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model asked for."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    error: str = ""
+    """Why it cannot be made: no JSON, cut off, no name."""
+    raw: str = ""
+    """As the model wrote it."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A completion as a message."""
+
+    text: str
+    """What it says, without its thoughts and tool calls."""
+    thoughts: str | None = None
+    """None: it does not think in marks of its own."""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def message(self) -> Message:
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.thoughts is not None:
+            message["reasoning_content"] = self.thoughts
+        if calls := [call for call in self.tool_calls if not call.error]:
+            message["tool_calls"] = [
+                {"type": "function", "id": c.id, "function": {"name": c.name, "arguments": c.arguments}} for c in calls
+            ]
+        return message
+
+
+class NoTemplate(ValueError):
+    """The template cannot render these messages, and why."""
+
+
+class Template:
+    """Of one model. Not for several threads."""
+
+    def __init__(self, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> None:
+        """variables: `data.chat_template_kwargs`, for every rendering alike."""
+        self.tokenizer, self._variables = tokenizer, dict(variables or {})
+        added = tokenizer.added_tokens_decoder
+        self._special = {token: str(text) for token, text in added.items()}
+        self.end = self._end_of_turn()
+        """The token that ends a turn of the assistant; None: the template has none, and no turn is bridged."""
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        ends = {self.end, self.tokenizer.eos_token_id} - {None}
+        return tuple(sorted(end for end in ends if end is not None))
+
+    # -- to tokens
+
+    def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """The whole conversation, up to where the assistant begins. Raises NoTemplate."""
+        hidden: list[str] = []
+        text = self._text([self._hide(m, hidden) for m in messages], tools, add_generation_prompt=True)
+        return self._tokens(text, hidden)
+
+    def bridge(
+        self,
+        sampled: Sequence[int],
+        messages: Sequence[Message],
+        new: Sequence[Message],
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int] | None:
+        """The tokens from the end of `sampled` to where the assistant begins again.
+
+        `messages` ends with the assistant's message that `sampled` is, `new` are those after it. None if the template
+        writes the conversation anew. Raises NoTemplate.
+        """
+        if self.end is None:
+            return None
+        ends = sampled[-1:] == [self.end] if isinstance(sampled, list) else list(sampled[-1:]) == [self.end]
+        if not ends and sampled and sampled[-1] in self._special:
+            return None  # it ended its turn in a way that the template does not write
+        hidden: list[str] = []
+        earlier, later = [self._hide(m, hidden) for m in messages], [self._hide(m, hidden) for m in new]
+        before = self._text(earlier, tools, add_generation_prompt=False)
+        after = self._text([*earlier, *later], tools, add_generation_prompt=True)
+        mark = self._special[self.end]
+        place = before.rfind(mark)
+        if place < 0 or not after.startswith(before):
+            return None
+        rest = after[place + (len(mark) if ends else 0) :]
+        return self._tokens(rest, hidden)
+
+    def _text(self, messages: list[Message], tools: Any, *, add_generation_prompt: bool) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **self._variables
+            )
+        # A template is a program of the model's authors, and may raise whatever it likes.
+        except Exception as error:
+            raise NoTemplate(f"the model's chat template refuses the conversation: {error}") from error
+        return text
+
+    def _hide(self, message: Message, hidden: list[str]) -> Message:
+        """With arguments of calls as objects, and texts that hold the name of a special token as places."""
+        message = {**message}
+        content = message.get("content")
+        if isinstance(content, str) and message.get("role") != "assistant" and self._marked(content):
+            message["content"] = f"\ue000{len(hidden)}\ue001"
+            hidden.append(content)
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [_decoded(call) for call in calls]
+        return message
+
+    def _marked(self, text: str) -> bool:
+        return "\ue000" in text or any(mark in text for mark in self._special.values())
+
+    def _tokens(self, text: str, hidden: list[str]) -> list[int]:
+        """As the tokenizer reads the text, but for the hidden ones, which are text and nothing else."""
+        tokens: list[int] = []
+        for part, is_place in _parts(text):
+            one = hidden[int(part)] if is_place else part
+            tokens += self.tokenizer(one, add_special_tokens=False, split_special_tokens=is_place).input_ids
+        while len(tokens) > 1 and tokens[0] == tokens[1] == self.tokenizer.bos_token_id:
+            tokens = tokens[1:]
+        return tokens
+
+    def _end_of_turn(self) -> int | None:
+        try:
+            text = self._text(
+                [{"role": "user", "content": "a"}, {"role": "assistant", "content": "zq"}],
+                None,
+                add_generation_prompt=False,
+            )
+        except NoTemplate:
+            return None
+        rest = text[text.rfind("zq") + 2 :]
+        tokens = self.tokenizer(rest, add_special_tokens=False).input_ids
+        return next((token for token in tokens if token in self._special), None)
+
+    # -- from tokens
+
+    def parse(self, tokens: Sequence[int], prompt: Sequence[int], turn: int = 0) -> Parsed:
+        """A completion as a message; `prompt` may have opened its thoughts. Calls are looked for behind them."""
+        spoken = list(tokens)
+        while spoken and spoken[-1] in self.stop_token_ids:
+            spoken.pop()
+        text = self.tokenizer.decode(spoken, skip_special_tokens=False)
+        opened = self.tokenizer.decode(list(prompt[-8:])).rstrip().endswith("<think>")
+        thoughts: str | None = None
+        if opened or text.lstrip().startswith("<think>"):
+            thought, closed, said = text.partition("</think>")
+            thoughts, text = thought.replace("<think>", "", 1).strip("\n"), said.lstrip("\n") if closed else ""
+        calls = [_call(match, turn, number) for number, match in enumerate(_CALL.finditer(text))]
+        return Parsed(_CALL.sub("", text).strip() if calls else text, thoughts, calls)
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """Pieces of the text, and the numbers of the places between them."""
+    for number, part in enumerate(_PLACE.split(text)):
+        if part:
+            yield part, number % 2 == 1
+
+
+def _decoded(call: Any) -> Any:
+    """A tool call whose arguments are an object, as templates write them; OpenAI has a text there."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _call(match: re.Match[str], turn: int, number: int) -> ToolCall:
+    name, raw = f"call_{turn}_{number}", match[1].strip()
+    if not match[2]:
+        return ToolCall(name, "", {}, "the call is cut off: </tool_call> is missing", raw)
+    try:
+        said = json.loads(raw)
+    except ValueError as error:
+        return ToolCall(name, "", {}, f"the call is no JSON: {error}", raw)
+    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
+        return ToolCall(name, "", {}, 'the call has no name; write {"name": ..., "arguments": {...}}', raw)
+    arguments = said.get("arguments", said.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            return ToolCall(name, said["name"], {}, f"its arguments are no JSON: {error}", raw)
+    if not isinstance(arguments, dict):
+        return ToolCall(name, said["name"], {}, "its arguments are no JSON object", raw)
+    return ToolCall(name, said["name"], arguments, "", raw)

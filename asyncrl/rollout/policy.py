@@ -1,0 +1,151 @@
+"""One rollout's way to the engine, and the record of it: from calls to trajectories.
+
+A call whose prompt goes on from a sequence, token by token, extends that sequence; any other begins one. So what was
+sampled is trained once, in the sequence in which it was sampled, and is context wherever it is read again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from asyncrl.envs.environment import Ask, ContextFull, Sampled
+from asyncrl.rewards.score import Score
+from asyncrl.rollout.engine import Completion, Engine, SamplingParams
+from asyncrl.rollout.trajectory import Trajectory
+
+
+class GroupAborted(Exception):
+    """The group was cancelled; whatever it had is thrown away."""
+
+
+@dataclass(frozen=True)
+class SamplingLimits:
+    """Of every rollout of a run."""
+
+    max_new_tokens: int
+    """Of one completion."""
+    max_tokens: int
+    """Of prompt and completion together."""
+    temperature: float
+    seed: int
+    max_turns: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class _Sequence:
+    prompt: int
+    tokens: list[int]
+    versions: list[int]
+    logprobs: list[float]
+    trained: list[bool] = field(default_factory=list)
+
+    @classmethod
+    def begun(cls, prompt: list[int]) -> _Sequence:
+        num = len(prompt)
+        return cls(num, list(prompt), [-1] * num, [0.0] * num, [False] * num)
+
+    def observe(self, tokens: list[int]) -> None:
+        num = len(tokens)
+        self.tokens += tokens
+        self.versions += [-1] * num
+        self.logprobs += [0.0] * num
+        self.trained += [False] * num
+
+    def sample(self, completion: Completion, train: bool) -> None:
+        num = len(completion.tokens)
+        versions = [-1] * num
+        for span in completion.spans:
+            versions[span.start : span.end] = [span.version] * (span.end - span.start)
+        if num and min(versions) < 0:
+            raise RuntimeError(f"the engine stamped no version on some of {num} tokens: {completion.spans}")
+        if completion.logprobs is not None and len(completion.logprobs) != num:
+            raise RuntimeError(f"the engine gave {len(completion.logprobs)} log-probs for {num} tokens")
+        self.tokens += completion.tokens
+        self.versions += versions
+        self.logprobs += [float("nan")] * num if completion.logprobs is None else completion.logprobs
+        self.trained += [train] * num
+
+
+class EnginePolicy:
+    """Of one member of a group."""
+
+    def __init__(self, engine: Engine, limits: SamplingLimits, task: int, attempt: int, member: int) -> None:
+        self._engine, self._limits = engine, limits
+        self._task, self._member, self._name = task, member, request_id(task, attempt, member)
+        self._sequences: list[_Sequence] = []
+        self.last: Completion | None = None
+        """What was sampled last."""
+        self.turns = 0
+        self.running: set[str] = set()
+        """Requests of the engine."""
+
+    async def generate(self, ask: Ask) -> Sampled:
+        """Raises ContextFull, GroupAborted, and what the engine raises."""
+        limits, turn = self._limits, self.turns
+        room = limits.max_tokens - len(ask.tokens)
+        if room < 1:
+            raise ContextFull(
+                f"the prompt has {len(ask.tokens)} tokens, and env.max_context_tokens is {limits.max_tokens}"
+            )
+        if turn >= limits.max_turns:
+            raise ContextFull(f"the rollout has had its {turn} turns (env.max_turns)")
+        self.turns += 1
+        longest = min(room, limits.max_new_tokens, ask.max_new_tokens or limits.max_new_tokens)
+        stop, ends = (*limits.stop, *ask.stop), (*limits.stop_token_ids, *ask.stop_token_ids)
+        params = SamplingParams(longest, limits.temperature, self._seed(turn), stop, ends)
+        request = f"{self._name}.{turn}" if turn else self._name
+        self.running.add(request)
+        try:
+            completion = await self._engine.generate(ask.tokens, params, request_id=request)
+        finally:
+            self.running.discard(request)
+        if completion.finish_reason == "abort":
+            raise GroupAborted
+        self._record(ask, completion)
+        version = completion.spans[-1].version if completion.spans else self._engine.version()
+        return Sampled(completion.tokens, completion.logprobs, completion.finish_reason, version)
+
+    def _seed(self, turn: int) -> int:
+        # The same rollout for the same task and member, whoever samples it and however often it is started.
+        entropy = [self._limits.seed, self._task, self._member, *([turn] if turn else [])]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _record(self, ask: Ask, completion: Completion) -> None:
+        self.last = completion
+        begins = [s for s in self._sequences if ask.tokens[: len(s.tokens)] == s.tokens]
+        sequence = max(begins, key=lambda s: len(s.tokens), default=None)
+        if sequence is None:
+            sequence = _Sequence.begun(ask.tokens)
+            self._sequences.append(sequence)
+        else:
+            sequence.observe(ask.tokens[len(sequence.tokens) :])
+        sequence.sample(completion, ask.train)
+
+    def trajectories(self, prompt: list[int], score: Score, finish_reason: str) -> list[Trajectory]:
+        """One for each sequence, the longest-lived first; of a rollout that sampled nothing its prompt alone. The
+        sampled tokens are the trained ones unless there is no reward (I7)."""
+        return [
+            Trajectory(
+                tokens=np.array(s.tokens, np.int32),
+                versions=np.array(s.versions, np.int32),
+                logprobs=np.array(s.logprobs, np.float32),
+                loss_mask=np.array(s.trained, np.bool_) & (score.reward is not None),
+                reward=score.reward,
+                finish_reason=finish_reason,
+                extras=score.extras,
+                error=score.error,
+                notes=score.notes,
+                member=self._member,
+                prompt=s.prompt,
+            )
+            for s in self._sequences or [_Sequence.begun(prompt)]
+        ]
+
+
+def request_id(task: int, attempt: int, member: int) -> str:
+    """Of a member's first request to the engine."""
+    return f"{task}.{attempt}.{member}"
