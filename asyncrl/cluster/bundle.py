@@ -94,12 +94,7 @@ def named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for path in recipe.data.paths:
         if not path.startswith("reasoning_gym:") and Path(path).exists():
             yield "data.path", path
-    plugins = {
-        "reward": recipe.reward,
-        "algorithm.loss": recipe.algorithm.loss,
-        "rollout.engine": recipe.rollout.engine,
-    }
-    for key, spec in plugins.items():
+    for key, spec in recipe.code.items():
         if (file := spec.rpartition(":")[0]).endswith(".py"):
             yield key, file
 

@@ -23,8 +23,9 @@ _MAX_SHOWN_CHARS = 2000
 def load_tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
     """The tasks of a recipe. Raises UserError if data cannot be read, or lacks the prompts or the reward's columns."""
     rows = load_rows(recipe.data, recipe.seed)
-    reward = load_reward(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
-    reward.check_columns(rows.column_names)
+    if recipe.reward is not None:
+        reward = load_reward(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
+        reward.check_columns(rows.column_names)
     tasks = TaskSource(rows, recipe.data, recipe.seed)
     tasks.check_prompts()
     return tasks

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncrl.recipe.schema import DataRecipe
+from asyncrl.task import Message
 
 TOOLS_COLUMN = "tools"
 KWARGS_COLUMN = "chat_template_kwargs"
 """Columns of TRL's data sets that go to the chat template; the first is OpenAI's too."""
 _MEDIA = ("image", "video", "audio")
 _MAX_SHOWN_CHARS = 60
-
-Message = dict[str, Any]
 
 
 class BadPrompt(Exception):

@@ -18,10 +18,11 @@ import numpy as np
 
 from asyncrl.chat_template import variables
 from asyncrl.control.controller import Controller
-from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, Message, PromptReader
+from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, PromptReader
 from asyncrl.data.source import Rows, columns_of, digest
 from asyncrl.errors import UserError, is_of_the_program
 from asyncrl.recipe.schema import DataRecipe
+from asyncrl.task import Message, Task
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 _NUM_SHOWN = 3
@@ -32,27 +33,6 @@ _NUM_TRIED = 16
 """Prompts that a template may refuse, where bad rows are skipped, before it is the template that is wrong."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One draw of one row."""
-
-    number: int
-    """Draw number: 0, 1, 2, … over all epochs."""
-    row_index: int
-    prompt: str | list[Message]
-    """Text, or chat messages for the model's chat template."""
-    row: dict[str, Any]
-    """All columns."""
-    tools: list[dict[str, Any]] | None = None
-    """For the chat template."""
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further variables of the chat template."""
-    where: str = "the prompt"
-    """Where the prompt is from, for people: file and line, or number of the row; and column."""
-    epoch: float = 0.0
-    """Passes over the data at this draw."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from asyncrl.data.tasks import Task
 from asyncrl.rewards.score import Score
+from asyncrl.task import Task
 
 
 class ContextFull(Exception):
@@ -70,6 +70,7 @@ class Policy(Protocol):
 class Environment(Protocol):
     """Called by the generator, once for each rollout of a group; any number at a time."""
 
-    async def rollout(self, task: Task, policy: Policy, name: str) -> Episode:
-        """`name` tells it from all others that run. What goes wrong in the environment is an episode whose score has
-        an error, never an exception; what the policy raises, but for ContextFull, passes through."""
+    async def rollout(self, task: Task, prompt: list[int], policy: Policy, name: str) -> Episode:
+        """`prompt`: the task's, in tokens. `name` tells the rollout from all others that run. What goes wrong in the
+        environment is an episode whose score has an error, never an exception; what the policy raises, but for
+        ContextFull, passes through."""

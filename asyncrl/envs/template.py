@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = dict[str, Any]
+from asyncrl.task import Message
 
 _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
 _PLACE = re.compile("\ue000(\\d+)\ue001")
@@ -70,6 +70,12 @@ class Template:
         self._special = {token: str(text) for token, text in added.items()}
         self.end = self._end_of_turn()
         """The token that ends a turn of the assistant; None: the template has none, and no turn is bridged."""
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template has a place for them."""
+        template = self.tokenizer.chat_template
+        return "tools" in json.dumps(template) if template else False
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:

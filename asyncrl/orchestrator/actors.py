@@ -15,6 +15,8 @@ from asyncrl.buffer.follow import new_name
 from asyncrl.cluster.placement import Places
 from asyncrl.cluster.ray_cluster import num_nodes
 from asyncrl.control.staleness import slots
+from asyncrl.envs.pool import EnvSettings
+from asyncrl.envs.wire import Load
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.processes.nodes import ALMOST_NO_CPU
 from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads
@@ -24,6 +26,7 @@ from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.engines import engine_class
 from asyncrl.rollout.episode import RolloutSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
+from asyncrl.rollout.policy import SamplingLimits
 from asyncrl.storage.sight import Sight
 from asyncrl.trainer.actor import TrainerActor
 
@@ -103,7 +106,7 @@ class Actors:
             model=self.model,
             dtype=recipe.weights.dtype,
             channel=resolve_channel(recipe, self.base_dir),
-            max_tokens=rollout.max_prompt_tokens + rollout.max_new_tokens,
+            max_tokens=recipe.max_tokens,
             kv_after_update=rollout.kv_after_update,
             # Of machines that are to be found yet, nothing is known of who shares them.
             cpu_cores=engine_cores(recipe, _number(name), rollout.replicas if num_nodes() == 1 else 1),
@@ -114,13 +117,17 @@ class Actors:
         )
         settings = RolloutSettings(
             group_size=recipe.group_size,
-            max_new_tokens=rollout.max_new_tokens,
             max_prompt_tokens=rollout.max_prompt_tokens,
-            temperature=rollout.temperature,
-            seed=recipe.seed,
+            limits=SamplingLimits(
+                max_new_tokens=rollout.max_new_tokens,
+                max_tokens=recipe.max_tokens,
+                temperature=rollout.temperature,
+                seed=recipe.seed,
+                max_turns=recipe.env.max_turns if recipe.env else 1,
+                stop=tuple(rollout.stop),
+                stop_token_ids=tuple(rollout.stop_token_ids),
+            ),
             filter_equal_rewards=recipe.algorithm.filter_equal_rewards,
-            stop=tuple(rollout.stop),
-            stop_token_ids=tuple(rollout.stop_token_ids),
             skip_special_tokens=recipe.rewards.skip_special_tokens,
             max_steps=recipe.max_steps,
         )
@@ -130,11 +137,20 @@ class Actors:
             engine_config=engine_config,
             settings=settings,
             reward=recipe.reward,
+            env=self._env_settings(),
             base_dir=self.base_dir,
             rewards=recipe.rewards,
             dataset=recipe.data.name,
             sight=self.sight,
         )
+
+    def _env_settings(self) -> EnvSettings | None:
+        env, variables = self.recipe.env, dict(self.recipe.data.chat_template_kwargs)
+        if env is None:
+            return None
+        load = Load(env.path, self.base_dir, dict(env.kwargs), self.model, variables, env.tool_timeout_s)
+        log = self.sight.run_dir.resolve() / "environments.log"
+        return EnvSettings(load, env.workers, env.episode_s, env.file_gib, env.memory_gib, log)
 
 
 def max_concurrency(recipe: Recipe) -> int:

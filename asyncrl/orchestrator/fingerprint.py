@@ -28,7 +28,7 @@ from asyncrl.storage.run_dir import replace as replace_file
 
 _FILE = "fingerprint.json"
 _HASH_CHARS = 16
-_HASHED = ("content", "source", "chat template", "loss", "engine")
+_HASHED = ("content", "source", "environment's source", "chat template", "loss", "engine")
 _TRAINING = ("trainer.", "algorithm.")
 _PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
 """Where is trained, not what."""
@@ -58,10 +58,11 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
     parts: Parts = {
         "data": {"rows": tasks.num_rows, "content": tasks.digest(), "seed": recipe.seed, "shuffle": data.shuffle},
         "reward": {
-            "function": recipe.reward.rpartition(":")[2],
-            "source": _source(recipe.reward, base_dir),
+            "function": (recipe.reward or "").rpartition(":")[2],
+            "source": _source(recipe.reward or "", base_dir),
             "kwargs": recipe.rewards.kwargs,
             "skip_special_tokens": recipe.rewards.skip_special_tokens,
+            **_environment(recipe, base_dir),
         },
         "prompt": {
             "column": tasks.column,
@@ -77,6 +78,16 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
     }
     # As it comes back from the file.
     return Fingerprint(json.loads(json.dumps(parts)))
+
+
+def _environment(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
+    if recipe.env is None:
+        return {}
+    return {
+        "environment": recipe.env.path.rpartition(":")[2],
+        "environment's source": _source(recipe.env.path, base_dir),
+        "environment's kwargs": recipe.env.kwargs,
+    }
 
 
 def read(run_dir: Path) -> Fingerprint | None:

@@ -135,7 +135,7 @@ def generator(
     recipe: Recipe, shape: Shape, gpu: Gpu, num_gpus: float, work: Work, kv_cache_gib: float | None = None
 ) -> Generator:
     """Of an engine over so many GPUs, or on a share of one. `kv_cache_gib`: of its cache, if not all that is left."""
-    args, rollout = recipe.rollout.engine_args, recipe.rollout
+    args = recipe.rollout.engine_args
     of_whole = float(args.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION))
     usable = (num_gpus if num_gpus < 1 else of_whole) * gpu.memory_bytes
     num_gpus = math.ceil(num_gpus)
@@ -147,7 +147,7 @@ def generator(
         kv_cache = said if said <= kv_cache else kv_cache - said
     token = kv_bytes(recipe, shape, num_gpus)
     sequences = int(kv_cache // (token * (work.prompt_tokens + work.lengths.mean)))
-    return Generator(weights, kv_cache, sequences, token * (rollout.max_prompt_tokens + rollout.max_new_tokens))
+    return Generator(weights, kv_cache, sequences, token * recipe.max_tokens)
 
 
 def kv_bytes(recipe: Recipe, shape: Shape, num_gpus: int) -> int:

@@ -148,12 +148,12 @@ def _check_rollout(recipe: Recipe) -> None:
     for name, instead in _SET_BY_ASYNCRL.items():
         if name in args:
             raise UserError(f"rollout.engine_args.{name} is set by asyncrl; leave it out: {instead}")
-    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    longest = recipe.max_tokens
     max_model_len = _whole_number(args, "max_model_len", longest)
     if max_model_len < longest:
         raise UserError(
-            f"rollout.engine_args.max_model_len {max_model_len} is below rollout.max_prompt_tokens + "
-            f"rollout.max_new_tokens = {longest}; leave it out, or lower one of those"
+            f"rollout.engine_args.max_model_len {max_model_len} is below {recipe.max_tokens_key} = {longest}; leave it "
+            "out, or lower one of those"
         )
     gpus = _whole_number(args, "tensor_parallel_size", 1) * _whole_number(args, "pipeline_parallel_size", 1)
     if gpus > 1 and not rollout.gpus_per_replica:
@@ -190,7 +190,7 @@ def _whole_number(engine_args: dict[str, Any], name: str, default: int) -> int:
 
 
 def _check_trainer(recipe: Recipe) -> None:
-    trainer, rollout = recipe.trainer, recipe.rollout
+    trainer = recipe.trainer
     if trainer.shard_ranks and trainer.ranks % trainer.shard_ranks:
         raise UserError(
             f"trainer.shard_ranks {trainer.shard_ranks} does not divide trainer.ranks {trainer.ranks}; "
@@ -198,11 +198,11 @@ def _check_trainer(recipe: Recipe) -> None:
         )
     if trainer.ranks > 1 and recipe.checkpoint.snapshot_every_steps:
         raise UserError("checkpoint.snapshot_every_steps is for one rank; set it to 0, or trainer.ranks=1")
-    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    longest = recipe.max_tokens
     if trainer.tokens_per_microbatch < longest:
         raise UserError(
-            f"trainer.tokens_per_microbatch {trainer.tokens_per_microbatch} is below rollout.max_prompt_tokens + "
-            f"rollout.max_new_tokens = {longest}, the longest trajectory; raise it, or lower one of those"
+            f"trainer.tokens_per_microbatch {trainer.tokens_per_microbatch} is below {recipe.max_tokens_key} = "
+            f"{longest}, the longest trajectory; raise it, or lower one of those"
         )
 
 
@@ -266,12 +266,11 @@ def _check_targets(recipe: Recipe, parts: Collection[str]) -> None:
 
 def check_context(recipe: Recipe, context: int | None) -> None:
     """Raises UserError if the longest trajectory has more tokens than the model has positions (None: not known)."""
-    rollout = recipe.rollout
-    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    longest = recipe.max_tokens
     # Overrides of the model's config may give it more.
-    if context is not None and longest > context and "hf_overrides" not in rollout.engine_args:
+    if context is not None and longest > context and "hf_overrides" not in recipe.rollout.engine_args:
         raise UserError(
-            f"rollout.max_prompt_tokens + rollout.max_new_tokens = {longest}, but model {recipe.model} has "
+            f"{recipe.max_tokens_key} = {longest}, but model {recipe.model} has "
             f"{context} positions (config.json); lower one of those, or take a model with a longer context"
         )
 
@@ -308,9 +307,13 @@ def _check_data(path: str, base_dir: Path) -> None:
 
 
 def _check_reward(recipe: Recipe, base_dir: Path) -> None:
+    from asyncrl.envs import load as environment
     from asyncrl.rewards.load import load
 
-    load(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
+    if recipe.reward is not None:
+        load(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
+    if recipe.env is not None:
+        environment.check(recipe.env.path, base_dir, recipe.env.kwargs)
 
 
 def _check_loss(recipe: Recipe, base_dir: Path) -> None:

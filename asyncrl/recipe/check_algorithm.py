@@ -56,8 +56,15 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
     without_reference = a.loss in LOSSES and a.loss not in REFERENCE_LOSSES and a.kl_coef == 0
     if a.reference_reset_steps and without_reference:
         yield "reference_reset_steps resets a reference policy that nothing uses; set kl_coef, or leave it out"
-    if a.overlong_buffer > recipe.rollout.max_new_tokens:
+    if a.overlong_buffer > recipe.max_sampled_tokens:
         yield f"overlong_buffer {a.overlong_buffer} is longer than rollout.max_new_tokens; lower it"
+    if recipe.env is not None and a.loss in REFERENCE_LOSSES:
+        yield (
+            f"loss {a.loss} compares whole completions, and a rollout of env may have several sequences; take another "
+            "loss, or leave env out"
+        )
+    if recipe.env is not None and a.replay_share:
+        yield "replay_share replaces single completions, and a rollout of env may have several; set it to 0"
     if recipe.trainer.lora.rank and a.reference_reset_steps:
         yield "reference_reset_steps cannot move a reference that is the model without its adapters; leave it out"
     if recipe.trainer.lora.rank and a.advantage == "gae":

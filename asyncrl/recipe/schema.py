@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
+from asyncrl.recipe.env import Env
 from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed, no_range
 
 TRACKERS = ("mlflow", "trackio")
@@ -283,8 +285,11 @@ class Recipe(Part):
     """Local directory, hub name, or `random:tiny-llama` (made on the spot, for tests)."""
     data: DataRecipe
     """Where the tasks come from."""
-    reward: str
-    """`package.module:name` or `./file.py:name`; the signature decides how it is called."""
+    reward: str | None
+    """`package.module:name` or `./file.py:name`; the signature decides how it is called. With `env` it may be left out:
+    then the environment gives every reward."""
+    env: Env = None
+    """Rolls each task out over several turns, with tools if it likes; a text is its `path`. Default: one completion."""
     group_size: PositiveInt = 8
     """Trajectories per task (GRPO's n)."""
     groups_per_step: PositiveInt = 16
@@ -344,6 +349,48 @@ class Recipe(Part):
         rollout = values.get("rollout")
         engine = rollout.get("engine") if isinstance(rollout, Mapping) else None
         return {**values, "algorithm": {**algorithm, "proximal": proximal_of(algorithm, engine)}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _environments_may_score(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("env") is not None:
+            return {"reward": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _someone_scores(self) -> Recipe:
+        if self.reward is None and self.env is None:
+            raise PydanticCustomError("no_reward", "neither `reward` nor `env` is set; name a reward function")
+        return self
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest trajectory, prompt and completions together."""
+        said = self.env and self.env.max_context_tokens
+        return said or self.rollout.max_prompt_tokens + self.rollout.max_new_tokens
+
+    @property
+    def max_tokens_key(self) -> str:
+        """What sets it, for messages."""
+        said = self.env and self.env.max_context_tokens
+        return "env.max_context_tokens" if said else "rollout.max_prompt_tokens + rollout.max_new_tokens"
+
+    @property
+    def max_sampled_tokens(self) -> int:
+        """Longest that one rollout samples."""
+        return self.rollout.max_new_tokens if self.env is None else self.max_tokens
+
+    @property
+    def code(self) -> dict[str, str]:
+        """What is imported, by key: `package.module:name` or `./file.py:name`; names of our own too."""
+        named = {
+            "reward": self.reward,
+            "env": self.env and self.env.path,
+            "algorithm.loss": self.algorithm.loss,
+            "rollout.engine": self.rollout.engine,
+            **{f"track.also.{place}": tracker for place, tracker in enumerate(self.track.also)},
+        }
+        return {key: spec for key, spec in named.items() if spec}
 
     @property
     def on_one_gpu(self) -> bool:

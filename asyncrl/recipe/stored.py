@@ -34,8 +34,7 @@ def _fault_of_named(recipe: Recipe) -> str | None:
     model = Path(recipe.model)
     if model.is_dir() and (fault := others_below(model, lambda entry: not entry.is_dir())):
         return fault
-    code = (recipe.reward, recipe.algorithm.loss, recipe.rollout.engine, *recipe.track.also)
-    for place in dict.fromkeys(place for spec in code if ":" in spec for place in places(spec)):
+    for place in dict.fromkeys(place for spec in recipe.code.values() if ":" in spec for place in places(spec)):
         if fault := others_below(place, is_importable):
             return fault
     return None

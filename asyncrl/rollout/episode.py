@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from asyncrl.data.prompts import BadPrompt
-from asyncrl.data.tasks import Task, tokenize
+from asyncrl.data.tasks import tokenize
 from asyncrl.envs.environment import Ask, Environment, Episode, Policy
 from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
@@ -24,6 +24,7 @@ from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.policy import EnginePolicy, GroupAborted, SamplingLimits
 from asyncrl.rollout.trajectory import Group
+from asyncrl.task import Task
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -95,9 +96,7 @@ class GroupRunner:
         ]
         return Group(task.number, attempt, task.row_index, tuple(trajectories)), texts
 
-    async def _roll_out(
-        self, task: Task, prompt: list[int], attempt: int
-    ) -> tuple[list[EnginePolicy], list[Episode]]:
+    async def _roll_out(self, task: Task, prompt: list[int], attempt: int) -> tuple[list[EnginePolicy], list[Episode]]:
         """Raises GroupAborted if one was cancelled, else the first exception of the policy; when all have ended."""
         members = range(self.settings.group_size)
         limits = self.settings.limits

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from asyncrl.data.prompts import BadPrompt
-from asyncrl.data.tasks import Task
+from asyncrl.envs.pool import EnvPool, EnvSettings
 from asyncrl.errors import RunFailed
 from asyncrl.observe import relay, trace
 from asyncrl.processes import orphans, stacks
@@ -28,12 +28,14 @@ from asyncrl.processes.crossing import crossing
 from asyncrl.recipe.schema import RewardsRecipe
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
-from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids
+from asyncrl.rollout.episode import GroupRunner, RolloutSettings
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.outbox import Outbox
+from asyncrl.rollout.policy import GroupAborted
 from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.storage.sight import Sight
+from asyncrl.task import Task
 from asyncrl.weights.update import WeightUpdate
 from asyncrl.weights.verify import probe_tokens
 
@@ -48,7 +50,8 @@ class GeneratorConfig:
     engine: str
     engine_config: EngineConfig
     settings: RolloutSettings
-    reward: str
+    reward: str | None
+    env: EnvSettings | None
     base_dir: Path
     rewards: RewardsRecipe
     dataset: str
@@ -83,25 +86,34 @@ class Generator:
         if config.engine_config.channel == "disk" or Path(config.engine_config.model).is_relative_to(run_dir):
             await asyncio.to_thread(config.sight.require, config.name)
         stacks.record(run_dir / "stacks", config.name)
-        self.rewards = RewardPool(
-            config.reward,
-            config.base_dir,
-            config.rewards.workers,
-            config.rewards.timeout_s,
-            dataset=config.dataset,
-            kwargs=config.rewards.kwargs,
-            memory_gib=config.rewards.memory_gib,
-            file_gib=config.rewards.file_gib,
-            log=run_dir.resolve() / "rewards.log",
-        )
+        self.rewards = self._reward_pool(run_dir.resolve() / "rewards.log")
+        self.environment = EnvPool(config.env) if config.env else None
         self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
-        await self.engine.start()
+        await asyncio.gather(self.engine.start(), *([self.environment.start()] if self.environment else []))
         tokenizer = load_tokenizer(config.engine_config.model)
         self.probe = probe_tokens(tokenizer, config.engine_config.max_tokens)
-        self.runner = GroupRunner(self.engine, tokenizer, self.rewards, config.settings, self.occupancy)
+        self.runner = GroupRunner(
+            self.engine, tokenizer, self.rewards, config.settings, self.occupancy, self.environment
+        )
         probe = await self._first_probe()
         self.occupancy.take()
         return {**orphans.here(), "num_workers": config.engine_config.num_workers, "probe": probe}
+
+    def _reward_pool(self, log: Path) -> RewardPool | None:
+        config, rewards = self.config, self.config.rewards
+        if config.reward is None:
+            return None
+        return RewardPool(
+            config.reward,
+            config.base_dir,
+            rewards.workers,
+            rewards.timeout_s,
+            dataset=config.dataset,
+            kwargs=rewards.kwargs,
+            memory_gib=rewards.memory_gib,
+            file_gib=rewards.file_gib,
+            log=log,
+        )
 
     async def _first_probe(self) -> list[float] | str | None:
         """Log-probs before any push; in words why there are none; None from an engine that holds no weights."""
@@ -152,7 +164,7 @@ class Generator:
 
     async def cancel_group(self, task: int, attempt: int) -> None:
         """End a running group; its `run_group` returns `aborted`."""
-        await self.engine.cancel(request_ids(task, attempt, self.config.settings.group_size))
+        await self.runner.cancel(task, attempt)
 
     async def join_channel(self, init_info: dict[str, Any]) -> None:
         with self._transferring():
@@ -195,5 +207,8 @@ class Generator:
         return relay.take()
 
     async def close(self) -> None:
-        self.rewards.close()
+        if self.rewards is not None:
+            self.rewards.close()
+        if self.environment is not None:
+            await self.environment.close()
         await self.engine.close()

@@ -75,7 +75,9 @@ class EnginePolicy:
 
     def __init__(self, engine: Engine, limits: SamplingLimits, task: int, attempt: int, member: int) -> None:
         self._engine, self._limits = engine, limits
-        self._task, self._member, self._name = task, member, request_id(task, attempt, member)
+        self._task, self._member = task, member
+        self.name = request_id(task, attempt, member)
+        """Tells it from all others that run."""
         self._sequences: list[_Sequence] = []
         self.last: Completion | None = None
         """What was sampled last."""
@@ -97,7 +99,7 @@ class EnginePolicy:
         longest = min(room, limits.max_new_tokens, ask.max_new_tokens or limits.max_new_tokens)
         stop, ends = (*limits.stop, *ask.stop), (*limits.stop_token_ids, *ask.stop_token_ids)
         params = SamplingParams(longest, limits.temperature, self._seed(turn), stop, ends)
-        request = f"{self._name}.{turn}" if turn else self._name
+        request = f"{self.name}.{turn}" if turn else self.name
         self.running.add(request)
         try:
             completion = await self._engine.generate(ask.tokens, params, request_id=request)

@@ -145,8 +145,8 @@ class TrainerActor:
             self.team = Team.join(meeting, store, self.rank, trainer.ranks, device, recipe.deadlines.step_s)
         loss = load_loss(recipe.algorithm.loss, self.base_dir)
         load = partial(load_model, self.model_path, recipe, device)
-        rollout, tokenizer = recipe.rollout, load_tokenizer(self.model_path)
-        self.probe = probe_tokens(tokenizer, rollout.max_prompt_tokens + rollout.max_new_tokens)
+        tokenizer = load_tokenizer(self.model_path)
+        self.probe = probe_tokens(tokenizer, recipe.max_tokens)
         look = self._compare_untouched if origin.is_initial and self.rank == 0 else lambda model: None
         with explained(trainer, "its start"):
             self.learner = Learner(load, recipe, loss, device, self.team, look)

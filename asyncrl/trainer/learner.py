@@ -93,7 +93,7 @@ class Learner:
         self.kernels = ""
         """Which ones a GPU takes, for people."""
         self.policy = self._called(Policy, self.model)
-        self.objective = Objective(recipe.algorithm, loss, recipe.rollout.max_new_tokens)
+        self.objective = Objective(recipe.algorithm, loss, recipe.max_sampled_tokens)
         trainer = recipe.trainer
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, "", self.dtype)
         self.reference: Policy | None = None

@@ -12,23 +12,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 from transformers import AddedToken
 
 from asyncrl.data.prompts import BadPrompt
-from asyncrl.data.tasks import Task, tokenize
+from asyncrl.data.tasks import tokenize
+from asyncrl.envs.environment import Ask, Episode, Policy
 from asyncrl.models import load_tokenizer
 from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
-from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams, VersionSpan
-from asyncrl.rollout.episode import GroupAborted, GroupRunner, RolloutSettings, request_ids, trajectory
+from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams
+from asyncrl.rollout.episode import GroupRunner, RolloutSettings
 from asyncrl.rollout.occupancy import Occupancy
+from asyncrl.rollout.policy import GroupAborted, SamplingLimits, request_id
 from asyncrl.rollout.simulated import SimulatedEngine
 from asyncrl.rollout.trajectory import Group
+from asyncrl.task import Task
 from asyncrl.weights.update import WeightUpdate
 
 TASK = Task(17, 4, "two plus two is", {"answer": "4"}, epoch=0.25)
-SETTINGS = RolloutSettings(group_size=3, max_new_tokens=30, max_prompt_tokens=64, temperature=0.7, seed=11, max_steps=9)
+LIMITS = SamplingLimits(max_new_tokens=30, max_tokens=94, temperature=0.7, seed=11)
+SETTINGS = RolloutSettings(group_size=3, max_prompt_tokens=64, limits=LIMITS, max_steps=9)
 
 
 class Rewards:
@@ -145,7 +148,7 @@ def test_a_reward_sees_special_tokens_on_request(tokenizer: Any, caplog: pytest.
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(AddedToken("[THINK]", special=True))
     think = tokenizer.convert_tokens_to_ids("[THINK]")
-    completion = Completion([think, *tokenizer("ab").input_ids, tokenizer.eos_token_id], None, [], "stop")
+    completion = [think, *tokenizer("ab").input_ids, tokenizer.eos_token_id]
     runner = make_runner(tokenizer)
     plain = runner._texts([completion, completion])
     assert plain == runner._texts([completion, completion])
@@ -162,7 +165,7 @@ def test_a_reward_sees_special_tokens_on_request(tokenizer: Any, caplog: pytest.
 def test_the_prompt_and_the_settings_reach_the_engine(tokenizer: Any) -> None:
     runner = make_runner(tokenizer)
     run_group(runner)
-    assert list(runner.engine.asked) == request_ids(17, 0, 3)
+    assert list(runner.engine.asked) == [request_id(17, 0, i) for i in range(3)]
     for tokens, params in runner.engine.asked.values():
         assert tokens == tokenize(TASK, tokenizer)
         assert (params.max_new_tokens, params.temperature) == (30, 0.7)
@@ -210,9 +213,9 @@ def test_versions_follow_an_update_during_the_group(tokenizer: Any) -> None:
 
 def test_a_long_prompt_is_refused_before_it_is_sampled(tokenizer: Any) -> None:
     length = len(tokenize(TASK, tokenizer))
-    fits = RolloutSettings(2, 3, length, 1.0, 0)
+    fits = replace(SETTINGS, max_prompt_tokens=length)
     run_group(make_runner(tokenizer, settings=fits))
-    runner = make_runner(tokenizer, settings=RolloutSettings(2, 3, length - 1, 1.0, 0))
+    runner = make_runner(tokenizer, settings=replace(SETTINGS, max_prompt_tokens=length - 1))
     with pytest.raises(BadPrompt) as caught:
         run_group(runner)
     assert (caught.value.reason, str(caught.value)) == ("prompt_too_long", f"the prompt has {length} tokens")
@@ -225,13 +228,13 @@ def test_one_aborted_member_aborts_the_group_unscored(tokenizer: Any, members: l
     with pytest.raises(GroupAborted):
         run_group(
             make_runner(tokenizer, rewards),
-            meanwhile=lambda engine: engine.cancel([request_ids(17, 0, 3)[i] for i in members]),
+            meanwhile=lambda engine: engine.cancel([request_id(17, 0, i) for i in members]),
         )
     assert rewards.requests == []
 
 
 def seeds(tokenizer: Any, task: int, attempt: int = 0, seed: int = 11) -> list[int]:
-    runner = make_runner(tokenizer, settings=RolloutSettings(3, 5, 64, 1.0, seed))
+    runner = make_runner(tokenizer, settings=replace(SETTINGS, limits=replace(LIMITS, seed=seed)))
     run_group(runner, Task(task, 0, "two", {}), attempt)
     return [params.seed for _, params in runner.engine.asked.values()]
 
@@ -243,28 +246,65 @@ def test_seeds_depend_on_recipe_task_and_member_only(tokenizer: Any) -> None:
     assert len(set(others)) == 9
 
 
-def test_logprobs_stand_at_the_sampled_tokens() -> None:
-    completion = Completion([7, 8], [-0.5, -1.5], [VersionSpan(3, 0, 1), VersionSpan(4, 1, 2)], "length")
-    got = trajectory([1, 2, 3], completion, Score(1.0))
-    assert got.logprobs.tolist() == [0, 0, 0, -0.5, -1.5]
-    assert got.versions.tolist() == [-1, -1, -1, 3, 4]
-    assert got.finish_reason == "length"
-    assert [a.dtype for a in (got.tokens, got.versions, got.logprobs, got.loss_mask)] == ["i4", "i4", "f4", "?"]
+class Cancelled(SimulatedEngine):
+    """Takes its time, so that a group can be cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(EngineConfig("", "", "", 100, "keep", "", 0.0, 0, {"token_s": 0.05}))
 
 
-def test_an_engine_without_logprobs_gives_nan_not_zero() -> None:
-    got = trajectory([1], Completion([7], None, [VersionSpan(0, 0, 1)], "stop"), Score(1.0))
-    assert got.logprobs[0] == 0
-    assert np.isnan(got.logprobs[1])
+def test_a_cancelled_group_is_aborted_wherever_its_rollouts_are(tokenizer: Any) -> None:
+    """One asks the engine, the others do something else."""
+
+    class Elsewhere:
+        async def rollout(self, task: Task, prompt: list[int], policy: Policy, name: str) -> Episode:
+            if name.endswith(".0"):
+                await policy.generate(Ask(prompt))
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    async def scenario() -> None:
+        runner = GroupRunner(Cancelled(), tokenizer, None, SETTINGS, Occupancy(), Elsewhere())
+        await runner.engine.start()
+        running = asyncio.create_task(runner.run(TASK, 0))
+        await asyncio.sleep(0.1)
+        await runner.cancel(17, 0)
+        with pytest.raises(GroupAborted):
+            await asyncio.wait_for(running, 10)
+
+    asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("spans", [[], [VersionSpan(0, 0, 1)], [VersionSpan(0, 1, 2)]])
-def test_a_token_without_a_version_is_an_error(spans: list[VersionSpan]) -> None:
-    with pytest.raises(RuntimeError, match="stamped no version"):
-        trajectory([1], Completion([7, 8], [0.0, 0.0], spans, "stop"), Score(1.0))
+def test_an_environment_scores_or_leaves_it_to_the_reward(tokenizer: Any) -> None:
+    """Rollout 0 has a score of the environment, 1 failed there, 2 is judged by its last completion."""
+
+    class Mixed:
+        async def rollout(self, task: Task, prompt: list[int], policy: Policy, name: str) -> Episode:
+            first = await policy.generate(Ask(prompt))
+            if name.endswith(".0"):
+                return Episode(Score(0.25), "length")
+            if name.endswith(".1"):
+                return Episode(failed("no room on the sandbox's disk"))
+            await policy.generate(Ask([*prompt, *first.tokens, 9, 9]))
+            return Episode(None)
+
+    rewards = Rewards(lambda i: Score(7.0))
+    runner = make_runner(tokenizer, rewards, replace(SETTINGS, limits=replace(LIMITS, max_turns=2)))
+    runner.environment = Mixed()
+    group, texts = run_group(runner)
+    assert [t.reward for t in group.trajectories] == [0.25, None, 7.0]
+    assert [t.finish_reason for t in group.trajectories] == ["length", "stop", "stop"]
+    assert [t.loss_mask.any() for t in group.trajectories] == [True, False, True]
+    (request,) = rewards.requests
+    assert request.completions == [texts[2]]
+    assert request.completion_ids == [runner.engine.completions["17.0.2.1"].tokens]
 
 
-def test_an_empty_completion_has_nothing_to_train() -> None:
-    got = trajectory([1, 2], Completion([], [], [], "stop"), Score(0.0))
-    assert got.tokens.tolist() == [1, 2]
-    assert not got.loss_mask.any()
+def test_without_a_reward_function_the_environment_must_score(tokenizer: Any) -> None:
+    runner = make_runner(tokenizer)
+    runner.rewards = None
+    group, _ = run_group(runner)
+    assert {t.error for t in group.trajectories} == {
+        "the environment returned no reward, and the recipe names no reward function"
+    }
+    assert not any(t.loss_mask.any() for t in group.trajectories)

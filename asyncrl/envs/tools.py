@@ -1,0 +1,124 @@
+"""Tools: Python functions that the model may call. The schema is made of the signature, the text of the docstring."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, create_model
+
+from asyncrl.envs.template import ToolCall
+from asyncrl.errors import UserError
+from asyncrl.plugins import one_line
+
+_MOST_CHARS = 10_000
+
+
+class Tool:
+    """One function, plain or async. A plain one runs in a thread."""
+
+    def __init__(self, function: Callable[..., Any], timeout_s: float) -> None:
+        """Raises UserError if its signature is no schema."""
+        self.function, self.timeout_s = function, timeout_s
+        self.name = getattr(function, "__name__", "")
+        if not self.name.isidentifier():
+            raise UserError(f"tool {function!r} has no name to be called by; define it with def")
+        self._arguments = _model(self.name, function)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """OpenAI's form of a tool."""
+        parameters = self._arguments.model_json_schema()
+        parameters.pop("title", None)
+        for field in parameters.get("properties", {}).values():
+            field.pop("title", None)
+        description = inspect.getdoc(self.function) or self.name
+        function = {"name": self.name, "description": description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    async def call(self, arguments: dict[str, Any]) -> str:
+        """What the model reads of it: what the function returned, or why it did not."""
+        try:
+            checked = self._arguments.model_validate(arguments)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            return f"Error: wrong arguments for {self.name}: {wrong}"
+        values = {name: getattr(checked, name) for name in type(checked).model_fields}
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                if inspect.iscoroutinefunction(self.function):
+                    result = await self.function(**values)
+                else:
+                    result = await asyncio.to_thread(self.function, **values)
+        except TimeoutError:
+            return f"Error: {self.name} took more than {self.timeout_s:g} s"
+        # Whatever a tool does wrong is for the model to read, not the end of the episode.
+        except Exception as error:
+            return f"Error: {one_line(error)}"
+        return _text(result)
+
+
+class Toolbox:
+    """The tools of one conversation."""
+
+    def __init__(self, functions: Sequence[Callable[..., Any]], timeout_s: float) -> None:
+        """Raises UserError."""
+        tools = [Tool(function, timeout_s) for function in functions]
+        self._tools = {tool.name: tool for tool in tools}
+        if len(self._tools) < len(tools):
+            raise UserError(f"two tools have one name among {', '.join(tool.name for tool in tools)}; rename one")
+
+    @property
+    def schemas(self) -> list[dict[str, Any]] | None:
+        return [tool.schema for tool in self._tools.values()] or None
+
+    async def answer(self, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+        """A message for each call, in order; they run side by side."""
+        texts = await asyncio.gather(*(self._answer(call) for call in calls))
+        return [
+            {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": text}
+            for call, text in zip(calls, texts, strict=True)
+        ]
+
+    async def _answer(self, call: ToolCall) -> str:
+        if call.error:
+            return f"Error: {call.error}"
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return f"Error: there is no tool {call.name!r}, only {', '.join(self._tools) or 'none'}"
+        return await tool.call(call.arguments)
+
+
+def _model(name: str, function: Callable[..., Any]) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except (NameError, TypeError, ValueError) as error:
+        raise UserError(f"tool {name}: its signature cannot be read: {error}") from error
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise UserError(f"tool {name}: parameter {parameter.name} has no name of its own; write plain parameters")
+        if parameter.annotation is parameter.empty:
+            raise UserError(f"tool {name}: parameter {parameter.name} has no type hint, so the model has no schema")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (parameter.annotation, default)
+    try:
+        return create_model(name, __config__={"extra": "forbid"}, **fields)
+    except Exception as error:
+        raise UserError(f"tool {name}: its type hints are no schema: {error}") from error
+
+
+def _text(result: Any) -> str:
+    if isinstance(result, str):
+        text = result
+    else:
+        try:
+            text = json.dumps(result, ensure_ascii=False)
+        except (TypeError, ValueError):
+            text = str(result)
+    if len(text) > _MOST_CHARS:
+        return f"{text[:_MOST_CHARS]}\n[{len(text) - _MOST_CHARS} more characters are left out]"
+    return text

@@ -1,0 +1,219 @@
+"""The process of environments: runs a user's episodes on one event loop, and asks the generator for tokens.
+
+Waits for: the generator's messages; the user's code. Unblocked by: the generator, which cancels an episode at its
+deadline and ends the process if its loop does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from asyncrl.envs.chat import Chat
+from asyncrl.envs.environment import Ask, ContextFull, Sampled
+from asyncrl.envs.load import Rollout, load
+from asyncrl.envs.template import NoTemplate, Template
+from asyncrl.envs.tools import Toolbox
+from asyncrl.envs.wire import (
+    Answer,
+    Call,
+    Cancel,
+    Channel,
+    End,
+    FromProcess,
+    Load,
+    Loaded,
+    Note,
+    Refusal,
+    Start,
+    from_generator,
+    to_generator,
+)
+from asyncrl.errors import UserError
+from asyncrl.plugins import one_line
+from asyncrl.processes.children import die_with_parent
+from asyncrl.rewards.score import to_score
+from asyncrl.task import Message, Task
+
+_THREADS = 1024
+"""For plain functions: each episode that runs one holds one."""
+
+
+def main(handle: int, parent_pid: int) -> None:
+    """Serves the socket `handle` until the other end hangs up."""
+    die_with_parent(parent_pid)
+    os.set_inheritable(handle, False)
+    asyncio.run(_serve(socket.socket(fileno=handle)))
+
+
+async def _serve(connection: socket.socket) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "environment"))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
+    await Worker(Channel(reader, writer)).serve()
+
+
+class Policy:
+    """What an environment samples with. One for each episode."""
+
+    def __init__(self, worker: Worker, name: str, task: Task, prompt: list[int]) -> None:
+        self._worker, self._name, self._task = worker, name, task
+        self.prompt = prompt
+        """The task's prompt in tokens, as the model's chat template has it."""
+        self.base_url = self.api_key = ""
+        self.truncated = False
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._worker.template.tokenizer
+
+    async def generate(
+        self,
+        tokens: Sequence[int] | Ask,
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        train: bool = True,
+    ) -> Sampled:
+        """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion, token by
+        token, extends that sequence. `train=False`: what is sampled is not trained.
+
+        Raises ContextFull if there is no room for a token, or no turn is left.
+        """
+        ask = tokens
+        if not isinstance(ask, Ask):
+            ask = Ask([int(t) for t in tokens], max_new_tokens, tuple(stop), tuple(stop_token_ids), train)
+        try:
+            sampled = await self._worker.ask(self._name, ask)
+        except ContextFull:
+            self.truncated = True
+            raise
+        self.truncated = sampled.finish_reason == "length"
+        return sampled
+
+    def chat(
+        self,
+        messages: Sequence[Message] | None = None,
+        *,
+        tools: Sequence[Callable[..., Any]] = (),
+        tool_timeout_s: float | None = None,
+        train: bool = True,
+    ) -> Chat:
+        """A conversation that begins with these messages (the task's if there are none). `tools`: functions that the
+        model may call, their parameters with type hints. Raises UserError if one cannot be a tool."""
+        toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s)
+        if tools and not self._worker.template.shows_tools:
+            self._worker.warn(
+                "the model's chat template shows no tools: the model does not see those of the environment; describe "
+                "them in the first message, with <tool_call> around the JSON of a call"
+            )
+        begin = self._task.messages if messages is None else messages
+        return Chat(self, self._worker.template, begin, toolbox, train)
+
+    def truncate(self) -> None:
+        """Says that the episode was cut off; of a last completion that was, it is known."""
+        self.truncated = True
+
+
+class Worker:
+    """Lives on one event loop."""
+
+    template: Template
+    rollout: Rollout
+    tool_timeout_s: float
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._episodes: dict[str, asyncio.Task[None]] = {}
+        self._calls: dict[int, asyncio.Future[Sampled]] = {}
+        self._numbers = itertools.count()
+        self._said: set[str] = set()
+
+    async def serve(self) -> None:
+        while (payload := await self._channel.receive()) is not None:
+            match from_generator(payload):
+                case Load() as begin:
+                    self._say(self._load(begin))
+                case Start(name, task, prompt):
+                    self._episodes[name] = asyncio.create_task(self._episode(name, task, prompt))
+                case Cancel(name) if name in self._episodes:
+                    self._episodes[name].cancel()
+                case Answer(call, sampled):
+                    self._settle(call, sampled)
+                case Refusal(call, why):
+                    self._settle(call, ContextFull(why))
+
+    def _settle(self, call: int, outcome: Sampled | ContextFull) -> None:
+        future = self._calls.pop(call, None)
+        if future is None or future.done():
+            return
+        if isinstance(outcome, ContextFull):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    def _say(self, message: FromProcess) -> None:
+        self._channel.send(to_generator(message))
+
+    def warn(self, text: str) -> None:
+        """In the run's log, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._say(Note(text))
+
+    def _load(self, begin: Load) -> Loaded:
+        from asyncrl.models import load_tokenizer
+
+        self.tool_timeout_s = begin.tool_timeout_s
+        try:
+            self.template = Template(load_tokenizer(begin.model), begin.template_kwargs)
+            self.rollout = load(begin.spec, begin.base_dir, begin.kwargs)
+        except UserError as error:
+            return Loaded(str(error))
+        except Exception as error:
+            return Loaded(f"env '{begin.spec}' cannot be made: {one_line(error)}")
+        return Loaded(None)
+
+    async def ask(self, name: str, ask: Ask) -> Sampled:
+        call = next(self._numbers)
+        future = self._calls[call] = asyncio.get_running_loop().create_future()
+        stop, ends = list(ask.stop), list(ask.stop_token_ids)
+        self._say(Call(name, call, ask.tokens, ask.max_new_tokens, stop, ends, ask.train))
+        try:
+            return await future
+        finally:
+            self._calls.pop(call, None)
+
+    async def _episode(self, name: str, task: Task, prompt: list[int]) -> None:
+        """Tells the generator how it ended, however it does."""
+        end = End(name, error="the episode was cancelled", is_scored=True)
+        policy = Policy(self, name, task, prompt)
+        try:
+            end = await self._rolled_out(policy, name, task)
+        finally:
+            del self._episodes[name]
+            with contextlib.suppress(Exception):
+                self._say(end)
+
+    async def _rolled_out(self, policy: Policy, name: str, task: Task) -> End:
+        try:
+            value = await self.rollout(task, policy)
+        except ContextFull:
+            # The policy's own doing, no fault of the environment's.
+            return End(name, finish_reason="length")
+        except (NoTemplate, UserError) as error:
+            return End(name, error=f"the environment failed: {error}", is_scored=True)
+        except Exception as error:
+            return End(name, error=f"the environment failed: {one_line(error)}", is_scored=True)
+        reason = "length" if policy.truncated else "stop"
+        if value is None:
+            return End(name, finish_reason=reason)
+        score = to_score(value)
+        error = score.error and f"the environment failed: {score.error}"
+        return End(name, score.reward, score.extras, score.notes, error, True, reason)

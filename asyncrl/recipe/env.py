@@ -1,0 +1,37 @@
+"""The part of a recipe that names an environment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from asyncrl.recipe.part import Gib, Part, PositiveInt, Processes, Seconds
+
+
+class EnvRecipe(Part):
+    path: str
+    """`package.module:name` or `./file.py:name`: `async def rollout(task, policy)`, a function of task, base_url and
+    api_key that speaks to an OpenAI-compatible endpoint, or a class with reset and step (docs/environments.md)."""
+    kwargs: dict[str, Any] = {}
+    """Further keyword arguments of every call; of a class, of its constructor."""
+    workers: Processes = 1
+    """Environment processes per generator; each runs many episodes at once."""
+    max_turns: PositiveInt = 16
+    """Completions of one episode; then it is cut off."""
+    max_context_tokens: PositiveInt | None = None
+    """Longest sequence of an episode, prompts and completions of all turns together; default: rollout.max_prompt_tokens
+    + rollout.max_new_tokens."""
+    episode_s: Seconds = 600.0
+    """An episode that takes longer is ended, masked and counted."""
+    tool_timeout_s: Seconds = 30.0
+    """A tool that takes longer is given up; the model reads that it was."""
+    memory_gib: Gib | None = None
+    """What an environment process and all that it starts may hold together, in GiB; with more they are ended. Default:
+    half of the machine's memory."""
+    file_gib: Gib = 16.0
+    """No file that they write may be longer, in GiB."""
+
+
+Env = Annotated[EnvRecipe | None, BeforeValidator(lambda env: {"path": env} if isinstance(env, str) else env)]
+"""A text is its path."""

@@ -1,0 +1,35 @@
+"""One draw of one row: what a rollout begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+"""Of a chat: role, content, and what else a chat template knows."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One draw of one row."""
+
+    number: int
+    """Draw number: 0, 1, 2, … over all epochs."""
+    row_index: int
+    prompt: str | list[Message]
+    """Text, or chat messages for the model's chat template."""
+    row: dict[str, Any]
+    """All columns."""
+    tools: list[dict[str, Any]] | None = None
+    """For the chat template."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template."""
+    where: str = "the prompt"
+    """Where the prompt is from, for people: file and line, or number of the row; and column."""
+    epoch: float = 0.0
+    """Passes over the data at this draw."""
+
+    @property
+    def messages(self) -> list[Message]:
+        """The prompt as a chat, a copy: a text is the user's."""
+        return [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else [*map(dict, self.prompt)]
