@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -57,7 +58,7 @@ class EnvSettings:
     """None: half of the memory there is."""
     log: Path | None = None
 
-    @property
+    @cached_property
     def code(self) -> Code:
         limit = self.memory_gib or memory.total() / 2**31
         log = str(self.log or "")
@@ -69,6 +70,7 @@ class EnvPool:
 
     def __init__(self, settings: EnvSettings) -> None:
         self._settings = settings
+        _ = settings.code  # now, as it remembers the cores
         self._processes = [_Process(settings) for _ in range(settings.workers)]
 
     async def start(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ class Tool:
             raise UserError(f"tool {function!r} has no name to be called by; define it with def")
         self._arguments = _model(self.name, function)
 
-    @property
+    @functools.cached_property
     def schema(self) -> dict[str, Any]:
         """OpenAI's form of a tool."""
         parameters = self._arguments.model_json_schema()
@@ -61,15 +62,23 @@ class Tool:
         return _text(result)
 
 
+_tool = functools.lru_cache(1024)(Tool)
+"""A schema takes milliseconds to make, and every episode has the same tools."""
+
+
 class Toolbox:
     """The tools of one conversation."""
 
     def __init__(self, functions: Sequence[Callable[..., Any]], timeout_s: float) -> None:
         """Raises UserError."""
-        tools = [Tool(function, timeout_s) for function in functions]
+        tools = [_tool(function, timeout_s) for function in functions]
         self._tools = {tool.name: tool for tool in tools}
         if len(self._tools) < len(tools):
             raise UserError(f"two tools have one name among {', '.join(tool.name for tool in tools)}; rename one")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._tools)
 
     @property
     def schemas(self) -> list[dict[str, Any]] | None:

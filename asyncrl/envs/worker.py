@@ -108,12 +108,13 @@ class Policy:
         """A conversation that begins with these messages (the task's if there are none). `tools`: functions that the
         model may call, their parameters with type hints. Raises UserError if one cannot be a tool."""
         toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s)
-        if tools and not self._worker.template.shows_tools:
-            self._worker.warn(
-                "the model's chat template shows no tools: the model does not see those of the environment; describe "
-                "them in the first message, with <tool_call> around the JSON of a call"
-            )
         begin = self._task.messages if messages is None else messages
+        unseen = [name for name in toolbox.names if name not in str(begin)]
+        if unseen and not self._worker.template.shows_tools:
+            self._worker.warn(
+                f"the model's chat template shows no tools: the model knows nothing of {', '.join(unseen)}; describe "
+                "them in the first message, with <tool_call> and </tool_call> around the JSON of a call"
+            )
         return Chat(self, self._worker.template, begin, toolbox, train)
 
     def truncate(self) -> None:

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -49,11 +49,15 @@ class Code:
     """That a file of theirs may have."""
     log: str = ""
     """File that takes what they print; empty: where this process prints."""
+    cores: tuple[int, ...] = field(default_factory=lambda: tuple(os.sched_getaffinity(0)))
+    """That they may run on: those of who says so first, before an engine binds itself to some of them."""
 
 
 def main(handle: int, said: int, parent_pid: int, code: Code) -> None:
     """Starts the worker that serves the socket `handle`; writes to the pipe `said` how it ended. SIGTERM ends all."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    with contextlib.suppress(OSError):  # they may have been taken away since
+        os.sched_setaffinity(0, code.cores)
     die_with_parent(parent_pid, signal.SIGTERM)
     adopt_orphans()
     guard = os.getpid()

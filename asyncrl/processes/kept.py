@@ -18,6 +18,8 @@ from asyncrl.processes.keeper import Code, below
 logger = logging.getLogger(__name__)
 
 _KILL_S = 10.0
+_OF_AN_ENGINE = ("GOMP_CPU_AFFINITY", "VLLM_CPU_OMP_THREADS_BIND")
+"""Set in a generator for its engine; a user's torch would bind itself to the engine's cores."""
 
 
 class Kept:
@@ -38,6 +40,7 @@ class Kept:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program],
                 stdin=subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if name not in _OF_AN_ENGINE},
                 pass_fds=[handle, says.fileno()],
                 start_new_session=True,
             )
