@@ -22,7 +22,8 @@ STEP_KEYS: tuple[str, ...] = (
 )
 """Names that every record has (design, part 6); a record may have more."""
 MORE_KEYS: tuple[str, ...] = (
-    *("completion/tokens_mean", "trajectories/mixed_versions", "reward_time/waiting", "health/warnings"),
+    *(f"completion/{name}" for name in ("tokens_mean", "turns_mean", "sequences_mean")),
+    *("trajectories/mixed_versions", "reward_time/waiting", "health/warnings"),
     *("rewards/failed", "generators/serving", "generators/wanted"),
     *(f"staleness/{name}" for name in ("bound", "updates_mean", "updates_max")),
     *(f"offpolicy/{name}" for name in ("logprob_gap_age0", "kl_k1", "masked_fraction")),

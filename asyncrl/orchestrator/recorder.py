@@ -212,6 +212,8 @@ def _rewards(batch: list[GroupSummary]) -> dict[str, float | None]:
         **{f"reward/{name}": statistics.fmean(e[name] for e in extras if name in e) for name in sorted(named)},
         "completion/tokens_mean": statistics.fmean(g.num_tokens / len(g.rewards) for g in batch),
         "completion/truncated_share": sum(g.num_truncated for g in batch) / len(rewards),
+        "completion/turns_mean": statistics.fmean(g.num_turns / len(g.rewards) for g in batch),
+        "completion/sequences_mean": statistics.fmean(g.num_sequences / len(g.rewards) for g in batch),
     }
 
 

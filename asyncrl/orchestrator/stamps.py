@@ -160,7 +160,7 @@ def check(run_dir: Path, sample: int | None = None) -> Iterator[Scored]:
     recipe = load(run_dir / "recipe.yaml", [])
     weights = Weights(_folders(run_dir, recipe), getattr(torch, recipe.weights.dtype), recipe.rollout.temperature)
     recorded = [
-        (group, member, trajectory)
+        (group, member if trajectory.member is None else trajectory.member, trajectory)
         for group in map(decode, (record.payload for record in groups(run_dir / "journal")))
         for member, trajectory in enumerate(group.trajectories)
         if (trajectory.versions >= 0).any()

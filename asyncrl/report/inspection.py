@@ -39,7 +39,7 @@ class Found:
     task: int
     attempt: int
     member: int
-    """Place in its group."""
+    """Which rollout of its group."""
     row: int
     step: int | None
     trajectory: Trajectory
@@ -101,7 +101,8 @@ def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
                 "model makes; --task looks at another"
             )
         step = steps.get((group.task, group.attempt))
-        for member, trajectory in enumerate(group.trajectories):
+        for place, trajectory in enumerate(group.trajectories):
+            member = place if trajectory.member is None else trajectory.member
             found = Found(group.task, group.attempt, member, group.row, step, trajectory)
             if filters.pass_(found):
                 yield found
@@ -174,8 +175,9 @@ def listing(found: Iterable[Found], decode_tokens: Decode, width: int) -> list[s
         t = f.trajectory
         versions = "-".join(dict.fromkeys(str(f.spans[place][0]) for place in (0, -1))) if f.spans else "-"
         sampled = t.tokens[t.prompt_length :].tolist()
+        num_sampled = int((t.versions >= 0).sum())
         text = visible(json.dumps(decode_tokens(sampled[: 4 * width]), ensure_ascii=False)[1:-1])[:width]
-        figures = (_or_dash(f.step), _reward(t), str(len(sampled)), versions, _or_dash(f.age))
+        figures = (_or_dash(f.step), _reward(t), str(num_sampled), versions, _or_dash(f.age))
         rows.append((_name(f), *figures, _on_a_line(t.finish_reason), text))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -199,8 +201,12 @@ def show(console: Console, found: Found, decode_tokens: Decode) -> None:
         console.print(f"the reward failed: {t.error}", markup=False, style="red")
     console.print("prompt", style="bold")
     console.print(decode_tokens(t.tokens[: t.prompt_length].tolist()), markup=False, highlight=False)
-    versions = sorted({version for version, _, _ in found.spans})
+    versions, read = sorted({version for version, _, _ in found.spans}), t.prompt_length
     for version, start, end in found.spans:
+        if start > read:
+            console.print(f"not sampled, tokens {read} to {start - 1}", style="bold")
+            console.print(decode_tokens(t.tokens[read:start].tolist()), markup=False, highlight=False)
+        read = end
         logprobs = t.logprobs[start:end]
         mean = f", mean log-prob {logprobs.mean():.3f}" if len(logprobs) and np.isfinite(logprobs).all() else ""
         console.print(f"version {version}, tokens {start} to {end - 1}{mean}", style="bold")

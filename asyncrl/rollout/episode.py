@@ -151,6 +151,10 @@ class GroupRunner:
         """The text of each token."""
         return await self._beside(lambda: [self._decoder.decode([token]) for token in tokens])
 
+    async def text(self, tokens: list[int]) -> str:
+        """All of it, special tokens too."""
+        return await self._beside(self._decoder.decode, tokens)
+
     async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 

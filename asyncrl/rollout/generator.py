@@ -152,9 +152,13 @@ class Generator:
     async def _sample(self, group: Group, task: Task, text: str) -> dict[str, Any]:
         """The first trajectory in words, for people."""
         first = group.trajectories[0]
+        prompt = task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"]
+        if self.environment is not None:  # which may ask otherwise, and more than once
+            prompt = await self.runner.text(first.tokens[: first.prompt_length].tolist())
+            text = await self.runner.text(first.tokens[first.prompt_length :].tolist())
         return {
             "task": group.task,
-            "prompt": task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"],
+            "prompt": prompt,
             "completion": text,
             "tokens": await self.runner.words(first.tokens[first.prompt_length :].tolist()),
             "versions": first.versions[first.prompt_length :].tolist(),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asyncrl.data.prompts import BadPrompt
-from asyncrl.rollout.trajectory import Group
+from asyncrl.rollout.trajectory import Group, Trajectory
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class GroupSummary:
     """Rollouts whose tokens carry more than one version."""
     num_truncated: int = 0
     """Rollouts that were cut off at the longest length."""
+    num_turns: int = 0
+    """Completions of all rollouts."""
+    num_sequences: int = 0
+    """Trajectories of all rollouts."""
     in_flight: float = 0.0
     """Mean over rollouts of newest - oldest version: how much they aged while running."""
     rewards: list[float | None] = field(default_factory=list)
@@ -66,8 +70,15 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
         num_tokens=sum(len(v) for v in sampled),
         num_mixed=sum(s > 0 for s in spans),
         num_truncated=sum(t.finish_reason == "length" for t in firsts),
+        num_turns=sum(_turns(t) for t in group.trajectories),
+        num_sequences=len(group.trajectories),
         in_flight=sum(spans) / len(spans),
         rewards=[t.reward for t in firsts],
         extras=[t.extras for t in firsts],
         errors=[t.error for t in firsts if t.error],
     )
+
+
+def _turns(trajectory: Trajectory) -> int:
+    """Runs of sampled tokens."""
+    return int((np.diff((trajectory.versions >= 0).astype(np.int8), prepend=0) == 1).sum())
