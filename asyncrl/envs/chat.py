@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from asyncrl.envs.environment import Ask, ContextFull, Sampled
@@ -31,6 +32,9 @@ class Reply:
     """`stop`, or `length` if it was cut off."""
     message: Message
     """As it stands in the conversation."""
+    num_prompt_tokens: int = 0
+    num_tokens: int = 0
+    """Sampled."""
 
 
 class Chat:
@@ -46,6 +50,12 @@ class Chat:
         self._answered = 0
         """Messages up to the last reply, it included."""
         self._turn = 0
+
+    def fork(self) -> Chat:
+        """One that goes on from here by itself; what was sampled so far is trained once."""
+        other = copy.copy(self)
+        other.messages = list(self.messages)
+        return other
 
     def add(self, *messages: str | Message) -> None:
         """What the model reads next; a text is the user's."""
@@ -64,7 +74,8 @@ class Chat:
         self.messages.append(parsed.message)
         self._answered = len(self.messages)
         calls = [] if cut else parsed.tool_calls
-        return Reply(parsed.text, parsed.thoughts, calls, sampled.finish_reason, parsed.message)
+        sizes = len(prompt), len(sampled.tokens)
+        return Reply(parsed.text, parsed.thoughts, calls, sampled.finish_reason, parsed.message, *sizes)
 
     def _next_prompt(self) -> list[int]:
         schemas = self._toolbox.schemas
@@ -93,4 +104,4 @@ class Chat:
 
 
 def _cut(reply: Reply) -> Reply:
-    return Reply(reply.text, reply.thoughts, reply.tool_calls, "length", reply.message)
+    return replace(reply, finish_reason="length")

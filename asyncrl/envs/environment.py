@@ -20,6 +20,10 @@ class ContextFull(Exception):
     """There is no room for another token: the prompt has all of `env.max_context_tokens`, or no turn is left."""
 
 
+class EpisodeOver(Exception):
+    """Nobody may sample for an episode that has ended."""
+
+
 @dataclass(frozen=True)
 class Sampled:
     """What the policy answered to one prompt; C tokens."""

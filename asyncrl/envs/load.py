@@ -59,8 +59,8 @@ def _function(spec: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
         )
 
     async def rollout(task: Task, policy: Any) -> Any:
-        given = {"task": task, "policy": policy, "base_url": policy.base_url, "api_key": policy.api_key}
-        arguments = {name: value for name, value in given.items() if name in takes}
+        arguments = {name: task if name == "task" else policy for name in ("task", "policy") if name in takes}
+        arguments |= {name: getattr(policy, name) for name in ("base_url", "api_key") if name in takes}
         if is_async:
             return await function(**arguments, **kwargs)
         return await asyncio.to_thread(function, **arguments, **kwargs)

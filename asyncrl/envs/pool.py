@@ -23,6 +23,7 @@ from asyncrl.envs.wire import (
     Call,
     Cancel,
     Channel,
+    Drop,
     End,
     FromProcess,
     Load,
@@ -106,7 +107,7 @@ class _Episode:
     name: str
     policy: Policy
     ended: asyncio.Future[Episode]
-    calls: set[asyncio.Task[None]] = field(default_factory=set)
+    calls: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """The process has said that it ended, or is gone."""
 
@@ -151,6 +152,7 @@ class _Process:
 
     def begin(self, name: str, task: Task, prompt: list[int], policy: Policy) -> _Episode:
         episode = _Episode(name, policy, asyncio.get_running_loop().create_future())
+        episode.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # someone looked at it
         self.episodes[name] = episode
         self._say(Start(name, task, prompt))
         return episode
@@ -178,7 +180,7 @@ class _Process:
         self._say(Cancel(episode.name))
 
     def _stop_calls(self, episode: _Episode) -> None:
-        for call in episode.calls:
+        for call in list(episode.calls.values()):
             call.cancel()
 
     def _say(self, message: Start | Cancel | Answer | Refusal) -> None:
@@ -206,9 +208,12 @@ class _Process:
                 logger.warning("%s", text)
             case Call(name=name) if name in self.episodes:
                 episode = self.episodes[name]
-                call = asyncio.create_task(self._call(episode, message))
-                episode.calls.add(call)
-                call.add_done_callback(episode.calls.discard)
+                task = asyncio.create_task(self._call(episode, message))
+                episode.calls[message.call] = task
+                task.add_done_callback(lambda _, number=message.call: episode.calls.pop(number, None))
+            case Drop(name=name, call=number) if name in self.episodes:
+                if number in self.episodes[name].calls:
+                    self.episodes[name].calls[number].cancel()
             case End(name=name) if name in self.episodes:
                 episode = self.episodes.pop(name)
                 self._stop_calls(episode)

@@ -178,8 +178,12 @@ class Template:
         if opened or text.lstrip().startswith("<think>"):
             thought, closed, said = text.partition("</think>")
             thoughts, text = thought.replace("<think>", "", 1).strip("\n"), said.lstrip("\n") if closed else ""
-        calls = [_call(match, turn, number) for number, match in enumerate(_CALL.finditer(text))]
-        return Parsed(_CALL.sub("", text).strip() if calls else text, thoughts, calls)
+        matches = list(_CALL.finditer(text))
+        calls = [_call(match, turn, number) for number, match in enumerate(matches)]
+        for match, call in reversed(list(zip(matches, calls, strict=True))):
+            if not call.error:  # else it stays in the text, as it is no call
+                text = text[: match.start()] + text[match.end() :]
+        return Parsed(text.strip() if calls else text, thoughts, calls)
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:

@@ -69,20 +69,20 @@ _tool = functools.lru_cache(1024)(Tool)
 class Toolbox:
     """The tools of one conversation."""
 
-    def __init__(self, functions: Sequence[Callable[..., Any]], timeout_s: float) -> None:
-        """Raises UserError."""
+    def __init__(
+        self, functions: Sequence[Callable[..., Any]], timeout_s: float, schemas: list[dict[str, Any]] | None = None
+    ) -> None:
+        """schemas: of tools that someone else calls. Raises UserError."""
         tools = [_tool(function, timeout_s) for function in functions]
         self._tools = {tool.name: tool for tool in tools}
         if len(self._tools) < len(tools):
             raise UserError(f"two tools have one name among {', '.join(tool.name for tool in tools)}; rename one")
+        self.schemas = [tool.schema for tool in tools] or schemas or None
+        """OpenAI's form; None: there are none."""
 
     @property
     def names(self) -> list[str]:
         return list(self._tools)
-
-    @property
-    def schemas(self) -> list[dict[str, Any]] | None:
-        return [tool.schema for tool in self._tools.values()] or None
 
     async def answer(self, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
         """A message for each call, in order; they run side by side."""

@@ -32,6 +32,8 @@ class Load:
     """Whose tokenizer and chat template it takes."""
     template_kwargs: dict[str, Any]
     tool_timeout_s: float
+    temperature: float = 1.0
+    """Of every completion."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,13 @@ class Call(msgspec.Struct, tag=True):
     train: bool
 
 
+class Drop(msgspec.Struct, tag=True):
+    """Nobody waits for a call any more."""
+
+    name: str
+    call: int
+
+
 class End(msgspec.Struct, tag=True):
     name: str
     reward: float | None = None
@@ -93,7 +102,7 @@ class End(msgspec.Struct, tag=True):
     finish_reason: str = "stop"
 
 
-FromProcess = Loaded | Note | Call | End
+FromProcess = Loaded | Note | Call | Drop | End
 
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(FromProcess)
 

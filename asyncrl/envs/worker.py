@@ -13,10 +13,12 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 from asyncrl.envs.chat import Chat
-from asyncrl.envs.environment import Ask, ContextFull, Sampled
+from asyncrl.envs.environment import Ask, ContextFull, EpisodeOver, Sampled
+from asyncrl.envs.gateway import Gateway, Session
 from asyncrl.envs.load import Rollout, load
 from asyncrl.envs.template import NoTemplate, Template
 from asyncrl.envs.tools import Toolbox
@@ -25,6 +27,7 @@ from asyncrl.envs.wire import (
     Call,
     Cancel,
     Channel,
+    Drop,
     End,
     FromProcess,
     Load,
@@ -65,8 +68,27 @@ class Policy:
         self._worker, self._name, self._task = worker, name, task
         self.prompt = prompt
         """The task's prompt in tokens, as the model's chat template has it."""
-        self.base_url = self.api_key = ""
         self.truncated = False
+        self.session: Session | None = None
+        self._address = ""
+
+    @property
+    def base_url(self) -> str:
+        """Of an OpenAI-compatible endpoint that is this episode's alone."""
+        if self.session is None:
+            worker = self._worker
+            self.session = Session(self, worker.template, worker.temperature, worker.warn)
+            self._address = worker.gateway.open(self.session)
+        return self._address
+
+    @property
+    def api_key(self) -> str:
+        return self._worker.gateway.token
+
+    def end(self) -> None:
+        """Its endpoint answers no more."""
+        if self.session is not None:
+            self._worker.gateway.close(self._address)
 
     @property
     def tokenizer(self) -> Any:
@@ -128,13 +150,20 @@ class Worker:
     template: Template
     rollout: Rollout
     tool_timeout_s: float
+    temperature: float
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._episodes: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[int, asyncio.Future[Sampled]] = {}
+        self._of: dict[int, str] = {}
+        """Whose call it is."""
         self._numbers = itertools.count()
         self._said: set[str] = set()
+
+    @cached_property
+    def gateway(self) -> Gateway:
+        return Gateway()
 
     async def serve(self) -> None:
         while (payload := await self._channel.receive()) is not None:
@@ -150,14 +179,14 @@ class Worker:
                 case Refusal(call, why):
                     self._settle(call, ContextFull(why))
 
-    def _settle(self, call: int, outcome: Sampled | ContextFull) -> None:
+    def _settle(self, call: int, outcome: Sampled | ContextFull | EpisodeOver) -> None:
         future = self._calls.pop(call, None)
         if future is None or future.done():
             return
-        if isinstance(outcome, ContextFull):
-            future.set_exception(outcome)
-        else:
+        if isinstance(outcome, Sampled):
             future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
 
     def _say(self, message: FromProcess) -> None:
         self._channel.send(to_generator(message))
@@ -171,7 +200,7 @@ class Worker:
     def _load(self, begin: Load) -> Loaded:
         from asyncrl.models import load_tokenizer
 
-        self.tool_timeout_s = begin.tool_timeout_s
+        self.tool_timeout_s, self.temperature = begin.tool_timeout_s, begin.temperature
         try:
             self.template = Template(load_tokenizer(begin.model), begin.template_kwargs)
             self.rollout = load(begin.spec, begin.base_dir, begin.kwargs)
@@ -182,14 +211,21 @@ class Worker:
         return Loaded(None)
 
     async def ask(self, name: str, ask: Ask) -> Sampled:
+        if name not in self._episodes:
+            raise EpisodeOver("the episode has ended")
         call = next(self._numbers)
+        self._of[call] = name
         future = self._calls[call] = asyncio.get_running_loop().create_future()
         stop, ends = list(ask.stop), list(ask.stop_token_ids)
         self._say(Call(name, call, ask.tokens, ask.max_new_tokens, stop, ends, ask.train))
         try:
             return await future
+        except asyncio.CancelledError:
+            self._say(Drop(name, call))
+            raise
         finally:
             self._calls.pop(call, None)
+            self._of.pop(call, None)
 
     async def _episode(self, name: str, task: Task, prompt: list[int]) -> None:
         """Tells the generator how it ended, however it does."""
@@ -199,6 +235,9 @@ class Worker:
             end = await self._rolled_out(policy, name, task)
         finally:
             del self._episodes[name]
+            policy.end()
+            for call in [call for call, owner in self._of.items() if owner == name]:
+                self._settle(call, EpisodeOver("the episode has ended"))
             with contextlib.suppress(Exception):
                 self._say(end)
 
@@ -213,6 +252,8 @@ class Worker:
         except Exception as error:
             return End(name, error=f"the environment failed: {one_line(error)}", is_scored=True)
         reason = "length" if policy.truncated else "stop"
+        if value is None and policy.session is not None:
+            value = policy.session.reward
         if value is None:
             return End(name, finish_reason=reason)
         score = to_score(value)
