@@ -132,7 +132,7 @@ class Template:
         """With arguments of calls as objects, and texts that hold the name of a special token as places."""
         message = {**message}
         content = message.get("content")
-        if isinstance(content, str) and message.get("role") != "assistant" and self._marked(content):
+        if isinstance(content, str) and self._marked(content):
             message["content"] = f"\ue000{len(hidden)}\ue001"
             hidden.append(content)
         if calls := message.get("tool_calls"):
