@@ -32,5 +32,6 @@ def test_a_copy_has_the_code_that_it_names(entry: Entry, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     path, *code = copy(entry.name, Path("mine"))
     assert all(f"./{file.name}:" in path.read_text() for file in code)
-    reward = load_object(load(path).reward, tmp_path, "reward")
-    assert [Path(reward.__code__.co_filename)] == [tmp_path / file for file in code] or not code
+    recipe = load(path)
+    named = load_object(recipe.reward or recipe.code["env"], tmp_path, "code")
+    assert [Path(named.__code__.co_filename)] == [tmp_path / file for file in code] or not code
