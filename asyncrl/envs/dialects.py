@@ -63,6 +63,8 @@ class ChatRequest(_Request):
     def check(self, temperature: float) -> None:
         """Raises Refused."""
         _check_sampling(self, temperature)
+        if not all(_is_function(tool) for tool in self.tools or ()):
+            raise Refused('tools are a list of {"type": "function", "function": {"name": ..., "parameters": ...}}')
         for name, only in (("n", 1), ("presence_penalty", 0), ("frequency_penalty", 0), ("logprobs", False)):
             if (value := getattr(self, name)) is not None and value != only:
                 raise Refused(f"{name} is {value}, and only {only} is possible here; leave it out")
@@ -150,10 +152,22 @@ def _plain(message: Message) -> Message:
     if not isinstance(role, str):
         raise Refused("a message has no role")
     plain: Message = {"role": "system" if role == "developer" else role, "content": _text(message.get("content"))}
-    for name in ("tool_calls", "tool_call_id", "name", "reasoning_content"):
-        if message.get(name):
+    for name in ("tool_call_id", "name", "reasoning_content"):
+        if message.get(name) is not None:
+            if not isinstance(message[name], str):
+                raise Refused(f"a message's {name} is of type {type(message[name]).__name__}, not a text")
             plain[name] = message[name]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list) or not all(_is_function(call) for call in calls):
+            raise Refused('tool_calls are a list of {"id": ..., "function": {"name": ..., "arguments": ...}}')
+        plain["tool_calls"] = calls
     return plain
+
+
+def _is_function(value: Any) -> bool:
+    """A tool, or a call of one."""
+    function = value.get("function") if isinstance(value, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def _text(content: Any) -> str:

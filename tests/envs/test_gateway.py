@@ -1,0 +1,358 @@
+"""The endpoint, asked by the real clients and by hand: exact tokens, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from anthropic import AsyncAnthropic
+from chats import THINKING, tokenizer
+from openai import APIStatusError, AsyncOpenAI
+from test_chat import CALL, TEMPLATE, Script
+
+from asyncrl.envs.environment import Ask, ContextFull, EpisodeOver, Sampled
+from asyncrl.envs.gateway import Gateway, Session
+from asyncrl.envs.template import Template
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds.",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+        },
+    }
+]
+HI = [{"role": "user", "content": "hi"}]
+
+
+class Server:
+    """A gateway with one session; `warned`: what it told the run's log."""
+
+    def __init__(self, gateway: Gateway, session: Session, url: str, warned: list[str]) -> None:
+        self.gateway, self.session, self.url, self.warned = gateway, session, url, warned
+        self.openai = AsyncOpenAI(base_url=url, api_key=gateway.token, max_retries=0)
+        self.anthropic = AsyncAnthropic(base_url=url, api_key=gateway.token, max_retries=0)
+
+    async def post(self, path: str, body: Any, token: str | None = None) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.gateway.token if token is None else token}"}
+        async with httpx.AsyncClient(timeout=30) as client:
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            return await client.post(self.url + path, content=content, headers=headers)
+
+
+@asynccontextmanager
+async def serving(policy: Any, temperature: float = 1.0) -> AsyncIterator[Server]:
+    gateway, warned = Gateway(), []
+    session = Session(policy, Template(tokenizer(THINKING, "<|im_end|>")), temperature, warned.append)
+    server = Server(gateway, session, gateway.open(session), warned)
+    try:
+        yield server
+    finally:
+        await server.openai.close()
+        await server.anthropic.close()
+        assert gateway._server is not None
+        gateway._server.cancel()
+        await asyncio.gather(gateway._server, return_exceptions=True)
+
+
+def asked(policy: Any, do: Callable[[Server], Awaitable[Any]], **more: Any) -> Any:
+    async def scenario() -> Any:
+        async with serving(policy, **more) as server:
+            return await do(server)
+
+    return asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def text(ask: Ask) -> str:
+    return TEMPLATE.tokenizer.decode(ask.tokens)
+
+
+def goes_on(first: Ask, second: Ask, said: str) -> bool:
+    """Whether the second prompt is the first, what was sampled, token by token, and more."""
+    sampled = [t for c in said for t in TEMPLATE.tokenizer(c, add_special_tokens=False).input_ids]
+    before = [*first.tokens, *sampled, TEMPLATE.end]
+    return second.tokens[: len(before)] == before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_openais_client_calls_tools_in_parallel_and_goes_on_from_the_sampled_tokens(stream: bool) -> None:
+    script = Script("hello " + CALL * 2, "5 it is")
+
+    async def do(server: Server) -> None:
+        messages: list[Any] = list(HI)
+        if stream:
+            calls: dict[int, Any] = {}
+            content, usage = "", None
+            chunks = await server.openai.chat.completions.create(
+                model="policy", messages=messages, tools=TOOLS, stream=True, stream_options={"include_usage": True}
+            )
+            async for chunk in chunks:
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    content += choice.delta.content or ""
+                    for call in choice.delta.tool_calls or ():
+                        calls[call.index] = {
+                            "id": call.id,
+                            "name": call.function.name,
+                            "arguments": call.function.arguments,
+                        }
+            made = [
+                {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
+                for c in calls.values()
+            ]
+            assert usage is not None
+            assert usage.prompt_tokens == len(script.asks[0].tokens)
+            messages.append({"role": "assistant", "content": content, "tool_calls": made})
+        else:
+            answer = (await server.openai.chat.completions.create(model="p", messages=messages, tools=TOOLS)).choices[0]
+            assert answer.finish_reason == "tool_calls"
+            messages.append(answer.message.model_dump(exclude_none=True))
+        assert [c["function"]["name"] for c in messages[-1]["tool_calls"]] == ["add", "add"]
+        assert json.loads(messages[-1]["tool_calls"][0]["function"]["arguments"]) == {"a": 2, "b": 3}
+        messages += [{"role": "tool", "tool_call_id": c["id"], "content": "5"} for c in messages[-1]["tool_calls"]]
+        last = await server.openai.chat.completions.create(model="p", messages=messages, tools=TOOLS)
+        assert last.choices[0].message.content == "5 it is"
+        assert last.usage.total_tokens == len(script.asks[1].tokens) + last.usage.completion_tokens
+
+    asked(script, do)
+    assert goes_on(*script.asks, "hello " + CALL * 2)
+    assert text(script.asks[1]).count("<tool_response>5</tool_response>") == 2
+    assert all(ask.train for ask in script.asks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_anthropics_client(stream: bool) -> None:
+    script = Script("<think>\nhm\n</think>\n\nwell " + CALL, "5")
+    tool = {"name": "add", "description": "Adds.", "input_schema": TOOLS[0]["function"]["parameters"]}
+
+    async def do(server: Server) -> None:
+        more = {"model": "p", "max_tokens": 50, "system": "Be kind.", "tools": [tool]}
+        messages: list[Any] = list(HI)
+        if stream:
+            async with server.anthropic.messages.stream(messages=messages, **more) as events:
+                answer = await events.get_final_message()
+        else:
+            answer = await server.anthropic.messages.create(messages=messages, **more)
+        assert [block.type for block in answer.content] == ["thinking", "text", "tool_use"]
+        assert (answer.stop_reason, answer.content[2].input) == ("tool_use", {"a": 2, "b": 3})
+        result = {"type": "tool_result", "tool_use_id": answer.content[2].id, "content": "5"}
+        messages += [{"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
+        last = await server.anthropic.messages.create(messages=messages, **more)
+        assert (last.content[0].text, last.stop_reason) == ("5", "end_turn")
+
+    asked(script, do)
+    assert goes_on(*script.asks, "<think>\nhm\n</think>\n\nwell " + CALL)
+    assert "Be kind." in text(script.asks[0])
+    assert script.asks[0].max_new_tokens == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"temperature": 0.3}, "temperature is 0.3, and the trainer expects the recipe's 0.5"),
+        ({"top_p": 0.9}, "top_p would change"),
+        ({"n": 2}, "n is 2, and only 1"),
+        ({"presence_penalty": 1.0}, "presence_penalty is 1.0"),
+        ({"logit_bias": {"5": 3}}, "logit_bias would change"),
+        ({"logprobs": True}, "logprobs is True"),
+        ({"response_format": {"type": "json_object"}}, "response_format would change"),
+        ({"tool_choice": "required"}, "tool_choice is 'required'"),
+        ({"extra_body": {"guided_json": {}}}, "guided_json: Extra inputs"),
+        ({"messages": []}, "messages: List should have at least 1 item"),
+        ({"max_tokens": -1}, "max_tokens: Input should be greater"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "'image_url'",
+        ),
+        ({"messages": [{"content": "no role"}]}, "a message has no role"),
+    ],
+)
+def test_what_would_not_be_trained_as_it_was_asked_is_refused(change: dict[str, Any], said: str) -> None:
+    script = Script("yes")
+
+    async def do(server: Server) -> None:
+        with pytest.raises(APIStatusError) as caught:
+            await server.openai.chat.completions.create(**{"model": "p", "messages": HI, **change})
+        assert caught.value.status_code == 400
+        assert caught.value.type == "invalid_request_error"
+        assert said in str(caught.value)
+
+    asked(script, do, temperature=0.5)
+    assert script.asks == []
+
+
+def test_the_recipes_own_temperature_and_harmless_fields_are_taken() -> None:
+    script = Script("yes")
+
+    async def do(server: Server) -> None:
+        more = {
+            "temperature": 0.5,
+            "top_p": 1.0,
+            "n": 1,
+            "seed": 3,
+            "user": "u",
+            "metadata": {"a": "b"},
+            "store": False,
+        }
+        await server.openai.chat.completions.create(model="p", messages=HI, max_completion_tokens=7, stop="x", **more)
+
+    asked(script, do, temperature=0.5)
+    assert (script.asks[0].max_new_tokens, script.asks[0].stop) == (7, ("x",))
+
+
+def test_a_full_context_is_openais_error() -> None:
+    async def do(server: Server) -> None:
+        with pytest.raises(APIStatusError) as caught:
+            await server.openai.chat.completions.create(model="p", messages=HI)
+        assert (caught.value.status_code, caught.value.code) == (400, "context_length_exceeded")
+
+    asked(Script(), do)
+
+
+def test_without_token_or_session_nobody_is_answered() -> None:
+    script = Script("yes")
+    body = {"model": "p", "messages": HI}
+
+    async def do(server: Server) -> list[int]:
+        found = [(await server.post("/chat/completions", body, token)).status_code for token in ("x", "x" * 32, "-")]
+        async with httpx.AsyncClient() as client:
+            bare = await client.post(server.url + "/chat/completions", json=body)
+        assert bare.json()["error"]["type"] == "authentication_error"
+        other, server.url = server.url, server.url.replace("/s/", "/s/x")
+        found.append((await server.post("/chat/completions", body)).status_code)
+        server.url = other
+        found.append((await server.post("/nothing", body)).status_code)
+        server.gateway.close(server.url)
+        found.append((await server.post("/chat/completions", body)).status_code)
+        return found
+
+    assert asked(script, do) == [401, 401, 401, 404, 404, 404]
+    assert script.asks == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": 5}', b'{"messages": [5]}', b'{"messages": ["a"]}',
+        b'{"messages": [{"role": 5, "content": "a"}]}', b'{"messages": [{"role": "user", "content": 5}]}',
+        b'{"messages": [{"role": "assistant", "content": "", "tool_calls": 5}]}',
+        b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [5]}]}',
+        b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": 5}]}]}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}', b"[" * 100_000,
+        b'{"messages": [{"role": "user", "content": "a"}], "tools": [5]}',
+        b'{"messages": [{"role": "user", "content": "a"}], "stop": [1]}',
+        b'{"messages": [{"role": "user", "content": "a"}], "stream_options": 5}',
+    ],
+    ids=lambda body: repr(body[:60]),
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/chat/completions", "/messages", "/reward"])
+def test_what_is_no_request_is_refused_in_openais_form(path: str, body: bytes) -> None:
+    async def do(server: Server) -> None:
+        answer = await server.post(path, body)
+        assert 400 <= answer.status_code < 500, answer.text
+        assert answer.json()["error"]["message"]
+
+    asked(Script("yes"), do)
+
+
+def test_a_request_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncrl.envs.gateway._MOST_BYTES", 2**20)
+
+    async def do(server: Server) -> None:
+        answer = await server.post("/chat/completions", b" " * (2**20 + 1))
+        assert (answer.status_code, "more than 1 MiB" in answer.text) == (400, True)
+
+    asked(Script(), do)
+
+
+def test_side_calls_of_a_harness_are_answered_and_not_trained() -> None:
+    script = Script("yes", "a title", "more")
+
+    async def do(server: Server) -> list[str]:
+        for tools in (TOOLS, None, TOOLS):
+            more = {"tools": tools} if tools else {}
+            await server.openai.chat.completions.create(model="p", messages=HI, **more)
+        return server.warned
+
+    assert [warning.endswith("are not trained") for warning in asked(script, do)] == [True]
+    assert [ask.train for ask in script.asks] == [True, False, True]
+
+
+def test_a_changed_history_begins_anew_and_a_branch_goes_on() -> None:
+    script = Script("yes", "left", "right", "other")
+
+    async def do(server: Server) -> None:
+        async def create(*messages: tuple[str, str]) -> None:
+            told = [{"role": role, "content": content} for role, content in messages]
+            await server.openai.chat.completions.create(model="p", messages=told)
+
+        await create(("user", "hi"))
+        await create(("user", "hi"), ("assistant", "yes"), ("user", "left?"))
+        await create(("user", "hi"), ("assistant", "yes"), ("user", "right?"))
+        await create(("user", "changed"), ("assistant", "yes"), ("user", "left?"))
+
+    asked(script, do)
+    first, left, right, changed = script.asks
+    assert goes_on(first, left, "yes")
+    assert goes_on(first, right, "yes")
+    assert not goes_on(first, changed, "yes")
+    assert "changed" in text(changed)
+
+
+def test_who_hangs_up_frees_its_place() -> None:
+    class Slow:
+        ended = False
+
+        async def generate(self, ask: Ask) -> Sampled:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                Slow.ended = True
+                raise
+            raise AssertionError
+
+    async def do(server: Server) -> None:
+        with pytest.raises(Exception, match="timed out"):
+            await server.openai.with_options(timeout=0.5).chat.completions.create(model="p", messages=HI)
+        for _ in range(50):
+            if Slow.ended:
+                return
+            await asyncio.sleep(0.1)
+
+    asked(Slow(), do)
+    assert Slow.ended
+
+
+@pytest.mark.parametrize(("error", "status"), [(EpisodeOver("it has ended"), 404), (ContextFull("full"), 400)])
+def test_what_the_policy_says_is_an_answer(error: Exception, status: int) -> None:
+    class Raises:
+        async def generate(self, ask: Ask) -> Sampled:
+            raise error
+
+    async def do(server: Server) -> int:
+        return (await server.post("/chat/completions", {"messages": HI})).status_code
+
+    assert asked(Raises(), do) == status
+
+
+def test_a_reward_is_posted() -> None:
+    async def do(server: Server) -> Any:
+        assert (await server.post("/reward", {"reward": 0.5, "why": "good"})).status_code == 200
+        assert (await server.post("/reward", {"nothing": 1})).status_code == 400
+        return server.session.reward
+
+    assert asked(Script(), do) == {"reward": 0.5, "why": "good"}
+
+
+def test_the_models_are_listed() -> None:
+    async def do(server: Server) -> list[str]:
+        return [model.id async for model in server.openai.models.list()]
+
+    assert asked(Script(), do) == ["policy"]

@@ -1,0 +1,251 @@
+"""Episodes in real processes: what they sample, what they do wrong, and that nothing of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrl.envs import pool as pools
+from asyncrl.envs.environment import Ask, ContextFull, Episode, Sampled
+from asyncrl.envs.pool import EnvPool, EnvSettings
+from asyncrl.envs.wire import Load
+from asyncrl.errors import UserError
+from asyncrl.models import load_tokenizer
+from asyncrl.task import Task
+
+CODE = '''
+import asyncio, os, socket, subprocess, sys, time
+
+HOARD = []
+
+def pid():
+    return os.getpid()
+
+async def rollout(task, policy):
+    """Does what the row says."""
+    do = task.row["do"]
+    if do == "sample twice":
+        chat = policy.chat(task.messages)
+        await chat.reply()
+        chat.add("more")
+        reply = await chat.reply(max_new_tokens=5)
+        return {"reward": 0.5, "turns": 2.0, "said": reply.text}
+    if do == "leave it":
+        await policy.generate(policy.prompt)
+        return None
+    if do == "fill the context":
+        while True:
+            await policy.generate(policy.prompt)
+    if do == "raise":
+        raise RuntimeError("no room on the disk")
+    if do == "nan":
+        return float("nan")
+    if do == "hang":
+        await asyncio.sleep(1000)
+    if do == "block":
+        time.sleep(1000)
+    if do == "exit":
+        os._exit(3)
+    if do == "hoard":
+        while True:
+            HOARD.append(bytearray(2**26))
+            await asyncio.sleep(0)
+    if do == "daemon":
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        return {"reward": 1.0, "pid": child.pid, "own": os.getpid()}
+    if do == "write to the generator":
+        for handle in range(3, 100):
+            try:
+                socket.socket(fileno=os.dup(handle)).send(b"\\\\x05\\\\x00\\\\x00\\\\x00nothing")
+            except OSError:
+                pass
+        await asyncio.sleep(1000)
+    if do == "wait":
+        await asyncio.sleep(task.row["s"])
+        return 1.0
+    if do == "print":
+        print("something", flush=True)
+        return 1.0
+
+def blocking(task, base_url):
+    time.sleep(task.row["s"])
+    return 1.0
+
+def broken(task
+'''
+GOOD = CODE.rpartition("def broken")[0]
+
+
+class Policy:
+    """Says `ok`; from the fourth call on there is no room."""
+
+    def __init__(self, model: Path, error: Exception | None = None) -> None:
+        self.tokenizer, self.error, self.asks = load_tokenizer(str(model)), error, []
+
+    async def generate(self, ask: Ask) -> Sampled:
+        if self.error is not None:
+            raise self.error
+        if len(self.asks) == 3:
+            raise ContextFull("it is full")
+        self.asks.append(ask)
+        tokens = [*self.tokenizer("ok").input_ids, self.tokenizer.eos_token_id]
+        return Sampled(tokens, [0.0] * len(tokens), "stop", 0)
+
+
+def settings(folder: Path, model: Path, name: str = "rollout", **changes: Any) -> EnvSettings:
+    load = Load(f"./env.py:{name}", folder, {}, str(model), {}, 5.0)
+    return replace(EnvSettings(load, 1, 30.0, 1.0), **changes)
+
+
+@asynccontextmanager
+async def pool_of(folder: Path, model: Path, name: str = "rollout", **changes: Any) -> AsyncIterator[EnvPool]:
+    (folder / "env.py").write_text(GOOD)
+    pool = EnvPool(settings(folder, model, name, **changes))
+    try:
+        await pool.start()
+        yield pool
+    finally:
+        await pool.close()
+
+
+def episodes(folder: Path, model: Path, *todo: str, policy: Any = None, **changes: Any) -> list[Episode]:
+    """Of one pool, one after the other."""
+
+    async def scenario() -> list[Episode]:
+        async with pool_of(folder, model, **changes) as pool:
+            return [
+                await pool.rollout(Task(i, 0, "hi", {"do": do}), [5, 6], policy or Policy(model), f"{i}.0.0")
+                for i, do in enumerate(todo)
+            ]
+
+    return asyncio.run(asyncio.wait_for(scenario(), 100))
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    ended = select.poll()
+    ended.register(handle, select.POLLIN)
+    try:
+        return bool(ended.poll(10_000))
+    finally:
+        os.close(handle)
+
+
+def test_what_an_episode_says_and_samples(tmp_path: Path, tiny_model: Path) -> None:
+    policy = Policy(tiny_model)
+    (episode,) = episodes(tmp_path, tiny_model, "sample twice", policy=policy)
+    assert (episode.score.reward, episode.score.extras, episode.score.notes) == (0.5, {"turns": 2.0}, {"said": "ok"})
+    first, second = policy.asks
+    assert second.tokens[: len(first.tokens)] == first.tokens
+    assert second.max_new_tokens == 5
+
+
+def test_none_is_for_the_reward_function_and_a_full_context_is_no_failure(tmp_path: Path, tiny_model: Path) -> None:
+    left, full = episodes(tmp_path, tiny_model, "leave it", "fill the context")
+    assert left == Episode(None, "stop")
+    assert full == Episode(None, "length")
+
+
+def test_what_goes_wrong_is_the_episodes_alone_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    """Each in a pool that goes on with the next, in a new process where the old one is gone."""
+    raised, nan, hung, exited, hoarded, lied, good = episodes(
+        tmp_path, tiny_model, "raise", "nan", "hang", "exit", "hoard", "write to the generator", "sample twice",
+        episode_s=3.0, memory_gib=1.0,
+    )  # fmt: skip
+    assert raised.score.error == "the environment failed: RuntimeError: no room on the disk (env.py:25)"
+    assert "not a finite number" in nan.score.error
+    assert hung.score.error == "the episode timed out after 3 s (env.episode_s)"
+    assert exited.score.error == "the environment process died (exit code 3)"
+    assert "env.memory_gib is 1; raise it, or use less" in hoarded.score.error
+    assert lied.score.error.startswith("the environment's process sent what is no message")
+    assert all(e.score.reward is None for e in (raised, nan, hung, exited, hoarded, lied))
+    assert good.score.reward == 0.5
+
+
+def test_who_holds_the_event_loop_ends_with_its_process(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_YIELD_S", 1.0)
+    blocked, good = episodes(tmp_path, tiny_model, "block", "sample twice", episode_s=2.0)
+    assert "something holds its event loop; make what blocks a plain function" in blocked.score.error
+    assert good.score.reward == 0.5
+
+
+def test_daemons_end_with_the_pool_and_what_is_printed_is_in_the_log(tmp_path: Path, tiny_model: Path) -> None:
+    log = tmp_path / "environments.log"
+    daemon, _ = episodes(tmp_path, tiny_model, "daemon", "print", log=log)
+    assert is_gone(int(daemon.score.extras["pid"]))
+    assert is_gone(int(daemon.score.extras["own"]))
+    assert log.read_text() == "something\n"
+
+
+def test_what_the_policy_raises_passes_through(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(KeyError, match="engine"):
+        episodes(tmp_path, tiny_model, "leave it", policy=Policy(tiny_model, KeyError("engine")))
+
+
+def test_a_slow_episode_holds_up_no_other(tmp_path: Path, tiny_model: Path) -> None:
+    """Neither one that waits nor eight plain functions that block their threads."""
+
+    async def scenario(name: str) -> float:
+        async with pool_of(tmp_path, tiny_model, name) as pool:
+            began = time.monotonic()
+            policy, row = Policy(tiny_model), {"do": "wait", "s": 1.0}
+            todo = [pool.rollout(Task(i, 0, "hi", row), [5], policy, f"{i}.0.0") for i in range(8)]
+            assert {episode.score.reward for episode in await asyncio.gather(*todo)} == {1.0}
+            return time.monotonic() - began
+
+    assert asyncio.run(scenario("rollout")) < 4
+    assert asyncio.run(scenario("blocking")) < 4
+
+
+def test_a_cancelled_rollout_is_cancelled_in_its_process(tmp_path: Path, tiny_model: Path) -> None:
+    async def scenario() -> int:
+        async with pool_of(tmp_path, tiny_model) as pool:
+            hanging = asyncio.create_task(pool.rollout(Task(0, 0, "hi", {"do": "hang"}), [5], Policy(tiny_model), "a"))
+            await asyncio.sleep(0.5)
+            hanging.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hanging
+            (process,) = pool._processes
+            (episode,) = process.episodes.values()
+            await asyncio.wait_for(episode.told.wait(), 5)
+            return len(process.episodes)
+
+    assert asyncio.run(scenario()) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "said"),
+    [
+        (CODE, "rollout", "does not import: SyntaxError"),
+        (GOOD, "nope", "has no 'nope'"),
+        (GOOD, "HOARD", "of type list"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_at_the_start(
+    tmp_path: Path, tiny_model: Path, code: str, name: str, said: str
+) -> None:
+    (tmp_path / "env.py").write_text(code)
+
+    async def scenario() -> None:
+        pool = EnvPool(settings(tmp_path, tiny_model, name))
+        try:
+            await pool.start()
+        finally:
+            await pool.close()
+
+    with pytest.raises(UserError, match=said):
+        asyncio.run(scenario())
