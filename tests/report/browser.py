@@ -10,9 +10,12 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DEADLINE_S = 60.0
@@ -141,6 +144,15 @@ class Browser:
             self.events.append(answer)
         assert "error" not in answer, answer
         return answer["result"]
+
+    def cpu_s(self) -> float:
+        """Seconds that its processes have computed: not those in which others did."""
+        total = 0.0
+        for process in (psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
 
     def _wait(self, event: str) -> None:
         """For the next event of this name since the command before the last."""
