@@ -267,13 +267,14 @@ def _sizes(recipe: Recipe) -> list[str]:
     settings = control_settings(recipe)
     rollout, trainer = recipe.rollout, recipe.trainer
     groups, num_slots = recipe.groups_per_step, slots(settings)
+    turns = f" and {recipe.env.max_turns} turns" if recipe.env else ""
     engines = "" if rollout.first_replicas == rollout.replicas else f"{rollout.first_replicas} to "
     return [
         f"slots      {num_slots} groups under way = (max_staleness {recipe.max_staleness} + 1) x {groups} per step"
         + (f" + {recipe.backup_groups} backup" if recipe.backup_groups else ""),
         f"staleness  no trained token is older than {worst_case(settings)} update(s) "
         f"(policy {recipe.policy}, over_age {recipe.over_age})",
-        f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {rollout.max_new_tokens} tokens "
+        f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
         f"on {engines}{rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
         f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",
         f"trainer    {recipe.max_steps} steps of {groups * recipe.group_size} trajectories, "
