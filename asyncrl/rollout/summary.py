@@ -57,7 +57,10 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
     sampled = [v[v >= 0] for v in versions]
     spans = [int(v.max() - v.min()) if len(v) else 0 for v in sampled]
     oldest, newest = group.version_range
-    outcome, reason = ("finished", "") if oldest >= 0 else ("failed", "reward")
+    outcome, reason = "finished", ""
+    if oldest < 0:
+        scored = any(t.reward is not None for t in firsts)
+        outcome, reason = "failed", "no sampled token that could be trained" if scored else "reward"
     if filter_equal_rewards and oldest >= 0 and len({t.reward for t in firsts} - {None}) < 2:
         outcome, reason = "filtered", "equal_rewards"
     return GroupSummary(

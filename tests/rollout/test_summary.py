@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,3 +47,22 @@ def test_dynamic_sampling_filters_groups_that_teach_nothing(
     assert summary.num_tokens == 2 * len(rewards)
     assert summary.num_truncated == rewards.count(0.0)
     assert summarise(group(*rewards)).outcome == ("failed" if outcome == "failed" else "finished")
+
+
+def test_a_group_that_sampled_nothing_to_train_has_failed_and_says_why() -> None:
+    """As of an environment that never asks the policy."""
+    nothing = {"versions": np.full(3, -1, np.int32), "loss_mask": np.zeros(3, np.bool_)}
+    members = tuple(replace(t, **nothing) for t in group(1.0, 1.0).trajectories)
+    summary = summarise(Group(7, 0, 7, members))
+    assert (summary.outcome, summary.reason) == ("failed", "no sampled token that could be trained")
+
+
+def test_a_rollout_counts_once_and_its_turns_each() -> None:
+    """Two sequences of one rollout, the first with two turns, and a rollout of one."""
+    first, second, third = group(1.0, 1.0, 0.0).trajectories
+    turns = np.array([-1, 3, -1, 4], np.int32)
+    first = replace(first, tokens=np.arange(4, dtype=np.int32), versions=turns, loss_mask=turns >= 0, member=0)
+    summary = summarise(Group(7, 0, 7, (first, replace(second, member=0), replace(third, member=1))))
+    assert summary.rewards == [1.0, 0.0]
+    assert (summary.num_turns, summary.num_sequences, summary.num_tokens) == (4, 3, 6)
+    assert (summary.num_mixed, summary.num_truncated, summary.in_flight) == (1, 1, 0.5)
