@@ -43,13 +43,24 @@ class Session:
         self._chats: list[tuple[list[str], list[Any] | None, Chat]] = []
         """Keys of the messages, tools, and the conversation after its last reply."""
         self._first_has_tools: bool | None = None
+        self._last: tuple[str, Reply | None] = "", None
+        """The last request that was answered, and the answer."""
         self.reward: Any = None
         """What the agent posted."""
         self.num_calls = 0
 
-    async def answer(self, request: ChatRequest) -> Reply:
-        """Raises Refused, ContextFull, NoTemplate."""
+    async def answer(self, request: ChatRequest, *, is_retry: bool = False) -> Reply:
+        """is_retry: the client says that it asks once more, as the answer did not reach it; then it gets that answer,
+        and nothing is sampled twice. Raises Refused, ContextFull, NoTemplate."""
         request.check(self.temperature)
+        body = request.model_dump_json()
+        if is_retry and body == self._last[0] and self._last[1] is not None:
+            return self._last[1]
+        reply = await self._sampled(request)
+        self._last = body, reply
+        return reply
+
+    async def _sampled(self, request: ChatRequest) -> Reply:
         messages = request.conversation
         chat = self._chat(messages, request.tools)
         reply = await chat.reply(max_new_tokens=request.longest, stop=request.stops)
@@ -148,7 +159,7 @@ class Gateway:
 
     async def _chat_completions(self, request: Request, session: Session) -> Response:
         asked = ChatRequest.model_validate_json(await _body(request))
-        reply = await _unless_gone(request, session.answer(asked))
+        reply = await _unless_gone(request, session.answer(asked, is_retry=_is_retry(request)))
         number = secrets.token_hex(8)
         if asked.stream:
             with_usage = bool((asked.stream_options or {}).get("include_usage"))
@@ -158,7 +169,7 @@ class Gateway:
     async def _messages(self, request: Request, session: Session) -> Response:
         asked = MessagesRequest.model_validate_json(await _body(request))
         asked.check(session.temperature)
-        reply = await _unless_gone(request, session.answer(asked.as_chat()))
+        reply = await _unless_gone(request, session.answer(asked.as_chat(), is_retry=_is_retry(request)))
         number = secrets.token_hex(8)
         if asked.stream:
             return _stream(dialects.anthropic_events(reply, number, asked.model))
@@ -177,6 +188,11 @@ class Gateway:
     async def _models(self, request: Request, session: Session) -> Response:
         model = {"id": "policy", "object": "model", "created": 0, "owned_by": "asyncrl"}
         return JSONResponse({"object": "list", "data": [model]})
+
+
+def _is_retry(request: Request) -> bool:
+    """By the header that the clients of OpenAI and Anthropic send."""
+    return request.headers.get("x-stainless-retry-count", "0") != "0"
 
 
 def _wrong(status: int, message: str, code: str) -> JSONResponse:

@@ -285,6 +285,21 @@ def test_side_calls_of_a_harness_are_answered_and_not_trained() -> None:
     assert [ask.train for ask in script.asks] == [True, False, True]
 
 
+def test_a_retry_gets_the_answer_that_was_lost() -> None:
+    """By the clients' header; who asks the same again gets another sample."""
+    script = Script("yes", "no")
+
+    async def do(server: Server) -> list[str]:
+        texts = []
+        for retries in (0, 1, 0):
+            headers = {"x-stainless-retry-count": str(retries)}
+            made = await server.openai.chat.completions.create(model="p", messages=HI, extra_headers=headers)
+            texts.append(made.choices[0].message.content)
+        return texts
+
+    assert asked(script, do) == ["yes", "yes", "no"]
+
+
 def test_a_changed_history_begins_anew_and_a_branch_goes_on() -> None:
     script = Script("yes", "left", "right", "other")
 
