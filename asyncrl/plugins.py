@@ -87,12 +87,15 @@ def is_importable(entry: os.DirEntry[str]) -> bool:
 def one_line(error: BaseException) -> str:
     """`Type: message (file.py:12)`; the place is the deepest frame outside asyncrl and installed libraries."""
     text = " ".join(shown(error).split())
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_USERS)
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_the_users(frame.filename)]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     kind = error.kind if isinstance(error, ActorError) else type(error).__name__
     return f"{kind}{': ' if text else ''}{text}{place}"
+
+
+def is_the_users(file: str) -> bool:
+    """Whether code lies outside of asyncrl, Python and installed libraries."""
+    return not file.startswith(_NOT_THE_USERS)
 
 
 def shown(value: object, how: Callable[[Any], str] = str) -> str:

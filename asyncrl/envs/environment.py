@@ -62,13 +62,15 @@ class Episode:
     """None: the recipe's reward function judges the last completion."""
     finish_reason: str = "stop"
     """`length` if it was cut off: a completion at its longest, the context, or the number of turns."""
+    why: str = ""
+    """There is no score: more than that the environment returned none."""
 
 
 class Policy(Protocol):
     """One rollout's way to the engine."""
 
     async def generate(self, ask: Ask) -> Sampled:
-        """Raises ContextFull if there is room for nothing."""
+        """Raises ContextFull if there is room for nothing, and ValueError for what is no prompt."""
 
 
 class Environment(Protocol):

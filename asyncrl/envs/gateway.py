@@ -77,6 +77,9 @@ class Session:
             chat = max(going_on, key=lambda c: len(c.messages)).fork()
             chat.add(*messages[len(chat.messages) :])
             return chat
+        names = [tool["function"]["name"] for tool in tools or ()]
+        if said := self._template.unseen(names, messages):
+            self._warn(said)
         return Chat(self._policy, self._template, messages, Toolbox((), 1.0, tools), self._is_trained(tools))
 
     def _is_trained(self, tools: list[Any] | None) -> bool:

@@ -53,6 +53,11 @@ def _function(spec: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
     _check_arguments(spec, function, kwargs, _GIVEN)
     takes = inspect.signature(function).parameters
     is_async = inspect.iscoroutinefunction(function)
+    if not {"policy", "base_url"} & set(takes):
+        raise UserError(
+            f"env '{spec}' takes neither policy nor base_url, so it can sample nothing; write async def "
+            "rollout(task, policy), or def run(task, base_url, api_key)"
+        )
     if "policy" in takes and not is_async:
         raise UserError(
             f"env '{spec}' takes the policy, whose calls are awaited: write async def, or take base_url and api_key"
@@ -77,8 +82,11 @@ def _check_arguments(
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if missing := [p.name for p in plain if p.default is p.empty and p.name not in (*given, *kwargs)]:
-        known = f"{', '.join(given)} are given, " if given else ""
-        raise UserError(f"env '{spec}' takes '{missing[0]}': {known}more comes from env.kwargs; name it there")
+        known = f" (the only ones that are: {', '.join(given)})" if given else ""
+        raise UserError(
+            f"env '{spec}' has a parameter '{missing[0]}' that is not filled{known}; set env.kwargs.{missing[0]}, or "
+            "give it a default"
+        )
     if unknown := [name for name in kwargs if name not in names and not any_name]:
         known = ", ".join(sorted(names)) or "nothing"
         raise UserError(f"env.kwargs: env '{spec}' takes no '{unknown[0]}', only {known}")
@@ -107,12 +115,15 @@ async def _play(game: Any, task: Task, policy: Any) -> dict[str, Any]:
         said = messages.pop()["content"] + "\n\n" if messages and messages[-1]["role"] == "user" else ""
         messages.append({"role": "user", "content": said + observed})
     chat = policy.chat(messages)
-    total, extras, done = 0.0, {}, False
+    total, extras, done, acted = 0.0, {}, False, False
     while not done:
         try:
             reply = await chat.reply()
         except ContextFull:
+            if not acted:
+                raise
             break
+        acted = True
         if reply.finish_reason == "length":
             break  # half an action is none
         observed, reward, done, info = _step(await _called(game.step, reply.text))

@@ -228,6 +228,8 @@ class _Process:
             self._say(Answer(call.call, await episode.policy.generate(ask)))
         except ContextFull as full:
             self._say(Refusal(call.call, str(full)))
+        except ValueError as error:  # tokens that the model does not have, say: the environment's doing
+            self._say(Refusal(call.call, str(error), full=False))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -255,5 +257,5 @@ class _Process:
 
 def _episode(end: End) -> Episode:
     if not end.is_scored:
-        return Episode(None, end.finish_reason)
+        return Episode(None, end.finish_reason, end.why)
     return Episode(Score(end.reward, end.extras, end.error, end.notes), end.finish_reason)

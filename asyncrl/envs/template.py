@@ -71,11 +71,15 @@ class Template:
         self.end = self._end_of_turn()
         """The token that ends a turn of the assistant; None: the template has none, and no turn is bridged."""
 
-    @property
-    def shows_tools(self) -> bool:
-        """Whether the template has a place for them."""
-        template = self.tokenizer.chat_template
-        return "tools" in json.dumps(template) if template else False
+    def unseen(self, tools: Sequence[str], messages: Sequence[Message]) -> str:
+        """What is to be said if the model knows nothing of some tools: neither the template nor a message has them."""
+        names = [name for name in tools if name not in str(messages)]
+        if not names or "tools" in json.dumps(self.tokenizer.chat_template or ""):
+            return ""
+        return (
+            f"the model's chat template shows no tools: the model knows nothing of {', '.join(names)}; describe them "
+            "in the first message, with <tool_call> and </tool_call> around the JSON of a call"
+        )
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:

@@ -111,7 +111,10 @@ def _model(name: str, function: Callable[..., Any]) -> type[BaseModel]:
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise UserError(f"tool {name}: parameter {parameter.name} has no name of its own; write plain parameters")
         if parameter.annotation is parameter.empty:
-            raise UserError(f"tool {name}: parameter {parameter.name} has no type hint, so the model has no schema")
+            raise UserError(
+                f"tool {name}: parameter {parameter.name} has no type hint, so the model has no schema; write "
+                f"{parameter.name}: int, say"
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (parameter.annotation, default)
     try:

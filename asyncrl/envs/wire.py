@@ -56,10 +56,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """ContextFull, in words."""
+    """Why nothing was sampled."""
 
     call: int
     why: str
+    full: bool = True
+    """ContextFull; else the call itself was wrong."""
 
 
 class Loaded(msgspec.Struct, tag=True):
@@ -100,6 +102,8 @@ class End(msgspec.Struct, tag=True):
     is_scored: bool = False
     """False: the recipe's reward function judges it."""
     finish_reason: str = "stop"
+    why: str = ""
+    """It has no score."""
 
 
 FromProcess = Loaded | Note | Call | Drop | End
@@ -116,7 +120,7 @@ class Channel:
     closed: bool = field(default=False)
 
     def send(self, payload: bytes) -> None:
-        if not self.closed:
+        if not self.closed and not self.writer.is_closing():
             self.writer.write(len(payload).to_bytes(4, "little") + payload)
 
     async def receive(self) -> bytes | None:

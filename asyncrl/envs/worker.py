@@ -11,6 +11,8 @@ import contextlib
 import itertools
 import os
 import socket
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,6 +24,7 @@ from asyncrl.envs.gateway import Gateway, Session
 from asyncrl.envs.load import Rollout, load
 from asyncrl.envs.template import NoTemplate, Template
 from asyncrl.envs.tools import Toolbox
+from asyncrl.envs.watchdog import Watchdog
 from asyncrl.envs.wire import (
     Answer,
     Call,
@@ -68,7 +71,7 @@ class Policy:
         self._worker, self._name, self._task = worker, name, task
         self.prompt = prompt
         """The task's prompt in tokens, as the model's chat template has it."""
-        self.truncated = False
+        self.truncated, self.full = False, ""
         self.session: Session | None = None
         self._address = ""
 
@@ -106,15 +109,15 @@ class Policy:
         """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion, token by
         token, extends that sequence. `train=False`: what is sampled is not trained.
 
-        Raises ContextFull if there is no room for a token, or no turn is left.
+        Raises ContextFull if there is no room for a token, or no turn is left, and ValueError for what is no prompt.
         """
         ask = tokens
         if not isinstance(ask, Ask):
             ask = Ask([int(t) for t in tokens], max_new_tokens, tuple(stop), tuple(stop_token_ids), train)
         try:
             sampled = await self._worker.ask(self._name, ask)
-        except ContextFull:
-            self.truncated = True
+        except ContextFull as full:
+            self.truncated, self.full = True, str(full)
             raise
         self.truncated = sampled.finish_reason == "length"
         return sampled
@@ -131,11 +134,12 @@ class Policy:
         model may call, their parameters with type hints. Raises UserError if one cannot be a tool."""
         toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s)
         begin = self._task.messages if messages is None else messages
-        unseen = [name for name in toolbox.names if name not in str(begin)]
-        if unseen and not self._worker.template.shows_tools:
+        if said := self._worker.template.unseen(toolbox.names, begin):
+            self._worker.warn(said)
+        if self._worker.template.end is None:
             self._worker.warn(
-                f"the model's chat template shows no tools: the model knows nothing of {', '.join(unseen)}; describe "
-                "them in the first message, with <tool_call> and </tool_call> around the JSON of a call"
+                "the model's chat template ends no turn with a token of its own, so that every turn of a conversation "
+                "is a sequence of its own (completion/sequences_mean)"
             )
         return Chat(self, self._worker.template, begin, toolbox, train)
 
@@ -166,6 +170,13 @@ class Worker:
         return Gateway()
 
     async def serve(self) -> None:
+        watching = asyncio.create_task(Watchdog(self.warn).watch())
+        try:
+            await self._serve()
+        finally:
+            watching.cancel()
+
+    async def _serve(self) -> None:
         while (payload := await self._channel.receive()) is not None:
             match from_generator(payload):
                 case Load() as begin:
@@ -176,10 +187,10 @@ class Worker:
                     self._episodes[name].cancel()
                 case Answer(call, sampled):
                     self._settle(call, sampled)
-                case Refusal(call, why):
-                    self._settle(call, ContextFull(why))
+                case Refusal(call, why, full):
+                    self._settle(call, ContextFull(why) if full else ValueError(why))
 
-    def _settle(self, call: int, outcome: Sampled | ContextFull | EpisodeOver) -> None:
+    def _settle(self, call: int, outcome: Sampled | Exception) -> None:
         future = self._calls.pop(call, None)
         if future is None or future.done():
             return
@@ -244,12 +255,16 @@ class Worker:
     async def _rolled_out(self, policy: Policy, name: str, task: Task) -> End:
         try:
             value = await self.rollout(task, policy)
-        except ContextFull:
-            # The policy's own doing, no fault of the environment's.
-            return End(name, finish_reason="length")
+        except ContextFull as full:
+            return _cut_off(name, str(full))
         except (NoTemplate, UserError) as error:
             return End(name, error=f"the environment failed: {error}", is_scored=True)
         except Exception as error:
+            if policy.full:  # an agent's client has an exception of its own for it
+                return _cut_off(name, policy.full)
+            # Where it prints goes to RUN_DIR/environments.log.
+            sys.stderr.write(f"episode {name}:\n{''.join(traceback.format_exception(error))}")
+            sys.stderr.flush()
             return End(name, error=f"the environment failed: {one_line(error)}", is_scored=True)
         reason = "length" if policy.truncated else "stop"
         if value is None and policy.session is not None:
@@ -259,3 +274,9 @@ class Worker:
         score = to_score(value)
         error = score.error and f"the environment failed: {score.error}"
         return End(name, score.reward, score.extras, score.notes, error, True, reason)
+
+
+def _cut_off(name: str, full: str) -> End:
+    """The policy's own doing, no fault of the environment's: a reward function may judge it."""
+    why = f"the episode was cut off ({full}; raise it, or catch asyncrl.envs.environment.ContextFull)"
+    return End(name, finish_reason="length", why=why)

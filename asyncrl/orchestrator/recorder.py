@@ -77,7 +77,8 @@ class Recorder:
         self._asked += len(summary.rewards)
         self._failed += len(summary.errors)
         for message in self._failures.add(summary.errors):
-            logger.warning("a reward failed, and its trajectory is not trained: %s", message)
+            what = "an episode" if message.startswith(("the environment", "the episode")) else "a reward"
+            logger.warning("%s failed, and its trajectory is not trained: %s", what, message)
         self._tokens_generated += summary.num_tokens
         if summary.detail and summary.reason not in self._said:
             self._said.add(summary.reason)

@@ -21,7 +21,7 @@ class EnvRecipe(Part):
     """Completions of one episode; then it is cut off."""
     max_context_tokens: PositiveInt | None = None
     """Longest sequence of an episode, prompts and completions of all turns together; default: rollout.max_prompt_tokens
-    + rollout.max_new_tokens."""
+    + max_turns x rollout.max_new_tokens, but not more than trainer.tokens_per_microbatch."""
     episode_s: Seconds = 600.0
     """An episode that takes longer is ended, masked and counted."""
     tool_timeout_s: Seconds = 30.0

@@ -366,14 +366,16 @@ class Recipe(Part):
     @property
     def max_tokens(self) -> int:
         """Longest trajectory, prompt and completions together."""
-        said = self.env and self.env.max_context_tokens
-        return said or self.rollout.max_prompt_tokens + self.rollout.max_new_tokens
+        prompt, completion = self.rollout.max_prompt_tokens, self.rollout.max_new_tokens
+        if self.env is None:
+            return prompt + completion
+        turns = min(prompt + self.env.max_turns * completion, self.trainer.tokens_per_microbatch)
+        return self.env.max_context_tokens or max(turns, prompt + completion)
 
     @property
     def max_tokens_key(self) -> str:
         """What sets it, for messages."""
-        said = self.env and self.env.max_context_tokens
-        return "env.max_context_tokens" if said else "rollout.max_prompt_tokens + rollout.max_new_tokens"
+        return "env.max_context_tokens" if self.env else "rollout.max_prompt_tokens + rollout.max_new_tokens"
 
     @property
     def max_sampled_tokens(self) -> int:
@@ -383,13 +385,9 @@ class Recipe(Part):
     @property
     def code(self) -> dict[str, str]:
         """What is imported, by key: `package.module:name` or `./file.py:name`; names of our own too."""
-        named = {
-            "reward": self.reward,
-            "env": self.env and self.env.path,
-            "algorithm.loss": self.algorithm.loss,
-            "rollout.engine": self.rollout.engine,
-            **{f"track.also.{place}": tracker for place, tracker in enumerate(self.track.also)},
-        }
+        named = {f"track.also.{place}": tracker for place, tracker in enumerate(self.track.also)}
+        named |= {"reward": self.reward, "env": self.env and self.env.path}
+        named |= {"algorithm.loss": self.algorithm.loss, "rollout.engine": self.rollout.engine}
         return {key: spec for key, spec in named.items() if spec}
 
     @property

@@ -7,6 +7,7 @@ a resume needs (`journal.keep`); which step trained a group is known in either c
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -43,6 +44,8 @@ class Found:
     row: int
     step: int | None
     trajectory: Trajectory
+    sequence: int = 0
+    """Which of the rollout's, if it has several."""
 
     @property
     def age(self) -> int | None:
@@ -101,9 +104,11 @@ def find(run_dir: Path, filters: Filters) -> Iterator[Found]:
                 "model makes; --task looks at another"
             )
         step = steps.get((group.task, group.attempt))
+        seen: Counter[int] = Counter()
         for place, trajectory in enumerate(group.trajectories):
             member = place if trajectory.member is None else trajectory.member
-            found = Found(group.task, group.attempt, member, group.row, step, trajectory)
+            seen[member] += 1
+            found = Found(group.task, group.attempt, member, group.row, step, trajectory, seen[member] - 1)
             if filters.pass_(found):
                 yield found
 
@@ -219,8 +224,9 @@ def _on_a_line(text: str) -> str:
 
 
 def _name(found: Found) -> str:
-    """task.member, and the attempt if it is not the first."""
-    return f"{found.task}.{found.member}" + (f" (attempt {found.attempt})" if found.attempt else "")
+    """task.member, and the sequence and the attempt if they are not the first."""
+    sequence = f" sequence {found.sequence + 1}" if found.sequence else ""
+    return f"{found.task}.{found.member}{sequence}" + (f" (attempt {found.attempt})" if found.attempt else "")
 
 
 def _reward(trajectory: Trajectory) -> str:

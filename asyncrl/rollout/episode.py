@@ -28,6 +28,7 @@ from asyncrl.task import Task
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_NO_REWARD = "the environment returned no reward"
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class GroupRunner:
         asked = [i for i, score in enumerate(scores) if score is None]
         judged: list[Score] = []
         if asked and self.rewards is None:
-            none = failed("the environment returned no reward, and the recipe names no reward function")
-            judged = [none] * len(asked)
+            why = [episodes[i].why or _NO_REWARD for i in asked]
+            judged = [failed(f"{reason}, and the recipe names no reward function") for reason in why]
         elif asked and self.rewards is not None:
             last = [policies[i].last for i in asked]
             request = RewardRequest(

@@ -29,6 +29,7 @@ def run(task, base_url, api_key):
 def plain(task, policy): ...
 def needs(task, policy, what): ...
 async def aneeds(task, policy, what): ...
+async def samples_nothing(task): ...
 NOTHING = 5
 
 class Empty: ...
@@ -148,6 +149,11 @@ def test_a_game_that_is_cut_off_keeps_its_reward(folder: Path, last: Any) -> Non
     assert policy.truncated
 
 
+def test_a_game_that_does_not_fit_is_no_game_of_reward_0(folder: Path) -> None:
+    with pytest.raises(ContextFull):
+        rolled(folder, "Game", Policy(ContextFull("the first prompt is too long")))
+
+
 def test_a_game_that_raises_is_closed(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="the board is broken"):
         rolled(folder, "Game", Policy(says("a")), fails=True)
@@ -173,7 +179,8 @@ def test_nothing_is_made_to_look_at_it(folder: Path) -> None:
         ("NOTHING", {}, "is of type int, neither a function nor a class"),
         ("Empty", {}, r"a class with neither rollout\(task, policy\) nor reset\(task\) and step\(action\)"),
         ("plain", {}, "takes the policy, whose calls are awaited: write async def"),
-        ("aneeds", {}, "takes 'what': task, policy, base_url, api_key are given, more comes from env.kwargs"),
+        ("aneeds", {}, r"has a parameter 'what' that is not filled .*; set env.kwargs.what, or give it a default"),
+        ("samples_nothing", {}, "takes neither policy nor base_url, so it can sample nothing"),
         ("Holds", {"nope": 1}, "takes no 'nope', only base"),
         ("rollout", {"nope": 1}, "takes no 'nope', only bonus, policy, task"),
         ("rollout", {"task": 1}, "'task' is given to every environment"),

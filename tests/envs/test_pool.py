@@ -20,6 +20,7 @@ from asyncrl.envs.pool import EnvPool, EnvSettings
 from asyncrl.envs.wire import Load
 from asyncrl.errors import UserError
 from asyncrl.models import load_tokenizer
+from asyncrl.rewards.score import Score
 from asyncrl.task import Task
 
 CODE = '''
@@ -45,6 +46,11 @@ async def rollout(task, policy):
     if do == "fill the context":
         while True:
             await policy.generate(policy.prompt)
+    if do == "ask nonsense":
+        try:
+            await policy.generate([])
+        except ValueError as error:
+            return {"reward": 0.25, "said": str(error)}
     if do == "raise":
         raise RuntimeError("no room on the disk")
     if do == "nan":
@@ -53,6 +59,10 @@ async def rollout(task, policy):
         await asyncio.sleep(1000)
     if do == "block":
         time.sleep(1000)
+    if do == "hold for a while":
+        time.sleep(4)
+        await asyncio.sleep(0.5)
+        return 1.0
     if do == "exit":
         os._exit(3)
     if do == "hoard":
@@ -94,6 +104,8 @@ class Policy:
     async def generate(self, ask: Ask) -> Sampled:
         if self.error is not None:
             raise self.error
+        if not ask.tokens:
+            raise ValueError("that is no prompt")
         if len(self.asks) == 3:
             raise ContextFull("it is full")
         self.asks.append(ask)
@@ -153,25 +165,31 @@ def test_what_an_episode_says_and_samples(tmp_path: Path, tiny_model: Path) -> N
 
 
 def test_none_is_for_the_reward_function_and_a_full_context_is_no_failure(tmp_path: Path, tiny_model: Path) -> None:
-    left, full = episodes(tmp_path, tiny_model, "leave it", "fill the context")
+    left, full, nonsense = episodes(tmp_path, tiny_model, "leave it", "fill the context", "ask nonsense")
     assert left == Episode(None, "stop")
-    assert full == Episode(None, "length")
+    why = "the episode was cut off (it is full; raise it, or catch asyncrl.envs.environment.ContextFull)"
+    assert full == Episode(None, "length", why)
+    assert (nonsense.score.reward, nonsense.score.notes) == (0.25, {"said": "that is no prompt"})
 
 
 def test_what_goes_wrong_is_the_episodes_alone_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
     """Each in a pool that goes on with the next, in a new process where the old one is gone."""
-    raised, nan, hung, exited, hoarded, lied, good = episodes(
-        tmp_path, tiny_model, "raise", "nan", "hang", "exit", "hoard", "write to the generator", "sample twice",
-        episode_s=3.0, memory_gib=1.0,
+    raised, nan, exited, hoarded, lied, good = episodes(
+        tmp_path, tiny_model, "raise", "nan", "exit", "hoard", "write to the generator", "sample twice",
+        episode_s=60.0, memory_gib=1.0,
     )  # fmt: skip
-    assert raised.score.error == "the environment failed: RuntimeError: no room on the disk (env.py:25)"
+    assert raised.score.error == "the environment failed: RuntimeError: no room on the disk (env.py:30)"
     assert "not a finite number" in nan.score.error
-    assert hung.score.error == "the episode timed out after 3 s (env.episode_s)"
     assert exited.score.error == "the environment process died (exit code 3)"
     assert "env.memory_gib is 1; raise it, or use less" in hoarded.score.error
     assert lied.score.error.startswith("the environment's process sent what is no message")
-    assert all(e.score.reward is None for e in (raised, nan, hung, exited, hoarded, lied))
+    assert all(e.score.reward is None for e in (raised, nan, exited, hoarded, lied))
     assert good.score.reward == 0.5
+
+
+def test_an_episode_that_hangs_is_ended_at_its_deadline(tmp_path: Path, tiny_model: Path) -> None:
+    (hung,) = episodes(tmp_path, tiny_model, "hang", episode_s=2.0)
+    assert hung.score == Score(None, error="the episode timed out after 2 s (env.episode_s)")
 
 
 def test_who_holds_the_event_loop_ends_with_its_process(
@@ -249,3 +267,12 @@ def test_what_cannot_be_loaded_is_said_at_the_start(
 
     with pytest.raises(UserError, match=said):
         asyncio.run(scenario())
+
+
+def test_who_holds_the_event_loop_is_named(tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While it does, not only when its process is ended for it."""
+    (held,) = episodes(tmp_path, tiny_model, "hold for a while")
+    assert held.score.reward == 1.0
+    (warning,) = [record.message for record in caplog.records if "holds its event loop" in record.message]
+    assert "env.py:" in warning
+    assert "make what blocks a plain function" in warning
