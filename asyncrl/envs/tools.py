@@ -62,8 +62,14 @@ class Tool:
         return _text(result)
 
 
-_tool = functools.lru_cache(1024)(Tool)
+_kept = functools.lru_cache(1024)(Tool)
 """A schema takes milliseconds to make, and every episode has the same tools."""
+
+
+def _made(function: Callable[..., Any], timeout_s: float) -> Tool:
+    """One that is made inside of a function is an episode's own, and goes with it."""
+    is_own = "<locals>" in getattr(function, "__qualname__", "<locals>")
+    return (Tool if is_own else _kept)(function, timeout_s)
 
 
 class Toolbox:
@@ -73,7 +79,7 @@ class Toolbox:
         self, functions: Sequence[Callable[..., Any]], timeout_s: float, schemas: list[dict[str, Any]] | None = None
     ) -> None:
         """schemas: of tools that someone else calls. Raises UserError."""
-        tools = [_tool(function, timeout_s) for function in functions]
+        tools = [_made(function, timeout_s) for function in functions]
         self._tools = {tool.name: tool for tool in tools}
         if len(self._tools) < len(tools):
             raise UserError(f"two tools have one name among {', '.join(tool.name for tool in tools)}; rename one")

@@ -259,7 +259,11 @@ class Worker:
             return _cut_off(name, str(full))
         except (NoTemplate, UserError) as error:
             return End(name, error=f"the environment failed: {error}", is_scored=True)
-        except Exception as error:
+        except (
+            Exception,
+            SystemExit,
+            KeyboardInterrupt,
+        ) as error:  # programs call sys.exit
             if policy.full:  # an agent's client has an exception of its own for it
                 return _cut_off(name, policy.full)
             # Where it prints goes to RUN_DIR/environments.log.

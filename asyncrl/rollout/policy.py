@@ -88,7 +88,7 @@ class EnginePolicy:
     async def generate(self, ask: Ask) -> Sampled:
         """Raises ContextFull, GroupAborted, ValueError for what is no prompt, and what the engine raises."""
         limits, turn = self._limits, self.turns
-        if not ask.tokens or min(ask.tokens) < 0:
+        if not ask.tokens or not 0 <= min(ask.tokens) <= max(ask.tokens) < 2**31:
             raise ValueError("a prompt is one token or more, by their ids from 0 on")
         if ask.max_new_tokens is not None and ask.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {ask.max_new_tokens}; it must be 1 or more")

@@ -53,6 +53,8 @@ async def rollout(task, policy):
             return {"reward": 0.25, "said": str(error)}
     if do == "raise":
         raise RuntimeError("no room on the disk")
+    if do == "leave":
+        sys.exit("I am done")
     if do == "nan":
         return float("nan")
     if do == "hang":
@@ -174,16 +176,17 @@ def test_none_is_for_the_reward_function_and_a_full_context_is_no_failure(tmp_pa
 
 def test_what_goes_wrong_is_the_episodes_alone_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
     """Each in a pool that goes on with the next, in a new process where the old one is gone."""
-    raised, nan, exited, hoarded, lied, good = episodes(
-        tmp_path, tiny_model, "raise", "nan", "exit", "hoard", "write to the generator", "sample twice",
+    raised, left, nan, exited, hoarded, lied, good = episodes(
+        tmp_path, tiny_model, "raise", "leave", "nan", "exit", "hoard", "write to the generator", "sample twice",
         episode_s=60.0, memory_gib=1.0,
     )  # fmt: skip
     assert raised.score.error == "the environment failed: RuntimeError: no room on the disk (env.py:30)"
+    assert left.score.error == "the environment failed: SystemExit: I am done (env.py:32)"
     assert "not a finite number" in nan.score.error
     assert exited.score.error == "the environment process died (exit code 3)"
     assert "env.memory_gib is 1; raise it, or use less" in hoarded.score.error
     assert lied.score.error.startswith("the environment's process sent what is no message")
-    assert all(e.score.reward is None for e in (raised, nan, exited, hoarded, lied))
+    assert all(e.score.reward is None for e in (raised, left, nan, exited, hoarded, lied))
     assert good.score.reward == 0.5
 
 

@@ -163,7 +163,7 @@ def test_without_room_or_turns_nothing_is_sampled() -> None:
         rolled([([1], completion([2])), ([1], completion([2]))], replace(LIMITS, max_turns=1))
 
 
-@pytest.mark.parametrize(("tokens", "more"), [([], {}), ([5, -1], {}), ([5], {"max_new_tokens": 0})])
+@pytest.mark.parametrize(("tokens", "more"), [([], {}), ([5, -1], {}), ([2**31], {}), ([5], {"max_new_tokens": 0})])
 def test_what_is_no_prompt_is_refused(tokens: list[int], more: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"a prompt is one token|must be 1 or more"):
         rolled([(tokens, completion([2]))], **more)
