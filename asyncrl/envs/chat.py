@@ -41,15 +41,22 @@ class Chat:
     """`messages` is the conversation so far."""
 
     def __init__(
-        self, policy: Generates, template: Template, messages: Sequence[Message], toolbox: Toolbox, train: bool = True
+        self,
+        policy: Generates,
+        template: Template,
+        messages: Sequence[Message],
+        toolbox: Toolbox,
+        train: bool = True,
+        turn: int = 0,
     ) -> None:
+        """turn: from which on its replies are counted, for the ids of their tool calls."""
         self.messages: list[Message] = [dict(message) for message in messages]
         self._policy, self._template, self._toolbox, self._train = policy, template, toolbox, train
         self._prompt: list[int] = []
         self._sampled: list[int] = []
-        self._answered = 0
-        """Messages up to the last reply, it included."""
-        self._turn = 0
+        self._answered: list[Message] = []
+        """Messages up to the last reply, it included, as they were then."""
+        self._turn = turn
 
     def fork(self) -> Chat:
         """One that goes on from here by itself; what was sampled so far is trained once."""
@@ -65,23 +72,23 @@ class Chat:
         """The next turn of the assistant. Raises ContextFull if there is no room for it, NoTemplate if the model's
         template refuses the conversation."""
         prompt = self._next_prompt()
-        ends = self._template.stop_token_ids
-        sampled = await self._policy.generate(Ask(prompt, max_new_tokens, tuple(stop), ends, self._train))
+        ends, stops = self._template.stop_token_ids, (stop,) if isinstance(stop, str) else tuple(stop)
+        sampled = await self._policy.generate(Ask(prompt, max_new_tokens, stops, ends, self._train))
         parsed = self._template.parse(sampled.tokens, prompt, self._turn)
         cut = sampled.finish_reason == "length"
         self._prompt, self._sampled = prompt, sampled.tokens
         self._turn += 1
         self.messages.append(parsed.message)
-        self._answered = len(self.messages)
+        self._answered = copy.deepcopy(self.messages)
         calls = [] if cut else parsed.tool_calls
         sizes = len(prompt), len(sampled.tokens)
         return Reply(parsed.text, parsed.thoughts, calls, sampled.finish_reason, parsed.message, *sizes)
 
     def _next_prompt(self) -> list[int]:
         schemas = self._toolbox.schemas
-        if self._answered:
-            new = self.messages[self._answered :]
-            bridge = self._template.bridge(self._sampled, self.messages[: self._answered], new, schemas)
+        number = len(self._answered)
+        if number and self.messages[:number] == self._answered:  # else someone has changed the history
+            bridge = self._template.bridge(self._sampled, self._answered, self.messages[number:], schemas)
             if bridge is not None:
                 return [*self._prompt, *self._sampled, *bridge]
         return self._template.render(self.messages, schemas)

@@ -42,8 +42,8 @@ class _Request(BaseModel):
 class ChatRequest(_Request):
     """`POST /v1/chat/completions`."""
 
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     stop: str | list[str] | None = None
     n: int | None = None
     logprobs: bool | None = None
@@ -89,7 +89,7 @@ class ChatRequest(_Request):
 class MessagesRequest(_Request):
     """Anthropic's `POST /v1/messages`."""
 
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, lt=2**31)
     system: Any = None
     stop_sequences: list[str] | None = None
     thinking: dict[str, Any] | None = None
@@ -127,7 +127,7 @@ class MessagesRequest(_Request):
             model=self.model,
             messages=messages,
             tools=tools or None,
-            tool_choice=self.tool_choice and self.tool_choice.get("type"),
+            tool_choice=self.tool_choice.get("type") if isinstance(self.tool_choice, dict) else self.tool_choice,
             stream=self.stream,
             max_tokens=self.max_tokens,
             stop=self.stop_sequences,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import json
 import secrets
 import socket
@@ -28,6 +29,7 @@ from asyncrl.envs.dialects import ChatRequest, MessagesRequest, Refused
 from asyncrl.envs.environment import ContextFull, EpisodeOver
 from asyncrl.envs.template import NoTemplate, Template
 from asyncrl.envs.tools import Toolbox
+from asyncrl.plugins import one_line
 
 _MOST_BYTES = 32 * 2**20
 _LOOK_S = 0.5
@@ -43,8 +45,11 @@ class Session:
         self._chats: list[tuple[list[str], list[Any] | None, Chat]] = []
         """Keys of the messages, tools, and the conversation after its last reply."""
         self._first_has_tools: bool | None = None
-        self._last: tuple[str, Reply | None] = "", None
-        """The last request that was answered, and the answer."""
+        self._answers: dict[str, Reply] = {}
+        """The last to each request."""
+        self._turns = itertools.count(step=1000)
+        self.full = ""
+        """Why the last request found no room."""
         self.reward: Any = None
         """What the agent posted."""
         self.num_calls = 0
@@ -54,10 +59,14 @@ class Session:
         and nothing is sampled twice. Raises Refused, ContextFull, NoTemplate."""
         request.check(self.temperature)
         body = request.model_dump_json()
-        if is_retry and body == self._last[0] and self._last[1] is not None:
-            return self._last[1]
-        reply = await self._sampled(request)
-        self._last = body, reply
+        if is_retry and body in self._answers:
+            return self._answers[body]
+        try:
+            reply = self._answers[body] = await self._sampled(request)
+        except ContextFull as full:
+            self.full = str(full)
+            raise
+        self.full = ""
         return reply
 
     async def _sampled(self, request: ChatRequest) -> Reply:
@@ -74,13 +83,15 @@ class Session:
             chat for known, had, chat in self._chats if had == tools and known == keys[: len(known)] and known != keys
         ]
         if going_on:
-            chat = max(going_on, key=lambda c: len(c.messages)).fork()
+            # Of several that look alike the newest.
+            chat = max(reversed(going_on), key=lambda c: len(c.messages)).fork()
             chat.add(*messages[len(chat.messages) :])
             return chat
         names = [tool["function"]["name"] for tool in tools or ()]
         if said := self._template.unseen(names, messages):
             self._warn(said)
-        return Chat(self._policy, self._template, messages, Toolbox((), 1.0, tools), self._is_trained(tools))
+        toolbox, train = Toolbox((), 1.0, tools), self._is_trained(tools)
+        return Chat(self._policy, self._template, messages, toolbox, train, next(self._turns))
 
     def _is_trained(self, tools: list[Any] | None) -> bool:
         """A harness that has tools also asks for titles and summaries, without them: those are not the task's."""
@@ -151,12 +162,14 @@ class Gateway:
                 first = error.errors(include_url=False)[0]
                 where = ".".join(map(str, first["loc"])) or "the body"
                 return _wrong(400, f"{where}: {first['msg']}", "invalid_request")
-            except (Refused, NoTemplate, RecursionError) as error:
+            except (Refused, NoTemplate, RecursionError, ValueError) as error:
                 return _wrong(400, str(error), "invalid_request")
             except EpisodeOver as error:
                 return _wrong(404, str(error), "session_not_found")
             except ContextFull as error:
                 return _wrong(400, str(error), "context_length_exceeded")
+            except Exception as error:
+                return _wrong(500, one_line(error), "internal_error")
 
         return answered
 

@@ -156,4 +156,5 @@ def _step(result: Any) -> tuple[str, float, bool, dict[str, Any]]:
 async def _called(function: Callable[..., Any], *arguments: Any, **kwargs: Any) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function(*arguments, **kwargs)
-    return await asyncio.to_thread(function, *arguments, **kwargs)
+    result = await asyncio.to_thread(function, *arguments, **kwargs)
+    return await result if inspect.isawaitable(result) else result

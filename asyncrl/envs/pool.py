@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -29,6 +31,8 @@ from asyncrl.envs.wire import (
     Load,
     Loaded,
     Note,
+    Ping,
+    Pong,
     Refusal,
     Start,
     from_process,
@@ -79,27 +83,37 @@ class EnvPool:
         await asyncio.gather(*(process.ready() for process in self._processes))
 
     async def rollout(self, task: Task, prompt: list[int], policy: Policy, name: str) -> Episode:
-        """Waits for: the episode, for `env.episode_s` at most. What the policy raises passes through."""
-        process = min(self._processes, key=lambda p: len(p.episodes))
+        """Waits for: the process to be loaded; the episode, for `env.episode_s` at most. What the policy raises passes
+        through."""
+        process = min(self._processes, key=lambda p: p.load)
+        process.load += 1
         try:
             await process.ready()
+            return await self._rolled_out(process, task, prompt, policy, name)
         except UserError as error:
             return Episode(failed(f"no process for the environment: {error}"))
+        finally:
+            process.load -= 1
+
+    async def _rolled_out(self, process: _Process, task: Task, prompt: list[int], policy: Policy, name: str) -> Episode:
         episode = process.begin(name, task, prompt, policy)
         try:
-            async with asyncio.timeout(self._settings.episode_s):
+            async with asyncio.timeout(self._settings.episode_s) as deadline:
                 return await asyncio.shield(episode.ended)
         except TimeoutError:
+            if not deadline.expired():  # the policy's own
+                process.forget(episode)
+                raise
             why = await process.cancel(episode)
             return Episode(failed(f"the episode timed out after {self._settings.episode_s:g} s (env.episode_s){why}"))
         except BaseException:
-            # Cancelled, or the policy's own: the process need not be waited for.
+            # Cancelled, or the policy's own: nobody waits for the process.
             process.forget(episode)
             raise
 
     async def close(self) -> None:
-        """Ends the processes and all that they started."""
-        await asyncio.gather(*(process.end("the pool was closed") for process in self._processes))
+        """Ends the processes and all that they started; no other is started."""
+        await asyncio.gather(*(process.close() for process in self._processes))
 
 
 @dataclass
@@ -110,6 +124,8 @@ class _Episode:
     calls: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """The process has said that it ended, or is gone."""
+    is_over: bool = False
+    """Nothing is sampled for it any more."""
 
 
 class _Process:
@@ -121,19 +137,31 @@ class _Process:
         self._channel: Channel | None = None
         self._kept: Kept | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
+        self._attempt: asyncio.Task[None] | None = None
+        """To start one; all who wait for it share its outcome."""
         self._loaded: asyncio.Future[Loaded] | None = None
+        self._answered = asyncio.Event()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self.load = 0
+        """Rollouts that it has, or that wait for it."""
 
     async def ready(self) -> None:
         """Returns once it has loaded the environment; starts one if there is none. Raises UserError if it cannot."""
-        async with self._starting:
-            if self._channel is None:
-                await self._start()
+        if self._attempt is None or (self._attempt.done() and self._channel is None):
+            self._attempt = asyncio.create_task(self._start())
+        await asyncio.shield(self._attempt)
 
     async def _start(self) -> None:
+        if self._closed:
+            raise UserError("the pool is closed")
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._kept = Kept(self._settings.code, theirs.fileno())
+        try:
+            with theirs:
+                self._kept = Kept(self._settings.code, theirs.fileno())
+        except OSError as error:
+            ours.close()
+            raise UserError(f"no process can be started: {error}") from error
         self._channel = Channel(*await asyncio.open_connection(sock=ours, limit=2**20))
         self._loaded = asyncio.get_running_loop().create_future()
         self._listening = asyncio.create_task(self._listen(self._channel))
@@ -148,6 +176,10 @@ class _Process:
             await self.end(loaded.error)
             raise UserError(loaded.error)
 
+    async def close(self) -> None:
+        self._closed = True
+        await self.end("the pool was closed")
+
     # -- episodes
 
     def begin(self, name: str, task: Task, prompt: list[int], policy: Policy) -> _Episode:
@@ -158,32 +190,34 @@ class _Process:
         return episode
 
     async def cancel(self, episode: _Episode) -> str:
-        """Ends an episode. If the process does not answer, its event loop is held by someone's code, and all of its
-        episodes end with it; that is returned, for people."""
-        self._stop_calls(episode)
-        self._say(Cancel(episode.name))
-        try:
-            async with asyncio.timeout(_YIELD_S):
-                await episode.told.wait()
-        except TimeoutError:
-            why = (
-                f"the environment's process did not answer for {_YIELD_S:g} s: something holds its event loop; make "
-                "what blocks a plain function, which runs in a thread, or await it"
-            )
-            await self.end(why)
-            return f"; {why}"
-        return ""
-
-    def forget(self, episode: _Episode) -> None:
-        """The same without waiting."""
-        self._stop_calls(episode)
-        self._say(Cancel(episode.name))
-
-    def _stop_calls(self, episode: _Episode) -> None:
+        """Ends an episode. If its process does not answer at all, its event loop is held by someone's code, and all of
+        its episodes end with it; that is returned, for people."""
+        episode.is_over = True
         for call in list(episode.calls.values()):
             call.cancel()
+        self._say(Cancel(episode.name))
+        if await _within(_YIELD_S, episode.told):
+            return ""
+        self._answered.clear()
+        self._say(Ping())
+        if await _within(_YIELD_S, self._answered):
+            # Only this one does not end: it cleans up for long, or catches its cancellation.
+            self.episodes.pop(episode.name, None)
+            return "; it has not ended since"
+        why = (
+            f"the environment's process did not answer for {_YIELD_S:g} s: something holds its event loop; make "
+            "what blocks a plain function, which runs in a thread, or await it"
+        )
+        await self.end(why)
+        return f"; {why}"
 
-    def _say(self, message: Start | Cancel | Answer | Refusal) -> None:
+    def forget(self, episode: _Episode) -> None:
+        """The same, and nobody waits for it."""
+        task = asyncio.create_task(self.cancel(episode))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _say(self, message: Start | Cancel | Ping | Answer | Refusal) -> None:
         if self._channel is not None:
             self._channel.send(to_process(message))
 
@@ -206,7 +240,9 @@ class _Process:
                     self._loaded.set_result(message)
             case Note(text=text):
                 logger.warning("%s", text)
-            case Call(name=name) if name in self.episodes:
+            case Pong():
+                self._answered.set()
+            case Call(name=name) if name in self.episodes and not self.episodes[name].is_over:
                 episode = self.episodes[name]
                 task = asyncio.create_task(self._call(episode, message))
                 episode.calls[message.call] = task
@@ -215,11 +251,7 @@ class _Process:
                 if number in self.episodes[name].calls:
                     self.episodes[name].calls[number].cancel()
             case End(name=name) if name in self.episodes:
-                episode = self.episodes.pop(name)
-                self._stop_calls(episode)
-                episode.told.set()
-                if not episode.ended.done():
-                    episode.ended.set_result(_episode(message))
+                _end(self.episodes.pop(name), _episode(message))
 
     async def _call(self, episode: _Episode, call: Call) -> None:
         stop, ends = tuple(call.stop), tuple(call.stop_token_ids)
@@ -239,23 +271,46 @@ class _Process:
     async def end(self, why: str) -> None:
         """Ends the process; its episodes have failed, for `why` or for what it died of. The next `ready` starts one."""
         channel, kept, episodes = self._channel, self._kept, list(self.episodes.values())
+        loaded = self._loaded
         self._channel = self._kept = None
         self.episodes.clear()
         if channel is not None:
-            channel.close()
-        if self._listening is not None and self._listening is not asyncio.current_task():
-            self._listening.cancel()
-        words = await asyncio.to_thread(kept.kill) if kept is not None else ""
-        if self._loaded is not None and not self._loaded.done():
-            self._loaded.set_result(Loaded(why or words))
-        for episode in episodes:
-            self._stop_calls(episode)
-            episode.told.set()
-            if not episode.ended.done():
-                episode.ended.set_result(Episode(failed(why or words)))
+            channel.close()  # `_listen` ends by this
+        words = "the environment's process was ended"
+        try:
+            if kept is not None:
+                words = await asyncio.to_thread(kept.kill)
+        finally:
+            if loaded is not None and not loaded.done():
+                loaded.set_result(Loaded(why or words))
+            for episode in episodes:
+                _end(episode, Episode(failed(why or words)))
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+def _end(episode: _Episode, outcome: Episode) -> None:
+    episode.is_over = True
+    for call in list(episode.calls.values()):
+        call.cancel()
+    episode.told.set()
+    if not episode.ended.done():
+        episode.ended.set_result(outcome)
 
 
 def _episode(end: End) -> Episode:
+    """A user's code may have written it."""
+    reason = end.finish_reason if end.finish_reason in ("stop", "length") else "stop"
     if not end.is_scored:
-        return Episode(None, end.finish_reason, end.why)
-    return Episode(Score(end.reward, end.extras, end.error, end.notes), end.finish_reason)
+        return Episode(None, reason, end.why)
+    error = end.error
+    if error is None and (end.reward is None or not math.isfinite(end.reward)):
+        error = f"the environment failed: the reward is {end.reward}, not a finite number"
+    extras = {name: number for name, number in end.extras.items() if math.isfinite(number)}
+    return Episode(Score(None if error else end.reward, extras, error, end.notes), reason)

@@ -9,6 +9,7 @@ difference, and the next turn begins a sequence of its own.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any
 from asyncrl.task import Message
 
 _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+"""Further ones: drafts in them are no calls."""
 _PLACE = re.compile("\ue000(\\d+)\ue001")
 """Stands for a text that must not become special tokens. Of Unicode's private use, so that no text has it."""
 
@@ -67,7 +70,7 @@ class Template:
         """variables: `data.chat_template_kwargs`, for every rendering alike."""
         self.tokenizer, self._variables = tokenizer, dict(variables or {})
         added = tokenizer.added_tokens_decoder
-        self._special = {token: str(text) for token, text in added.items()}
+        self._special = {token: str(text) for token, text in added.items() if text.special}
         self.end = self._end_of_turn()
         """The token that ends a turn of the assistant; None: the template has none, and no turn is bridged."""
 
@@ -108,19 +111,22 @@ class Template:
         """
         if self.end is None:
             return None
-        ends = sampled[-1:] == [self.end] if isinstance(sampled, list) else list(sampled[-1:]) == [self.end]
+        ends = list(sampled[-1:]) == [self.end]
         if not ends and sampled and sampled[-1] in self._special:
             return None  # it ended its turn in a way that the template does not write
         hidden: list[str] = []
         earlier, later = [self._hide(m, hidden) for m in messages], [self._hide(m, hidden) for m in new]
         before = self._text(earlier, tools, add_generation_prompt=False)
         after = self._text([*earlier, *later], tools, add_generation_prompt=True)
-        mark = self._special[self.end]
-        place = before.rfind(mark)
-        if place < 0 or not after.startswith(before):
+        place = before.rfind(self._special[self.end])
+        # The mark must be that of the last turn, not of one before it.
+        without = self._text(earlier[:-1], tools, add_generation_prompt=False)
+        earliest = len(os.path.commonprefix([before, without]))  # noqa: RUF071
+        if place < earliest or not after.startswith(before):
             return None
-        rest = after[place + (len(mark) if ends else 0) :]
-        return self._tokens(rest, hidden)
+        # With the mark, as some tokenizers begin a text in a way of their own.
+        tokens = self._tokens(after[place:], hidden)
+        return tokens[1:] if ends else tokens
 
     def _text(self, messages: list[Message], tools: Any, *, add_generation_prompt: bool) -> str:
         try:
@@ -134,14 +140,19 @@ class Template:
 
     def _hide(self, message: Message, hidden: list[str]) -> Message:
         """With arguments of calls as objects, and texts that hold the name of a special token as places."""
-        message = {**message}
-        content = message.get("content")
-        if isinstance(content, str) and self._marked(content):
-            message["content"] = f"\ue000{len(hidden)}\ue001"
-            hidden.append(content)
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = [_decoded(call) for call in calls]
-        return message
+        calls = [_decoded(call) for call in message.get("tool_calls") or ()]
+        told = {name: self._hidden(value, hidden) for name, value in message.items() if name != "role"}
+        return {"role": message.get("role"), **told, **({"tool_calls": self._hidden(calls, hidden)} if calls else {})}
+
+    def _hidden(self, value: Any, hidden: list[str]) -> Any:
+        if isinstance(value, dict):
+            return {self._hidden(key, hidden): self._hidden(inner, hidden) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._hidden(inner, hidden) for inner in value]
+        if isinstance(value, str) and self._marked(value):
+            hidden.append(value)
+            return f"\ue000{len(hidden) - 1}\ue001"
+        return value
 
     def _marked(self, text: str) -> bool:
         return "\ue000" in text or any(mark in text for mark in self._special.values())
@@ -150,6 +161,7 @@ class Template:
         """As the tokenizer reads the text, but for the hidden ones, which are text and nothing else."""
         tokens: list[int] = []
         for part, is_place in _parts(text):
+            is_place = is_place and int(part) < len(hidden)
             one = hidden[int(part)] if is_place else part
             tokens += self.tokenizer(one, add_special_tokens=False, split_special_tokens=is_place).input_ids
         while len(tokens) > 1 and tokens[0] == tokens[1] == self.tokenizer.bos_token_id:
@@ -182,7 +194,7 @@ class Template:
         if opened or text.lstrip().startswith("<think>"):
             thought, closed, said = text.partition("</think>")
             thoughts, text = thought.replace("<think>", "", 1).strip("\n"), said.lstrip("\n") if closed else ""
-        matches = list(_CALL.finditer(text))
+        matches = list(_CALL.finditer(_THOUGHT.sub(lambda thought: "." * len(thought[0]), text)))
         calls = [_call(match, turn, number) for number, match in enumerate(matches)]
         for match, call in reversed(list(zip(matches, calls, strict=True))):
             if not call.error:  # else it stays in the text, as it is no call
@@ -215,7 +227,7 @@ def _call(match: re.Match[str], turn: int, number: int) -> ToolCall:
         return ToolCall(name, "", {}, "the call is cut off: </tool_call> is missing", raw)
     try:
         said = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ToolCall(name, "", {}, f"the call is no JSON: {error}", raw)
     if not isinstance(said, dict) or not isinstance(said.get("name"), str):
         return ToolCall(name, "", {}, 'the call has no name; write {"name": ..., "arguments": {...}}', raw)
@@ -223,7 +235,7 @@ def _call(match: re.Match[str], turn: int, number: int) -> ToolCall:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return ToolCall(name, said["name"], {}, f"its arguments are no JSON: {error}", raw)
     if not isinstance(arguments, dict):
         return ToolCall(name, said["name"], {}, "its arguments are no JSON object", raw)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from asyncrl.envs.template import ToolCall
 from asyncrl.errors import UserError
-from asyncrl.plugins import one_line
+from asyncrl.plugins import encodable, one_line
 
 _MOST_CHARS = 10_000
 
@@ -47,17 +47,22 @@ class Tool:
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             return f"Error: wrong arguments for {self.name}: {wrong}"
+        deadline = asyncio.timeout(self.timeout_s)
         values = {name: getattr(checked, name) for name in type(checked).model_fields}
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with deadline:
                 if inspect.iscoroutinefunction(self.function):
                     result = await self.function(**values)
                 else:
                     result = await asyncio.to_thread(self.function, **values)
-        except TimeoutError:
-            return f"Error: {self.name} took more than {self.timeout_s:g} s"
+                if inspect.isawaitable(result):
+                    result = await result
+        except asyncio.CancelledError:
+            raise
         # Whatever a tool does wrong is for the model to read, not the end of the episode.
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, TimeoutError) and deadline.expired():
+                return f"Error: {self.name} took more than {self.timeout_s:g} s"
             return f"Error: {one_line(error)}"
         return _text(result)
 
@@ -67,9 +72,9 @@ _kept = functools.lru_cache(1024)(Tool)
 
 
 def _made(function: Callable[..., Any], timeout_s: float) -> Tool:
-    """One that is made inside of a function is an episode's own, and goes with it."""
-    is_own = "<locals>" in getattr(function, "__qualname__", "<locals>")
-    return (Tool if is_own else _kept)(function, timeout_s)
+    """A method, or what is made inside of a function, is an episode's own, and goes with it."""
+    is_plain = inspect.isfunction(function) and "<locals>" not in function.__qualname__
+    return (_kept if is_plain else Tool)(function, timeout_s)
 
 
 class Toolbox:
@@ -137,6 +142,7 @@ def _text(result: Any) -> str:
             text = json.dumps(result, ensure_ascii=False)
         except (TypeError, ValueError):
             text = str(result)
+    text = encodable(text)
     if len(text) > _MOST_CHARS:
         return f"{text[:_MOST_CHARS]}\n[{len(text) - _MOST_CHARS} more characters are left out]"
     return text

@@ -64,6 +64,15 @@ class Refusal:
     """ContextFull; else the call itself was wrong."""
 
 
+@dataclass(frozen=True)
+class Ping:
+    """Does the event loop answer?"""
+
+
+class Pong(msgspec.Struct, tag=True):
+    """It does."""
+
+
 class Loaded(msgspec.Struct, tag=True):
     error: str | None
 
@@ -106,7 +115,7 @@ class End(msgspec.Struct, tag=True):
     """It has no score."""
 
 
-FromProcess = Loaded | Note | Call | Drop | End
+FromProcess = Loaded | Pong | Note | Call | Drop | End
 
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(FromProcess)
 
@@ -138,7 +147,7 @@ class Channel:
         self.writer.close()
 
 
-def to_process(message: Load | Start | Cancel | Answer | Refusal) -> bytes:
+def to_process(message: Load | Start | Cancel | Ping | Answer | Refusal) -> bytes:
     return pickle.dumps(message)
 
 

@@ -7,8 +7,8 @@ deadline and ends the process if its loop does not answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
+import operator
 import os
 import socket
 import sys
@@ -36,6 +36,8 @@ from asyncrl.envs.wire import (
     Load,
     Loaded,
     Note,
+    Ping,
+    Pong,
     Refusal,
     Start,
     from_generator,
@@ -71,7 +73,7 @@ class Policy:
         self._worker, self._name, self._task = worker, name, task
         self.prompt = prompt
         """The task's prompt in tokens, as the model's chat template has it."""
-        self.truncated, self.full = False, ""
+        self.truncated = False
         self.session: Session | None = None
         self._address = ""
 
@@ -80,6 +82,7 @@ class Policy:
         """Of an OpenAI-compatible endpoint that is this episode's alone."""
         if self.session is None:
             worker = self._worker
+            worker.require(self._name)
             self.session = Session(self, worker.template, worker.temperature, worker.warn)
             self._address = worker.gateway.open(self.session)
         return self._address
@@ -111,15 +114,10 @@ class Policy:
 
         Raises ContextFull if there is no room for a token, or no turn is left, and ValueError for what is no prompt.
         """
-        ask = tokens
-        if not isinstance(ask, Ask):
-            ask = Ask([int(t) for t in tokens], max_new_tokens, tuple(stop), tuple(stop_token_ids), train)
-        try:
-            sampled = await self._worker.ask(self._name, ask)
-        except ContextFull as full:
-            self.truncated, self.full = True, str(full)
-            raise
-        self.truncated = sampled.finish_reason == "length"
+        ask = tokens if isinstance(tokens, Ask) else Ask(list(tokens), max_new_tokens, stop, stop_token_ids, train)
+        sampled = await self._worker.ask(self._name, _checked(ask))
+        if ask.train:
+            self.truncated = sampled.finish_reason == "length"
         return sampled
 
     def chat(
@@ -158,7 +156,7 @@ class Worker:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._episodes: dict[str, asyncio.Task[None]] = {}
+        self._episodes: dict[str, asyncio.Task[End]] = {}
         self._calls: dict[int, asyncio.Future[Sampled]] = {}
         self._of: dict[int, str] = {}
         """Whose call it is."""
@@ -182,9 +180,11 @@ class Worker:
                 case Load() as begin:
                     self._say(self._load(begin))
                 case Start(name, task, prompt):
-                    self._episodes[name] = asyncio.create_task(self._episode(name, task, prompt))
+                    self._begin(name, task, prompt)
                 case Cancel(name) if name in self._episodes:
                     self._episodes[name].cancel()
+                case Ping():
+                    self._say(Pong())
                 case Answer(call, sampled):
                     self._settle(call, sampled)
                 case Refusal(call, why, full):
@@ -221,9 +221,13 @@ class Worker:
             return Loaded(f"env '{begin.spec}' cannot be made: {one_line(error)}")
         return Loaded(None)
 
-    async def ask(self, name: str, ask: Ask) -> Sampled:
+    def require(self, name: str) -> None:
+        """Raises EpisodeOver."""
         if name not in self._episodes:
             raise EpisodeOver("the episode has ended")
+
+    async def ask(self, name: str, ask: Ask) -> Sampled:
+        self.require(name)
         call = next(self._numbers)
         self._of[call] = name
         future = self._calls[call] = asyncio.get_running_loop().create_future()
@@ -238,46 +242,64 @@ class Worker:
             self._calls.pop(call, None)
             self._of.pop(call, None)
 
-    async def _episode(self, name: str, task: Task, prompt: list[int]) -> None:
-        """Tells the generator how it ended, however it does."""
-        end = End(name, error="the episode was cancelled", is_scored=True)
+    def _begin(self, name: str, task: Task, prompt: list[int]) -> None:
         policy = Policy(self, name, task, prompt)
-        try:
-            end = await self._rolled_out(policy, name, task)
-        finally:
-            del self._episodes[name]
-            policy.end()
-            for call in [call for call, owner in self._of.items() if owner == name]:
-                self._settle(call, EpisodeOver("the episode has ended"))
-            with contextlib.suppress(Exception):
-                self._say(end)
+        episode = self._episodes[name] = asyncio.create_task(self._rolled_out(policy, name, task))
+        # Not in the coroutine: one that is cancelled before its first line never gets to its last.
+        episode.add_done_callback(lambda ended: self._ended(name, policy, ended))
+
+    def _ended(self, name: str, policy: Policy, episode: asyncio.Task[End]) -> None:
+        """Tells the generator how it ended, however it did."""
+        del self._episodes[name]
+        policy.end()
+        for call in [call for call, owner in self._of.items() if owner == name]:
+            self._settle(call, EpisodeOver("the episode has ended"))
+        error = "the episode was cancelled" if episode.cancelled() else None
+        if error is None and (raised := episode.exception()) is not None:
+            error = f"the environment failed: {one_line(raised)}"
+        self._say(episode.result() if error is None else End(name, error=error, is_scored=True))
 
     async def _rolled_out(self, policy: Policy, name: str, task: Task) -> End:
         try:
             value = await self.rollout(task, policy)
+            if value is None and policy.session is not None:
+                value = policy.session.reward
+            score = None if value is None else to_score(value)
         except ContextFull as full:
             return _cut_off(name, str(full))
         except (NoTemplate, UserError) as error:
             return End(name, error=f"the environment failed: {error}", is_scored=True)
-        except (
-            Exception,
-            SystemExit,
-            KeyboardInterrupt,
-        ) as error:  # programs call sys.exit
-            if policy.full:  # an agent's client has an exception of its own for it
-                return _cut_off(name, policy.full)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # SystemExit too: an agent may be a program
+            # Its client has an exception of its own for a context that is full.
+            if policy.session is not None and policy.session.full:
+                return _cut_off(name, policy.session.full)
             # Where it prints goes to RUN_DIR/environments.log.
             sys.stderr.write(f"episode {name}:\n{''.join(traceback.format_exception(error))}")
             sys.stderr.flush()
             return End(name, error=f"the environment failed: {one_line(error)}", is_scored=True)
         reason = "length" if policy.truncated else "stop"
-        if value is None and policy.session is not None:
-            value = policy.session.reward
-        if value is None:
+        if score is None:
             return End(name, finish_reason=reason)
-        score = to_score(value)
         error = score.error and f"the environment failed: {score.error}"
         return End(name, score.reward, score.extras, score.notes, error, True, reason)
+
+
+def _checked(ask: Ask) -> Ask:
+    """As the generator reads it. Raises ValueError for what would be no message."""
+    try:
+        tokens = [operator.index(token) for token in ask.tokens]
+        most = None if ask.max_new_tokens is None else operator.index(ask.max_new_tokens)
+        ends = tuple(operator.index(token) for token in ask.stop_token_ids)
+    except TypeError as error:
+        raise ValueError(f"tokens, stop_token_ids and max_new_tokens are whole numbers: {error}") from error
+    stop = (ask.stop,) if isinstance(ask.stop, str) else tuple(ask.stop)
+    if not all(isinstance(text, str) and text for text in stop):
+        raise ValueError(f"stop is one text or more, not {stop!r}")
+    if not all(-(2**63) <= number < 2**63 for number in (*tokens, *ends, most or 0)):
+        raise ValueError("a number of the call has more than 64 bits")
+    return Ask(tokens, most, stop, ends, bool(ask.train))
 
 
 def _cut_off(name: str, full: str) -> End:

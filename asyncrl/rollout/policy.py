@@ -80,14 +80,16 @@ class EnginePolicy:
         """Tells it from all others that run."""
         self._sequences: list[_Sequence] = []
         self.last: Completion | None = None
-        """What was sampled last."""
-        self.turns = 0
+        """What was sampled last, of what is trained."""
+        self._calls = 0
+        self._turns = {True: 0, False: 0}
+        """Completions that are trained, and those that are not."""
         self.running: set[str] = set()
         """Requests of the engine."""
 
     async def generate(self, ask: Ask) -> Sampled:
         """Raises ContextFull, GroupAborted, ValueError for what is no prompt, and what the engine raises."""
-        limits, turn = self._limits, self.turns
+        limits, turn, had = self._limits, self._calls, self._turns[ask.train]
         if not ask.tokens or not 0 <= min(ask.tokens) <= max(ask.tokens) < 2**31:
             raise ValueError("a prompt is one token or more, by their ids from 0 on")
         if ask.max_new_tokens is not None and ask.max_new_tokens < 1:
@@ -97,9 +99,10 @@ class EnginePolicy:
             raise ContextFull(
                 f"the prompt has {len(ask.tokens)} tokens, and env.max_context_tokens is {limits.max_tokens}"
             )
-        if turn >= limits.max_turns:
-            raise ContextFull(f"the rollout has had its {turn} turns (env.max_turns)")
-        self.turns += 1
+        if had >= limits.max_turns:
+            raise ContextFull(f"the rollout has had its {had} turns, and env.max_turns is {limits.max_turns}")
+        self._calls += 1
+        self._turns[ask.train] += 1
         longest = min(room, limits.max_new_tokens, ask.max_new_tokens or limits.max_new_tokens)
         stop, ends = (*limits.stop, *ask.stop), (*limits.stop_token_ids, *ask.stop_token_ids)
         params = SamplingParams(longest, limits.temperature, self._seed(turn), stop, ends)
@@ -121,7 +124,8 @@ class EnginePolicy:
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _record(self, ask: Ask, completion: Completion) -> None:
-        self.last = completion
+        if ask.train:
+            self.last = completion
         begins = [s for s in self._sequences if ask.tokens[: len(s.tokens)] == s.tokens]
         sequence = max(begins, key=lambda s: len(s.tokens), default=None)
         if sequence is None:

@@ -117,6 +117,34 @@ def test_a_fork_goes_on_by_itself() -> None:
     assert text(right).endswith("yes<|im_end|>\n<|im_start|>user\nright?<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize("change", ["replaced", "edited", "inserted"])
+def test_a_history_that_someone_changes_begins_another_sequence(change: str) -> None:
+    script = Script("yes", "no")
+
+    async def talk() -> None:
+        one = chat(script)
+        await one.reply()
+        if change == "replaced":
+            one.messages = [{"role": "user", "content": "SUMMARY"}]
+        elif change == "edited":
+            one.messages[0]["content"] = "SUMMARY"
+        else:
+            one.messages.insert(1, {"role": "user", "content": "SUMMARY"})
+        one.add("and now?")
+        await one.reply()
+
+    asyncio.run(talk())
+    last = text(script.asks[1])
+    assert last.count("SUMMARY") == last.count("and now?") == 1
+    assert last.count("yes") == (change != "replaced")
+
+
+def test_one_text_that_stops_is_one() -> None:
+    script = Script("yes")
+    asyncio.run(chat(script).reply(stop="END"))
+    assert script.asks[0].stop == ("END",)
+
+
 def test_dropped_thoughts_begin_another_sequence_that_has_all_that_was_said() -> None:
     script = Script("<think>\nhm\n</think>\n\nyes", "no")
 

@@ -249,6 +249,7 @@ def test_without_token_or_session_nobody_is_answered() -> None:
         b'{"messages": [{"role": "user", "content": "a"}], "tools": [5]}',
         b'{"messages": [{"role": "user", "content": "a"}], "stop": [1]}',
         b'{"messages": [{"role": "user", "content": "a"}], "stream_options": 5}',
+        b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": "auto", "max_tokens": ' + b"9" * 30 + b"}",
     ],
     ids=lambda body: repr(body[:60]),
 )  # fmt: skip
@@ -298,6 +299,20 @@ def test_a_retry_gets_the_answer_that_was_lost() -> None:
         return texts
 
     assert asked(script, do) == ["yes", "yes", "no"]
+
+
+def test_of_two_answers_that_look_alike_the_newest_goes_on() -> None:
+    script = Script("<think>\nAAA\n</think>\n\nyes", "<think>\nBBB\n</think>\n\nyes", "no")
+
+    async def do(server: Server) -> None:
+        for _ in range(2):
+            await server.openai.chat.completions.create(model="p", messages=HI)
+        more = [*HI, {"role": "assistant", "content": "yes"}, {"role": "tool", "tool_call_id": "1", "content": "5"}]
+        await server.openai.chat.completions.create(model="p", messages=more)
+
+    asked(script, do)
+    assert "BBB" in text(script.asks[2])
+    assert "AAA" not in text(script.asks[2])
 
 
 def test_a_changed_history_begins_anew_and_a_branch_goes_on() -> None:

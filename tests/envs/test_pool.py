@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import select
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ import pytest
 from asyncrl.envs import pool as pools
 from asyncrl.envs.environment import Ask, ContextFull, Episode, Sampled
 from asyncrl.envs.pool import EnvPool, EnvSettings
-from asyncrl.envs.wire import Load
+from asyncrl.envs.wire import End, Load
 from asyncrl.errors import UserError
 from asyncrl.models import load_tokenizer
 from asyncrl.rewards.score import Score
@@ -51,6 +52,30 @@ async def rollout(task, policy):
             await policy.generate([])
         except ValueError as error:
             return {"reward": 0.25, "said": str(error)}
+    if do == "ask in odd types":
+        found = []
+        for more in ({"max_new_tokens": 5.0}, {"stop": [5]}, {"max_new_tokens": 2**70}):
+            try:
+                await policy.generate(policy.prompt, **more)
+            except ValueError:
+                found.append(1)
+        return float(len(found))
+    if do == "fail behind a full context":
+        try:
+            while True:
+                await policy.generate(policy.prompt)
+        except Exception:
+            pass
+        raise RuntimeError("the sandbox died while scoring")
+    if do == "judge":
+        await policy.generate(policy.prompt)
+        await policy.generate([1, 2, 3], train=False)
+        return 1.0
+    if do == "clean up for long":
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(1000)
     if do == "raise":
         raise RuntimeError("no room on the disk")
     if do == "leave":
@@ -180,8 +205,8 @@ def test_what_goes_wrong_is_the_episodes_alone_and_says_so(tmp_path: Path, tiny_
         tmp_path, tiny_model, "raise", "leave", "nan", "exit", "hoard", "write to the generator", "sample twice",
         episode_s=60.0, memory_gib=1.0,
     )  # fmt: skip
-    assert raised.score.error == "the environment failed: RuntimeError: no room on the disk (env.py:30)"
-    assert left.score.error == "the environment failed: SystemExit: I am done (env.py:32)"
+    assert re.fullmatch(r"the environment failed: RuntimeError: no room on the disk \(env\.py:\d+\)", raised.score.error)
+    assert re.fullmatch(r"the environment failed: SystemExit: I am done \(env\.py:\d+\)", left.score.error)
     assert "not a finite number" in nan.score.error
     assert exited.score.error == "the environment process died (exit code 3)"
     assert "env.memory_gib is 1; raise it, or use less" in hoarded.score.error
@@ -210,6 +235,69 @@ def test_daemons_end_with_the_pool_and_what_is_printed_is_in_the_log(tmp_path: P
     assert is_gone(int(daemon.score.extras["pid"]))
     assert is_gone(int(daemon.score.extras["own"]))
     assert log.read_text() == "something\n"
+
+
+def test_what_is_odd_is_the_calls_or_the_episodes_alone(tmp_path: Path, tiny_model: Path) -> None:
+    odd, failed, judged = episodes(tmp_path, tiny_model, "ask in odd types", "fail behind a full context", "judge")
+    assert odd.score.reward == 3.0
+    assert (failed.score.reward, failed.finish_reason) == (None, "stop")
+    assert "the sandbox died while scoring" in failed.score.error
+    assert (judged.score.reward, judged.finish_reason) == (1.0, "stop")
+
+
+def test_who_cleans_up_for_long_is_given_up_alone(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a rollout that is cancelled before its first line ends as well."""
+    monkeypatch.setattr(pools, "_YIELD_S", 2.0)
+
+    async def scenario() -> tuple[Episode, Episode, int]:
+        async with pool_of(tmp_path, tiny_model, episode_s=4.0) as pool:
+            policy = Policy(tiny_model)
+
+            def begin(name: str, **row: Any) -> asyncio.Task[Episode]:
+                return asyncio.create_task(pool.rollout(Task(0, 0, "hi", row), [5], policy, name))
+
+            slow, neighbour = begin("a", do="clean up for long"), begin("b", do="wait", s=3.5)
+            never = begin("c", do="hang")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            never.cancel()
+            ended = await asyncio.gather(slow, neighbour)
+            (process,) = pool._processes
+            return *ended, len(process.episodes)
+
+    slow, neighbour, left = asyncio.run(scenario())
+    assert slow.score.error == "the episode timed out after 4 s (env.episode_s); it has not ended since"
+    assert neighbour.score.reward == 1.0
+    assert left == 0
+
+
+def test_all_who_wait_for_a_start_share_its_outcome_and_a_closed_pool_starts_none(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_START_S", 2.0)
+    (tmp_path / "env.py").write_text("import time\ntime.sleep(1000)\n")
+
+    async def scenario() -> tuple[list[Episode], float, Episode]:
+        pool = EnvPool(settings(tmp_path, tiny_model))
+        began = time.monotonic()
+        todo = [pool.rollout(Task(i, 0, "hi", {}), [5], Policy(tiny_model), f"{i}") for i in range(4)]
+        found = await asyncio.gather(*todo)
+        took = time.monotonic() - began
+        await pool.close()
+        return found, took, await pool.rollout(Task(9, 0, "hi", {}), [5], Policy(tiny_model), "9")
+
+    found, took, after = asyncio.run(scenario())
+    assert {"did not load within 2 s" in episode.score.error for episode in found} == {True}
+    assert took < 8
+    assert after.score.error == "no process for the environment: the pool is closed"
+
+
+def test_what_a_process_makes_up_is_no_reward() -> None:
+    assert pools._episode(End("a", float("nan"), is_scored=True)).score.reward is None
+    assert "not a finite number" in pools._episode(End("a", None, is_scored=True)).score.error
+    assert pools._episode(End("a", 1.0, is_scored=True, finish_reason="nonsense")).finish_reason == "stop"
 
 
 def test_what_the_policy_raises_passes_through(tmp_path: Path, tiny_model: Path) -> None:

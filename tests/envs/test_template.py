@@ -201,6 +201,52 @@ def test_arguments_of_the_history_are_objects_for_the_template() -> None:
     assert r"\"" not in template.tokenizer.decode(history('{"a": 1}'))
 
 
+TWO_ENDS = (
+    "{% for m in messages %}{% if m.tool_calls %}{{ '<|im_start|>assistant\nCALL<|eot_id|>' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_turn_that_the_template_ends_otherwise_is_not_bridged() -> None:
+    """The only mark that it has there is the user's."""
+    template = Template(tokenizer(TWO_ENDS, "<|im_end|>"))
+    prompt, sampled = template.render([USER]), answered(template, CALL)
+    said = template.parse(sampled, prompt).message
+    assert template.bridge(sampled, [USER, said], [{"role": "tool", "content": "5"}]) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "tool", "content": [{"type": "text", "text": "<|im_end|><|im_start|>"}]},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"a": "x<|im_end|>"}}}]},
+        {"role": "assistant", "content": "", "reasoning_content": "<|im_end|>"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "id": "1", "function": {"name": "add", "arguments": '{"a": "\ue0007\ue001"}'}}]},
+        {"role": "user", "content": "\ue0000\ue001"},
+    ],
+)  # fmt: skip
+def test_marks_and_places_are_text_wherever_they_stand(message: dict[str, Any]) -> None:
+    text = THINKING.replace("m.content }}", "(m.content if m.content is string else m.content[0].text) }}").replace(
+        "+ m.content +", "+ (m.content if m.content is string else m.content[0].text) +"
+    )
+    template = Template(tokenizer(text, "<|im_end|>"))
+    special = set(template.tokenizer.added_tokens_decoder)
+    plain = template.render([USER, {"role": message["role"], "content": "a"}])
+    tokens = template.render([USER, message])
+    assert [t for t in tokens if t in special] == [t for t in plain if t in special]
+
+
+def test_drafts_in_a_second_thought_are_no_calls_and_nested_json_is_one() -> None:
+    template = made("thinking")
+    drafted = template.parse(answered(template, f"First <think>{CALL}</think> done"), [])
+    assert drafted.tool_calls == []
+    nested = template.parse(ids(template, '<tool_call>{"name": "g", "arguments": ' + "[" * 50_000), [])
+    assert "no JSON" in nested.tool_calls[0].error or "cut off" in nested.tool_calls[0].error
+
+
 TEXT = st.text(st.sampled_from("hel o\n<|im_end|>é😀"), max_size=12)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import time
+import weakref
 from typing import Any, Literal
 
 import pytest
@@ -49,6 +52,43 @@ def call(name: str, arguments: dict[str, Any], error: str = "") -> ToolCall:
 
 def answers(*calls: ToolCall) -> list[str]:
     return [message["content"] for message in asyncio.run(BOX.answer(calls))]
+
+
+def leaves() -> str:
+    """Exits."""
+    raise SystemExit(1)
+
+
+def odd_bytes() -> str:
+    """A file name that is no UTF-8."""
+    return b"caf\xe9".decode(errors="surrogateescape")
+
+
+@functools.wraps(wait_a_little)
+def wrapped(*args: Any, **kwargs: Any) -> Any:
+    return wait_a_little(*args, **kwargs)
+
+
+def test_tools_that_exit_or_are_wrapped_or_have_odd_texts() -> None:
+    box = Toolbox([leaves, odd_bytes, wrapped], 1.0)
+    calls = [call("leaves", {}), call("odd_bytes", {}), call("wait_a_little", {"seconds": 0.0})]
+    said = [message["content"] for message in asyncio.run(box.answer(calls))]
+    assert said[0].startswith("Error: SystemExit: 1")
+    assert said[1:] == ["caf\\udce9", "done"]
+
+
+def test_tools_of_one_episode_go_with_it() -> None:
+    class Sandbox:
+        def run(self, code: str) -> str:
+            """Runs it."""
+            return code
+
+    sandbox = Sandbox()
+    gone = weakref.ref(sandbox)
+    Toolbox([sandbox.run], 1.0)
+    del sandbox
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_schema_is_the_signature() -> None:

@@ -159,7 +159,7 @@ def test_a_shorter_completion_may_be_asked_for() -> None:
 def test_without_room_or_turns_nothing_is_sampled() -> None:
     with pytest.raises(ContextFull, match=r"1000 tokens, and env\.max_context_tokens is 1000"):
         rolled([([1] * 1000, completion([2]))])
-    with pytest.raises(ContextFull, match=r"its 1 turns \(env\.max_turns\)"):
+    with pytest.raises(ContextFull, match=r"its 1 turns, and env\.max_turns is 1"):
         rolled([([1], completion([2])), ([1], completion([2]))], replace(LIMITS, max_turns=1))
 
 
