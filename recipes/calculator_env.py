@@ -15,7 +15,8 @@ FIRST = [
     {
         "role": "system",
         "content": "You have a tool: multiply(a, b). To call it, write "
-        '<tool_call>{"name": "multiply", "arguments": {"a": 3, "b": 5}}</tool_call>, read the result, and answer with it.',
+        '<tool_call>{"name": "multiply", "arguments": {"a": 3, "b": 5}}</tool_call>, read the result, and answer '
+        "with it.",
     },
     {"role": "user", "content": "What is 12 * 34?"},
     {"role": "assistant", "content": '<tool_call>{"name": "multiply", "arguments": {"a": 12, "b": 34}}</tool_call>'},
