@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,3 +34,17 @@ class Task:
     def messages(self) -> list[Message]:
         """The prompt as a chat, a copy: a text is the user's."""
         return [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else [*map(dict, self.prompt)]
+
+
+def decoded_call(call: Any) -> Any:
+    """A tool call with its arguments as an object: OpenAI's form has them as JSON, which templates would put into
+    quotes once more."""
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if "function" in call else function

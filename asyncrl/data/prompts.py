@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncrl.recipe.schema import DataRecipe
-from asyncrl.task import Message
+from asyncrl.task import Message, decoded_call
 
 TOOLS_COLUMN = "tools"
 KWARGS_COLUMN = "chat_template_kwargs"
@@ -125,7 +125,7 @@ def _message(message: Message, number: int) -> Message:
         raise BadPrompt("prompt_malformed", f"{fault} (message {number}, {message['role']})")
     rest = {key: item for key, item in message.items() if item is not None and key != "content"}
     if calls:
-        rest["tool_calls"] = [_call(call) for call in calls]
+        rest["tool_calls"] = [decoded_call(call) for call in calls]
     return {**rest, "content": content} if "content" in message else rest
 
 
@@ -138,19 +138,6 @@ def _part(part: Any, number: int) -> str:
     raise BadPrompt(
         "prompt_not_text", f"has a part of type '{kind}' in message {number}; asyncrl trains models on text only"
     )
-
-
-def _call(call: Any) -> Any:
-    """Arguments as an object: OpenAI's form has them as JSON, which templates would put into quotes once more."""
-    function = call.get("function", call) if isinstance(call, dict) else {}
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return call
-    function = {**function, "arguments": arguments}
-    return {**call, "function": function} if "function" in call else function
 
 
 def _parsed(value: Any, column: str) -> Any:

@@ -27,7 +27,7 @@ from asyncrl.envs import dialects
 from asyncrl.envs.chat import Chat, Generates, Reply
 from asyncrl.envs.dialects import ChatRequest, MessagesRequest, Refused
 from asyncrl.envs.environment import ContextFull, EpisodeOver
-from asyncrl.envs.template import NoTemplate, Template
+from asyncrl.envs.template import Template
 from asyncrl.envs.tools import Toolbox
 from asyncrl.plugins import one_line
 
@@ -52,7 +52,6 @@ class Session:
         """Why the last request found no room."""
         self.reward: Any = None
         """What the agent posted."""
-        self.num_calls = 0
 
     async def answer(self, request: ChatRequest, *, is_retry: bool = False) -> Reply:
         """is_retry: the client says that it asks once more, as the answer did not reach it; then it gets that answer,
@@ -73,7 +72,6 @@ class Session:
         messages = request.conversation
         chat = self._chat(messages, request.tools)
         reply = await chat.reply(max_new_tokens=request.longest, stop=request.stops)
-        self.num_calls += 1
         self._chats.append(([dialects.key(m) for m in chat.messages], request.tools, chat))
         return reply
 
@@ -162,7 +160,7 @@ class Gateway:
                 first = error.errors(include_url=False)[0]
                 where = ".".join(map(str, first["loc"])) or "the body"
                 return _wrong(400, f"{where}: {first['msg']}", "invalid_request")
-            except (Refused, NoTemplate, RecursionError, ValueError) as error:
+            except (ValueError, RecursionError) as error:  # Refused, NoTemplate, and what the engine refuses
                 return _wrong(400, str(error), "invalid_request")
             except EpisodeOver as error:
                 return _wrong(404, str(error), "session_not_found")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.envs.environment import ContextFull
+from asyncrl.envs.tools import called
 from asyncrl.errors import UserError
 from asyncrl.plugins import load_object
 from asyncrl.task import Task
@@ -98,19 +99,19 @@ def _game(kind: type, kwargs: Mapping[str, Any]) -> Rollout:
     """A class of Gymnasium's form: what `reset` and `step` return are texts for the model, the rewards are summed."""
 
     async def rollout(task: Task, policy: Any) -> Any:
-        game = await _called(kind, **kwargs)
+        game = await called(kind, **kwargs)
         try:
             return await _play(game, task, policy)
         finally:
             if hasattr(game, "close"):
-                await _called(game.close)
+                await called(game.close)
 
     return rollout
 
 
 async def _play(game: Any, task: Task, policy: Any) -> dict[str, Any]:
     messages = task.messages
-    if observed := _first(await _called(game.reset, task)):
+    if observed := _first(await called(game.reset, task)):
         # Templates want turns to alternate.
         said = messages.pop()["content"] + "\n\n" if messages and messages[-1]["role"] == "user" else ""
         messages.append({"role": "user", "content": said + observed})
@@ -126,7 +127,7 @@ async def _play(game: Any, task: Task, policy: Any) -> dict[str, Any]:
         acted = True
         if reply.finish_reason == "length":
             break  # half an action is none
-        observed, reward, done, info = _step(await _called(game.step, reply.text))
+        observed, reward, done, info = _step(await called(game.step, reply.text))
         total += reward
         extras.update(info)
         chat.add(observed)
@@ -151,10 +152,3 @@ def _step(result: Any) -> tuple[str, float, bool, dict[str, Any]]:
         case (observed, reward, terminated, truncated, dict() as info):
             return str(observed), float(reward), bool(terminated or truncated), info
     raise TypeError(f"step returned {result!r}, not (observation, reward, done)")
-
-
-async def _called(function: Callable[..., Any], *arguments: Any, **kwargs: Any) -> Any:
-    if inspect.iscoroutinefunction(function):
-        return await function(*arguments, **kwargs)
-    result = await asyncio.to_thread(function, *arguments, **kwargs)
-    return await result if inspect.isawaitable(result) else result

@@ -127,6 +127,11 @@ class _Episode:
     is_over: bool = False
     """Nothing is sampled for it any more."""
 
+    def stop(self) -> None:
+        self.is_over = True
+        for call in list(self.calls.values()):
+            call.cancel()
+
 
 class _Process:
     """One process, and the next one when it is gone."""
@@ -192,9 +197,7 @@ class _Process:
     async def cancel(self, episode: _Episode) -> str:
         """Ends an episode. If its process does not answer at all, its event loop is held by someone's code, and all of
         its episodes end with it; that is returned, for people."""
-        episode.is_over = True
-        for call in list(episode.calls.values()):
-            call.cancel()
+        episode.stop()
         self._say(Cancel(episode.name))
         if await _within(_YIELD_S, episode.told):
             return ""
@@ -296,9 +299,7 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
 
 
 def _end(episode: _Episode, outcome: Episode) -> None:
-    episode.is_over = True
-    for call in list(episode.calls.values()):
-        call.cancel()
+    episode.stop()
     episode.told.set()
     if not episode.ended.done():
         episode.ended.set_result(outcome)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncrl.task import Message
+from asyncrl.task import Message, decoded_call
 
 _CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
@@ -86,8 +86,7 @@ class Template:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        ends = {self.end, self.tokenizer.eos_token_id} - {None}
-        return tuple(sorted(end for end in ends if end is not None))
+        return tuple(sorted({self.end, self.tokenizer.eos_token_id} - {None}))
 
     # -- to tokens
 
@@ -140,7 +139,7 @@ class Template:
 
     def _hide(self, message: Message, hidden: list[str]) -> Message:
         """With arguments of calls as objects, and texts that hold the name of a special token as places."""
-        calls = [_decoded(call) for call in message.get("tool_calls") or ()]
+        calls = [decoded_call(call) for call in message.get("tool_calls") or ()]
         told = {name: self._hidden(value, hidden) for name, value in message.items() if name != "role"}
         return {"role": message.get("role"), **told, **({"tool_calls": self._hidden(calls, hidden)} if calls else {})}
 
@@ -207,18 +206,6 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
     for number, part in enumerate(_PLACE.split(text)):
         if part:
             yield part, number % 2 == 1
-
-
-def _decoded(call: Any) -> Any:
-    """A tool call whose arguments are an object, as templates write them; OpenAI has a text there."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _call(match: re.Match[str], turn: int, number: int) -> ToolCall:

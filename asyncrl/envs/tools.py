@@ -18,6 +18,14 @@ from asyncrl.plugins import encodable, one_line
 _MOST_CHARS = 10_000
 
 
+async def called(function: Callable[..., Any], *arguments: Any, **kwargs: Any) -> Any:
+    """What a user's function returns, plain or async: a plain one runs in a thread."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*arguments, **kwargs)
+    result = await asyncio.to_thread(function, *arguments, **kwargs)
+    return await result if inspect.isawaitable(result) else result
+
+
 class Tool:
     """One function, plain or async. A plain one runs in a thread."""
 
@@ -51,12 +59,7 @@ class Tool:
         values = {name: getattr(checked, name) for name in type(checked).model_fields}
         try:
             async with deadline:
-                if inspect.iscoroutinefunction(self.function):
-                    result = await self.function(**values)
-                else:
-                    result = await asyncio.to_thread(self.function, **values)
-                if inspect.isawaitable(result):
-                    result = await result
+                result = await called(self.function, **values)
         except asyncio.CancelledError:
             raise
         # Whatever a tool does wrong is for the model to read, not the end of the episode.

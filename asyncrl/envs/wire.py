@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,9 @@ class Channel:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    closed: bool = field(default=False)
 
     def send(self, payload: bytes) -> None:
-        if not self.closed and not self.writer.is_closing():
+        if not self.writer.is_closing():
             self.writer.write(len(payload).to_bytes(4, "little") + payload)
 
     async def receive(self) -> bytes | None:
@@ -143,7 +142,6 @@ class Channel:
             return None
 
     def close(self) -> None:
-        self.closed = True
         self.writer.close()
 
 
