@@ -22,6 +22,7 @@ from asyncrl.envs.chat import Chat
 from asyncrl.envs.environment import Ask, ContextFull, EpisodeOver, Sampled
 from asyncrl.envs.gateway import Gateway, Session
 from asyncrl.envs.load import Rollout, load
+from asyncrl.envs.sandbox import Sandbox
 from asyncrl.envs.template import NoTemplate, Template
 from asyncrl.envs.tools import Toolbox
 from asyncrl.envs.watchdog import Watchdog
@@ -76,6 +77,7 @@ class Policy:
         self.truncated = False
         self.session: Session | None = None
         self._address = ""
+        self._sandboxes: list[Sandbox] = []
 
     @property
     def base_url(self) -> str:
@@ -95,6 +97,10 @@ class Policy:
         """Its endpoint answers no more."""
         if self.session is not None:
             self._worker.gateway.close(self._address)
+
+    async def close_sandboxes(self) -> None:
+        for sandbox in self._sandboxes:
+            await sandbox.close()
 
     @property
     def tokenizer(self) -> Any:
@@ -140,6 +146,14 @@ class Policy:
                 "is a sequence of its own (completion/sequences_mean)"
             )
         return Chat(self, self._worker.template, begin, toolbox, train)
+
+    async def sandbox(self, **limits: Any) -> Sandbox:
+        """A place for code that the model writes, without files and network of the machine; it ends with the episode.
+        `limits`: fields of Sandbox. Raises UserError where the machine allows none."""
+        self._worker.require(self._name)
+        sandbox = Sandbox(**limits)
+        self._sandboxes.append(sandbox)
+        return await sandbox.start()
 
     def truncate(self) -> None:
         """Says that the episode was cut off; of a last completion that was, it is known."""
@@ -279,6 +293,8 @@ class Worker:
             sys.stderr.write(f"episode {name}:\n{''.join(traceback.format_exception(error))}")
             sys.stderr.flush()
             return End(name, error=f"the environment failed: {one_line(error)}", is_scored=True)
+        finally:
+            await policy.close_sandboxes()
         reason = "length" if policy.truncated else "stop"
         if score is None:
             return End(name, finish_reason=reason)

@@ -73,8 +73,8 @@ class Profile:
         return sum(self.figures.seconds(name) for name in names)
 
     def work(self, recipe: Recipe) -> Work:
-        """Of another recipe for the same model, whose completions end at its own max_new_tokens."""
-        longest = recipe.rollout.max_new_tokens
+        """Of another recipe for the same model, whose rollouts end at its own limit."""
+        longest = recipe.max_sampled_tokens
         mean = min(max(1.0, self.figures.completion_tokens), longest)
         shape = Lengths.measured(self.sample, mean, longest) if self.sample else Lengths.log_normal(mean, longest)
         prompt = self.prompt_tokens

@@ -14,7 +14,7 @@ from asyncrl.recipe.algorithm import PAIR_LOSSES, REFERENCE_LOSSES
 from asyncrl.recipe.schema import Recipe
 
 COMPLETION_SHARE = 0.4
-"""Mean of a completion over max_new_tokens, where nothing was measured."""
+"""Mean of a rollout over the longest, where nothing was measured."""
 PROMPT_SHARE = 0.25
 """Mean of a prompt over max_prompt_tokens."""
 
@@ -53,17 +53,19 @@ class Work:
 
 
 def assumed(recipe: Recipe, mean_tokens: float | None = None) -> Work:
-    """The work of a recipe that has not run; `mean_tokens`: of a completion, if somebody knows it."""
-    rollout = recipe.rollout
-    mean = mean_tokens or max(1.0, COMPLETION_SHARE * rollout.max_new_tokens)
-    prompt = PROMPT_SHARE * rollout.max_prompt_tokens
-    if mean > rollout.max_new_tokens:
+    """The work of a recipe that has not run; `mean_tokens`: of a rollout, if somebody knows it."""
+    longest, key = recipe.max_sampled_tokens, "env.max_context_tokens" if recipe.env else "rollout.max_new_tokens"
+    mean = mean_tokens or max(1.0, COMPLETION_SHARE * longest)
+    prompt = PROMPT_SHARE * recipe.rollout.max_prompt_tokens
+    if mean > longest:
         raise UserError(
-            f"--mean-tokens {mean} is more than rollout.max_new_tokens {rollout.max_new_tokens}, the longest completion"
-            "; lower it, or raise that"
+            f"--mean-tokens {mean} is more than {key} {longest}, the longest rollout; lower it, or raise that"
         )
-    lengths = Lengths.log_normal(mean, rollout.max_new_tokens)
-    origin = f"assumed: prompts of {prompt:.0f} tokens and completions of {mean:.0f} in the mean, with a long tail"
+    lengths = Lengths.log_normal(mean, longest)
+    what, how = "completions", "with a long tail"
+    if recipe.env:
+        what, how = "episodes", "with a long tail, each planned as one completion that waits for no tool"
+    origin = f"assumed: prompts of {prompt:.0f} tokens and {what} of {mean:.0f} in the mean, {how}"
     return Work(recipe.groups_per_step, recipe.group_size, prompt, lengths, origin)
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from asyncrl.envs.environment import Ask, Episode, Sampled
 from asyncrl.envs.pool import EnvPool, EnvSettings
+from asyncrl.envs.sandbox import Sandbox
 from asyncrl.envs.wire import Load
+from asyncrl.errors import UserError
 from asyncrl.models import load_tokenizer
 from asyncrl.task import Task
 
@@ -45,6 +47,11 @@ def test_an_environment_of_the_docs(name: str, block: str, tmp_path: Path, tiny_
     (tmp_path / "shown.py").write_text(block)
 
     async def scenario() -> Episode:
+        if "policy.sandbox(" in block:
+            try:
+                await (await Sandbox().start()).close()
+            except UserError as error:
+                pytest.skip(str(error))
         pool = EnvPool(EnvSettings(Load(f"./shown.py:{name}", tmp_path, {}, str(tiny_model), {}, 5.0), 1, 60.0, 1.0))
         try:
             await pool.start()

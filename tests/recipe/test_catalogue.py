@@ -33,5 +33,5 @@ def test_a_copy_has_the_code_that_it_names(entry: Entry, tmp_path: Path, monkeyp
     path, *code = copy(entry.name, Path("mine"))
     assert all(f"./{file.name}:" in path.read_text() for file in code)
     recipe = load(path)
-    named = load_object(recipe.reward or recipe.code["env"], tmp_path, "code")
+    named = load_object(recipe.code.get("env") or recipe.code["reward"], tmp_path, "code")
     assert [Path(named.__code__.co_filename)] == [tmp_path / file for file in code] or not code
