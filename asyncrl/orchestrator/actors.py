@@ -117,6 +117,7 @@ class Actors:
         )
         settings = RolloutSettings(
             group_size=recipe.group_size,
+            redundant_rollouts=recipe.env.redundant_rollouts if recipe.env else 0,
             max_prompt_tokens=rollout.max_prompt_tokens,
             limits=SamplingLimits(
                 max_new_tokens=rollout.max_new_tokens,

@@ -73,10 +73,11 @@ class Recorder:
     # -- from the driver
 
     def group(self, summary: GroupSummary) -> None:
-        self._reward_failures += len(summary.errors)
-        self._asked += len(summary.rewards)
-        self._failed += len(summary.errors)
-        for message in self._failures.add(summary.errors):
+        errors = [*summary.errors, *summary.replaced]
+        self._reward_failures += len(errors)
+        self._asked += len(summary.rewards) + len(summary.replaced)
+        self._failed += len(errors)
+        for message in self._failures.add(errors):
             what = "an episode" if message.startswith(("the environment", "the episode")) else "a reward"
             logger.warning("%s failed, and its trajectory is not trained: %s", what, message)
         self._tokens_generated += summary.num_tokens

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from asyncrl.recipe.part import Gib, Part, PositiveInt, Processes, Seconds
+from asyncrl.recipe.part import Gib, NonNegativeInt, Part, PositiveInt, Processes, Seconds
 
 
 class EnvRecipe(Part):
@@ -22,6 +22,9 @@ class EnvRecipe(Part):
     max_context_tokens: PositiveInt | None = None
     """Longest sequence of an episode, prompts and completions of all turns together; default: rollout.max_prompt_tokens
     + max_turns x rollout.max_new_tokens, but not more than trainer.tokens_per_microbatch."""
+    redundant_rollouts: NonNegativeInt = 0
+    """Rollouts of a group beyond group_size: the first group_size that end without failing are trained, the others are
+    cancelled. Slow or failing environments hold up no group then; episodes that take long are trained less often."""
     episode_s: Seconds = 600.0
     """An episode that takes longer is ended, masked and counted."""
     tool_timeout_s: Seconds = 30.0

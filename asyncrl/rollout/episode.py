@@ -28,6 +28,7 @@ from asyncrl.task import Task
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_Rollout = tuple[EnginePolicy, Episode]
 _NO_REWARD = "the environment returned no reward"
 
 
@@ -42,6 +43,19 @@ class RolloutSettings:
     skip_special_tokens: bool = True
     """In the texts that the reward gets."""
     max_steps: int = 0
+    redundant_rollouts: int = 0
+    """Beyond `group_size`; the first that end without failing are kept."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A group that ran to its end."""
+
+    group: Group
+    texts: list[str]
+    """Of each rollout's last completion."""
+    replaced: list[str]
+    """Why rollouts failed that redundant ones stood in for."""
 
 
 class SingleTurn:
@@ -76,17 +90,19 @@ class GroupRunner:
         self._marks = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - ends
         """Special tokens that may mean something to a reward."""
 
-    async def run(self, task: Task, attempt: int) -> tuple[Group, list[str]]:
-        """The finished group and the text of its completions. Raises BadPrompt or GroupAborted."""
+    async def run(self, task: Task, attempt: int) -> Finished:
+        """Raises BadPrompt or GroupAborted."""
         with trace.free_lane("group") as lane:
             return await self._run(task, attempt, lane)
 
-    async def _run(self, task: Task, attempt: int, lane: str) -> tuple[Group, list[str]]:
+    async def _run(self, task: Task, attempt: int, lane: str) -> Finished:
         prompt_tokens = tokenize(task, self.tokenizer)
         if len(prompt_tokens) > self.settings.max_prompt_tokens:
             raise BadPrompt("prompt_too_long", f"{task.where} has {len(prompt_tokens)} tokens")
         with trace.span("generate", lane):
-            policies, episodes = await self._roll_out(task, prompt_tokens, attempt)
+            rollouts = await self._roll_out(task, prompt_tokens, attempt)
+        kept, replaced = _kept(rollouts, self.settings.group_size)
+        policies, episodes = [policy for policy, _ in kept], [episode for _, episode in kept]
         texts = await self._beside(self._texts, [p.last.tokens if p.last else [] for p in policies])
         with trace.span("reward", lane), self.occupancy.scoring():
             scores = await self._scores(task, policies, episodes, texts)
@@ -95,27 +111,34 @@ class GroupRunner:
             for policy, episode, score in zip(policies, episodes, scores, strict=True)
             for trajectory in policy.trajectories(prompt_tokens, score, episode.finish_reason)
         ]
-        return Group(task.number, attempt, task.row_index, tuple(trajectories)), texts
+        return Finished(Group(task.number, attempt, task.row_index, tuple(trajectories)), texts, replaced)
 
-    async def _roll_out(self, task: Task, prompt: list[int], attempt: int) -> tuple[list[EnginePolicy], list[Episode]]:
-        """Raises GroupAborted if one was cancelled, else the first exception of the policy; when all have ended."""
-        members = range(self.settings.group_size)
-        limits = self.settings.limits
+    async def _roll_out(self, task: Task, prompt: list[int], attempt: int) -> list[_Rollout]:
+        """Those that have ended once enough have ended well, by member; the others are cancelled. Raises GroupAborted
+        if the group was, else the first exception of a policy; when all have ended."""
+        needed, limits = self.settings.group_size, self.settings.limits
+        members = range(needed + self.settings.redundant_rollouts)
         policies = [EnginePolicy(self.engine, limits, task.number, attempt, member) for member in members]
         running = [
             asyncio.create_task(self.environment.rollout(task, prompt, policy, policy.name)) for policy in policies
         ]
         self._running[task.number, attempt] = list(zip(policies, running, strict=True))
         try:
+            spare = await _enough(running, needed)
+            for rollout in spare:
+                rollout.cancel()
             ended = await asyncio.gather(*running, return_exceptions=True)
         finally:
             del self._running[task.number, attempt]
-        wrong = [error for error in ended if isinstance(error, BaseException)]
+            for rollout in running:  # if this was cancelled
+                rollout.cancel()
+        found = [(p, e) for p, e, task in zip(policies, ended, running, strict=True) if task not in spare]
+        wrong = [error for _, error in found if isinstance(error, BaseException)]
         if any(isinstance(error, GroupAborted | asyncio.CancelledError) for error in wrong):
             raise GroupAborted
         if wrong:
             raise wrong[0]
-        return policies, [episode for episode in ended if isinstance(episode, Episode)]
+        return [(policy, episode) for policy, episode in found if isinstance(episode, Episode)]
 
     async def cancel(self, task: int, attempt: int) -> None:
         """Ends a running group, whose `run` raises GroupAborted."""
@@ -169,3 +192,28 @@ class GroupRunner:
                 self._decoder.decode(sorted(hidden)),
             )
         return [self._decoder.decode(tokens, skip_special_tokens=skip) for tokens in completions]
+
+
+async def _enough(rollouts: list[asyncio.Task[Episode]], needed: int) -> set[asyncio.Task[Episode]]:
+    """Waits until so many have ended well, or one in a way that is not its environment's, or all; returns those that
+    still run."""
+    running, good = set(rollouts), 0
+    while running and good < needed:
+        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        if any(rollout.cancelled() or rollout.exception() for rollout in done):
+            await asyncio.wait(rollouts)
+            return set()
+        good += sum(not _has_failed(rollout.result()) for rollout in done)
+    return running
+
+
+def _has_failed(episode: Episode) -> bool:
+    return episode.score is not None and episode.score.reward is None
+
+
+def _kept(rollouts: list[_Rollout], number: int) -> tuple[list[_Rollout], list[str]]:
+    """So many of them, those that failed only where there are no others; and the errors of those left out."""
+    ranked = sorted(range(len(rollouts)), key=lambda place: _has_failed(rollouts[place][1]))
+    kept = [rollouts[place] for place in sorted(ranked[:number])]
+    left_out = [rollouts[place][1].score for place in ranked[number:]]
+    return kept, [score.error for score in left_out if score is not None and score.error]

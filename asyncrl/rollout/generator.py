@@ -131,12 +131,14 @@ class Generator:
         EngineDead, and RunFailed if the journal does not take the group."""
         self.occupancy.add_running(+1)
         try:
-            group, texts = await self.runner.run(task, attempt)
+            finished = await self.runner.run(task, attempt)
+            group = finished.group
             summary = summarise(group, self.config.settings.filter_equal_rewards)
             self.tokens_generated += summary.num_tokens
             if summary.outcome == "finished":
                 await self.outbox.put(task.number, attempt, encode(group))
-            return replace(summary, sample=await self._sample(group, task, texts[0]))
+            sample = await self._sample(group, task, finished.texts[0])
+            return replace(summary, sample=sample, replaced=finished.replaced)
         except BadPrompt as fault:
             return filtered(task.number, attempt, fault)
         except GroupAborted:

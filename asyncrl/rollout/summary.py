@@ -39,6 +39,8 @@ class GroupSummary:
     rewards: list[float | None] = field(default_factory=list)
     extras: list[dict[str, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    """Errors of rollouts that redundant ones stood in for."""
     sample: dict[str, Any] = field(default_factory=dict)
     """One trajectory in words, for people: prompt, token strings, their versions, reward."""
 

@@ -21,7 +21,7 @@ from asyncrl.envs.environment import Ask, Episode, Policy
 from asyncrl.models import load_tokenizer
 from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
 from asyncrl.rollout.engine import Completion, EngineConfig, SamplingParams
-from asyncrl.rollout.episode import GroupRunner, RolloutSettings
+from asyncrl.rollout.episode import Finished, GroupRunner, RolloutSettings
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.policy import GroupAborted, SamplingLimits, request_id
 from asyncrl.rollout.simulated import SimulatedEngine
@@ -81,7 +81,8 @@ def run_group(
                 await asyncio.sleep(0)
             assert len(runner.engine.asked) == runner.settings.group_size
             await meanwhile(runner.engine)
-        return await asyncio.wait_for(group, 20)
+        finished = await asyncio.wait_for(group, 20)
+        return finished.group, finished.texts
 
     return asyncio.run(scenario())
 
@@ -308,3 +309,67 @@ def test_without_a_reward_function_the_environment_must_score(tokenizer: Any) ->
         "the environment returned no reward, and the recipe names no reward function"
     }
     assert not any(t.loss_mask.any() for t in group.trajectories)
+
+
+class Paced:
+    """An environment whose rollouts, by member, fail or take some time."""
+
+    def __init__(self, *paces: float | str) -> None:
+        self.paces, self.cancelled = paces, []
+
+    async def rollout(self, task: Task, prompt: list[int], policy: Policy, name: str) -> Episode:
+        member = int(name.rpartition(".")[2])
+        pace = self.paces[member]
+        if isinstance(pace, str):
+            return Episode(failed(pace))
+        await policy.generate(Ask(prompt))
+        try:
+            await asyncio.sleep(pace)
+        except asyncio.CancelledError:
+            self.cancelled.append(member)
+            raise
+        return Episode(Score(float(member)))
+
+
+@pytest.mark.parametrize(
+    ("paces", "kept", "cancelled", "replaced"),
+    [
+        ((0.0, 9.0, 0.1, 0.0, 9.0), [0, 2, 3], [1, 4], []),
+        (("broken", 0.0, 0.0, 0.0, 9.0), [1, 2, 3], [4], ["broken"]),
+        (("one", "two", 0.0, "three", 0.1), [0, 2, 4], [], ["two", "three"]),
+        ((0.0, 0.0, 0.0, 0.05, 0.05), [0, 1, 2], [3, 4], []),
+    ],
+)
+def test_the_first_rollouts_that_end_well_are_kept(
+    tokenizer: Any, paces: tuple[Any, ...], kept: list[int], cancelled: list[int], replaced: list[str]
+) -> None:
+    """Of three and two redundant ones; a failed one only where there is no other, and no failure is lost."""
+    environment = Paced(*paces)
+    settings = replace(SETTINGS, redundant_rollouts=2)
+    runner = GroupRunner(RecordingEngine(), tokenizer, None, settings, Occupancy(), environment)
+
+    async def scenario() -> Finished:
+        await runner.engine.start()
+        return await asyncio.wait_for(runner.run(TASK, 0), 5)
+
+    finished = asyncio.run(scenario())
+    assert [finished.group.trajectories[places[0]].member for places in finished.group.members] == kept
+    assert (sorted(environment.cancelled), finished.replaced) == (cancelled, replaced)
+    assert len(finished.texts) == 3
+
+
+def test_a_group_with_redundant_rollouts_is_cancelled_whole(tokenizer: Any) -> None:
+    environment = Paced(0.0, 9.0, 9.0, 9.0, 9.0)
+    settings = replace(SETTINGS, redundant_rollouts=2)
+    runner = GroupRunner(RecordingEngine(), tokenizer, None, settings, Occupancy(), environment)
+
+    async def scenario() -> None:
+        await runner.engine.start()
+        running = asyncio.create_task(runner.run(TASK, 0))
+        await asyncio.sleep(0.2)
+        await runner.cancel(TASK.number, 0)
+        with pytest.raises(GroupAborted):
+            await asyncio.wait_for(running, 5)
+
+    asyncio.run(scenario())
+    assert sorted(environment.cancelled) == [1, 2, 3, 4]
