@@ -22,7 +22,8 @@ STEP_KEYS: tuple[str, ...] = (
 )
 """Names that every record has (design, part 6); a record may have more."""
 MORE_KEYS: tuple[str, ...] = (
-    *(f"completion/{name}" for name in ("tokens_mean", "turns_mean", "sequences_mean")),
+    *(f"completion/{name}" for name in ("tokens_mean", "turns_mean", "sequences_mean", "context_max")),
+    *(f"tools/{name}" for name in ("calls_mean", "failed_share", "latency_s")),
     *("trajectories/mixed_versions", "reward_time/waiting", "health/warnings"),
     *("rewards/failed", "generators/serving", "generators/wanted"),
     *(f"staleness/{name}" for name in ("bound", "updates_mean", "updates_max")),

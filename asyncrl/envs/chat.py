@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from asyncrl.envs.environment import Ask, ContextFull, Sampled
-from asyncrl.envs.template import Template, ToolCall
+from asyncrl.envs.template import Template
+from asyncrl.envs.tool_calls import ToolCall
 from asyncrl.envs.tools import Toolbox
 from asyncrl.task import Message
 
@@ -74,7 +75,7 @@ class Chat:
         prompt = self._next_prompt()
         ends, stops = self._template.stop_token_ids, (stop,) if isinstance(stop, str) else tuple(stop)
         sampled = await self._policy.generate(Ask(prompt, max_new_tokens, stops, ends, self._train))
-        parsed = self._template.parse(sampled.tokens, prompt, self._turn)
+        parsed = self._template.parse(sampled.tokens, prompt, self._turn, self._toolbox.schemas)
         cut = sampled.finish_reason == "length"
         self._prompt, self._sampled = prompt, sampled.tokens
         self._turn += 1

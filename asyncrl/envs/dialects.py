@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from asyncrl.envs.chat import Reply
-from asyncrl.envs.template import ToolCall
+from asyncrl.envs.tool_calls import ToolCall
 from asyncrl.task import Message
 
 _FINISH = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}

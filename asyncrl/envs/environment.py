@@ -9,7 +9,7 @@ rollout is ever tokenised again; the environment only decides what to read next,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from asyncrl.rewards.score import Score
@@ -54,6 +54,22 @@ class Ask:
     """False: what it samples is not trained (a judge, a summary, a title)."""
 
 
+@dataclass
+class ToolUse:
+    """Calls that were asked for in one rollout, or several."""
+
+    calls: int = 0
+    failed: int = 0
+    """Those that could not be made, raised, or took too long: the model reads why."""
+    seconds: float = 0.0
+    """Of all calls together."""
+
+    def add(self, other: ToolUse) -> None:
+        self.calls += other.calls
+        self.failed += other.failed
+        self.seconds += other.seconds
+
+
 @dataclass(frozen=True)
 class Episode:
     """How a rollout ended."""
@@ -64,6 +80,7 @@ class Episode:
     """`length` if it was cut off: a completion at its longest, the context, or the number of turns."""
     why: str = ""
     """There is no score: more than that the environment returned none."""
+    tools: ToolUse = field(default_factory=ToolUse)
 
 
 class Policy(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from asyncrl import memory
-from asyncrl.envs.environment import Ask, ContextFull, Episode, Policy
+from asyncrl.envs.environment import Ask, ContextFull, Episode, Policy, ToolUse
 from asyncrl.envs.wire import (
     Answer,
     Call,
@@ -308,10 +308,11 @@ def _end(episode: _Episode, outcome: Episode) -> None:
 def _episode(end: End) -> Episode:
     """A user's code may have written it."""
     reason = end.finish_reason if end.finish_reason in ("stop", "length") else "stop"
+    use = ToolUse(end.tool_calls, end.tool_failures, end.tool_s if math.isfinite(end.tool_s) else 0.0)
     if not end.is_scored:
-        return Episode(None, reason, end.why)
+        return Episode(None, reason, end.why, use)
     error = end.error
     if error is None and (end.reward is None or not math.isfinite(end.reward)):
         error = f"the environment failed: the reward is {end.reward}, not a finite number"
     extras = {name: number for name, number in end.extras.items() if math.isfinite(number)}
-    return Episode(Score(None if error else end.reward, extras, error, end.notes), reason)
+    return Episode(Score(None if error else end.reward, extras, error, end.notes), reason, tools=use)

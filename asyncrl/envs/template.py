@@ -15,26 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncrl.envs.tool_calls import Hermes, ToolCall, ToolParser
 from asyncrl.task import Message, decoded_call
 
-_CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-"""Further ones: drafts in them are no calls."""
 _PLACE = re.compile("\ue000(\\d+)\ue001")
 """Stands for a text that must not become special tokens. Of Unicode's private use, so that no text has it."""
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model asked for."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-    error: str = ""
-    """Why it cannot be made: no JSON, cut off, no name."""
-    raw: str = ""
-    """As the model wrote it."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +51,12 @@ class NoTemplate(ValueError):
 class Template:
     """Of one model. Not for several threads."""
 
-    def __init__(self, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> None:
-        """variables: `data.chat_template_kwargs`, for every rendering alike."""
+    def __init__(
+        self, tokenizer: Any, variables: Mapping[str, Any] | None = None, tool_parser: ToolParser | None = None
+    ) -> None:
+        """variables: `data.chat_template_kwargs`, for every rendering alike. `tool_parser`: Hermes' by default."""
         self.tokenizer, self._variables = tokenizer, dict(variables or {})
+        self._parser = tool_parser or Hermes()
         added = tokenizer.added_tokens_decoder
         self._special = {token: str(text) for token, text in added.items() if text.special}
         self.end = self._end_of_turn()
@@ -182,7 +170,13 @@ class Template:
 
     # -- from tokens
 
-    def parse(self, tokens: Sequence[int], prompt: Sequence[int], turn: int = 0) -> Parsed:
+    def parse(
+        self,
+        tokens: Sequence[int],
+        prompt: Sequence[int],
+        turn: int = 0,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> Parsed:
         """A completion as a message; `prompt` may have opened its thoughts. Calls are looked for behind them."""
         spoken = list(tokens)
         while spoken and spoken[-1] in self.stop_token_ids:
@@ -193,12 +187,8 @@ class Template:
         if opened or text.lstrip().startswith("<think>"):
             thought, closed, said = text.partition("</think>")
             thoughts, text = thought.replace("<think>", "", 1).strip("\n"), said.lstrip("\n") if closed else ""
-        matches = list(_CALL.finditer(_THOUGHT.sub(lambda thought: "." * len(thought[0]), text)))
-        calls = [_call(match, turn, number) for number, match in enumerate(matches)]
-        for match, call in reversed(list(zip(matches, calls, strict=True))):
-            if not call.error:  # else it stays in the text, as it is no call
-                text = text[: match.start()] + text[match.end() :]
-        return Parsed(text.strip() if calls else text, thoughts, calls)
+        text, calls = self._parser.read(text, tools or (), turn)
+        return Parsed(text, thoughts, calls)
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
@@ -206,24 +196,3 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
     for number, part in enumerate(_PLACE.split(text)):
         if part:
             yield part, number % 2 == 1
-
-
-def _call(match: re.Match[str], turn: int, number: int) -> ToolCall:
-    name, raw = f"call_{turn}_{number}", match[1].strip()
-    if not match[2]:
-        return ToolCall(name, "", {}, "the call is cut off: </tool_call> is missing", raw)
-    try:
-        said = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        return ToolCall(name, "", {}, f"the call is no JSON: {error}", raw)
-    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
-        return ToolCall(name, "", {}, 'the call has no name; write {"name": ..., "arguments": {...}}', raw)
-    arguments = said.get("arguments", said.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            return ToolCall(name, said["name"], {}, f"its arguments are no JSON: {error}", raw)
-    if not isinstance(arguments, dict):
-        return ToolCall(name, said["name"], {}, "its arguments are no JSON object", raw)
-    return ToolCall(name, said["name"], arguments, "", raw)

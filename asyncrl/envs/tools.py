@@ -6,12 +6,14 @@ import asyncio
 import functools
 import inspect
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from asyncrl.envs.template import ToolCall
+from asyncrl.envs.environment import ToolUse
+from asyncrl.envs.tool_calls import ToolCall
 from asyncrl.errors import UserError
 from asyncrl.plugins import encodable, one_line
 
@@ -48,13 +50,13 @@ class Tool:
         function = {"name": self.name, "description": description, "parameters": parameters}
         return {"type": "function", "function": function}
 
-    async def call(self, arguments: dict[str, Any]) -> str:
-        """What the model reads of it: what the function returned, or why it did not."""
+    async def call(self, arguments: dict[str, Any]) -> tuple[str, bool]:
+        """What the model reads of it: what the function returned, or why it did not; and whether it did."""
         try:
             checked = self._arguments.model_validate(arguments)
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            return f"Error: wrong arguments for {self.name}: {wrong}"
+            return f"Error: wrong arguments for {self.name}: {wrong}", False
         deadline = asyncio.timeout(self.timeout_s)
         values = {name: getattr(checked, name) for name in type(checked).model_fields}
         try:
@@ -65,9 +67,9 @@ class Tool:
         # Whatever a tool does wrong is for the model to read, not the end of the episode.
         except BaseException as error:
             if isinstance(error, TimeoutError) and deadline.expired():
-                return f"Error: {self.name} took more than {self.timeout_s:g} s"
-            return f"Error: {one_line(error)}"
-        return _text(result)
+                return f"Error: {self.name} took more than {self.timeout_s:g} s", False
+            return f"Error: {one_line(error)}", False
+        return _text(result), True
 
 
 _kept = functools.lru_cache(1024)(Tool)
@@ -84,9 +86,14 @@ class Toolbox:
     """The tools of one conversation."""
 
     def __init__(
-        self, functions: Sequence[Callable[..., Any]], timeout_s: float, schemas: list[dict[str, Any]] | None = None
+        self,
+        functions: Sequence[Callable[..., Any]],
+        timeout_s: float,
+        schemas: list[dict[str, Any]] | None = None,
+        use: ToolUse | None = None,
     ) -> None:
-        """schemas: of tools that someone else calls. Raises UserError."""
+        """schemas: of tools that someone else calls. `use` counts the calls. Raises UserError."""
+        self._use = use or ToolUse()
         tools = [_made(function, timeout_s) for function in functions]
         self._tools = {tool.name: tool for tool in tools}
         if len(self._tools) < len(tools):
@@ -100,18 +107,24 @@ class Toolbox:
 
     async def answer(self, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
         """A message for each call, in order; they run side by side."""
-        texts = await asyncio.gather(*(self._answer(call) for call in calls))
+        texts = await asyncio.gather(*(self._counted(call) for call in calls))
         return [
             {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": text}
             for call, text in zip(calls, texts, strict=True)
         ]
 
-    async def _answer(self, call: ToolCall) -> str:
+    async def _counted(self, call: ToolCall) -> str:
+        began = time.perf_counter()
+        text, is_good = await self._answer(call)
+        self._use.add(ToolUse(1, not is_good, time.perf_counter() - began))
+        return text
+
+    async def _answer(self, call: ToolCall) -> tuple[str, bool]:
         if call.error:
-            return f"Error: {call.error}"
+            return f"Error: {call.error}", False
         tool = self._tools.get(call.name)
         if tool is None:
-            return f"Error: there is no tool {call.name!r}, only {', '.join(self._tools) or 'none'}"
+            return f"Error: there is no tool {call.name!r}, only {', '.join(self._tools) or 'none'}", False
         return await tool.call(call.arguments)
 
 

@@ -34,6 +34,8 @@ class Load:
     tool_timeout_s: float
     temperature: float = 1.0
     """Of every completion."""
+    tool_parser: str | None = None
+    """None: by the chat template."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ class End(msgspec.Struct, tag=True):
     finish_reason: str = "stop"
     why: str = ""
     """It has no score."""
+    tool_calls: int = 0
+    tool_failures: int = 0
+    tool_s: float = 0.0
 
 
 FromProcess = Loaded | Pong | Note | Call | Drop | End

@@ -19,11 +19,12 @@ from functools import cached_property
 from typing import Any
 
 from asyncrl.envs.chat import Chat
-from asyncrl.envs.environment import Ask, ContextFull, EpisodeOver, Sampled
+from asyncrl.envs.environment import Ask, ContextFull, EpisodeOver, Sampled, ToolUse
 from asyncrl.envs.gateway import Gateway, Session
 from asyncrl.envs.load import Rollout, load
 from asyncrl.envs.sandbox import Sandbox
 from asyncrl.envs.template import NoTemplate, Template
+from asyncrl.envs.tool_calls import HERMES, tool_parser
 from asyncrl.envs.tools import Toolbox
 from asyncrl.envs.watchdog import Watchdog
 from asyncrl.envs.wire import (
@@ -75,6 +76,7 @@ class Policy:
         self.prompt = prompt
         """The task's prompt in tokens, as the model's chat template has it."""
         self.truncated = False
+        self.tool_use = ToolUse()
         self.session: Session | None = None
         self._address = ""
         self._sandboxes: list[Sandbox] = []
@@ -136,7 +138,7 @@ class Policy:
     ) -> Chat:
         """A conversation that begins with these messages (the task's if there are none). `tools`: functions that the
         model may call, their parameters with type hints. Raises UserError if one cannot be a tool."""
-        toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s)
+        toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s, use=self.tool_use)
         begin = self._task.messages if messages is None else messages
         if said := self._worker.template.unseen(toolbox.names, begin):
             self._worker.warn(said)
@@ -227,7 +229,11 @@ class Worker:
 
         self.tool_timeout_s, self.temperature = begin.tool_timeout_s, begin.temperature
         try:
-            self.template = Template(load_tokenizer(begin.model), begin.template_kwargs)
+            tokenizer = load_tokenizer(begin.model)
+            name, parser = tool_parser(begin.tool_parser, tokenizer)
+            if begin.tool_parser is None and name != HERMES:
+                self.warn(f"tool calls are read in the form of the chat template (env.tool_parser={name})")
+            self.template = Template(tokenizer, begin.template_kwargs, parser)
             self.rollout = load(begin.spec, begin.base_dir, begin.kwargs)
         except UserError as error:
             return Loaded(str(error))
@@ -271,7 +277,10 @@ class Worker:
         error = "the episode was cancelled" if episode.cancelled() else None
         if error is None and (raised := episode.exception()) is not None:
             error = f"the environment failed: {one_line(raised)}"
-        self._say(episode.result() if error is None else End(name, error=error, is_scored=True))
+        end = episode.result() if error is None else End(name, error=error, is_scored=True)
+        use = policy.tool_use
+        end.tool_calls, end.tool_failures, end.tool_s = use.calls, use.failed, use.seconds
+        self._say(end)
 
     async def _rolled_out(self, policy: Policy, name: str, task: Task) -> End:
         try:

@@ -149,8 +149,16 @@ class Actors:
         env, variables = self.recipe.env, dict(self.recipe.data.chat_template_kwargs)
         if env is None:
             return None
-        temperature = self.recipe.rollout.temperature
-        load = Load(env.path, self.base_dir, dict(env.kwargs), self.model, variables, env.tool_timeout_s, temperature)
+        load = Load(
+            env.path,
+            self.base_dir,
+            dict(env.kwargs),
+            self.model,
+            variables,
+            env.tool_timeout_s,
+            self.recipe.rollout.temperature,
+            env.tool_parser,
+        )
         log = self.sight.run_dir.resolve() / "environments.log"
         return EnvSettings(load, env.workers, env.episode_s, env.file_gib, env.memory_gib, log)
 

@@ -14,6 +14,7 @@ from typing import Any
 from asyncrl.buffer.actor import Key
 from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
+from asyncrl.envs.environment import ToolUse
 from asyncrl.errors import naming
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.failures import RewardFailures
@@ -216,6 +217,21 @@ def _rewards(batch: list[GroupSummary]) -> dict[str, float | None]:
         "completion/truncated_share": sum(g.num_truncated for g in batch) / len(rewards),
         "completion/turns_mean": statistics.fmean(g.num_turns / len(g.rewards) for g in batch),
         "completion/sequences_mean": statistics.fmean(g.num_sequences / len(g.rewards) for g in batch),
+        "completion/context_max": max(g.longest for g in batch),
+        **_tools(batch, len(rewards)),
+    }
+
+
+def _tools(batch: list[GroupSummary], num_rollouts: int) -> dict[str, float]:
+    use = ToolUse()
+    for group in batch:
+        use.add(group.tools)
+    if not use.calls:
+        return {}
+    return {
+        "tools/calls_mean": use.calls / num_rollouts,
+        "tools/failed_share": use.failed / use.calls,
+        "tools/latency_s": use.seconds / use.calls,
     }
 
 

@@ -27,6 +27,9 @@ class EnvRecipe(Part):
     cancelled. Slow or failing environments hold up no group then; episodes that take long are trained less often."""
     episode_s: Seconds = 600.0
     """An episode that takes longer is ended, masked and counted."""
+    tool_parser: str | None = None
+    """In which form the model writes tool calls: `hermes`, or the name of one of vLLM's parsers (`llama3_json`,
+    `mistral`, ...); default: what the chat template shows."""
     tool_timeout_s: Seconds = 30.0
     """A tool that takes longer is given up; the model reads that it was."""
     memory_gib: Gib | None = None

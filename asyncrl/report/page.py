@@ -55,6 +55,9 @@ dt { font-size: 13px; color: var(--soft); }
 dd { margin: 0 0 6px; }
 div.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.65 ui-monospace, Menlo, "DejaVu Sans Mono",
   monospace; max-height: 320px; overflow-y: auto; }
+.turn, .read { border-left: 3px solid var(--blue); padding-left: 10px; margin: 6px 0; }
+.read { border-color: var(--rule); color: var(--soft); }
+.text .who { display: block; font: 12px/1.5 system-ui, sans-serif; color: var(--soft); user-select: none; }
 .text span, .key { border-radius: 3px; padding: 1px 0; }
 .key { padding: 1px 6px; margin-right: 6px; font-size: 13px; }
 .key { display: inline-block; margin-bottom: 4px; }

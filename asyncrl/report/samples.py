@@ -88,24 +88,39 @@ def _text(html: str, name: str) -> str:
 
 
 def _completion(sample: Mapping[str, Any], colours: Mapping[int, str]) -> str:
-    """Neighbours that look alike in both colours are one piece."""
+    """Of a conversation each turn in a block of its own, and what was read between them."""
     tokens, versions = sample.get("tokens") or [], _versions(sample)
     if not tokens or len(versions) != len(tokens):
         return _cut(str(sample.get("completion", "")))
-    gaps = _gaps(sample) or [None] * len(tokens)
-    looks = [(version, _gap_class(gap)) for version, gap in zip(versions, gaps, strict=True)]
-    parts, chars = [], 0
-    for (version, gap_class), piece in groupby(range(len(tokens)), key=looks.__getitem__):
-        places = list(piece)
-        text = "".join(str(tokens[place]) for place in places)
-        kept = text[: _MOST_CHARS - chars]
-        chars += len(kept)
-        tip = _tip(version, places, [gaps[place] for place in places])
-        classes = f"{colours.get(version, '')} {gap_class}".strip()
-        parts.append(f'<span class="{classes}" title="{tip}">{escape(kept)}</span>')
-        if len(kept) < len(text):
+    runs = [list(run) for _, run in groupby(range(len(tokens)), key=lambda place: versions[place] >= 0)]
+    parts, left, turn = [], _MOST_CHARS, 0
+    for run in runs:
+        spans, left = _spans(sample, run, colours, left)
+        is_sampled = versions[run[0]] >= 0
+        turn += is_sampled
+        kind, who = ("turn", f"turn {turn}") if is_sampled else ("read", "read")
+        parts.append(f'<div class="{kind}"><span class="who">{who}</span>{spans}</div>' if len(runs) > 1 else spans)
+        if left < 0:
             return "".join(parts) + " … (cut)"
     return "".join(parts)
+
+
+def _spans(sample: Mapping[str, Any], run: list[int], colours: Mapping[int, str], left: int) -> tuple[str, int]:
+    """The tokens at the places of `run`, and how many more characters may be shown: below 0, it was cut. Neighbours
+    that look alike in both colours are one piece."""
+    tokens, versions = sample["tokens"], _versions(sample)
+    gaps = _gaps(sample) or [None] * len(tokens)
+    parts = []
+    for (version, gap_class), piece in groupby(run, key=lambda place: (versions[place], _gap_class(gaps[place]))):
+        places = list(piece)
+        text = "".join(str(tokens[place]) for place in places)
+        tip = _tip(version, places, [gaps[place] for place in places])
+        classes = f"{colours.get(version, '')} {gap_class}".strip()
+        parts.append(f'<span class="{classes}" title="{tip}">{escape(text[:left])}</span>')
+        left -= len(text)
+        if left < 0:
+            break
+    return "".join(parts), left
 
 
 def _tip(version: int, places: list[int], gaps: list[float | None]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import tokenize
-from asyncrl.envs.environment import Ask, Environment, Episode, Policy
+from asyncrl.envs.environment import Ask, Environment, Episode, Policy, ToolUse
 from asyncrl.observe import trace
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
@@ -56,6 +56,8 @@ class Finished:
     """Of each rollout's last completion."""
     replaced: list[str]
     """Why rollouts failed that redundant ones stood in for."""
+    tools: ToolUse
+    """By those that are kept."""
 
 
 class SingleTurn:
@@ -111,7 +113,10 @@ class GroupRunner:
             for policy, episode, score in zip(policies, episodes, scores, strict=True)
             for trajectory in policy.trajectories(prompt_tokens, score, episode.finish_reason)
         ]
-        return Finished(Group(task.number, attempt, task.row_index, tuple(trajectories)), texts, replaced)
+        group, tools = Group(task.number, attempt, task.row_index, tuple(trajectories)), ToolUse()
+        for episode in episodes:
+            tools.add(episode.tools)
+        return Finished(group, texts, replaced, tools)
 
     async def _roll_out(self, task: Task, prompt: list[int], attempt: int) -> list[_Rollout]:
         """Those that have ended once enough have ended well, by member; the others are cancelled. Raises GroupAborted

@@ -138,7 +138,7 @@ class Generator:
             if summary.outcome == "finished":
                 await self.outbox.put(task.number, attempt, encode(group))
             sample = await self._sample(group, task, finished.texts[0])
-            return replace(summary, sample=sample, replaced=finished.replaced)
+            return replace(summary, sample=sample, replaced=finished.replaced, tools=finished.tools)
         except BadPrompt as fault:
             return filtered(task.number, attempt, fault)
         except GroupAborted:

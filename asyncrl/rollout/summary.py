@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from asyncrl.data.prompts import BadPrompt
+from asyncrl.envs.environment import ToolUse
 from asyncrl.rollout.trajectory import Group, Trajectory
 
 
@@ -39,6 +40,9 @@ class GroupSummary:
     rewards: list[float | None] = field(default_factory=list)
     extras: list[dict[str, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    longest: int = 0
+    """Tokens of the longest trajectory, what was read included."""
+    tools: ToolUse = field(default_factory=ToolUse)
     replaced: list[str] = field(default_factory=list)
     """Errors of rollouts that redundant ones stood in for."""
     sample: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +81,7 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
         num_truncated=sum(t.finish_reason == "length" for t in firsts),
         num_turns=sum(_turns(t) for t in group.trajectories),
         num_sequences=len(group.trajectories),
+        longest=max(len(t.tokens) for t in group.trajectories),
         in_flight=sum(spans) / len(spans),
         rewards=[t.reward for t in firsts],
         extras=[t.extras for t in firsts],

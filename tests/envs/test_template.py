@@ -173,7 +173,7 @@ def test_a_call_that_is_none_says_why_and_stays_in_the_text(
 def test_several_calls_are_each_their_own() -> None:
     template = made("thinking")
     parsed = template.parse(answered(template, CALL * 3), [], turn=2)
-    assert [call.id for call in parsed.tool_calls] == ["call_2_0", "call_2_1", "call_2_2"]
+    assert [call.id for call in parsed.tool_calls] == ["c00020000", "c00020001", "c00020002"]
     assert parsed.text == ""
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import pytest
 
-from asyncrl.envs.template import ToolCall
+from asyncrl.envs.environment import ToolUse
+from asyncrl.envs.tool_calls import ToolCall
 from asyncrl.envs.tools import Tool, Toolbox
 from asyncrl.errors import UserError
 
@@ -165,3 +166,18 @@ def test_calls_of_a_turn_run_side_by_side_and_are_answered_once_each_in_order() 
     assert time.monotonic() - began < 1.0, "one after the other they take 1 s"
     assert [message["tool_call_id"] for message in messages] == [one.id for one in calls]
     assert {message["role"] for message in messages} == {"tool"}
+
+
+def test_calls_are_counted_with_those_that_failed_and_their_time() -> None:
+    use = ToolUse()
+    box = Toolbox([search, wait_a_little, sleeps, fails, long], timeout_s=0.3, use=use)
+    calls = [
+        call("long", {"n": 1}),
+        call("fails", {}),
+        call("nope", {}),
+        call("sleeps", {"seconds": 1.0}),
+        call("long", {}, "no JSON"),
+    ]
+    asyncio.run(box.answer(calls))
+    assert (use.calls, use.failed) == (5, 4)
+    assert 0.25 < use.seconds < 3

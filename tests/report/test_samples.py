@@ -87,3 +87,15 @@ def test_steps_are_spread_from_first_to_last() -> None:
     assert samples.spread([*range(100)]) == [0, 25, 50, 74, 99]
     assert samples.spread([3]) == [3]
     assert samples.spread([]) == []
+
+
+def test_a_conversation_is_shown_turn_by_turn() -> None:
+    tokens, versions = ["call", "ing", "\n408", "it is", " 408"], [3, 3, -1, 3, 4]
+    shown = samples.html([{"step": 1, "reward": 1.0, "prompt": "p", "tokens": tokens, "versions": versions}])
+    blocks = re.findall(r'<div class="(turn|read)"><span class="who">([\w ]+)</span>(.*?)</div>', shown, re.DOTALL)
+    texts = [(kind, who, re.sub("<[^>]*>", "", spans)) for kind, who, spans in blocks]
+    assert texts == [("turn", "turn 1", "calling"), ("read", "read", "\n408"), ("turn", "turn 2", "it is 408")]
+
+
+def test_one_turn_is_no_conversation() -> None:
+    assert "who" not in samples.html([{"step": 1, "reward": 1.0, "tokens": ["a", "b"], "versions": [1, 2]}])
