@@ -30,6 +30,7 @@ from asyncrl.envs.environment import ContextFull, EpisodeOver
 from asyncrl.envs.template import Template
 from asyncrl.envs.tools import Toolbox
 from asyncrl.plugins import one_line
+from asyncrl.rewards.score import to_score
 
 _MOST_BYTES = 32 * 2**20
 _LOOK_S = 0.5
@@ -196,6 +197,8 @@ class Gateway:
             raise Refused(f"the body is no JSON: {error}") from error
         if not isinstance(given, dict) or not {"reward", "score"} & given.keys():
             raise Refused('the body names no reward; write {"reward": NUMBER}')
+        if wrong := to_score(given).error:
+            raise Refused(wrong)
         session.reward = given
         return JSONResponse({"ok": True})
 

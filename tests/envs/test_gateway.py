@@ -12,9 +12,12 @@ import httpx
 import pytest
 from anthropic import AsyncAnthropic
 from chats import THINKING, tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai import APIStatusError, AsyncOpenAI
 from test_chat import CALL, TEMPLATE, Script
 
+from asyncrl.envs.dialects import ChatRequest, MessagesRequest
 from asyncrl.envs.environment import Ask, ContextFull, EpisodeOver, Sampled
 from asyncrl.envs.gateway import Gateway, Session
 from asyncrl.envs.template import Template
@@ -30,6 +33,7 @@ TOOLS = [
     }
 ]
 HI = [{"role": "user", "content": "hi"}]
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
 
 
 class Server:
@@ -375,7 +379,14 @@ def test_what_the_policy_says_is_an_answer(error: Exception, status: int) -> Non
 def test_a_reward_is_posted() -> None:
     async def do(server: Server) -> Any:
         assert (await server.post("/reward", {"reward": 0.5, "why": "good"})).status_code == 200
-        assert (await server.post("/reward", {"nothing": 1})).status_code == 400
+        for wrong in (
+            {"nothing": 1},
+            {"reward": {}},
+            {"reward": "0.5"},
+            {"score": float("nan")},
+            {"reward": 1, "std": 2},
+        ):
+            assert (await server.post("/reward", wrong)).status_code == 400
         return server.session.reward
 
     assert asked(Script(), do) == {"reward": 0.5, "why": "good"}
@@ -386,3 +397,62 @@ def test_the_models_are_listed() -> None:
         return [model.id async for model in server.openai.models.list()]
 
     assert asked(Script(), do) == ["policy"]
+
+
+class Always:
+    """A policy that says one thing."""
+
+    async def generate(self, ask: Ask) -> Sampled:
+        return Sampled([*TEMPLATE.tokenizer("ok", add_special_tokens=False).input_ids, TEMPLATE.end], None, "stop", 0)
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
+ANYTHING = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=8), v, max_size=3))
+ROLES = st.sampled_from(["user", "assistant", "system", "tool", "developer", ""])
+KINDS = st.sampled_from(["text", "image", "tool_use", "tool_result"])
+PARTS = ANYTHING | st.fixed_dictionaries({"type": KINDS}, optional={
+    "text": ANYTHING, "id": ANYTHING, "name": ANYTHING, "input": ANYTHING, "content": ANYTHING, "tool_use_id": ANYTHING,
+})  # fmt: skip
+MESSAGES = st.fixed_dictionaries({"role": ROLES | ANYTHING}, optional={
+    "content": st.text(max_size=9) | ANYTHING | st.lists(PARTS, max_size=2), "tool_calls": ANYTHING | st.just(CALLS),
+    "tool_call_id": ANYTHING, "name": ANYTHING, "reasoning_content": ANYTHING,
+})  # fmt: skip
+
+
+def bodies(request: type[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Of its fields, each right, nearly right or anything."""
+    fields = {name: ANYTHING for name in request.model_fields}
+    fields["messages"] = st.lists(MESSAGES, min_size=1, max_size=3) | ANYTHING
+    fields["tools"] = st.just(TOOLS) | st.lists(st.just(TOOLS[0]) | ANYTHING, max_size=2) | ANYTHING
+    fields |= {name: st.just(False) | ANYTHING for name in ("stream",)}
+    fields |= {name: st.just(5) | ANYTHING for name in ("max_tokens", "max_completion_tokens")}
+    return st.fixed_dictionaries({"messages": fields.pop("messages")}, optional=fields)
+
+
+@given(
+    st.one_of(
+        st.tuples(st.just("chat/completions"), bodies(ChatRequest)),
+        st.tuples(st.just("messages"), bodies(MessagesRequest)),
+        st.tuples(st.sampled_from(["reward", "messages", "chat/completions"]), ANYTHING),
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_asked_is_answered_or_refused_in_openais_form(request: tuple[str, Any]) -> None:
+    """Never an error of ours (500), and never a reply to what could not be read."""
+    path, body = request
+
+    async def scenario() -> httpx.Response:
+        gateway = Gateway()
+        gateway._listening.close()
+        gateway._sessions["s"] = Session(Always(), TEMPLATE, 1.0, lambda said: None)
+        transport = httpx.ASGITransport(app=gateway.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            headers = {"authorization": f"Bearer {gateway.token}"}
+            return await client.post(f"/s/s/v1/{path}", content=json.dumps(body).encode(), headers=headers)
+
+    response = asyncio.run(scenario())
+    assert response.status_code in (200, 400), response.text
+    if response.status_code == 400:
+        error = response.json()["error"]
+        assert error["message"]
+        assert error["type"] == "invalid_request_error"
