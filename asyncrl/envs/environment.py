@@ -52,6 +52,8 @@ class Ask:
     """Tokens that do."""
     train: bool = True
     """False: what it samples is not trained (a judge, a summary, a title)."""
+    agent: str = ""
+    """Whose turn it is, where there are several."""
 
 
 @dataclass
@@ -81,6 +83,8 @@ class Episode:
     why: str = ""
     """There is no score: more than that the environment returned none."""
     tools: ToolUse = field(default_factory=ToolUse)
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Of agents that have one of their own; the others get that of the score."""
 
 
 class Policy(Protocol):

@@ -258,7 +258,7 @@ class _Process:
 
     async def _call(self, episode: _Episode, call: Call) -> None:
         stop, ends = tuple(call.stop), tuple(call.stop_token_ids)
-        ask = Ask(call.tokens, call.max_new_tokens, stop, ends, call.train)
+        ask = Ask(call.tokens, call.max_new_tokens, stop, ends, call.train, call.agent)
         try:
             self._say(Answer(call.call, await episode.policy.generate(ask)))
         except ContextFull as full:
@@ -309,10 +309,11 @@ def _episode(end: End) -> Episode:
     """A user's code may have written it."""
     reason = end.finish_reason if end.finish_reason in ("stop", "length") else "stop"
     use = ToolUse(end.tool_calls, end.tool_failures, end.tool_s if math.isfinite(end.tool_s) else 0.0)
+    rewards = {name: number for name, number in end.rewards.items() if math.isfinite(number)}
     if not end.is_scored:
-        return Episode(None, reason, end.why, use)
+        return Episode(None, reason, end.why, use, rewards)
     error = end.error
     if error is None and (end.reward is None or not math.isfinite(end.reward)):
         error = f"the environment failed: the reward is {end.reward}, not a finite number"
     extras = {name: number for name, number in end.extras.items() if math.isfinite(number)}
-    return Episode(Score(None if error else end.reward, extras, error, end.notes), reason, tools=use)
+    return Episode(Score(None if error else end.reward, extras, error, end.notes), reason, "", use, rewards)

@@ -95,6 +95,7 @@ class Call(msgspec.Struct, tag=True):
     stop: list[str]
     stop_token_ids: list[int]
     train: bool
+    agent: str = ""
 
 
 class Drop(msgspec.Struct, tag=True):
@@ -115,6 +116,8 @@ class End(msgspec.Struct, tag=True):
     finish_reason: str = "stop"
     why: str = ""
     """It has no score."""
+    rewards: dict[str, float] = {}
+    """Of further agents."""
     tool_calls: int = 0
     tool_failures: int = 0
     tool_s: float = 0.0

@@ -7,6 +7,7 @@ deadline and ends the process if its loop does not answer.
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import operator
 import os
@@ -15,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +50,7 @@ from asyncrl.envs.wire import (
 from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
 from asyncrl.processes.children import die_with_parent
-from asyncrl.rewards.score import to_score
+from asyncrl.rewards.score import finite, to_score
 from asyncrl.task import Message, Task
 
 _THREADS = 1024
@@ -77,6 +79,9 @@ class Policy:
         """The task's prompt in tokens, as the model's chat template has it."""
         self.truncated = False
         self.tool_use = ToolUse()
+        self.rewards: dict[str, float] = {}
+        """Of further agents, by name."""
+        self._agent = ""
         self.session: Session | None = None
         self._address = ""
         self._sandboxes: list[Sandbox] = []
@@ -123,7 +128,7 @@ class Policy:
         Raises ContextFull if there is no room for a token, or no turn is left, and ValueError for what is no prompt.
         """
         ask = tokens if isinstance(tokens, Ask) else Ask(list(tokens), max_new_tokens, stop, stop_token_ids, train)
-        sampled = await self._worker.ask(self._name, _checked(ask))
+        sampled = await self._worker.ask(self._name, replace(_checked(ask), agent=self._agent))
         if ask.train:
             self.truncated = sampled.finish_reason == "length"
         return sampled
@@ -156,6 +161,24 @@ class Policy:
         sandbox = Sandbox(**limits)
         self._sandboxes.append(sandbox)
         return await sandbox.start()
+
+    def agent(self, name: str) -> Policy:
+        """A further agent of the episode, with sequences, reward and advantage of its own: it is compared with the
+        agents of that name in the group's other rollouts."""
+        if not name.isidentifier():
+            raise ValueError(f"an agent's name is a word like judge, not {name!r}")
+        other = copy.copy(self)
+        other._agent = name
+        return other
+
+    def score(self, reward: float) -> None:
+        """Of a further agent, which gets the episode's otherwise. Raises ValueError for what is no finite number."""
+        number = finite(reward)
+        if number is None or not self._agent:
+            raise ValueError(
+                f"{reward!r} is no finite number" if number is None else "the rollout returns its own reward"
+            )
+        self.rewards[self._agent] = number
 
     def truncate(self) -> None:
         """Says that the episode was cut off; of a last completion that was, it is known."""
@@ -252,7 +275,7 @@ class Worker:
         self._of[call] = name
         future = self._calls[call] = asyncio.get_running_loop().create_future()
         stop, ends = list(ask.stop), list(ask.stop_token_ids)
-        self._say(Call(name, call, ask.tokens, ask.max_new_tokens, stop, ends, ask.train))
+        self._say(Call(name, call, ask.tokens, ask.max_new_tokens, stop, ends, ask.train, ask.agent))
         try:
             return await future
         except asyncio.CancelledError:
@@ -278,7 +301,7 @@ class Worker:
         if error is None and (raised := episode.exception()) is not None:
             error = f"the environment failed: {one_line(raised)}"
         end = episode.result() if error is None else End(name, error=error, is_scored=True)
-        use = policy.tool_use
+        use, end.rewards = policy.tool_use, policy.rewards
         end.tool_calls, end.tool_failures, end.tool_s = use.calls, use.failed, use.seconds
         self._say(end)
 

@@ -224,9 +224,10 @@ def _on_a_line(text: str) -> str:
 
 
 def _name(found: Found) -> str:
-    """task.member, and the sequence and the attempt if they are not the first."""
+    """task.member, the agent if it is a further one, and the sequence and the attempt if they are not the first."""
+    agent = f" {found.trajectory.agent}" if found.trajectory.agent else ""
     sequence = f" sequence {found.sequence + 1}" if found.sequence else ""
-    return f"{found.task}.{found.member}{sequence}" + (f" (attempt {found.attempt})" if found.attempt else "")
+    return f"{found.task}.{found.member}{agent}{sequence}" + (f" (attempt {found.attempt})" if found.attempt else "")
 
 
 def _reward(trajectory: Trajectory) -> str:

@@ -11,7 +11,7 @@ import copy
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from asyncrl.data.prompts import BadPrompt
@@ -107,11 +107,14 @@ class GroupRunner:
         policies, episodes = [policy for policy, _ in kept], [episode for _, episode in kept]
         texts = await self._beside(self._texts, [p.last.tokens if p.last else [] for p in policies])
         with trace.span("reward", lane), self.occupancy.scoring():
-            scores = await self._scores(task, policies, episodes, texts)
+            scores = [
+                replace(score, extras={**score.extras, **episode.rewards})
+                for score, episode in zip(await self._scores(task, policies, episodes, texts), episodes, strict=True)
+            ]
         trajectories = [
             trajectory
             for policy, episode, score in zip(policies, episodes, scores, strict=True)
-            for trajectory in policy.trajectories(prompt_tokens, score, episode.finish_reason)
+            for trajectory in policy.trajectories(prompt_tokens, score, episode.finish_reason, episode.rewards)
         ]
         group, tools = Group(task.number, attempt, task.row_index, tuple(trajectories)), ToolUse()
         for episode in episodes:

@@ -6,6 +6,7 @@ sampled is trained once, in the sequence in which it was sampled, and is context
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,11 +43,12 @@ class _Sequence:
     versions: list[int]
     logprobs: list[float]
     trained: list[bool] = field(default_factory=list)
+    agent: str = ""
 
     @classmethod
-    def begun(cls, prompt: list[int]) -> _Sequence:
+    def begun(cls, prompt: list[int], agent: str = "") -> _Sequence:
         num = len(prompt)
-        return cls(num, list(prompt), [-1] * num, [0.0] * num, [False] * num)
+        return cls(num, list(prompt), [-1] * num, [0.0] * num, [False] * num, agent)
 
     def observe(self, tokens: list[int]) -> None:
         num = len(tokens)
@@ -80,7 +82,7 @@ class EnginePolicy:
         """Tells it from all others that run."""
         self._sequences: list[_Sequence] = []
         self.last: Completion | None = None
-        """What was sampled last, of what is trained."""
+        """What was sampled last, of what is trained; not by further agents."""
         self._calls = 0
         self._turns = {True: 0, False: 0}
         """Completions that are trained, and those that are not."""
@@ -124,33 +126,38 @@ class EnginePolicy:
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _record(self, ask: Ask, completion: Completion) -> None:
-        if ask.train:
+        if ask.train and not ask.agent:
             self.last = completion
-        begins = [s for s in self._sequences if ask.tokens[: len(s.tokens)] == s.tokens]
+        own = [s for s in self._sequences if s.agent == ask.agent]
+        begins = [s for s in own if ask.tokens[: len(s.tokens)] == s.tokens]
         sequence = max(begins, key=lambda s: len(s.tokens), default=None)
         if sequence is None:
-            sequence = _Sequence.begun(ask.tokens)
+            sequence = _Sequence.begun(ask.tokens, ask.agent)
             self._sequences.append(sequence)
         else:
             sequence.observe(ask.tokens[len(sequence.tokens) :])
         sequence.sample(completion, ask.train)
 
-    def trajectories(self, prompt: list[int], score: Score, finish_reason: str) -> list[Trajectory]:
+    def trajectories(
+        self, prompt: list[int], score: Score, finish_reason: str, rewards: Mapping[str, float] | None = None
+    ) -> list[Trajectory]:
         """One for each sequence, the longest-lived first; of a rollout that sampled nothing its prompt alone. The
-        sampled tokens are the trained ones unless there is no reward (I7)."""
+        sampled tokens are the trained ones unless there is no reward (I7). `rewards`: of agents that have their own."""
+        of = dict(rewards or {}) if score.reward is not None else {}
         return [
             Trajectory(
                 tokens=np.array(s.tokens, np.int32),
                 versions=np.array(s.versions, np.int32),
                 logprobs=np.array(s.logprobs, np.float32),
                 loss_mask=np.array(s.trained, np.bool_) & (score.reward is not None),
-                reward=score.reward,
+                reward=of.get(s.agent, score.reward),
                 finish_reason=finish_reason,
                 extras=score.extras,
                 error=score.error,
                 notes=score.notes,
                 member=self._member,
                 prompt=s.prompt,
+                agent=s.agent,
             )
             for s in self._sequences or [_Sequence.begun(prompt)]
         ]

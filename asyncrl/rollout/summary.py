@@ -58,7 +58,7 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
     """The summary of a group that ran to its end; a group in which every reward failed has failed. One whose rewards
     are all equal teaches nothing and may be filtered (DAPO, arXiv:2503.14476)."""
     members = [[group.trajectories[place] for place in places] for places in group.members]
-    firsts = [member[0] for member in members]
+    firsts = [next((t for t in member if not t.agent), member[0]) for member in members]
     versions = [np.concatenate([t.versions for t in member]) for member in members]
     sampled = [v[v >= 0] for v in versions]
     spans = [int(v.max() - v.min()) if len(v) else 0 for v in sampled]
@@ -67,7 +67,7 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
     if oldest < 0:
         scored = any(t.reward is not None for t in firsts)
         outcome, reason = "failed", "no sampled token that could be trained" if scored else "reward"
-    if filter_equal_rewards and oldest >= 0 and len({t.reward for t in firsts} - {None}) < 2:
+    if filter_equal_rewards and oldest >= 0 and _teaches_nothing(group):
         outcome, reason = "filtered", "equal_rewards"
     return GroupSummary(
         group.task,
@@ -87,6 +87,12 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
         extras=[t.extras for t in firsts],
         errors=[t.error for t in firsts if t.error],
     )
+
+
+def _teaches_nothing(group: Group) -> bool:
+    """No agent has two rewards to compare."""
+    agents = {t.agent for t in group.trajectories}
+    return all(len({t.reward for t in group.trajectories if t.agent == agent} - {None}) < 2 for agent in agents)
 
 
 def _turns(trajectory: Trajectory) -> int:

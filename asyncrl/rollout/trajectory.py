@@ -33,6 +33,7 @@ class _Member(msgspec.Struct):
     notes: dict[str, str] = {}
     member: _Number | None = None
     prompt: _Number | None = None
+    agent: str = ""
 
 
 class _Form(msgspec.Struct):
@@ -59,7 +60,8 @@ class Trajectory:
     """A token sequence of one rollout of one task; all arrays have length T = prompt tokens + completion tokens.
 
     A rollout is one such sequence as long as each of its prompts goes on from what was sampled before. Where one does
-    not (a rewritten history, a side branch), it has several: trajectories of one member, which share its reward.
+    not (a rewritten history, a side branch), it has several: trajectories of one member, which share its reward. Of
+    several agents each has sequences and a reward of its own.
     """
 
     tokens: np.ndarray
@@ -84,6 +86,8 @@ class Trajectory:
     """Which rollout of its group it belongs to; None: one of its own."""
     prompt: int | None = None
     """Tokens of its first prompt; None: those before the first sampled one."""
+    agent: str = ""
+    """Which agent of the rollout sampled it; empty: the one that every rollout has."""
 
     @property
     def prompt_length(self) -> int:
@@ -142,6 +146,7 @@ def encode(group: Group) -> bytes:
                 "notes": t.notes,
                 **({} if t.member is None else {"member": t.member}),
                 **({} if t.prompt is None else {"prompt": t.prompt}),
+                **({"agent": t.agent} if t.agent else {}),
             }
             for t in group.trajectories
         ],
@@ -198,6 +203,6 @@ def decode(frame: bytes) -> Group:
             raise _no_group("it has a token below 0, or a mask of neither 0 nor 1")
         if t.prompt is not None and t.prompt > t.length:
             raise _no_group(f"it has a prompt of {t.prompt} tokens among {t.length}")
-        said = t.reward, t.finish_reason, t.extras, t.error, t.notes, t.member, t.prompt
+        said = t.reward, t.finish_reason, t.extras, t.error, t.notes, t.member, t.prompt, t.agent
         trajectories.append(Trajectory(*arrays, *said))
     return Group(header.task, header.attempt, header.row, tuple(trajectories))

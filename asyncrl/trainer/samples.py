@@ -2,6 +2,7 @@
 
 A rollout may have several trajectories (`Trajectory.member`). Its group compares rollouts: each has one reward, one
 advantage, which all of its trajectories get, and one say in a mean over sequences, which they share by their tokens.
+Of several agents (`Trajectory.agent`) each counts as a rollout of its own, compared with those of its name.
 """
 
 from __future__ import annotations
@@ -54,8 +55,7 @@ def choose(
     replayed = [[False] * len(group.trajectories) for group in groups]
     if replay.share:
         groups, replayed = replay.mix(groups, step)
-    for number, group in enumerate(groups):
-        rollouts = list(_rollouts(group, replayed[number], objective))
+    for number, group, rollouts in _by_agent(groups, replayed, objective):
         chosen.num_left_out += sum(len(r.trajectories) for r in rollouts if r.truncated)
         # The reward of one that is cut off counts for the others', unless it could be picked for them.
         compared = [r for r in rollouts if _scored(r) and not (r.truncated and objective.picks_members)]
@@ -82,11 +82,22 @@ def choose(
     return chosen
 
 
-def _rollouts(group: Group, replayed: list[bool], objective: Objective) -> Iterator[_Rollout]:
-    for places in group.members:
+def _by_agent(
+    groups: list[Group], replayed: list[list[bool]], objective: Objective
+) -> Iterator[tuple[int, Group, list[_Rollout]]]:
+    """Number of the group, the group, and the rollouts of one agent: those that are compared."""
+    for number, group in enumerate(groups):
+        for agent in dict.fromkeys(t.agent for t in group.trajectories):
+            yield number, group, list(_rollouts(group, replayed[number], objective, agent))
+
+
+def _rollouts(group: Group, replayed: list[bool], objective: Objective, agent: str) -> Iterator[_Rollout]:
+    for member in group.members:
+        places = [place for place in member if group.trajectories[place].agent == agent]
         trajectories = [group.trajectories[place] for place in places]
         truncated = objective.recipe.mask_truncated and any(t.finish_reason == "length" for t in trajectories)
-        yield _Rollout(trajectories, [replayed[place] for place in places], truncated)
+        if places:
+            yield _Rollout(trajectories, [replayed[place] for place in places], truncated)
 
 
 def _scored(rollout: _Rollout) -> bool:

@@ -195,3 +195,26 @@ def test_an_empty_completion_has_nothing_to_train() -> None:
     (one,) = trajectories([([1, 2], Completion([], [], [], "stop"))])
     assert one.tokens.tolist() == [1, 2]
     assert not one.loss_mask.any()
+
+
+def test_agents_of_one_rollout_have_sequences_and_rewards_of_their_own() -> None:
+    """The judge's second call goes on from its own first, although the solver's sequence would fit too."""
+    engine = Script([completion([2]), completion([5]), completion([6]), completion([9])])
+
+    async def scenario() -> EnginePolicy:
+        policy = EnginePolicy(engine, LIMITS, 3, 1, 2)
+        await policy.generate(Ask([1]))
+        await policy.generate(Ask([1, 2, 4], agent="judge"))
+        await policy.generate(Ask([1, 2, 4, 5, 7], agent="judge"))
+        await policy.generate(Ask([1, 2, 8], agent="other"))
+        return policy
+
+    policy = asyncio.run(scenario())
+    solver, judge, other = policy.trajectories([1], Score(1.0), "stop", {"judge": 0.25})
+    assert [(t.agent, t.reward, t.member) for t in (solver, judge, other)] == [
+        ("", 1.0, 2), ("judge", 0.25, 2), ("other", 1.0, 2),
+    ]  # fmt: skip
+    assert [t.tokens[t.loss_mask].tolist() for t in (solver, judge, other)] == [[2], [5, 6], [9]]
+    assert policy.last.tokens == [2], "what the reward function sees"
+    failed = policy.trajectories([1], Score(None, error="no"), "stop", {"judge": 0.25})
+    assert [(t.reward, t.loss_mask.any()) for t in failed] == [(None, False)] * 3

@@ -66,3 +66,19 @@ def test_a_rollout_counts_once_and_its_turns_each() -> None:
     assert summary.rewards == [1.0, 0.0]
     assert (summary.num_turns, summary.num_sequences, summary.num_tokens) == (4, 3, 6)
     assert (summary.num_mixed, summary.num_truncated, summary.in_flight) == (1, 1, 0.5)
+
+
+def test_the_rewards_of_a_group_are_those_of_the_agent_that_all_rollouts_have() -> None:
+    """Whoever spoke first; and one whose judges alone differ teaches something."""
+    first, second = group(1.0, 1.0).trajectories
+    judges = (replace(first, agent="judge", reward=0.2), replace(second, agent="judge", reward=0.4))
+    members = (
+        replace(judges[0], member=0),
+        replace(first, member=0),
+        replace(second, member=1),
+        replace(judges[1], member=1),
+    )
+    summary = summarise(Group(7, 0, 7, members), filter_equal_rewards=True)
+    assert (summary.rewards, summary.outcome) == ([1.0, 1.0], "finished")
+    alike = tuple(replace(t, reward=0.2) if t.agent else t for t in members)
+    assert summarise(Group(7, 0, 7, alike), filter_equal_rewards=True).outcome == "filtered"

@@ -32,6 +32,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         error=draw(st.none() | st.text(max_size=20)),
         member=draw(st.none() | st.integers(0, 9)),
         prompt=draw(st.none() | st.integers(0, len(columns[0]))),
+        agent=draw(st.sampled_from(["", "judge"])),
     )
 
 
@@ -59,13 +60,14 @@ def test_round_trip(group: Group) -> None:
             before, after = getattr(sent, name), getattr(got, name)
             assert after.dtype == before.dtype
             np.testing.assert_array_equal(after, before)
-        assert (got.reward, got.finish_reason, got.extras, got.error, got.member, got.prompt) == (
+        assert (got.reward, got.finish_reason, got.extras, got.error, got.member, got.prompt, got.agent) == (
             sent.reward,
             sent.finish_reason,
             sent.extras,
             sent.error,
             sent.member,
             sent.prompt,
+            sent.agent,
         )
     assert encode(back) == encode(group)
 

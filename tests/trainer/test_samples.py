@@ -94,3 +94,18 @@ def test_observed_tokens_between_turns_are_read_and_not_trained(tiny_model: Path
     assert len(packed.targets) == sum(trained)
     assert sorted(packed.targets.tolist()) == sorted(int(x) for t in turns for x in t.tokens[t.loss_mask])
     assert not {9, 8} & {int(x) for t in turns for x in t.tokens[t.loss_mask][-2:]}
+
+
+def test_agents_are_compared_with_those_of_their_name(tiny_model: Path) -> None:
+    """Solvers 1 and 0, judges 5 and 7: each mean is that of its own kind, and each counts as a rollout."""
+    (group,) = groups(5, [[1.0, 0.0, 5.0, 7.0]])
+    agents = ("", "", "judge", "judge")
+    members = [
+        replace(t, member=i % 2, agent=a) for i, (t, a) in enumerate(zip(group.trajectories, agents, strict=True))
+    ]
+    ours = learner(tiny_model, recipe(algorithm={"advantage": "dr_grpo"}))
+    samples = of(ours, [replace(group, trajectories=tuple(members))])
+    assert {(s.trajectory.agent, s.reward): s.advantage for s in samples} == pytest.approx(
+        {("", 1.0): 0.5, ("", 0.0): -0.5, ("judge", 5.0): -1.0, ("judge", 7.0): 1.0}
+    )
+    assert ours._updates(samples)[0].counts.num_sequences == 4
