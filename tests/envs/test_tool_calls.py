@@ -89,8 +89,8 @@ def test_a_parser_that_fails_is_read_by_the_model_and_an_unknown_one_is_refused(
     text, (call,) = parser.read("anything", SCHEMAS, 0)
     assert text == "anything"
     assert call.error.startswith("the call cannot be read: KeyError: 'no token'")
-    with pytest.raises(UserError, match=r"env.tool_parser 'llama_json' is not one of .*; did you mean llama3_json\?"):
-        tool_parser("llama_json", tokenizer(CHATML))
+    with pytest.raises(UserError, match=r"env.tool_parser 'mistrl' is not one of .*; did you mean mistral\?"):
+        tool_parser("mistrl", tokenizer(CHATML))
 
 
 def test_ids_are_as_mistrals_templates_want_them() -> None:
