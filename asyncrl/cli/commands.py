@@ -271,9 +271,9 @@ def _sizes(recipe: Recipe) -> list[str]:
     engines = "" if rollout.first_replicas == rollout.replicas else f"{rollout.first_replicas} to "
     return [
         f"slots      {num_slots} groups under way = (max_staleness {recipe.max_staleness} + 1) x {groups} per step"
-        + (f" + {recipe.backup_groups} backup" if recipe.backup_groups else ""),
+        + (f" + {settings.backup_groups} backup" if settings.backup_groups else ""),
         f"staleness  no trained token is older than {worst_case(settings)} update(s) "
-        f"(policy {recipe.policy}, over_age {recipe.over_age})",
+        f"(policy {settings.policy}, over_age {recipe.over_age})",
         f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
         f"on {engines}{rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
         f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",

@@ -128,12 +128,6 @@ def _check_run_dir(recipe: Recipe, base_dir: Path) -> None:
 
 def _check_rollout(recipe: Recipe) -> None:
     rollout = recipe.rollout
-    for key, value, off in (("top_p", rollout.top_p, 1.0), ("top_k", rollout.top_k, 0)):
-        if value != off:
-            raise UserError(
-                f"rollout.{key} {value} cuts the sampled distribution, so that its log-probs are not those of the "
-                f"trainer; set rollout.{key}={off:g}"
-            )
     if rollout.first_replicas > rollout.replicas:
         raise UserError(
             f"rollout.replicas: min {rollout.min_replicas} is more than max {rollout.replicas}; lower min or raise max"

@@ -31,6 +31,7 @@ from asyncrl.errors import UserError, nearest
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.paths import beside
+from asyncrl.recipe.renamed import today
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.unfolded import interpolations_bounded, require_modest, require_modest_values
 from asyncrl.storage.small_files import read
@@ -112,11 +113,11 @@ def control_settings(recipe: Recipe) -> Settings:
             groups_per_step=recipe.groups_per_step,
             max_staleness=recipe.max_staleness,
             max_steps=recipe.max_steps,
-            selection_window=recipe.selection_window,
+            selection_window=recipe.experimental.selection_window,
             over_age=recipe.over_age,
-            policy=recipe.policy,
-            push_lag=recipe.weights.push_lag,
-            backup_groups=recipe.backup_groups,
+            policy=recipe.experimental.policy or recipe.policy,
+            push_lag=recipe.experimental.push_lag,
+            backup_groups=recipe.experimental.backup_groups,
             tokens_per_group=recipe.group_size * recipe.rollout.max_new_tokens,
         )
     except ValueError as error:
@@ -168,7 +169,7 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     base = config.pop("base", None)
     if given is not None and base is not None:
         raise UserError(f"{path}: the recipe of a run has no base, and this one names {_shown(base)}; see who wrote it")
-    keys = OmegaConf.to_container(config)
+    keys = today(OmegaConf.to_container(config), str(path), quietly=given is not None)
     layer = Layer(str(path), OmegaConf.create(beside(keys, path)), tuple(_emptied(keys)))
     if base is None:
         return [layer]
@@ -187,7 +188,7 @@ def _override_layer(override: str) -> Layer:
         raise UserError(f"'{override:.100}' is not of the form key=value, such as max_steps=20 or trainer.ranks=1")
     try:
         require_modest(value, key)
-        config = OmegaConf.from_dotlist([override])
+        config = OmegaConf.create(today(OmegaConf.to_container(OmegaConf.from_dotlist([override])), "command line"))
         # `data.options={size: 9}` means just that.
         return Layer("command line", config, (key,) if isinstance(yaml.safe_load(value), dict) else ())
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:

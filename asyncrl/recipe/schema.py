@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.env import Env
+from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed, no_range
 
 TRACKERS = ("mlflow", "trackio")
@@ -84,10 +85,6 @@ class RolloutRecipe(Part):
     """Tokens that do, by their ids."""
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Sampling temperature; the trainer divides its logits by the same number."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Must be 1: a truncated support makes the engine's distribution differ from the trainer's."""
-    top_k: NonNegativeInt = 0
-    """Must be 0 (off), for the same reason."""
     kv_after_update: Literal["keep", "recompute"] = "keep"
     """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights. One
     that waits is computed with the new weights from its first token on, either way."""
@@ -202,8 +199,6 @@ class WeightsRecipe(Part):
     """Update one replica after the other, so that the others go on; needs shared_memory or disk."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the weights that the generators hold and that are sent."""
-    push_lag: PositiveInt = 1
-    """Push only versions that are so many updates ahead of the live one; at most max_staleness + 1."""
     verify: bool = False
     """After each push compare the engines' log-probs of a fixed text with the trainer's, and stop if they differ. The
     first push to each engine is always compared."""
@@ -296,17 +291,11 @@ class Recipe(Part):
     """Groups trained in one step (P)."""
     max_steps: PositiveInt
     """Training steps of the run."""
-    policy: Literal["bounded", "one_step", "stale_k", "sync"] = "bounded"
-    """`sync`: max_staleness 0. `one_step`: every batch exactly one update old. `stale_k`: exactly max_staleness, to
-    test objectives. `bounded`: at most max_staleness."""
+    policy: Literal["bounded", "sync"] = "bounded"
+    """`bounded`: no trained token is older than max_staleness updates. `sync`: max_staleness 0."""
     max_staleness: Annotated[int | float, Field(ge=0, le=10**6)] = 1
     """S: no trained token is older than this many updates; 0 = synchronous. 1.5: up to half of each batch two
     (with over_age wait)."""
-    backup_groups: NonNegativeInt = 0
-    """Groups under way beyond what is needed: a batch closes with the first that finish, the stragglers that become
-    too old are restarted. Needs over_age drop."""
-    selection_window: PositiveInt = 1
-    """W: a finished group may overtake at most W - 1 older ones; the bound becomes S + ceil((W - 1)/P)."""
     over_age: Literal["wait", "drop", "mask"] = "wait"
     """Stragglers: wait for them, cancel and restart them, or train only their tokens of age <= S."""
     run_dir: Annotated[str, Field(min_length=1)] | None = None
@@ -338,6 +327,8 @@ class Recipe(Part):
     """Every wait has one."""
     ray_address: str | None = None
     """Address of a running Ray cluster; default: the one in RAY_ADDRESS, else one started on this machine."""
+    experimental: ExperimentalRecipe = ExperimentalRecipe()
+    """For the study of schedules."""
 
     @model_validator(mode="before")
     @classmethod

@@ -117,8 +117,8 @@ VARIANTS = {
     "ranks": recipe_of(**RANKS),
     "snapshots": recipe_of(**SNAPSHOTS),
     "sync": recipe_of(policy="sync", max_staleness=0, **EVERY_STEP),
-    "lag": recipe_of(policy="stale_k", max_staleness=2),
-    "drop": recipe_of(over_age="drop", backup_groups=1, **SNAPSHOTS),
+    "lag": recipe_of(experimental={"policy": "stale_k"}, max_staleness=2),
+    "drop": recipe_of(over_age="drop", experimental={"backup_groups": 1}, **SNAPSHOTS),
 }
 VICTIMS = ("trainer-0", "trainer-0 noticed", "generator-0", "generator-1", "buffer", "holders", "driver")
 PLANS = st.builds(

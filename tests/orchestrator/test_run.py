@@ -317,11 +317,16 @@ def reward(prompts, completions, answer, trainer_state, log_extra, log_metric, f
     return [scale * float(len(c)) if len(c) % 5 else None for c in completions]
 """
 POLICIES = {
-    "lag": ["policy=stale_k", "max_staleness=2"],
-    "drop": ["over_age=drop", "max_staleness=2", "backup_groups=2"],
+    "lag": ["experimental.policy=stale_k", "max_staleness=2"],
+    "drop": ["over_age=drop", "max_staleness=2", "experimental.backup_groups=2"],
     "mask": ["over_age=mask", "algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
     "window": [
-        *("max_staleness=1.5", "selection_window=3", "weights.push_lag=2", "reward={folder}/trl.py:reward"),
+        *(
+            "max_staleness=1.5",
+            "experimental.selection_window=3",
+            "experimental.push_lag=2",
+            "reward={folder}/trl.py:reward",
+        ),
         *("rewards.kwargs={scale: 2}", "rewards.skip_special_tokens=false", "rollout.stop_token_ids=[97, 98]"),
         *("data.path={folder}/rows.jsonl.gz", "data.options={}", "data.on_bad_row=skip"),
         "model={folder}/capped",

@@ -128,7 +128,7 @@ BAD_FILES = {
     ),
     "max_new_tokens: 1": r"bad\.yaml: max_new_tokens is not a key; did you mean rollout\.max_new_tokens\?",
     "trainer: {lr: 1}": r"bad\.yaml: trainer\.lr is not a key; trainer has the keys ranks, .*, cpu_threads",
-    "zzz: 1": r"bad\.yaml: zzz is not a key; a recipe has the keys model, data, .*, ray_address",
+    "zzz: 1": r"bad\.yaml: zzz is not a key; a recipe has the keys model, data, .*, ray_address, experimental",
     "5: 1": r"bad\.yaml: 5 is not a key; a recipe has the keys .*",
     "groups_per_step: many": r"bad\.yaml: groups_per_step must be a whole number, got 'many'",
     "group_size: '4'": r"bad\.yaml: group_size must be a whole number, got '4'",
@@ -138,7 +138,7 @@ BAD_FILES = {
     "group_size: 0": r"bad\.yaml: group_size must be greater than 0, got 0",
     "max_staleness: -1": r"bad\.yaml: max_staleness must be at least 0, got -1",
     "seed: 4294967296": r"bad\.yaml: seed must be less than 4294967296, got 4294967296",
-    "rollout: {top_p: 2}": r"bad\.yaml: rollout\.top_p must be at most 1, got 2",
+    "rollout: {top_p: 2}": r"bad\.yaml: rollout\.top_p cuts the sampled distribution, .*; leave it out",
     "rollout: {temperature: 0}": r"bad\.yaml: rollout\.temperature must be greater than 0, got 0",
     "rollout: {temperature: .inf}": r"bad\.yaml: rollout\.temperature must be a finite number, got inf",
     "trainer: {learning_rate: fast}": r"bad\.yaml: trainer\.learning_rate must be a number, got 'fast'",
@@ -315,8 +315,8 @@ def test_load_of_dump_is_the_same_recipe(
     [
         (["max_staleness=0"], 0),
         (["max_staleness=2"], 2),
-        (["max_staleness=2", "selection_window=5", "groups_per_step=4"], 3),
-        (["max_staleness=2", "selection_window=6", "groups_per_step=4"], 4),
+        (["max_staleness=2", "experimental.selection_window=5", "groups_per_step=4"], 3),
+        (["max_staleness=2", "experimental.selection_window=6", "groups_per_step=4"], 4),
     ],
 )
 def test_worst_case_staleness(folder: Path, overrides: list[str], bound: int) -> None:
