@@ -1,4 +1,5 @@
-"""Environment of recipes/guess.yaml: a number from 1 to 15, four guesses, and each time whether it is higher or lower."""
+"""Environment of recipes/guess.yaml: a number from 1 to 15, four guesses,
+and each time whether it is higher or lower."""
 
 from __future__ import annotations
 

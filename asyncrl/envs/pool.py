@@ -190,6 +190,9 @@ class _Process:
     def begin(self, name: str, task: Task, prompt: list[int], policy: Policy) -> _Episode:
         episode = _Episode(name, policy, asyncio.get_running_loop().create_future())
         episode.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # someone looked at it
+        if self._channel is None:
+            _end(episode, Episode(failed("the environment's process died before the episode began")))
+            return episode
         self.episodes[name] = episode
         self._say(Start(name, task, prompt))
         return episode

@@ -15,7 +15,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -53,6 +53,7 @@ from asyncrl.processes.children import die_with_parent
 from asyncrl.rewards.score import finite, to_score
 from asyncrl.task import Message, Task
 
+_MOST_NOTES = 100
 _THREADS = 1024
 """For plain functions: each episode that runs one holds one."""
 
@@ -65,9 +66,29 @@ def main(handle: int, parent_pid: int) -> None:
 
 
 async def _serve(connection: socket.socket) -> None:
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "environment"))
     reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
-    await Worker(Channel(reader, writer)).serve()
+    worker = Worker(Channel(reader, writer))
+    asyncio.get_running_loop().set_default_executor(_Threads(worker.warn))
+    await worker.serve()
+
+
+class _Threads(ThreadPoolExecutor):
+    """Says so when they are all taken. Used by the event loop's thread alone."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__(_THREADS, "environment")
+        self._warn, self._futures = warn, set[Future[Any]]()
+
+    def submit(self, *arguments: Any, **kwargs: Any) -> Future[Any]:
+        self._futures = {future for future in self._futures if not future.done()}
+        if len(self._futures) >= _THREADS:
+            self._warn(
+                f"{_THREADS} plain functions of the environment run, and others wait until one returns: those of an "
+                "episode that has ended go on; give what waits a timeout"
+            )
+        future = super().submit(*arguments, **kwargs)
+        self._futures.add(future)
+        return future
 
 
 class Policy:
@@ -242,8 +263,8 @@ class Worker:
         self._channel.send(to_generator(message))
 
     def warn(self, text: str) -> None:
-        """In the run's log, once."""
-        if text not in self._said:
+        """In the run's log, once; of a process that has said a hundred things no more."""
+        if text not in self._said and len(self._said) < _MOST_NOTES:
             self._said.add(text)
             self._say(Note(text))
 

@@ -31,13 +31,13 @@ def entries() -> Iterator[Entry]:
 
 
 def copy(name: str, folder: Path) -> list[Path]:
-    """Copy a recipe and the code that it names; returns the copies. Raises UserError: nothing is replaced."""
+    """Copy a recipe and the code and rows that it names; returns the copies. Raises UserError: nothing is replaced."""
     known = [entry.name for entry in entries()]
     name = name.removesuffix(".yaml")
     if name not in known:
         raise UserError(f"recipes: {name} is not one of {', '.join(known)}{nearest(name, known)}")
     text = (SHIPPED / f"{name}.yaml").read_text()
-    files = [f"{name}.yaml", *sorted(set(re.findall(r"\./(\w+\.py):", text)))]
+    files = [f"{name}.yaml", *sorted(set(re.findall(r"\./(\w+\.(?:py|jsonl))\b", text)))]
     for file in files:
         if (folder / file).exists():
             raise UserError(f"recipes: {folder / file} exists; move it away, or name another folder")

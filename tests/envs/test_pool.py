@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import select
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from asyncrl.envs import pool as pools
+from asyncrl.envs import worker as workers
 from asyncrl.envs.environment import Ask, ContextFull, Episode, Sampled
 from asyncrl.envs.pool import EnvPool, EnvSettings
 from asyncrl.envs.wire import End, Load
@@ -368,3 +370,35 @@ def test_who_holds_the_event_loop_is_named(tmp_path: Path, tiny_model: Path, cap
     (warning,) = [record.message for record in caplog.records if "holds its event loop" in record.message]
     assert "env.py:" in warning
     assert "make what blocks a plain function" in warning
+
+
+def test_an_episode_whose_process_died_before_it_began_does_not_wait(tmp_path: Path, tiny_model: Path) -> None:
+    async def scenario() -> Episode:
+        async with pool_of(tmp_path, tiny_model) as pool:
+            (process,) = pool._processes
+            await process.end("it was killed")
+            process.ready = _is_ready  # as it was a moment ago
+            return await asyncio.wait_for(
+                pool.rollout(Task(0, 0, "hi", {"do": "wait", "s": 0.0}), [5], Policy(tiny_model), "a"), 5
+            )
+
+    episode = asyncio.run(scenario())
+    assert episode.score.error == "the environment's process died before the episode began"
+
+
+async def _is_ready() -> None:
+    """It is."""
+
+
+def test_plain_functions_that_take_all_threads_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_THREADS", 2)
+    said, go = [], threading.Event()
+    threads = workers._Threads(said.append)
+    threads.submit(go.wait, 10)
+    threads.submit(go.wait, 10)
+    assert not said
+    last = threads.submit(int)
+    assert "2 plain functions of the environment run" in said[0]
+    go.set()
+    assert last.result(10) == 0
+    threads.shutdown()

@@ -30,8 +30,9 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_copy_has_the_code_that_it_names(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert entry.what
     monkeypatch.chdir(tmp_path)
-    path, *code = copy(entry.name, Path("mine"))
-    assert all(f"./{file.name}:" in path.read_text() for file in code)
+    path, *files = copy(entry.name, Path("mine"))
+    assert all(f"./{file.name}" in path.read_text() for file in files)
+    code = [file for file in files if file.suffix == ".py"]
     recipe = load(path)
     named = load_object(recipe.code.get("env") or recipe.code["reward"], tmp_path, "code")
     assert [Path(named.__code__.co_filename)] == [tmp_path / file for file in code] or not code
