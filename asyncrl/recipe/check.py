@@ -26,6 +26,7 @@ from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
+from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import TRACKERS, Recipe
@@ -98,7 +99,7 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
         for tracker in recipe.track.also:
             _check_tracker(tracker, base_dir, elsewhere)
     check_algorithm(recipe, engine.provides_logprobs)
-    _check_weights(recipe, engine)
+    check_weights(recipe, engine.holds_weights)
 
 
 def _is_away(path: str) -> bool:
@@ -356,36 +357,6 @@ def _callable(spec: str, base_dir: Path, key: str) -> Any:
     if not callable(found):
         raise UserError(f"{key} '{spec}' is of type {type(found).__name__}, not a function or class")
     return found
-
-
-def _check_weights(recipe: Recipe, engine: _EngineTraits) -> None:
-    weights, name = recipe.weights, recipe.rollout.engine
-    if engine.holds_weights and weights.channel == "none":
-        raise UserError(f"weights.channel none would never update engine {name}; set weights.channel=auto")
-    if not engine.holds_weights and weights.channel not in ("auto", "none"):
-        raise UserError(f"weights.channel {weights.channel} needs weights, engine {name} holds none; set it to auto")
-    if not engine.holds_weights and weights.verify:
-        raise UserError(f"weights.verify needs weights, engine {name} holds none; set weights.verify=false")
-    if weights.channel == "nccl" and recipe.trainer.lora.rank:
-        raise UserError("weights.channel nccl cannot merge the adapters of trainer.lora; set weights.channel=auto")
-    if weights.rolling and weights.channel not in ("shared_memory", "disk"):
-        raise UserError(f"weights.rolling needs channel shared_memory or disk, not {weights.channel}")
-    for key, num_gpus in (
-        ("rollout.gpus_per_replica", recipe.rollout.gpus_per_replica),
-        ("trainer.gpus_per_rank", recipe.trainer.gpus_per_rank),
-    ):
-        if weights.channel == "nccl" and num_gpus < 1:
-            raise UserError(
-                f"weights.channel nccl needs whole GPUs, but {key} is {num_gpus:g}; set {key}=1 or weights.channel=auto"
-            )
-    if weights.channel == "cuda_ipc" and not recipe.on_one_gpu:
-        raise UserError(
-            "weights.channel cuda_ipc is for one rank and its generators on one GPU: trainer.gpus_per_rank and "
-            "rollout.replicas x rollout.gpus_per_replica must be shares of it, such as 0.6 and 0.4; or set "
-            "weights.channel=auto"
-        )
-    if weights.channel == "cuda_ipc" and recipe.trainer.lora.rank:
-        raise UserError("weights.channel cuda_ipc cannot merge the adapters of trainer.lora; set weights.channel=auto")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.env import Env
 from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed, no_range
+from asyncrl.registry import TRANSPORTS
 
 TRACKERS = ("mlflow", "trackio")
 """For `track.also`: each is the name of a package, and of the extra that installs it."""
@@ -195,7 +196,7 @@ class TrainerRecipe(Part):
 
 
 class WeightsRecipe(Part):
-    channel: Literal["auto", "shared_memory", "gloo", "nccl", "cuda_ipc", "disk", "none"] = "auto"
+    channel: Literal["auto", *TRANSPORTS] = "auto"
     """`auto`: nccl if generators and trainer have GPUs of their own, cuda_ipc if they share one, else shared_memory on
     one node and gloo on several. `disk` writes to the run directory; `none` (only) for an engine without weights."""
     rolling: bool = False

@@ -1,4 +1,4 @@
-"""The trainer actor: one rank of the learner, its staging copies and its end of the weight channel, behind Ray.
+"""The trainer actor: one rank of the learner, its staging copies and its end of the weight transport, behind Ray.
 
     driver --train(k)--> [buffer --frames--> decode -> learner.step] --> driver
     driver --publish(k+1)--> [copy of the weights, send]   its own thread: the next step runs meanwhile
@@ -27,7 +27,7 @@ import torch
 from asyncrl.checkpoint import files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.checkpoint.snapshots import Snapshots
-from asyncrl.cluster.rendezvous import Meeting, open_meeting
+from asyncrl.cluster.rendezvous import Rendezvous, open_rendezvous
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
 from asyncrl.observe import relay, trace
@@ -35,6 +35,7 @@ from asyncrl.processes import orphans, stacks
 from asyncrl.processes.crossing import crossing
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import TRANSPORTS
 from asyncrl.rollout.trajectory import decode
 from asyncrl.storage import atomic, private
 from asyncrl.storage.run_dir import make_alike
@@ -43,16 +44,16 @@ from asyncrl.trainer.comparison import require_same, require_unchanged
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gpu_memory import explained
 from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.lora import merged, transposed
+from asyncrl.trainer.lora import adapters, merged
 from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model
 from asyncrl.trainer.precision import TYPES
-from asyncrl.trainer.ranks import Team
+from asyncrl.trainer.ranks import ProcessGroup
 from asyncrl.trainer.step_report import StepReport
-from asyncrl.weights.channel import Channel, ChannelConfig, open_channel
 from asyncrl.weights.files import SHARED_MEMORY
 from asyncrl.weights.replicas import RayReplicas
 from asyncrl.weights.staging import Staging, require_finite
+from asyncrl.weights.transport import Sender, SenderConfig, open_sender
 from asyncrl.weights.update import PublishReport
 from asyncrl.weights.verify import probe_tokens
 
@@ -108,25 +109,25 @@ class TrainerActor:
     """Calls run one at a time, but for those of the groups `push`, `save` and `notices`, which run beside them."""
 
     def __init__(
-        self, recipe: Recipe, model: str, channel: str, base_dir: Path, sight: Sight, buffer: Any, rank: int
+        self, recipe: Recipe, model: str, transport: str, base_dir: Path, sight: Sight, buffer: Any, rank: int
     ) -> None:
         relay.relay()
         self.rank = rank
         self.recipe = recipe
         self.model_path = model
-        self.backend = channel
+        self.transport = transport
         self.base_dir = base_dir
         self.sight, self.run_dir = sight, sight.run_dir
         self.buffer = buffer
-        self.channel: Channel | None = None
+        self.sender: Sender | None = None
         self.shared: Path | None = None
 
-    def meeting(self) -> Meeting:
+    def rendezvous(self) -> Rendezvous:
         """Where the ranks meet: rank 0 says it, and holds the place."""
-        meeting, self.store = open_meeting(ray.util.get_node_ip_address(), self.recipe.deadlines.start_s)
-        return meeting
+        rendezvous, self.store = open_rendezvous(ray.util.get_node_ip_address(), self.recipe.deadlines.start_s)
+        return rendezvous
 
-    def start(self, origin: Origin, snapshots: Snapshots | None, meeting: Meeting | None) -> Loaded:
+    def start(self, origin: Origin, snapshots: Snapshots | None, rendezvous: Rendezvous | None) -> Loaded:
         """Load the model and the state; `train_again` is for the batches of `origin`. `snapshots`: where to send new
         ones."""
         recipe, trainer = self.recipe, self.recipe.trainer
@@ -139,17 +140,19 @@ class TrainerActor:
             logger.warning("trainer.precision fp16: most CPUs compute it many times as slowly as bf16 or fp32")
         if 0 < trainer.gpus_per_rank < 1:
             torch.cuda.set_per_process_memory_fraction(trainer.gpus_per_rank)
-        self.team = Team(device)
-        if meeting is not None:
+        self.process_group = ProcessGroup(device)
+        if rendezvous is not None:
             store = self.store if self.rank == 0 else None
-            self.team = Team.join(meeting, store, self.rank, trainer.ranks, device, recipe.deadlines.step_s)
+            self.process_group = ProcessGroup.join(
+                rendezvous, store, self.rank, trainer.ranks, device, recipe.deadlines.step_s
+            )
         loss = load_loss(recipe.algorithm.loss, self.base_dir)
         load = partial(load_model, self.model_path, recipe, device)
         tokenizer = load_tokenizer(self.model_path)
         self.probe = probe_tokens(tokenizer, recipe.max_tokens)
         look = self._compare_untouched if origin.is_initial and self.rank == 0 else lambda model: None
         with explained(trainer, "its start"):
-            self.learner = Learner(load, recipe, loss, device, self.team, look)
+            self.learner = Learner(load, recipe, loss, device, self.process_group, look)
         self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
         self.learner.before_update = self._before_update
         self.snapshots = snapshots
@@ -192,11 +195,12 @@ class TrainerActor:
         return self._score_probe() if live == batch.step + 1 else None
 
     def _staging(self, version: int, device: torch.device) -> Staging:
-        if self.backend == "shared_memory":
+        copies = TRANSPORTS[self.transport].copies
+        if copies == "shared_memory":
             # With this, what a trainer has left that was killed is gone.
             self.shared = private.make(SHARED_MEMORY)
-        copies = device if self.backend in ("nccl", "cuda_ipc") else torch.device("cpu")
-        return Staging(self.learner.model, version, self._dtype, copies, self.shared)
+        place = device if copies == "gpu" else torch.device("cpu")
+        return Staging(self.learner.model, version, self._dtype, place, self.shared)
 
     def _hold(self, live: int, version: int) -> None:
         """Keep the weights if they are those that the generators hold."""
@@ -205,7 +209,7 @@ class TrainerActor:
 
     def _score_probe(self) -> list[float]:
         """Log-probs of the text that weights are verified with; every rank takes part."""
-        return [] if self.backend == "none" else self.learner.score(self.probe)
+        return [] if self.transport == "none" else self.learner.score(self.probe)
 
     def _learn(self, batch: Train, publishing: int) -> StepReport:
         self.publishing, self.wait_copy_s, self.wait_publish_s = publishing, 0.0, 0.0
@@ -248,41 +252,40 @@ class TrainerActor:
             logger.warning("the snapshot of version %d was not taken: %s", version, error)
 
     @ray.method(concurrency_group="push")
-    def open_channel(self) -> Any:
-        """Open this rank's end of the weight channel, and say how to reach it; an earlier channel is closed first."""
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
+    def open_sender(self) -> Any:
+        """Open this rank's end of the weight transport, and say how to reach it; an earlier one is closed first."""
+        if self.sender is not None:
+            self.sender.close()
+            self.sender = None
         lora = self.recipe.trainer.lora
-        config = ChannelConfig(
-            backend=self.backend,
+        config = SenderConfig(
+            transport=self.transport,
             rank=self.rank,
             address=ray.util.get_node_ip_address(),
             timeout_s=self.recipe.deadlines.publish_s,
             dtype=self.recipe.weights.dtype,
             folder=self.run_dir / "weights",
             rolling=self.recipe.weights.rolling,
-            lora_scale=lora.scale if lora.rank else None,
-            lora_transposed=transposed(self.learner.model) if lora.rank else (),
-            group=self.team.push_group,
+            adapters=adapters(self.learner.model, lora) if lora.rank else None,
+            group=self.process_group.sync_group,
         )
-        self.channel = open_channel(config, self.staging.layout)
-        return self.channel.end()
+        self.sender = open_sender(config, self.staging.layout)
+        return self.sender.endpoint()
 
     @ray.method(concurrency_group="push")
-    def connect(self, replicas: RayReplicas, ends: list[Any]) -> None:
+    def connect(self, replicas: RayReplicas, endpoints: list[Any]) -> None:
         """Connect all ranks' ends with these replicas."""
-        assert self.channel is not None
-        self.channel.connect(replicas if self.rank == 0 else None, replicas.num_workers, ends)
+        assert self.sender is not None
+        self.sender.connect(replicas if self.rank == 0 else None, replicas.num_workers, endpoints)
 
     @ray.method(concurrency_group="push")
     def stage(self, version: int | None) -> tuple[int, Any]:
         """Hold a copy of `version` (None: of the one sent last) for `publish`; which it is, and how to read it."""
-        if self.channel is None:
-            raise RuntimeError("stage before open_channel")
+        if self.sender is None:
+            raise RuntimeError("stage before open_sender")
         with trace.span("stage", lane="push"):
             version, self.staged = self.staging.send(version)
-            return version, self.channel.copy(version, self.staged)
+            return version, self.sender.copy(version, self.staged)
 
     @ray.method(concurrency_group="push")
     def publish(self, version: int, copies: list[Any]) -> PublishReport:
@@ -290,9 +293,9 @@ class TrainerActor:
 
         May be called again, after `stage`, if it failed.
         """
-        assert self.channel is not None
+        assert self.sender is not None
         with trace.span("push", lane="push"):
-            return self.channel.publish(version, self.staged, copies)
+            return self.sender.publish(version, self.staged, copies)
 
     def save(self, folder: Path) -> None:
         """Begin to write this rank's part of trainer/ into the checkpoint folder; returns before it is done.

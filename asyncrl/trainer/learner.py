@@ -37,7 +37,7 @@ from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, pack_text
 from asyncrl.trainer.precision import TYPES, hold
-from asyncrl.trainer.ranks import Team
+from asyncrl.trainer.ranks import ProcessGroup
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.samples import choose
 from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
@@ -80,11 +80,11 @@ class Learner:
         recipe: Recipe,
         loss: Loss,
         device: torch.device,
-        team: Team | None = None,
+        process_group: ProcessGroup | None = None,
         look: Callable[[torch.nn.Module], object] = lambda model: None,
     ) -> None:
         self.recipe, self.device = recipe, device
-        self.team = team or Team(device)
+        self.process_group = process_group or ProcessGroup(device)
         self.dtype = TYPES[recipe.trainer.precision]
         self.model = load()
         look(self.model)
@@ -108,7 +108,7 @@ class Learner:
         self.critic: Critic | None = None
         if algorithm.advantage == "gae":
             values = self._called(Values, load())
-            self.critic = Critic(values, recipe, self.team)
+            self.critic = Critic(values, recipe, self.process_group)
         if self.kernels:
             self.optimizer.zero_grad()
             warm_up(self.policy, device, trainer.tokens_per_microbatch)
@@ -121,7 +121,7 @@ class Learner:
         if self.packs and self.device.type == "cuda":
             attention = "FlashAttention 4" if use_flash(self.device) else "FlexAttention's Triton kernels"
             self.kernels = f"attention by {attention}, layers {'' if compile_layers(model) else 'not '}compiled"
-        self.team.shard(called, model, self.recipe.trainer)
+        self.process_group.shard(called, model, self.recipe.trainer)
         hold(model, self.dtype)
         return called
 
@@ -146,7 +146,7 @@ class Learner:
         for done in range(number):
             norms.append(self._update(updates[done % len(updates)], step, done / number, sums, gaps))
         self._maybe_reset_reference(step)
-        sums = sums.over(self.team)
+        sums = sums.over(self.process_group)
         with_gradient = sums.tokens_with_gradient
         metrics = {
             **sums.off_policy.metrics(),
@@ -174,14 +174,14 @@ class Learner:
         for minibatch in minibatches(samples, self.recipe.trainer.minibatches):
             trained = [s for s in minibatch if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
             shares = self._shares(trained)
-            own = [pack(part, self.device) for part in shares[self.team.rank] if part]
+            own = [pack(part, self.device) for part in shares[self.process_group.rank] if part]
             everyone, sizes = own, [sum(len(b.targets) for b in own)]
-            if self.team.size > 1 and self.objective.sees_whole:
+            if self.process_group.size > 1 and self.objective.sees_whole:
                 packed = [[pack(part, self.device) for part in share if part] for share in shares]
-                packed[self.team.rank] = own
+                packed[self.process_group.rank] = own
                 everyone = [batch for batches in packed for batch in batches]
                 sizes = [sum(len(b.targets) for b in batches) for batches in packed]
-            num_idle = len(shares[self.team.rank]) - len(own)
+            num_idle = len(shares[self.process_group.rank]) - len(own)
             idle = [pack(trained[:1], self.device)] * num_idle if num_idle else []
             counts = Counts(sum(int(s.mask.sum()) for s in minibatch), round(sum(s.share for s in minibatch)))
             updates.append(_Update(own, idle, everyone, sizes, len(trained), counts))
@@ -189,7 +189,7 @@ class Learner:
 
     def _shares(self, samples: list[TrainSample]) -> list[list[list[TrainSample]]]:
         """The micro-batches of each rank."""
-        size = self.team.size
+        size = self.process_group.size
         if self.packs:
             width = self.model.config.get_text_config().hidden_size
             return split(samples, self.recipe.trainer.tokens_per_microbatch, width, size)
@@ -223,7 +223,7 @@ class Learner:
         if len(update.sizes) == 1:
             return own
         flat = torch.cat(own) if own else torch.zeros(0, device=self.device)
-        whole = torch.cat(self.team.exchange(flat, update.sizes))
+        whole = torch.cat(self.process_group.exchange(flat, update.sizes))
         return list(whole.split([len(batch.targets) for batch in update.everyone]))
 
     def _update(self, update: _Update, step: int, progress: float, sums: Sums, gaps: Gaps) -> float:
@@ -237,7 +237,7 @@ class Learner:
                 logprobs, entropies = kept or self._score(batch)
                 terms = self.objective(batch, logprobs, update.counts, step, progress)
             with span("backward"):
-                self.team.backward(self.optimizer.scaled(terms.loss))
+                self.process_group.backward(self.optimizer.scaled(terms.loss))
             loss += float(terms.loss.detach())
             left_out = [left_out[0] + terms.tokens_left_out, left_out[1] + terms.sequences_left_out]
             sums.entropy += float(entropies.sum())
@@ -247,9 +247,9 @@ class Learner:
             sums.tokens_of_trajectories += sum(len(s.trajectory.tokens) for s in batch.samples)
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:
-            self.team.backward(0.0 * (kept or self._score(batch))[0].sum())
+            self.process_group.backward(0.0 * (kept or self._score(batch))[0].sum())
         if self.objective.leaves_out:
-            share = self.objective.share_counted(update.counts, *self.team.sum(left_out))
+            share = self.objective.share_counted(update.counts, *self.process_group.sum(left_out))
             loss /= share
             self.optimizer.divide_gradients(share)
         sums.loss += loss
@@ -306,7 +306,7 @@ class Learner:
     def state(self) -> dict[str, torch.Tensor]:
         """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
         tensors = self.optimizer.state()
-        if self.team.rank == 0:
+        if self.process_group.rank == 0:
             tensors |= {**self.replay.state(), "rng": torch.get_rng_state()}
         if self.critic:
             tensors.update(self.critic.optimizer.state())

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass, field
 
 from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.trainer.gaps import TokenGaps
-from asyncrl.trainer.ranks import Team
+from asyncrl.trainer.ranks import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Sums:
     tokens_with_gradient: float = 0.0
     off_policy: OffPolicySums = field(default_factory=OffPolicySums)
 
-    def over(self, team: Team) -> Sums:
+    def over(self, process_group: ProcessGroup) -> Sums:
         *numbers, off_policy = vars(self).values()
-        total = team.sum([*numbers, *astuple(off_policy)])
+        total = process_group.sum([*numbers, *astuple(off_policy)])
         return Sums(*total[: len(numbers)], OffPolicySums(*total[len(numbers) :]))  # type: ignore[arg-type]
 
 

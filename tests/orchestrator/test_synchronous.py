@@ -25,8 +25,8 @@ from asyncrl.rollout.engine import SamplingParams
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import ChannelConfig, open_channel
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transport import Sender, SenderConfig, open_sender
 
 pytestmark = pytest.mark.slow
 
@@ -59,12 +59,12 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
     device = torch.device("cpu")
     learner = Learner(partial(load_model, str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
     staged = StagedWeights(learner.model, torch.float32, device)
-    channel = open_channel(ChannelConfig("gloo", 0, "127.0.0.1", 60.0, "float32", Path()), staged)
-    channel.connect(one_replica, 1, [channel.end()])
+    sender = open_sender(SenderConfig("gloo", 0, "127.0.0.1", 60.0, "float32", Path()), staged)
+    sender.connect(one_replica, 1, [sender.endpoint()])
     tokenizer = load_tokenizer(str(model))
     tasks = TaskSource(load_rows(recipe.data, recipe.seed), recipe.data, recipe.seed)
     reward = load_object(recipe.reward, ROOT, "reward")
-    push(0, channel, staged)
+    push(0, sender, staged)
     for step in range(recipe.max_steps):
         batch = []
         for number in range(step * recipe.groups_per_step, (step + 1) * recipe.groups_per_step):
@@ -89,14 +89,14 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
                 )
             batch.append(Group(number, 0, task.row_index, tuple(members)))
         learner.step(batch, step, min_version=step)
-        push(step + 1, channel, staged)
-    channel.close()
+        push(step + 1, sender, staged)
+    sender.close()
     return {f"model.{name}": p.detach().clone() for name, p in learner.model.named_parameters()}
 
 
-def push(version: int, channel: Any, staged: StagedWeights) -> None:
+def push(version: int, sender: Sender, staged: StagedWeights) -> None:
     staged.copy()
-    channel.publish(version, staged, [channel.copy(version, staged)])
+    sender.publish(version, staged, [sender.copy(version, staged)])
 
 
 def test_staleness_zero_equals_a_serial_loop(
