@@ -6,8 +6,17 @@ own, by `package.module:name` or `./file.py:name` (`plugins.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from asyncrl.plugins import load_object
+
+
+def find(table: Mapping[str, str], spec: str, base_dir: Path, key: str) -> Any:
+    """What a recipe names under `key`: one of the table, or a user's own. Raises UserError as `load_object`."""
+    return load_object(table.get(spec, spec), base_dir, key)
 
 
 @dataclass(frozen=True)
@@ -32,3 +41,9 @@ TRANSPORTS = {
     "disk": Transport("asyncrl.weights.transports.disk", rolling=True),
     "none": Transport("asyncrl.weights.transports.version_only"),
 }
+
+TRAINERS = {"fsdp": "asyncrl.trainer.fsdp:Fsdp"}
+"""Trainer backends (`trainer/backend.py`): `trainer.backend`."""
+
+TRACKERS = ("mlflow", "trackio")
+"""For `track.also`: each is the name of a package, and of the extra that installs it."""

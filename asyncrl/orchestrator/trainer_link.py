@@ -29,7 +29,7 @@ from asyncrl.processes.deaths import reason
 from asyncrl.processes.orphans import ProcessTable
 from asyncrl.recipe.schema import Recipe
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.actor import Loaded, Origin, TrainResult, role
+from asyncrl.trainer.messages import Loaded, Origin, TrainResult, role
 from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)

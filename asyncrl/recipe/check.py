@@ -29,7 +29,8 @@ from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
-from asyncrl.recipe.schema import TRACKERS, Recipe
+from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import TRACKERS, TRAINERS
 from asyncrl.storage.small_files import of_model
 
 MOST_NAME_BYTES = 255
@@ -94,7 +95,8 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
             _check_data(path, base_dir)
     with _no_bytecode():
         _check_reward(recipe, base_dir)
-        _check_loss(recipe, base_dir)
+        _own("algorithm.loss", recipe.algorithm.loss, LOSSES, base_dir)
+        _own("trainer.backend", recipe.trainer.backend, TRAINERS, base_dir)
         engine = _engine_traits(recipe.rollout.engine, base_dir)
         for tracker in recipe.track.also:
             _check_tracker(tracker, base_dir, elsewhere)
@@ -317,38 +319,26 @@ def _check_reward(recipe: Recipe, base_dir: Path) -> None:
         environment.check(recipe.env.path, base_dir, recipe.env.kwargs)
 
 
-def _check_loss(recipe: Recipe, base_dir: Path) -> None:
-    loss = recipe.algorithm.loss
-    if loss in LOSSES:
-        return
-    if ":" not in loss:
-        raise UserError(
-            f"algorithm.loss '{loss}' is neither {', '.join(LOSSES)} nor package.module:name{nearest(loss, LOSSES)}"
-        )
-    _callable(loss, base_dir, "algorithm.loss")
+def _own(key: str, spec: str, known: Collection[str], base_dir: Path) -> Any:
+    """A user's own that `spec` names; None: it is one of ours."""
+    if spec in known:
+        return None
+    if ":" not in spec:
+        raise UserError(f"{key} '{spec}' is neither {', '.join(known)} nor package.module:name{nearest(spec, known)}")
+    return _callable(spec, base_dir, key)
 
 
 def _engine_traits(engine: str, base_dir: Path) -> _EngineTraits:
-    if engine in _ENGINES:
+    own = _own("rollout.engine", engine, _ENGINES, base_dir)
+    if own is None:
         return _ENGINES[engine]
-    if ":" not in engine:
-        raise UserError(
-            f"rollout.engine '{engine}' is neither {', '.join(_ENGINES)} nor package.module:name"
-            f"{nearest(engine, _ENGINES)}"
-        )
-    own = _callable(engine, base_dir, "rollout.engine")
     return _EngineTraits(getattr(own, "provides_logprobs", True), getattr(own, "holds_weights", True))
 
 
 def _check_tracker(tracker: str, base_dir: Path, elsewhere: bool) -> None:
-    if ":" in tracker:
-        _callable(tracker, base_dir, "track.also")
-    elif tracker not in TRACKERS:
-        raise UserError(
-            f"track.also '{tracker}' is neither {', '.join(TRACKERS)} nor package.module:name"
-            f"{nearest(tracker, TRACKERS)}"
-        )
-    elif not elsewhere and importlib.util.find_spec(tracker) is None:
+    if _own("track.also", tracker, TRACKERS, base_dir) or elsewhere:
+        return
+    if importlib.util.find_spec(tracker) is None:
         raise UserError(f"track.also {tracker} needs a package that is not installed; pip install 'asyncrl[{tracker}]'")
 
 

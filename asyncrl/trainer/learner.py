@@ -26,12 +26,14 @@ from asyncrl.observe.trace import span
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group
 from asyncrl.trainer.attention import use_flash
+from asyncrl.trainer.backend import StepReport
 from asyncrl.trainer.balance import split
+from asyncrl.trainer.comparison import require_same
 from asyncrl.trainer.compiled import compile_layers, warm_up
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gaps import Gaps, sampled
-from asyncrl.trainer.lora import merged, switched_off
+from asyncrl.trainer.lora import adapters, merged, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
@@ -40,8 +42,9 @@ from asyncrl.trainer.precision import TYPES, hold
 from asyncrl.trainer.ranks import ProcessGroup
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.samples import choose
-from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
-from asyncrl.weights.pieces import fill, held
+from asyncrl.trainer.sharding import fill, held, weight_shards
+from asyncrl.trainer.step_report import Sums, compounded, replayed
+from asyncrl.weights.shards import Held
 
 Called = TypeVar("Called", Policy, Values)
 
@@ -114,6 +117,8 @@ class Learner:
             warm_up(self.policy, device, trainer.tokens_per_microbatch)
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
+        self.adapters = adapters(self.model, trainer.lora) if self.adapted else None
+        self.sync_group = self.process_group.sync_group
 
     def _called(self, kind: type[Called], model: torch.nn.Module) -> Called:
         """The model as it is called: divided among the ranks, in the type of the products."""
@@ -303,6 +308,10 @@ class Learner:
 
     # -- state
 
+    def weight_shards(self) -> list[Held]:
+        """Of the tensors that are the model's own for good: FSDP2 shows others in their place while it computes."""
+        return weight_shards(self.model)
+
     def state(self) -> dict[str, torch.Tensor]:
         """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
         tensors = self.optimizer.state()
@@ -337,6 +346,12 @@ class Learner:
         """The model's weights of a `state` of whole tensors, by name, adapters merged."""
         trained = {n.removeprefix("model."): t[...] for n, t in state.items() if n.startswith("model.")}
         return merged(self.model, trained, self.recipe.trainer.lora)
+
+    def compare_export(
+        self, state: Mapping[str, Any], folder: Path, expected: list[float], text: list[int], dtype: torch.dtype
+    ) -> None:
+        rounded_to = max(self.dtype, dtype, key=lambda d: torch.finfo(d).eps)
+        require_same(self.model, self.whole(state), folder, expected, text, dtype, rounded_to)
 
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:

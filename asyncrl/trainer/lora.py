@@ -14,8 +14,8 @@ from asyncrl.headers import read_headers
 from asyncrl.models import weight_files
 from asyncrl.recipe.schema import LoraRecipe
 from asyncrl.trainer.loading import some
+from asyncrl.trainer.sharding import master
 from asyncrl.weights.lora import Adapters, adapted_modules, merge, weights_of
-from asyncrl.weights.pieces import master
 
 
 def inject(model: Any, recipe: LoraRecipe) -> Any:

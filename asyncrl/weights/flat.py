@@ -21,7 +21,7 @@ class FlatSender:
 
     def __init__(self, config: SenderConfig, staged: StagedWeights) -> None:
         self._config = config
-        self._pieces = [asdict(piece) for piece in staged.pieces]
+        self._shards = [asdict(shard) for shard in staged.shards]
 
     def reach(self) -> dict[str, Any]:
         """What a worker must know of this rank beside its shards."""
@@ -35,7 +35,7 @@ class FlatSender:
         return staged.flat.nbytes
 
     def endpoint(self) -> Any:
-        return {"pieces": self._pieces, **self.reach()}
+        return {"shards": self._shards, **self.reach()}
 
     def connect(self, replicas: Replicas | None, num_workers: int, endpoints: list[Any]) -> None:
         self._replicas, config = replicas, self._config

@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from asyncrl.weights.lora import Adapters, merge
-from asyncrl.weights.pieces import Piece, assemble
+from asyncrl.weights.shards import Shard, assemble
 from asyncrl.weights.transport import Receiver, receiver_class
 
 _OTHER_MODEL = "the engine's model is not the one that was sent"
@@ -34,7 +34,7 @@ class HostInitInfo(WeightTransferInitInfo):
     module: str
     """Of the transport."""
     endpoints: list[dict[str, Any]]
-    """Of each rank of the trainer: its `pieces`, in the order of its buffer, and how to reach it."""
+    """Of each rank of the trainer: its `shards`, in the order of its buffer, and how to reach it."""
     dtype: str
     adapters: dict[str, Any] | None
     """The parameters are such, to be merged into the base (`lora.Adapters`)."""
@@ -132,7 +132,7 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         parallel = self.parallel_config
         rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
         self.plan, self.names_checked = init_info, False
-        self.pieces = [[Piece.of_wire(p) for p in end["pieces"]] for end in init_info.endpoints]
+        self.shards = [[Shard.of_wire(s) for s in endpoint["shards"]] for endpoint in init_info.endpoints]
         self.adapters = Adapters(**init_info.adapters) if init_info.adapters else None
         self.receiver = receiver_class(init_info.module)(
             init_info.endpoints, rank, init_info.world_size, init_info.timeout_s
@@ -217,11 +217,11 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         if missing := sorted(wanted - loaded) + lacking(sent, fused):
             raise ValueError(f"{_OTHER_MODEL}: nothing was sent for {', '.join(missing[:_NUM_NAMED])}")
 
-    def _parts(self, receiver: Receiver, copies: list[Any]) -> Iterator[tuple[Piece, torch.Tensor]]:
-        sizes = [[piece.stop - piece.start for piece in pieces] for pieces in self.pieces]
+    def _parts(self, receiver: Receiver, copies: list[Any]) -> Iterator[tuple[Shard, torch.Tensor]]:
+        sizes = [[shard.num_elements for shard in shards] for shards in self.shards]
         flats = receiver.receive(copies, [sum(s) for s in sizes], getattr(torch, self.plan.dtype))
-        for pieces, own, flat in zip(self.pieces, sizes, flats, strict=True):
-            yield from zip(pieces, flat.split(own), strict=True)
+        for shards, own, flat in zip(self.shards, sizes, flats, strict=True):
+            yield from zip(shards, flat.split(own), strict=True)
 
     def _base_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """As they are on disk: the model in memory holds them packed, and merged with the adapters of before."""

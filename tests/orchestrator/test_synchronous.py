@@ -58,7 +58,7 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
     engine, loop_thread = one_replica.engine, one_replica.loop_thread
     device = torch.device("cpu")
     learner = Learner(partial(load_model, str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
-    staged = StagedWeights(learner.model, torch.float32, device)
+    staged = StagedWeights(learner.weight_shards(), torch.float32, device)
     sender = open_sender(SenderConfig("gloo", 0, "127.0.0.1", 60.0, "float32", Path()), staged)
     sender.connect(one_replica, 1, [sender.endpoint()])
     tokenizer = load_tokenizer(str(model))

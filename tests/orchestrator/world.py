@@ -44,8 +44,8 @@ from asyncrl.rollout.summary import GroupSummary, summarise
 from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
 from asyncrl.storage.sight import Sight
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.actor import Loaded, Origin, TrainResult
-from asyncrl.trainer.step_report import StepReport
+from asyncrl.trainer.backend import StepReport
+from asyncrl.trainer.messages import Loaded, Origin, TrainResult
 from asyncrl.weights.update import PublishReport
 
 METRICS = {f"offpolicy/{name}": 0.0 for name in ("logprob_gap", "ess", "clip_fraction", "kl")}

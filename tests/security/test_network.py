@@ -79,7 +79,7 @@ def test_a_group_knows_its_members() -> None:
 
 
 def staged(flat: torch.Tensor) -> Any:
-    return SimpleNamespace(flat=flat, pieces=())
+    return SimpleNamespace(flat=flat, shards=())
 
 
 class Link:

@@ -22,7 +22,7 @@ from asyncrl.trainer.loading import outline
 from asyncrl.trainer.lora import adapters, inject, require_in_folder
 from asyncrl.trainer.model import trained_shapes
 from asyncrl.weights.lora import Adapters, merge
-from asyncrl.weights.pieces import assemble
+from asyncrl.weights.shards import assemble
 from asyncrl.weights.staging import StagedWeights
 
 REWARDS = [[1.0, 0.0, 0.5], [0.0, 0.25, 1.0]]
@@ -43,8 +43,8 @@ def test_only_adapters_are_trained_staged_and_saved(tiny_model: Path) -> None:
     adapted.step(groups(1, REWARDS), 0, 0)
     assert all(torch.equal(p, before[n]) for n, p in adapted.model.named_parameters() if not p.requires_grad)
     assert all(".lora_" in name for name in adapted.state() if name != "rng")
-    staged = StagedWeights(adapted.model, torch.float32, CPU)
-    assert 0 < staged.flat.numel() < 0.2 * StagedWeights(whole.model, torch.float32, CPU).flat.numel()
+    staged = StagedWeights(adapted.weight_shards(), torch.float32, CPU)
+    assert 0 < staged.flat.numel() < 0.2 * StagedWeights(whole.weight_shards(), torch.float32, CPU).flat.numel()
     assert adapted.score(TOKENS) != pytest.approx(whole.score(TOKENS), abs=1e-3)
 
 
@@ -72,9 +72,9 @@ def test_what_an_engine_merges_and_what_is_exported_compute_what_the_trainer_com
     before = learner.score(TOKENS)
     learner.step(groups(1, REWARDS), 0, 0)
     learner.step(groups(2, REWARDS, version=1), 1, 1)
-    staged = StagedWeights(learner.model, torch.float32, CPU)
+    staged = StagedWeights(learner.weight_shards(), torch.float32, CPU)
     staged.copy()
-    arrived = dict(assemble(zip(staged.pieces, staged.views, strict=True)))
+    arrived = dict(assemble(zip(staged.shards, staged.views, strict=True)))
     engine = Path(shutil.copytree(base, tmp_path / "engine"))
     merged = merge(
         load_file(base / "model.safetensors").items(), arrived, adapters(learner.model, learner.recipe.trainer.lora)

@@ -16,12 +16,12 @@ from asyncrl.algorithms.losses import LOSSES
 from asyncrl.checkpoint import files
 from asyncrl.cluster.rendezvous import Rendezvous, open_rendezvous
 from asyncrl.recipe.schema import Recipe
+from asyncrl.trainer.backend import StepReport
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import from_folder
 from asyncrl.trainer.model import load_model
 from asyncrl.trainer.ranks import ProcessGroup
-from asyncrl.trainer.step_report import StepReport
-from asyncrl.weights.pieces import assemble
+from asyncrl.weights.shards import assemble
 from asyncrl.weights.staging import StagedWeights
 from asyncrl.weights.transports.nccl import StagedSource
 
@@ -91,10 +91,10 @@ def run_case(r: Recipe, process_group: ProcessGroup, model: Path, folder: Path) 
     second = learner(model, r, process_group)
     second.restore(files.read(folder))
     done += reports(second, [(2, BATCHES[2])])
-    staged = StagedWeights(second.model, torch.float32, CPU)
+    staged = StagedWeights(second.weight_shards(), torch.float32, CPU)
     staged.copy()
     plans: list[Any] = [None] * process_group.size
-    torch.distributed.all_gather_object(plans, staged.pieces)
+    torch.distributed.all_gather_object(plans, staged.shards)
     source = StagedSource(plans, process_group.rank, process_group.sync_group)
     source.staged = staged
     gathered = {name: tensor.clone() for name, tensor in source}
@@ -102,7 +102,7 @@ def run_case(r: Recipe, process_group: ProcessGroup, model: Path, folder: Path) 
         "metrics": [report.metrics for report in done],
         "gaps": [report.gaps for report in done],
         "score": second.score(TOKENS),
-        "pieces": staged.pieces,
+        "shards": staged.shards,
         "views": [view.clone() for view in staged.views],
         "gathered": gathered,
     }
@@ -161,7 +161,7 @@ def test_n_ranks_equal_one(tiny_model: Path, setup: tuple[int, int, tuple[str, .
             assert gaps == pytest.approx(report.gaps[number], rel=1e-2 * loose, abs=1e-3 * loose)
     # What the ranks would send makes up the weights, each element once.
     mine = [result[case] for result in found]
-    weights = dict(assemble([part for r in mine for part in zip(r["pieces"], r["views"], strict=True)]))
+    weights = dict(assemble([part for r in mine for part in zip(r["shards"], r["views"], strict=True)]))
     trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
     assert weights.keys() == trained.keys()
     if bf16:

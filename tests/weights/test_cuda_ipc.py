@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from asyncrl.trainer.sharding import weight_shards
 from asyncrl.weights.staging import StagedWeights
 from asyncrl.weights.transport import SenderConfig, open_sender, receiver_class
 from asyncrl.weights.transports import cuda_ipc
@@ -46,7 +47,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 def test_a_worker_sees_the_copies_themselves_and_opens_each_once(cuda: Cuda) -> None:
     model = torch.nn.Linear(3, 2)
-    copies = [StagedWeights(model, torch.bfloat16, CPU) for _ in range(2)]
+    copies = [StagedWeights(weight_shards(model), torch.bfloat16, CPU) for _ in range(2)]
     config = SenderConfig("cuda_ipc", 0, "127.0.0.1", 5.0, "bfloat16", Path())
     sender, receiver = open_sender(config, copies[0]), receiver_class(config.module)([], 1, 2, 5.0)
     for version in range(6):

@@ -19,7 +19,7 @@ TIMEOUT_S = 20.0
 
 
 def staged(flat: torch.Tensor) -> Any:
-    return SimpleNamespace(flat=flat, pieces=())
+    return SimpleNamespace(flat=flat, shards=())
 
 
 class Link:

@@ -22,6 +22,7 @@ from asyncrl.registry import TRANSPORTS, Transport
 from asyncrl.rollout.engine import Completion, SamplingParams
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
+from asyncrl.trainer.sharding import weight_shards
 from asyncrl.weights.lora import Adapters
 from asyncrl.weights.staging import StagedWeights
 from asyncrl.weights.transport import SenderConfig, open_sender
@@ -54,7 +55,7 @@ class Push:
     ) -> None:
         config = SenderConfig(transport, 0, "127.0.0.1", 60.0, "float32", folder, adapters=adapters)
         shared = folder / uuid.uuid4().hex if transport == "shared_memory" else None
-        self.staged = StagedWeights(model, torch.float32, torch.device("cpu"), shared)
+        self.staged = StagedWeights(weight_shards(model), torch.float32, torch.device("cpu"), shared)
         self.sender = open_sender(config, self.staged)
         self.sender.connect(replicas, replicas.num_workers, [self.sender.endpoint()])
 
@@ -118,7 +119,7 @@ def test_push_replaces_every_weight(vllm_engine: Any, loop_thread: Any, learner:
 
 def test_one_wrong_parameter_is_noticed(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
     push.staged.copy()
-    wrong = [piece.name for piece in push.staged.pieces].index("model.layers.1.mlp.down_proj.weight")
+    wrong = [shard.name for shard in push.staged.shards].index("model.layers.1.mlp.down_proj.weight")
     push.staged.views[wrong].zero_()
     push.send(1)
     assert gap(learner, vllm_engine, loop_thread, 1) > 1e-2

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from asyncrl.weights.transport import SenderConfig, open_sender
 config = SenderConfig(sys.argv[1], 0, "127.0.0.1", 5.0, "float32", Path())
-open_sender(config, SimpleNamespace(flat=torch.empty(0), pieces=())).close()
+open_sender(config, SimpleNamespace(flat=torch.empty(0), shards=())).close()
 print("vllm" in sys.modules)
 """
 

@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from asyncrl.errors import RunFailed
 from asyncrl.weights.flat import report, side_by_side
 from asyncrl.weights.host import forget_half_a_push
-from asyncrl.weights.pieces import Piece
+from asyncrl.weights.shards import Shard, assemble
 from asyncrl.weights.staging import StagedWeights
 from asyncrl.weights.transport import SenderConfig
 from asyncrl.weights.update import PublishReport, Replicas, WeightUpdate
@@ -35,11 +35,11 @@ class Sender:
         self._engine: Any = None
 
     def endpoint(self) -> Any:
-        return {"pieces": [asdict(piece) for piece in self._staged.pieces]}
+        return {"shards": [asdict(shard) for shard in self._staged.shards]}
 
     def connect(self, replicas: Replicas | None, num_workers: int, endpoints: list[Any]) -> None:
-        pieces = [[Piece.of_wire(piece) for piece in endpoint["pieces"]] for endpoint in endpoints]
-        self._source = StagedSource(pieces, self._config.rank, self._config.group)
+        shards = [[Shard.of_wire(shard) for shard in endpoint["shards"]] for endpoint in endpoints]
+        self._source = StagedSource(shards, self._config.rank, self._config.group)
         self._client = SyncClient(replicas)
         self._engine = trainer_engine(self._config.rank, self._client, self._source)
         if replicas is None:
@@ -73,28 +73,30 @@ class StagedSource(WeightSource):
 
     staged: StagedWeights
 
-    def __init__(self, ends: list[list[Piece]], rank: int, group: Any) -> None:
-        """ends: the pieces of each rank, names in the same order."""
-        self._ends, self._rank, self._group = ends, rank, group
+    def __init__(self, shards: list[list[Shard]], rank: int, group: Any) -> None:
+        """shards: of each rank, names in the same order."""
+        self._shards, self._rank, self._group = shards, rank, group
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(piece.name, self.staged.flat.dtype, piece.shape) for piece in self._ends[0]]
+        return [ParamMeta(shard.name, self.staged.flat.dtype, shard.shape) for shard in self._shards[0]]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for index, view in enumerate(self.staged.views):
-            parts = [end[index] for end in self._ends]
-            whole = view if len(parts) == 1 else self._gather([p.stop - p.start for p in parts], view)
-            # The other ranks only take part: what they give is not sent.
-            yield parts[0].name, view if whole is None else whole.view(parts[0].shape)
+            parts = [of_rank[index] for of_rank in self._shards]
+            flats = [view] if len(parts) == 1 else self._gather([part.num_elements for part in parts], view)
+            if flats:
+                yield from assemble(zip(parts, flats, strict=True))
+            else:
+                # The other ranks only take part: what they give is not sent.
+                yield parts[0].name, view
 
-    def _gather(self, sizes: list[int], view: torch.Tensor) -> torch.Tensor | None:
+    def _gather(self, sizes: list[int], view: torch.Tensor) -> list[torch.Tensor]:
+        """Of all ranks, on rank 0."""
         padded = view.new_zeros(max(sizes))
         padded[: view.numel()] = view
         received = [torch.empty_like(padded) for _ in sizes] if self._rank == 0 else None
         torch.distributed.gather(padded, received, dst=0, group=self._group)
-        if received is None:
-            return None
-        return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+        return [part[:size] for part, size in zip(received, sizes, strict=True)] if received else []
 
 
 class SyncClient:
