@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from asyncrl.metric_names import MORE_KEYS, STEP_KEYS
 from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, local_config, weight_files
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
-from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
-from asyncrl.registry import TRACKERS, TRAINERS
+from asyncrl.registry import ADVANTAGES, CORRECTIONS, ENGINES, LOSSES, TRACKERS, TRAINERS, Engine
 from asyncrl.storage.small_files import of_model
 
 MOST_NAME_BYTES = 255
@@ -62,17 +60,6 @@ _SET_BY_ASYNCRL = {
 }
 
 
-@dataclass(frozen=True)
-class _EngineTraits:
-    """The class attributes of `rollout.engine.Engine`; those of a user's own default to true."""
-
-    provides_logprobs: bool = True
-    holds_weights: bool = True
-
-
-_ENGINES = {"vllm": _EngineTraits(), "simulated": _EngineTraits(provides_logprobs=False, holds_weights=False)}
-
-
 def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     """Raises UserError for the first thing that would stop the run; relative paths are looked up from `base_dir`.
 
@@ -96,8 +83,10 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     with _no_bytecode():
         _check_reward(recipe, base_dir)
         _own("algorithm.loss", recipe.algorithm.loss, LOSSES, base_dir)
+        _own("algorithm.advantage", recipe.algorithm.advantage, ADVANTAGES, base_dir)
+        _own("algorithm.correction", recipe.algorithm.correction, ("none", *CORRECTIONS), base_dir)
         _own("trainer.backend", recipe.trainer.backend, TRAINERS, base_dir)
-        engine = _engine_traits(recipe.rollout.engine, base_dir)
+        engine = _engine(recipe.rollout.engine, base_dir)
         for tracker in recipe.track.also:
             _check_tracker(tracker, base_dir, elsewhere)
     check_algorithm(recipe, engine.provides_logprobs)
@@ -328,11 +317,12 @@ def _own(key: str, spec: str, known: Collection[str], base_dir: Path) -> Any:
     return _callable(spec, base_dir, key)
 
 
-def _engine_traits(engine: str, base_dir: Path) -> _EngineTraits:
-    own = _own("rollout.engine", engine, _ENGINES, base_dir)
+def _engine(engine: str, base_dir: Path) -> Engine:
+    """The class attributes of an engine; those that a user's own leaves out are true."""
+    own = _own("rollout.engine", engine, ENGINES, base_dir)
     if own is None:
-        return _ENGINES[engine]
-    return _EngineTraits(getattr(own, "provides_logprobs", True), getattr(own, "holds_weights", True))
+        return ENGINES[engine]
+    return Engine(engine, getattr(own, "provides_logprobs", True), getattr(own, "holds_weights", True))
 
 
 def _check_tracker(tracker: str, base_dir: Path, elsewhere: bool) -> None:

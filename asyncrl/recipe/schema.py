@@ -388,8 +388,8 @@ class Recipe(Part):
         """What is imported, by key: `package.module:name` or `./file.py:name`; names of our own too."""
         named = {f"track.also.{place}": tracker for place, tracker in enumerate(self.track.also)}
         named |= {"reward": self.reward, "env": self.env and self.env.path}
-        named |= {"algorithm.loss": self.algorithm.loss, "rollout.engine": self.rollout.engine}
-        named |= {"trainer.backend": self.trainer.backend}
+        named |= {f"algorithm.{key}": getattr(self.algorithm, key) for key in ("loss", "advantage", "correction")}
+        named |= {"rollout.engine": self.rollout.engine, "trainer.backend": self.trainer.backend}
         return {key: spec for key, spec in named.items() if spec}
 
     @property

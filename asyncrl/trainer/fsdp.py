@@ -13,7 +13,6 @@ from asyncrl.trainer.comparison import require_unchanged
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lora import merged
-from asyncrl.trainer.losses import load_loss
 from asyncrl.trainer.model import load_model, trained_shapes
 from asyncrl.trainer.ranks import ProcessGroup
 
@@ -36,9 +35,8 @@ class Fsdp(Learner):
         if (place := setup.rendezvous) is not None:
             deadline_s = recipe.deadlines.step_s
             group = ProcessGroup.join(place, setup.store, setup.rank, trainer.ranks, device, deadline_s)
-        loss = load_loss(recipe.algorithm.loss, setup.base_dir)
         load = partial(load_model, setup.model, recipe, device)
-        super().__init__(load, recipe, loss, device, group, partial(_require_untouched, setup))
+        super().__init__(load, recipe, device, group, partial(_require_untouched, setup), setup.base_dir)
 
 
 def _require_untouched(setup: Setup, model: torch.nn.Module) -> None:

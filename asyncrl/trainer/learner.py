@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from asyncrl.algorithms.losses import Loss
 from asyncrl.observe.trace import span
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group
@@ -81,10 +80,10 @@ class Learner:
         self,
         load: Callable[[], torch.nn.Module],
         recipe: Recipe,
-        loss: Loss,
         device: torch.device,
         process_group: ProcessGroup | None = None,
         look: Callable[[torch.nn.Module], object] = lambda model: None,
+        base_dir: Path = Path(),
     ) -> None:
         self.recipe, self.device = recipe, device
         self.process_group = process_group or ProcessGroup(device)
@@ -96,7 +95,7 @@ class Learner:
         self.kernels = ""
         """Which ones a GPU takes, for people."""
         self.policy = self._called(Policy, self.model)
-        self.objective = Objective(recipe.algorithm, loss, recipe.max_sampled_tokens)
+        self.objective = Objective(recipe.algorithm, recipe.max_sampled_tokens, base_dir)
         trainer = recipe.trainer
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, "", self.dtype)
         self.reference: Policy | None = None

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.cli import main
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource, tokenize
@@ -57,7 +56,7 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
     """Draw, sample, score, train, push; one thing after the other. No actors, no controller, no buffer."""
     engine, loop_thread = one_replica.engine, one_replica.loop_thread
     device = torch.device("cpu")
-    learner = Learner(partial(load_model, str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
+    learner = Learner(partial(load_model, str(model), recipe, device), recipe, device)
     staged = StagedWeights(learner.weight_shards(), torch.float32, device)
     sender = open_sender(SenderConfig("gloo", 0, "127.0.0.1", 60.0, "float32", Path()), staged)
     sender.connect(one_replica, 1, [sender.endpoint()])

@@ -12,7 +12,6 @@ import torch
 from test_learner import groups, recipe
 from torch import multiprocessing
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.checkpoint import files
 from asyncrl.cluster.rendezvous import Rendezvous, open_rendezvous
 from asyncrl.recipe.schema import Recipe
@@ -60,7 +59,7 @@ def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
 
 def learner(model: Path, r: Recipe, process_group: ProcessGroup | None) -> Learner:
     torch.manual_seed(0)
-    return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU, process_group)
+    return Learner(partial(load_model, str(model), r, CPU), r, CPU, process_group)
 
 
 def train(ours: Learner, batches: list[Any]) -> list[dict[str, float | None]]:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.errors import RunFailed
 from asyncrl.recipe.schema import Recipe
 from asyncrl.registry import TRANSPORTS, Transport
@@ -44,7 +43,7 @@ RECIPE = Recipe.model_validate(
 @pytest.fixture(scope="module")
 def learner(tiny_model: Any) -> Learner:
     device = torch.device("cpu")
-    return Learner(partial(load_model, str(tiny_model), RECIPE, device), RECIPE, LOSSES["ppo"], device)
+    return Learner(partial(load_model, str(tiny_model), RECIPE, device), RECIPE, device)
 
 
 class Push:
@@ -222,7 +221,7 @@ def test_channel_can_be_rebuilt(
 def test_a_mixture_of_experts_is_replaced_whole(mixture_replica: Any, loop_thread: Any, tmp_path: Path) -> None:
     """Twice: what the CPU's kernels packed is packed anew each time."""
     engine, device = mixture_replica.engine, torch.device("cpu")
-    learner = Learner(partial(load_model, engine.config.model, RECIPE, device), RECIPE, LOSSES["ppo"], device)
+    learner = Learner(partial(load_model, engine.config.model, RECIPE, device), RECIPE, device)
     push = Push("shared_memory", mixture_replica, learner.model, tmp_path)
     try:
         assert gap(learner, engine, loop_thread, 0) < 1e-4
@@ -289,7 +288,7 @@ def test_adapters_alone_are_sent_and_merged_into_the_base(
     keys = RECIPE.model_dump()
     keys["trainer"]["lora"]["rank"] = 4
     recipe, device = Recipe.model_validate(keys), torch.device("cpu")
-    adapted = Learner(partial(load_model, str(tiny_model), recipe, device), recipe, LOSSES["ppo"], device)
+    adapted = Learner(partial(load_model, str(tiny_model), recipe, device), recipe, device)
     push = Push("gloo", one_replica, adapted.model, tmp_path, Adapters(recipe.trainer.lora.scale))
     try:
         for version in (4, 5):
