@@ -14,19 +14,21 @@ import torch
 
 from asyncrl.errors import UserError
 
-_POSITIONAL = {"logprobs", "behaviour_logprobs", "prox_logprobs", "advantages", "mask"}
-
 
 class Extras:
-    """Those that a function's parameters name, which are neither `given` nor a loss's five tensors."""
+    """Those that a user's function names by a parameter: one that is not among the first `num_positional`, and no other
+    keyword that it is `given`."""
 
-    def __init__(self, key: str, spec: str, function: Callable[..., Any], given: Collection[str]) -> None:
+    def __init__(
+        self, key: str, spec: str, function: Callable[..., Any], num_positional: int, given: Collection[str] = ()
+    ) -> None:
         self._key, self._spec = key, spec
         self._names: dict[str, bool] = {}
         """Whether there is a default."""
-        for name, parameter in list(inspect.signature(function).parameters.items()):
-            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            if ":" in spec and named and name not in given and name not in _POSITIONAL:
+        if ":" not in spec:  # one of ours
+            return
+        for name, parameter in list(inspect.signature(function).parameters.items())[num_positional:]:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in given:
                 self._names[name] = parameter.default is not parameter.empty
 
     def of(self, extras: Sequence[Mapping[str, float]]) -> dict[str, torch.Tensor]:

@@ -66,8 +66,8 @@ class Objective:
         if recipe.correction != "none":
             self.correction = find(CORRECTIONS, recipe.correction, base_dir, "algorithm.correction")
         self.coefficients = {name: getattr(recipe, name) for name in _COEFFICIENTS} | recipe.loss_args
-        self.loss_extras = Extras("algorithm.loss", recipe.loss, self.loss, {*_GIVEN, *self.coefficients})
-        self.advantage_extras = Extras("algorithm.advantage", recipe.advantage, self.advantage, {"rewards"})
+        self.loss_extras = Extras("algorithm.loss", recipe.loss, self.loss, 5, {*_GIVEN, *self.coefficients})
+        self.advantage_extras = Extras("algorithm.advantage", recipe.advantage, self.advantage, 1)
         takes = inspect.signature(self.loss).parameters
         self.needs_reference = recipe.kl_coef > 0 or "ref_logprobs" in takes
         self.in_pairs = "partner" in takes

@@ -32,8 +32,8 @@ def infinite(rewards):
 def listed(rewards):
     return [0.0] * len(rewards)
 
-def by_default(rewards, difficulty=None):
-    return rewards if difficulty is None else difficulty
+def by_default(r, difficulty=None):
+    return r if difficulty is None else difficulty
 
 def loss(logprobs, behaviour_logprobs, prox_logprobs, advantages, mask, *, segments, difficulty, **_):
     from asyncrl.algorithms.base import LossOutput
