@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+TRAINER_KEYS = tuple(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl"))
+"""What a trainer says of each step; null if it does not."""
 STEP_KEYS: tuple[str, ...] = (
     "step",
     "version",
@@ -18,7 +20,7 @@ STEP_KEYS: tuple[str, ...] = (
     *(f"trainer_time/{name}" for name in ("busy", "wait_batch", "wait_publish", "checkpoint", "unaccounted")),
     *(f"generator_time/{name}" for name in ("busy", "paused", "idle")),
     *(f"publish/{name}" for name in ("pause_s", "transfer_s", "bytes")),
-    *(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl")),
+    *TRAINER_KEYS,
 )
 """Names that every record has (design, part 6); a record may have more."""
 MORE_KEYS: tuple[str, ...] = (

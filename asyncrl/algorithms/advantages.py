@@ -1,4 +1,4 @@
-"""Advantages: of one group from its rewards, [n] -> [n], in `ADVANTAGES`; of packed tokens; and shaped rewards.
+"""Advantages: of one group from its rewards, [n] -> [n]; of packed tokens; and shaped rewards.
 
 A failed reward never reaches these functions (I7): the caller leaves the trajectory out, so that it counts
 neither in the mean nor in the deviation. A group of one, or of equal rewards, gets zeros, never NaN.
@@ -46,7 +46,9 @@ def none(rewards: Tensor) -> Tensor:
     return promote(rewards)
 
 
-ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo, "best_of_n": best_of_n, "none": none}
+def of_critic(rewards: Tensor) -> Tensor:
+    """Zeros: those of the tokens come from a critic, once it has seen them (`gae`)."""
+    return torch.zeros_like(promote(rewards))
 
 
 def _all_equal(x: Tensor) -> bool:

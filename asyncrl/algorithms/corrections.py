@@ -1,8 +1,12 @@
-"""Weights and rejections for tokens that another policy, or another engine, sampled: constants to autograd."""
+"""Weights and rejections for tokens that another policy, or another engine, sampled: constants to autograd.
+
+A correction makes of importance weights [N] those that the losses are multiplied by, float [N], and says which it
+changed, bool [N]; the recipe's coefficients come by keyword.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,14 +45,15 @@ def importance_weights(
     return torch.where(mask, exp_clamped(d), 1.0)
 
 
-def truncate(weights: Tensor, cap: float) -> Tensor:
-    """min(w, cap), [N]: truncated importance sampling (Ionides 2008; TIS)."""
-    return weights.clamp(max=cap)
+def tis(weights: Tensor, *, tis_cap: float, **_: Any) -> tuple[Tensor, Tensor]:
+    """min(w, tis_cap): truncated importance sampling (Ionides 2008; TIS)."""
+    return weights.clamp(max=tis_cap), weights >= tis_cap
 
 
-def mask_outside(weights: Tensor, low: float, high: float) -> Tensor:
-    """w where low <= w <= high, else 0, [N]: masked importance sampling (MIS, IcePop)."""
-    return torch.where((weights >= low) & (weights <= high), weights, 0.0)
+def mis(weights: Tensor, *, mis_low: float, mis_high: float, **_: Any) -> tuple[Tensor, Tensor]:
+    """w where mis_low <= w <= mis_high, else 0: masked importance sampling (MIS, IcePop)."""
+    kept = torch.where((weights >= mis_low) & (weights <= mis_high), weights, 0.0)
+    return kept, kept == 0
 
 
 def reject_by_kl(

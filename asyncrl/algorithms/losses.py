@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncrl.algorithms.base import LOG_RATIO_LIMIT, Loss, LossOutput, exp_clamped, kept, ratio
+from asyncrl.algorithms.base import LossOutput, exp_clamped, kept, ratio
 from asyncrl.algorithms.segments import segment_mean
-from asyncrl.algorithms.sequence import dpo, ipo, trajectory_balance
-
-__all__ = ["LOG_RATIO_LIMIT", "LOSSES", "Loss", "LossOutput", "ratio"]
 
 
 def reinforce(
@@ -180,19 +177,3 @@ def m2po(
     """-r A, without a clip, on the tokens of a mask from `masks.m2po_mask`. M2PO (arXiv:2510.01161)."""
     logp, old, a = kept(mask, logprobs, prox_logprobs, advantages)
     return LossOutput(-ratio(logp, old) * a, torch.zeros_like(mask))
-
-
-LOSSES: dict[str, Loss] = {
-    "ppo": ppo,
-    "decoupled_ppo": decoupled_ppo,
-    "reinforce": reinforce,
-    "tis": tis,
-    "cispo": cispo,
-    "topr": topr,
-    "kimi": kimi,
-    "gspo": gspo,
-    "m2po": m2po,
-    "trajectory_balance": trajectory_balance,
-    "dpo": dpo,
-    "ipo": ipo,
-}

@@ -2,7 +2,7 @@
 
 torch's store takes any key from anyone who reaches its port, and lists those that are there (`list_keys`); gloo takes
 any connection. So the store listens at one address only, what it holds is believed only if it is sealed by a secret of
-the meeting, and whoever has joined shows that it knows the secret before anything else is sent. The secret travels
+the rendezvous, and whoever has joined shows that it knows the secret before anything else is sent. The secret travels
 through Ray, which asks for a token. On a network where others can change packets on their way, nothing here helps:
 gloo and NCCL do not encrypt.
 """
@@ -25,7 +25,7 @@ _SEAL_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """One place, for one group of processes."""
 
     address: str
@@ -34,7 +34,7 @@ class Meeting:
     """Hexadecimal."""
 
     @classmethod
-    def of_wire(cls, fields: Mapping[str, Any]) -> Meeting:
+    def of_wire(cls, fields: Mapping[str, Any]) -> Rendezvous:
         return cls(fields["address"], fields["port"], fields["secret"])
 
     def to_wire(self) -> dict[str, Any]:
@@ -49,13 +49,13 @@ class Meeting:
         return SealedStore(store, self.key)
 
 
-def open_meeting(address: str, timeout_s: float) -> tuple[Meeting, SealedStore]:
+def open_rendezvous(address: str, timeout_s: float) -> tuple[Rendezvous, SealedStore]:
     """At a free port of `address`, for as long as the store lives."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # torch's own listener is on all interfaces, whatever address it is given.
     with socket.create_server((address, 0), family=family) as listening:
         port = listening.getsockname()[1]
-        meeting = Meeting(address, port, secrets.token_hex(_SEAL_BYTES))
+        rendezvous = Rendezvous(address, port, secrets.token_hex(_SEAL_BYTES))
         store = TCPStore(
             address,
             port,
@@ -64,7 +64,7 @@ def open_meeting(address: str, timeout_s: float) -> tuple[Meeting, SealedStore]:
             timeout=timedelta(seconds=timeout_s),
             master_listen_fd=listening.detach(),
         )
-    return meeting, SealedStore(store, meeting.key)
+    return rendezvous, SealedStore(store, rendezvous.key)
 
 
 class SealedStore(Store):

@@ -22,8 +22,8 @@ from asyncrl.processes.nodes import ALMOST_NO_CPU
 from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads
 from asyncrl.recipe.load import control_settings
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import ENGINES, find
 from asyncrl.rollout.engine import EngineConfig
-from asyncrl.rollout.engines import engine_class
 from asyncrl.rollout.episode import RolloutSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
 from asyncrl.rollout.policy import SamplingLimits
@@ -178,7 +178,7 @@ def resolve_channel(recipe: Recipe, base_dir: Path) -> str:
     generators share one, and nccl where each has its own. Else shared memory on one node and gloo on several."""
     if recipe.weights.channel != "auto":
         return recipe.weights.channel
-    if not engine_class(recipe.rollout.engine, base_dir).holds_weights:
+    if not find(ENGINES, recipe.rollout.engine, base_dir, "rollout.engine").holds_weights:
         return "none"
     # Adapters are small, and merged into the base on the CPU.
     sizes = recipe.rollout.gpus_per_replica, recipe.trainer.gpus_per_rank

@@ -7,7 +7,7 @@ from collections import Counter
 from asyncrl.errors import BudgetSpent
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.summary import GroupSummary
-from asyncrl.trainer.step_report import StepReport
+from asyncrl.trainer.backend import StepReport
 
 
 class Budget:
@@ -37,7 +37,7 @@ class Budget:
                 )
 
     def step(self, report: StepReport) -> None:
-        skipped = bool(report.metrics["trainer/skipped_steps"])
+        skipped = bool(report.metrics.get("trainer/skipped_steps"))
         if number := self._spent("skipped", skipped, self._budgets.skipped_steps_in_a_row):
             raise BudgetSpent(
                 f"the gradients of the last {number} steps were not finite "

@@ -32,7 +32,7 @@ from asyncrl.plugins import one_line
 from asyncrl.recipe.schema import Recipe
 from asyncrl.storage import atomic
 from asyncrl.storage.run_dir import replace
-from asyncrl.trainer.actor import Origin
+from asyncrl.trainer.messages import Origin
 
 logger = logging.getLogger(__name__)
 

@@ -64,7 +64,7 @@ from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import decode
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.actor import role
+from asyncrl.trainer.messages import role
 from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,10 @@ from asyncrl.storage.run_dir import replace as replace_file
 
 _FILE = "fingerprint.json"
 _HASH_CHARS = 16
-_HASHED = ("content", "source", "environment's source", "chat template", "loss", "engine")
+_HASHED = (
+    *("content", "source", "environment's source", "chat template"),
+    *("loss", "advantage", "correction", "engine", "trainer"),
+)
 _TRAINING = ("trainer.", "algorithm.")
 _PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
 """Where is trained, not what."""
@@ -73,7 +76,10 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
         },
         "training": {
             "loss": _source(recipe.algorithm.loss, base_dir),
+            "advantage": _source(recipe.algorithm.advantage, base_dir),
+            "correction": _source(recipe.algorithm.correction, base_dir),
             "engine": _source(recipe.rollout.engine, base_dir),
+            "trainer": _source(recipe.trainer.backend, base_dir),
         },
     }
     # As it comes back from the file.

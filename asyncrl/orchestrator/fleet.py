@@ -262,7 +262,7 @@ class Fleet:
             return
         deadline_s = self._recipe.deadlines.publish_s
         replicas = RayReplicas(handles, {name: self._starter.workers[name] for name in handles}, deadline_s)
-        ends = await self._waiting(trainer.call("open_channel"), "trainer", "to open the weight channel", deadline_s)
+        ends = await self._waiting(trainer.call("open_sender"), "trainer", "to open the weight channel", deadline_s)
         connecting = trainer.call("connect", replicas, ends)
         await self._waiting(connecting, "generators", "to join the weight channel", deadline_s)
         self._connected = (trainer, handles)

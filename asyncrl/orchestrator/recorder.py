@@ -16,6 +16,7 @@ from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
 from asyncrl.envs.environment import ToolUse
 from asyncrl.errors import naming
+from asyncrl.metric_names import TRAINER_KEYS
 from asyncrl.observe.bottleneck import bottleneck
 from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
@@ -24,8 +25,8 @@ from asyncrl.observe.trackers import Trackers
 from asyncrl.orchestrator import fingerprint
 from asyncrl.rollout.occupancy import REWARDS, STATES
 from asyncrl.rollout.summary import GroupSummary
-from asyncrl.trainer.actor import TrainResult
-from asyncrl.trainer.gaps import NUM_SAMPLED, TokenGaps
+from asyncrl.trainer.backend import NUM_SAMPLED, TokenGaps
+from asyncrl.trainer.messages import TrainResult
 from asyncrl.weights.update import PublishReport
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ class Recorder:
             "publish/bytes": self._publish.num_bytes,
             "rewards/failed": self._reward_failures,
             "rewards/failed_share": self._failed / self._asked if self._asked else None,
+            **dict.fromkeys(TRAINER_KEYS),
             **result.report.metrics,
         }
         complete(record)

@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,14 +24,11 @@ from asyncrl.models import TINY_LLAMA
 from asyncrl.orchestrator.fingerprint import trained_anew_at
 from asyncrl.orchestrator.same_model import require_model
 from asyncrl.plugins import one_line
-from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import decode, key_of
 from asyncrl.storage import atomic
 from asyncrl.terminal.progress import shown
-from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.losses import load_loss
-from asyncrl.trainer.model import load_model
+from asyncrl.trainer.backend import Setup, TrainerBackend, backend_class
 
 logger = logging.getLogger(__name__)
 
@@ -117,28 +113,24 @@ def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]
             "journal.keep=all and checkpoint.every_steps can be verified"
         )
     batches = [batch for batch in batches if first <= batch.step < max(later)]
-    learner = _learner(recipe, run_dir)
+    trainer = _trainer(recipe, run_dir)
     if first:
-        learner.restore(files.read(checkpoints[first] / "trainer"))
+        trainer.restore(files.read(checkpoints[first] / "trainer"))
     positions = {key_of(record.payload): record.position for record in groups(run_dir / "journal")}
     with shown("training the batches again", total=len(batches)) as advance:
         for done, batch in enumerate(batches, 1):
             frames = [log.read_at(run_dir / "journal", GROUPS_STREAM, positions[key]) for key in batch.groups]
-            learner.step([decode(frame) for frame in frames], batch.step, batch.min_version)
+            trainer.step([decode(frame) for frame in frames], batch.step, batch.min_version)
             advance(done)
             if (version := batch.step + 1) in checkpoints:
-                _compare(version, learner.state(), files.read(checkpoints[version] / "trainer"))
+                _compare(version, trainer.state(), files.read(checkpoints[version] / "trainer"))
                 yield version
 
 
-def _learner(recipe: Recipe, run_dir: Path) -> Learner:
+def _trainer(recipe: Recipe, run_dir: Path) -> TrainerBackend:
     """As the trainer actor makes it."""
-    torch.set_num_threads(trainer_threads(recipe))
-    torch.manual_seed(recipe.seed)
-    device = torch.device("cuda" if recipe.trainer.gpus_per_rank else "cpu")
     model = str(run_dir / "initial_model") if recipe.model == TINY_LLAMA else recipe.model
-    loss = load_loss(recipe.algorithm.loss, Path.cwd())
-    return Learner(partial(load_model, model, recipe, device), recipe, loss, device)
+    return backend_class(recipe, Path.cwd())(Setup(recipe, model, Path.cwd()))
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -61,7 +61,7 @@ from asyncrl.storage.sight import Sight
 from asyncrl.storage.uploader import Uploader
 from asyncrl.storage.writers import others
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.model import trained_shapes
+from asyncrl.trainer.backend import backend_class
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
     with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view:
         view.phase("loading the data")
         tasks, begun_with = _tasks(recipe, base_dir)
-        _check_model(recipe, view)
+        _check_model(recipe, base_dir, view)
         with _ray(recipe, view) as places:
             run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
             with open_to(run_dir, recipe.readable_by), RunLock(run_dir):
@@ -104,7 +104,7 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
         for role in end_leftovers(run_dir / "processes.json", deadline_s=30.0):
             logger.warning("ended %s, left behind by the run that broke off", role)
         recovered = _recovered(recipe, run_dir, view)
-        trained = _check_model(recipe, view)
+        trained = _check_model(recipe, base_dir, view)
         same_model.require_same(run_dir, recipe, stored, trained, recovered.checkpoint)
         view.phase("loading the data")
         tasks, now = _tasks(recipe, base_dir)
@@ -127,14 +127,15 @@ def _uploader(recipe: Recipe, run_dir: Path) -> Uploader:
     return Uploader(recipe.run_dir, run_dir, recipe.deadlines.checkpoint_s)
 
 
-def _check_model(recipe: Recipe, view: LiveView) -> dict[str, tuple[int, ...]]:
+def _check_model(recipe: Recipe, base_dir: Path, view: LiveView) -> dict[str, tuple[int, ...]]:
     """See that the model's tensors are all there and that its adapters fit, before anything is started; shapes of what
     is trained."""
     view.phase("checking the model")
+    trainer = backend_class(recipe, base_dir)
     if recipe.model != TINY_LLAMA:
-        return trained_shapes(recipe.model, recipe)
+        return trainer.trained_shapes(recipe.model, recipe)
     with tempfile.TemporaryDirectory() as scratch:
-        return trained_shapes(str(make_tiny_llama(Path(scratch), recipe.seed)), recipe)
+        return trainer.trained_shapes(str(make_tiny_llama(Path(scratch), recipe.seed)), recipe)
 
 
 def _settled(recipe: Recipe, base_dir: Path) -> Recipe:

@@ -29,7 +29,7 @@ from asyncrl.processes.deaths import reason
 from asyncrl.processes.orphans import ProcessTable
 from asyncrl.recipe.schema import Recipe
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.actor import Loaded, Origin, TrainResult, role
+from asyncrl.trainer.messages import Loaded, Origin, TrainResult, role
 from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)
@@ -89,10 +89,10 @@ class TrainerLink:
                 return handle
 
     async def _load(self, handle: Ranks, origin: Origin) -> None:
-        deadline_s, meeting = self._recipe.deadlines.start_s, None
+        deadline_s, rendezvous = self._recipe.deadlines.start_s, None
         if self._recipe.trainer.ranks > 1:
-            meeting = await self._waiting(handle.first("meeting"), "trainer", "its first rank", deadline_s)
-        starting = handle.call("start", origin, self._snapshots, meeting)
+            rendezvous = await self._waiting(handle.first("rendezvous"), "trainer", "its first rank", deadline_s)
+        starting = handle.call("start", origin, self._snapshots, rendezvous)
         what = f"to load version {origin.version}"
         loaded: list[Loaded] = await self._waiting(starting, "trainer", what, deadline_s)
         for rank, one in enumerate(loaded):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from asyncrl.errors import UserError
 from asyncrl.planner.lengths import Lengths
 from asyncrl.planner.shape import Shape
-from asyncrl.recipe.algorithm import PAIR_LOSSES, REFERENCE_LOSSES
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import loss_traits
 
 COMPLETION_SHARE = 0.4
 """Mean of a rollout over the longest, where nothing was measured."""
@@ -71,7 +71,7 @@ def assumed(recipe: Recipe, mean_tokens: float | None = None) -> Work:
 
 def trained_share(recipe: Recipe) -> float:
     """Of the trajectories of a batch: of pairs, the best and the worst of a group."""
-    return min(1.0, 2 / recipe.group_size) if recipe.algorithm.loss in PAIR_LOSSES else 1.0
+    return min(1.0, 2 / recipe.group_size) if loss_traits(recipe.algorithm.loss).pairs else 1.0
 
 
 def num_gradients(recipe: Recipe) -> int:
@@ -84,13 +84,13 @@ def passes_without_gradient(recipe: Recipe) -> int:
     a, trainer = recipe.algorithm, recipe.trainer
     several = trainer.epochs * trainer.minibatches > 1 and a.proximal == "recompute"
     proximal = several or (a.kl_coef > 0 and a.kl_in == "reward")
-    sees_whole = a.second_moment_limit is not None or a.entropy_quantile > 0 or a.loss in REFERENCE_LOSSES
+    sees_whole = a.second_moment_limit is not None or a.entropy_quantile > 0 or loss_traits(a.loss).reference
     return needs_reference(recipe) + proximal + has_critic(recipe) + trainer.epochs * sees_whole
 
 
 def needs_reference(recipe: Recipe) -> bool:
     """Whether a frozen policy is asked for its log-probs."""
-    return recipe.algorithm.kl_coef > 0 or recipe.algorithm.loss in REFERENCE_LOSSES
+    return recipe.algorithm.kl_coef > 0 or loss_traits(recipe.algorithm.loss).reference
 
 
 def has_critic(recipe: Recipe) -> bool:

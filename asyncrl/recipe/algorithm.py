@@ -17,8 +17,9 @@ class AlgorithmRecipe(Part):
     preset: str | None = None
     """A published objective by its name, such as `dapo` (all: docs/algorithms.md). It sets every key of this part;
     keys beside it, and in later layers, change it."""
-    advantage: Literal["grpo", "dr_grpo", "rloo", "best_of_n", "none", "gae"] = "grpo"
-    """How the rewards of a group become advantages; `none`: the reward itself; `gae`: with a critic."""
+    advantage: str = "grpo"
+    """How the rewards of a group become advantages: `grpo`, `dr_grpo`, `rloo`, `best_of_n`, `none` (the reward itself),
+    `gae` (with a critic), or your own by `package.module:name` or `./file.py:name`."""
     normalise_advantages: bool = False
     """Bring the advantages of all trained tokens of the batch to mean 0 and deviation 1 (REINFORCE++)."""
     gae_gamma: float = Field(default=1.0, gt=0, le=1)
@@ -47,8 +48,9 @@ class AlgorithmRecipe(Part):
     stale tokens do; `recompute`: those at the start of the step; `loglinear`: an interpolation of the two by their
     versions that costs no forward pass. `auto`: behaviour, or recompute where a correction, or the loss
     decoupled_ppo, does what it does."""
-    correction: Literal["none", "tis", "mis"] = "none"
-    """Weight by w = pi_proximal/pi_behaviour: `tis`: min(w, tis_cap); `mis`: 0 outside [mis_low, mis_high]."""
+    correction: str = "none"
+    """Weight by w = pi_proximal/pi_behaviour: `tis`: min(w, tis_cap); `mis`: 0 outside [mis_low, mis_high]; or your own
+    by `package.module:name` or `./file.py:name`."""
     correction_level: Literal["token", "sequence", "geometric"] = "token"
     """w of the token, of the trajectory (a product), or its geometric mean over the tokens."""
     tis_cap: PositiveFloat = 2.0
@@ -95,24 +97,6 @@ def proximal_of(algorithm: Mapping[str, Any], engine: Any) -> str:
     # The simulated engine has no log-probs that anything could be compared with.
     return "recompute" if corrects or engine == "simulated" else "behaviour"
 
-
-LOSSES = (
-    "ppo",
-    "decoupled_ppo",
-    "reinforce",
-    "tis",
-    "cispo",
-    "topr",
-    "kimi",
-    "gspo",
-    "m2po",
-    "trajectory_balance",
-    "dpo",
-    "ipo",
-)
-"""Names in algorithms.losses.LOSSES, which imports torch."""
-REFERENCE_LOSSES = ("trajectory_balance", "dpo", "ipo")
-PAIR_LOSSES = ("dpo", "ipo")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {"aggregation": "sequence"},

@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ from asyncrl.metric_names import MORE_KEYS, STEP_KEYS
 from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, local_config, weight_files
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
-from asyncrl.recipe.algorithm import LOSSES
 from asyncrl.recipe.check_algorithm import check_algorithm
+from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
-from asyncrl.recipe.schema import TRACKERS, Recipe
+from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import ADVANTAGES, CORRECTIONS, ENGINES, LOSSES, TRACKERS, TRAINERS, Engine
 from asyncrl.storage.small_files import of_model
 
 MOST_NAME_BYTES = 255
@@ -60,17 +60,6 @@ _SET_BY_ASYNCRL = {
 }
 
 
-@dataclass(frozen=True)
-class _EngineTraits:
-    """The class attributes of `rollout.engine.Engine`; those of a user's own default to true."""
-
-    provides_logprobs: bool = True
-    holds_weights: bool = True
-
-
-_ENGINES = {"vllm": _EngineTraits(), "simulated": _EngineTraits(provides_logprobs=False, holds_weights=False)}
-
-
 def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     """Raises UserError for the first thing that would stop the run; relative paths are looked up from `base_dir`.
 
@@ -93,12 +82,15 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
             _check_data(path, base_dir)
     with _no_bytecode():
         _check_reward(recipe, base_dir)
-        _check_loss(recipe, base_dir)
-        engine = _engine_traits(recipe.rollout.engine, base_dir)
+        _own("algorithm.loss", recipe.algorithm.loss, LOSSES, base_dir)
+        _own("algorithm.advantage", recipe.algorithm.advantage, ADVANTAGES, base_dir)
+        _own("algorithm.correction", recipe.algorithm.correction, ("none", *CORRECTIONS), base_dir)
+        _own("trainer.backend", recipe.trainer.backend, TRAINERS, base_dir)
+        engine = _engine(recipe.rollout.engine, base_dir)
         for tracker in recipe.track.also:
             _check_tracker(tracker, base_dir, elsewhere)
     check_algorithm(recipe, engine.provides_logprobs)
-    _check_weights(recipe, engine)
+    check_weights(recipe, engine.holds_weights)
 
 
 def _is_away(path: str) -> bool:
@@ -310,38 +302,27 @@ def _check_reward(recipe: Recipe, base_dir: Path) -> None:
         environment.check(recipe.env.path, base_dir, recipe.env.kwargs)
 
 
-def _check_loss(recipe: Recipe, base_dir: Path) -> None:
-    loss = recipe.algorithm.loss
-    if loss in LOSSES:
-        return
-    if ":" not in loss:
-        raise UserError(
-            f"algorithm.loss '{loss}' is neither {', '.join(LOSSES)} nor package.module:name{nearest(loss, LOSSES)}"
-        )
-    _callable(loss, base_dir, "algorithm.loss")
+def _own(key: str, spec: str, known: Collection[str], base_dir: Path) -> Any:
+    """A user's own that `spec` names; None: it is one of ours."""
+    if spec in known:
+        return None
+    if ":" not in spec:
+        raise UserError(f"{key} '{spec}' is neither {', '.join(known)} nor package.module:name{nearest(spec, known)}")
+    return _callable(spec, base_dir, key)
 
 
-def _engine_traits(engine: str, base_dir: Path) -> _EngineTraits:
-    if engine in _ENGINES:
-        return _ENGINES[engine]
-    if ":" not in engine:
-        raise UserError(
-            f"rollout.engine '{engine}' is neither {', '.join(_ENGINES)} nor package.module:name"
-            f"{nearest(engine, _ENGINES)}"
-        )
-    own = _callable(engine, base_dir, "rollout.engine")
-    return _EngineTraits(getattr(own, "provides_logprobs", True), getattr(own, "holds_weights", True))
+def _engine(engine: str, base_dir: Path) -> Engine:
+    """The class attributes of an engine; those that a user's own leaves out are true."""
+    own = _own("rollout.engine", engine, ENGINES, base_dir)
+    if own is None:
+        return ENGINES[engine]
+    return Engine(engine, getattr(own, "provides_logprobs", True), getattr(own, "holds_weights", True))
 
 
 def _check_tracker(tracker: str, base_dir: Path, elsewhere: bool) -> None:
-    if ":" in tracker:
-        _callable(tracker, base_dir, "track.also")
-    elif tracker not in TRACKERS:
-        raise UserError(
-            f"track.also '{tracker}' is neither {', '.join(TRACKERS)} nor package.module:name"
-            f"{nearest(tracker, TRACKERS)}"
-        )
-    elif not elsewhere and importlib.util.find_spec(tracker) is None:
+    if _own("track.also", tracker, TRACKERS, base_dir) or elsewhere:
+        return
+    if importlib.util.find_spec(tracker) is None:
         raise UserError(f"track.also {tracker} needs a package that is not installed; pip install 'asyncrl[{tracker}]'")
 
 
@@ -350,36 +331,6 @@ def _callable(spec: str, base_dir: Path, key: str) -> Any:
     if not callable(found):
         raise UserError(f"{key} '{spec}' is of type {type(found).__name__}, not a function or class")
     return found
-
-
-def _check_weights(recipe: Recipe, engine: _EngineTraits) -> None:
-    weights, name = recipe.weights, recipe.rollout.engine
-    if engine.holds_weights and weights.channel == "none":
-        raise UserError(f"weights.channel none would never update engine {name}; set weights.channel=auto")
-    if not engine.holds_weights and weights.channel not in ("auto", "none"):
-        raise UserError(f"weights.channel {weights.channel} needs weights, engine {name} holds none; set it to auto")
-    if not engine.holds_weights and weights.verify:
-        raise UserError(f"weights.verify needs weights, engine {name} holds none; set weights.verify=false")
-    if weights.channel == "nccl" and recipe.trainer.lora.rank:
-        raise UserError("weights.channel nccl cannot merge the adapters of trainer.lora; set weights.channel=auto")
-    if weights.rolling and weights.channel not in ("shared_memory", "disk"):
-        raise UserError(f"weights.rolling needs channel shared_memory or disk, not {weights.channel}")
-    for key, num_gpus in (
-        ("rollout.gpus_per_replica", recipe.rollout.gpus_per_replica),
-        ("trainer.gpus_per_rank", recipe.trainer.gpus_per_rank),
-    ):
-        if weights.channel == "nccl" and num_gpus < 1:
-            raise UserError(
-                f"weights.channel nccl needs whole GPUs, but {key} is {num_gpus:g}; set {key}=1 or weights.channel=auto"
-            )
-    if weights.channel == "cuda_ipc" and not recipe.on_one_gpu:
-        raise UserError(
-            "weights.channel cuda_ipc is for one rank and its generators on one GPU: trainer.gpus_per_rank and "
-            "rollout.replicas x rollout.gpus_per_replica must be shares of it, such as 0.6 and 0.4; or set "
-            "weights.channel=auto"
-        )
-    if weights.channel == "cuda_ipc" and recipe.trainer.lora.rank:
-        raise UserError("weights.channel cuda_ipc cannot merge the adapters of trainer.lora; set weights.channel=auto")
 
 
 @contextmanager

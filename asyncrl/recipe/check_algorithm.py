@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncrl.errors import UserError
-from asyncrl.recipe.algorithm import LOSSES, PAIR_LOSSES, REFERENCE_LOSSES, AlgorithmRecipe
+from asyncrl.recipe.algorithm import AlgorithmRecipe
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import ADVANTAGES, LOSSES, loss_traits
 
 
 def check_algorithm(recipe: Recipe, provides_logprobs: bool) -> None:
@@ -37,6 +38,7 @@ def _needs_behaviour(a: AlgorithmRecipe) -> Iterator[tuple[str, str]]:
 
 
 def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
+    traits = loss_traits(a.loss)
     corrects = "loss decoupled_ppo" if a.loss == "decoupled_ppo" else f"correction {a.correction}"
     if a.proximal == "behaviour" and (a.loss == "decoupled_ppo" or a.correction != "none"):
         yield f"{corrects} has nothing to correct with proximal behaviour; set algorithm.proximal=recompute"
@@ -45,20 +47,20 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
             f"correction {a.correction} would repeat the weight that loss decoupled_ppo has; "
             "set algorithm.correction=none"
         )
-    if a.loss in REFERENCE_LOSSES and a.aggregation != "sequence":
+    if traits.reference and a.aggregation != "sequence":
         yield f"loss {a.loss} is one number per trajectory; set algorithm.aggregation=sequence"
-    if a.loss in REFERENCE_LOSSES and a.correction != "none":
+    if traits.reference and a.correction != "none":
         yield f"loss {a.loss} needs no importance weights; set algorithm.correction=none"
     if a.loss_args and a.loss in LOSSES:
         yield f"loss_args go to a loss of your own, but loss is {a.loss}; its coefficients are keys of algorithm"
     if a.mis_low >= a.mis_high:
         yield f"mis_low {a.mis_low:g} must be below mis_high {a.mis_high:g}"
-    without_reference = a.loss in LOSSES and a.loss not in REFERENCE_LOSSES and a.kl_coef == 0
+    without_reference = a.loss in LOSSES and not traits.reference and a.kl_coef == 0
     if a.reference_reset_steps and without_reference:
         yield "reference_reset_steps resets a reference policy that nothing uses; set kl_coef, or leave it out"
     if a.overlong_buffer > recipe.max_sampled_tokens:
         yield f"overlong_buffer {a.overlong_buffer} is longer than rollout.max_new_tokens; lower it"
-    if recipe.env is not None and a.loss in REFERENCE_LOSSES:
+    if recipe.env is not None and traits.reference:
         yield (
             f"loss {a.loss} compares whole completions, and a rollout of env may have several sequences; take another "
             "loss, or leave env out"
@@ -74,7 +76,8 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
             f"trainer.minibatches {recipe.trainer.minibatches} is more than the groups of a step; "
             f"set it to groups_per_step ({recipe.groups_per_step}) or less"
         )
-    if recipe.group_size == 1 and (a.advantage not in ("none", "gae") or a.loss in PAIR_LOSSES):
+    compares = traits.pairs or (a.advantage in ADVANTAGES and ADVANTAGES[a.advantage].compares)
+    if recipe.group_size == 1 and compares:
         yield (
             f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {a.advantage}; "
             "set group_size to 2 or more"

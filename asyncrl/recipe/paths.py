@@ -18,7 +18,10 @@ from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, Recipe
 logger = logging.getLogger(__name__)
 
 DATA_FILES = (*TEXT_FILES, *TABLE_FILES)
-_CODE = ("reward", "env", "env.path", "algorithm.loss", "rollout.engine", "track.also")
+_CODE = (
+    *("reward", "env", "env.path", "algorithm.loss", "algorithm.advantage", "algorithm.correction"),
+    *("rollout.engine", "trainer.backend", "track.also"),
+)
 
 
 def beside(keys: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.env import Env
 from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed, no_range
+from asyncrl.registry import TRANSPORTS
 
-TRACKERS = ("mlflow", "trackio")
-"""For `track.also`: each is the name of a package, and of the extra that installs it."""
 REASONING_GYM = "reasoning_gym:"
 TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 TABLE_FILES = (".parquet", ".arrow")
@@ -162,6 +161,8 @@ class TrainerRecipe(Part):
     """Trainer processes, which divide model and batch among them (FSDP2)."""
     shard_ranks: PositiveInt | None = None
     """So many ranks hold one copy of the model, and ranks/shard_ranks copies are kept in step (HSDP); default: all."""
+    backend: str = "fsdp"
+    """What trains: `fsdp`, or your own by `package.module:name` or `./file.py:name` (asyncrl.trainer.backend)."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.0e-6
     """Constant after the warm-up."""
     warmup_steps: NonNegativeInt = 0
@@ -192,7 +193,7 @@ class TrainerRecipe(Part):
 
 
 class WeightsRecipe(Part):
-    channel: Literal["auto", "shared_memory", "gloo", "nccl", "cuda_ipc", "disk", "none"] = "auto"
+    channel: Literal["auto", *TRANSPORTS] = "auto"
     """`auto`: nccl if generators and trainer have GPUs of their own, cuda_ipc if they share one, else shared_memory on
     one node and gloo on several. `disk` writes to the run directory; `none` (only) for an engine without weights."""
     rolling: bool = False
@@ -378,7 +379,8 @@ class Recipe(Part):
         """What is imported, by key: `package.module:name` or `./file.py:name`; names of our own too."""
         named = {f"track.also.{place}": tracker for place, tracker in enumerate(self.track.also)}
         named |= {"reward": self.reward, "env": self.env and self.env.path}
-        named |= {"algorithm.loss": self.algorithm.loss, "rollout.engine": self.rollout.engine}
+        named |= {f"algorithm.{key}": getattr(self.algorithm, key) for key in ("loss", "advantage", "correction")}
+        named |= {"rollout.engine": self.rollout.engine, "trainer.backend": self.trainer.backend}
         return {key: spec for key, spec in named.items() if spec}
 
     @property

@@ -26,6 +26,7 @@ from asyncrl.observe import relay, trace
 from asyncrl.processes import orphans, stacks
 from asyncrl.processes.crossing import crossing
 from asyncrl.recipe.schema import RewardsRecipe
+from asyncrl.registry import ENGINES, find
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupRunner, RolloutSettings
@@ -80,7 +81,6 @@ class Generator:
     async def start(self) -> dict[str, Any]:
         """Load model and tokenizer, start the reward processes; says what processes there are now, and where."""
         from asyncrl.models import load_tokenizer
-        from asyncrl.rollout.engines import engine_class
 
         config, run_dir = self.config, self.config.sight.run_dir
         if config.engine_config.channel == "disk" or Path(config.engine_config.model).is_relative_to(run_dir):
@@ -88,7 +88,7 @@ class Generator:
         stacks.record(run_dir / "stacks", config.name)
         self.rewards = self._reward_pool(run_dir.resolve() / "rewards.log")
         self.environment = EnvPool(config.env) if config.env else None
-        self.engine = engine_class(config.engine, config.base_dir)(config.engine_config)
+        self.engine = find(ENGINES, config.engine, config.base_dir, "rollout.engine")(config.engine_config)
         await asyncio.gather(self.engine.start(), *([self.environment.start()] if self.environment else []))
         tokenizer = load_tokenizer(config.engine_config.model)
         self.probe = probe_tokens(tokenizer, config.engine_config.max_tokens)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.processes.last_words import ErrorOutput, cause
 from asyncrl.recipe.cores import SPIN
+from asyncrl.registry import TRANSPORTS
 from asyncrl.rollout.engine import Completion, EngineConfig, EngineDead, SamplingParams, VersionSpan
 from asyncrl.rollout.vllm_start import explained
 from asyncrl.weights.update import WeightUpdate
@@ -182,7 +183,7 @@ def arguments(config: EngineConfig) -> dict[str, Any]:
         "seed": config.seed,
         "max_model_len": config.max_tokens,
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": "asyncrl_nccl" if config.channel == "nccl" else "asyncrl"},
+        "weight_transfer_config": {"backend": TRANSPORTS[config.channel].vllm_engine},
         "disable_log_stats": True,
         "generation_config": "vllm",
         "trust_remote_code": False,

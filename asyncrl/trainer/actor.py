@@ -1,6 +1,6 @@
-"""The trainer actor: one rank of the learner, its staging copies and its end of the weight channel, behind Ray.
+"""The trainer actor: one rank of the trainer backend, its staging copies, its end of the weight transport, behind Ray.
 
-    driver --train(k)--> [buffer --frames--> decode -> learner.step] --> driver
+    driver --train(k)--> [buffer --frames--> decode -> backend.step] --> driver
     driver --publish(k+1)--> [copy of the weights, send]   its own thread: the next step runs meanwhile
     driver --save(k+1)--> [copy to host, write or send]    its own thread: the next step runs meanwhile
 Every rank takes the same calls in the same order; what the driver hears of a step or a push is rank 0's word.
@@ -16,8 +16,6 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,79 +25,29 @@ import torch
 from asyncrl.checkpoint import files
 from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.checkpoint.snapshots import Snapshots
-from asyncrl.cluster.rendezvous import Meeting, open_meeting
+from asyncrl.cluster.rendezvous import Rendezvous, SealedStore, open_rendezvous
 from asyncrl.control.messages import Train
 from asyncrl.models import load_tokenizer
 from asyncrl.observe import relay, trace
 from asyncrl.processes import orphans, stacks
 from asyncrl.processes.crossing import crossing
-from asyncrl.recipe.cores import trainer_threads
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import TRANSPORTS
 from asyncrl.rollout.trajectory import decode
 from asyncrl.storage import atomic, private
 from asyncrl.storage.run_dir import make_alike
 from asyncrl.storage.sight import Sight
-from asyncrl.trainer.comparison import require_same, require_unchanged
-from asyncrl.trainer.export import names_of, write_model
+from asyncrl.trainer.backend import Setup, StepReport, TrainerBackend, backend_class
 from asyncrl.trainer.gpu_memory import explained
-from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.lora import merged, transposed
-from asyncrl.trainer.losses import load_loss
-from asyncrl.trainer.model import load_model
-from asyncrl.trainer.precision import TYPES
-from asyncrl.trainer.ranks import Team
-from asyncrl.trainer.step_report import StepReport
-from asyncrl.weights.channel import Channel, ChannelConfig, open_channel
+from asyncrl.trainer.messages import Loaded, Origin, TrainResult, role
 from asyncrl.weights.files import SHARED_MEMORY
 from asyncrl.weights.replicas import RayReplicas
 from asyncrl.weights.staging import Staging, require_finite
+from asyncrl.weights.transport import Sender, SenderConfig, open_sender
 from asyncrl.weights.update import PublishReport
 from asyncrl.weights.verify import probe_tokens
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A step, and where its time went (seconds)."""
-
-    report: StepReport
-    busy_s: float
-    wait_publish_s: float
-    wait_copy_s: float
-    """The step stood still until a checkpoint or snapshot had its copy of the weights."""
-    spans: list[trace.Span]
-    """Of this rank, since the result before."""
-    probe: list[float] | None = None
-    """Log-probs of the text that weights are verified with, by the new weights; None if it was not asked for."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a rank has to say once it can train."""
-
-    process: dict[str, Any]
-    probes: tuple[list[float], list[float]]
-    """Log-probs of the text that weights are verified with: by the initial model, and by where it starts from."""
-    kernels: str
-    """Which ones a GPU takes."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a trainer starts from: a checkpoint folder or a snapshot in memory, else the initial model; then the
-    batches that were trained since, in order."""
-
-    version: int
-    folder: Path | None
-    snapshots: Snapshots | None
-    batches: tuple[Train, ...] = ()
-    live: int = -1
-    """Version that the generators hold: it stays at hand for one that joins them."""
-
-    @property
-    def is_initial(self) -> bool:
-        return self.folder is None and self.snapshots is None and not self.batches
 
 
 @ray.remote(concurrency_groups={"push": 1, "save": 1, "notices": 1})
@@ -108,74 +56,58 @@ class TrainerActor:
     """Calls run one at a time, but for those of the groups `push`, `save` and `notices`, which run beside them."""
 
     def __init__(
-        self, recipe: Recipe, model: str, channel: str, base_dir: Path, sight: Sight, buffer: Any, rank: int
+        self, recipe: Recipe, model: str, transport: str, base_dir: Path, sight: Sight, buffer: Any, rank: int
     ) -> None:
         relay.relay()
         self.rank = rank
         self.recipe = recipe
         self.model_path = model
-        self.backend = channel
+        self.transport = transport
         self.base_dir = base_dir
         self.sight, self.run_dir = sight, sight.run_dir
         self.buffer = buffer
-        self.channel: Channel | None = None
+        self.store: SealedStore | None = None
+        self.sender: Sender | None = None
         self.shared: Path | None = None
 
-    def meeting(self) -> Meeting:
+    def rendezvous(self) -> Rendezvous:
         """Where the ranks meet: rank 0 says it, and holds the place."""
-        meeting, self.store = open_meeting(ray.util.get_node_ip_address(), self.recipe.deadlines.start_s)
-        return meeting
+        place, self.store = open_rendezvous(ray.util.get_node_ip_address(), self.recipe.deadlines.start_s)
+        return place
 
-    def start(self, origin: Origin, snapshots: Snapshots | None, meeting: Meeting | None) -> Loaded:
+    def start(self, origin: Origin, snapshots: Snapshots | None, rendezvous: Rendezvous | None) -> Loaded:
         """Load the model and the state; `train_again` is for the batches of `origin`. `snapshots`: where to send new
         ones."""
-        recipe, trainer = self.recipe, self.recipe.trainer
         self.sight.require(f"trainer rank {self.rank}")
         stacks.record(self.run_dir / "stacks", role(self.rank))
-        torch.set_num_threads(trainer_threads(recipe))
-        torch.manual_seed(recipe.seed)
-        device = torch.device("cuda" if trainer.gpus_per_rank else "cpu")
-        if trainer.precision == "fp16" and device.type == "cpu":
-            logger.warning("trainer.precision fp16: most CPUs compute it many times as slowly as bf16 or fp32")
-        if 0 < trainer.gpus_per_rank < 1:
-            torch.cuda.set_per_process_memory_fraction(trainer.gpus_per_rank)
-        self.team = Team(device)
-        if meeting is not None:
-            store = self.store if self.rank == 0 else None
-            self.team = Team.join(meeting, store, self.rank, trainer.ranks, device, recipe.deadlines.step_s)
-        loss = load_loss(recipe.algorithm.loss, self.base_dir)
-        load = partial(load_model, self.model_path, recipe, device)
-        tokenizer = load_tokenizer(self.model_path)
-        self.probe = probe_tokens(tokenizer, recipe.max_tokens)
-        look = self._compare_untouched if origin.is_initial and self.rank == 0 else lambda model: None
-        with explained(trainer, "its start"):
-            self.learner = Learner(load, recipe, loss, device, self.team, look)
-        self.saver = BackgroundSaver(recipe.deadlines.checkpoint_s)
-        self.learner.before_update = self._before_update
+        self.probe = probe_tokens(load_tokenizer(self.model_path), self.recipe.max_tokens)
+        self.trainer = self._load(rendezvous, untouched=origin.is_initial and self.rank == 0)
+        self.saver = BackgroundSaver(self.recipe.deadlines.checkpoint_s)
+        self.trainer.before_update = self._before_update
         self.snapshots = snapshots
         initial = self._score_probe()
         if origin.snapshots is not None:
-            self.learner.restore(origin.snapshots.load(origin.version))
+            self.trainer.restore(origin.snapshots.load(origin.version))
         elif origin.folder is not None:
-            self.learner.restore(files.read(origin.folder / "trainer"))
-        self.staging = self._staging(origin.version, device)
+            self.trainer.restore(files.read(origin.folder / "trainer"))
+        self.staging = self._staging(origin.version)
         self._hold(max(origin.live, origin.version), origin.version)
         self.idle_since = trace.now()
         # Not before: what a hub gives is for whom its cache is.
         make_alike(self.run_dir)
         probes = initial, self._score_probe() if origin.version else initial
-        return Loaded(orphans.here(), probes, self.learner.kernels)
+        return Loaded(orphans.here(), probes, self.trainer.kernels)
 
-    def _compare_untouched(self, model: torch.nn.Module) -> None:
-        """Raises UserError if an export of the model would not be what it was loaded from."""
-        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        scratch = atomic.begin(self.run_dir / "checkpoints", 0)
+    def _load(self, rendezvous: Rendezvous | None, *, untouched: bool) -> TrainerBackend:
+        scratch = atomic.begin(self.run_dir / "checkpoints", 0) if untouched else None
+        text = tuple(self.probe)
+        setup = Setup(self.recipe, self.model_path, self.base_dir, self.rank, rendezvous, self.store, text, scratch)
         try:
-            whole = merged(model, trained, self.recipe.trainer.lora)
-            write_model(model, whole, names_of(model), scratch, self._dtype)
-            require_unchanged(model, scratch, self.probe, self._dtype)
+            with explained(self.recipe.trainer, "its start"):
+                return backend_class(self.recipe, self.base_dir)(setup)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -191,12 +123,13 @@ class TrainerActor:
         self.idle_since = trace.now()
         return self._score_probe() if live == batch.step + 1 else None
 
-    def _staging(self, version: int, device: torch.device) -> Staging:
-        if self.backend == "shared_memory":
+    def _staging(self, version: int) -> Staging:
+        copies, weights = TRANSPORTS[self.transport].copies, self.trainer.weight_shards()
+        if copies == "shared_memory":
             # With this, what a trainer has left that was killed is gone.
             self.shared = private.make(SHARED_MEMORY)
-        copies = device if self.backend in ("nccl", "cuda_ipc") else torch.device("cpu")
-        return Staging(self.learner.model, version, self._dtype, copies, self.shared)
+        device = weights[0].tensor.device if copies == "gpu" else torch.device("cpu")
+        return Staging(weights, version, self._dtype, device, self.shared)
 
     def _hold(self, live: int, version: int) -> None:
         """Keep the weights if they are those that the generators hold."""
@@ -205,7 +138,7 @@ class TrainerActor:
 
     def _score_probe(self) -> list[float]:
         """Log-probs of the text that weights are verified with; every rank takes part."""
-        return [] if self.backend == "none" else self.learner.score(self.probe)
+        return [] if self.transport == "none" else self.trainer.score(self.probe)
 
     def _learn(self, batch: Train, publishing: int) -> StepReport:
         self.publishing, self.wait_copy_s, self.wait_publish_s = publishing, 0.0, 0.0
@@ -213,7 +146,7 @@ class TrainerActor:
             frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
             groups = [decode(frame) for frame in frames]
         with explained(self.recipe.trainer, f"step {batch.step}"):
-            report = self.learner.step(groups, batch.step, batch.min_version)
+            report = self.trainer.step(groups, batch.step, batch.min_version)
         self.staging.changed(batch.step + 1)
         return report
 
@@ -234,7 +167,7 @@ class TrainerActor:
         probe = self._score_probe() if verifying else None
         every = self.recipe.checkpoint.snapshot_every_steps
         if self.snapshots and every and version % every == 0 and not self.saver.busy:
-            self.saver.start(self.learner.state(), lambda state: self._store(version, state))
+            self.saver.start(self.trainer.state(), lambda state: self._store(version, state))
         busy_s = time.perf_counter() - began - self.wait_publish_s - self.wait_copy_s
         self.idle_since = trace.now()
         return TrainResult(report, busy_s, self.wait_publish_s, self.wait_copy_s, trace.take(), probe)
@@ -248,41 +181,39 @@ class TrainerActor:
             logger.warning("the snapshot of version %d was not taken: %s", version, error)
 
     @ray.method(concurrency_group="push")
-    def open_channel(self) -> Any:
-        """Open this rank's end of the weight channel, and say how to reach it; an earlier channel is closed first."""
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
-        lora = self.recipe.trainer.lora
-        config = ChannelConfig(
-            backend=self.backend,
+    def open_sender(self) -> Any:
+        """Open this rank's end of the weight transport, and say how to reach it; an earlier one is closed first."""
+        if self.sender is not None:
+            self.sender.close()
+            self.sender = None
+        config = SenderConfig(
+            transport=self.transport,
             rank=self.rank,
             address=ray.util.get_node_ip_address(),
             timeout_s=self.recipe.deadlines.publish_s,
             dtype=self.recipe.weights.dtype,
             folder=self.run_dir / "weights",
             rolling=self.recipe.weights.rolling,
-            lora_scale=lora.scale if lora.rank else None,
-            lora_transposed=transposed(self.learner.model) if lora.rank else (),
-            group=self.team.push_group,
+            adapters=self.trainer.adapters,
+            group=self.trainer.sync_group,
         )
-        self.channel = open_channel(config, self.staging.layout)
-        return self.channel.end()
+        self.sender = open_sender(config, self.staging.layout)
+        return self.sender.endpoint()
 
     @ray.method(concurrency_group="push")
-    def connect(self, replicas: RayReplicas, ends: list[Any]) -> None:
+    def connect(self, replicas: RayReplicas, endpoints: list[Any]) -> None:
         """Connect all ranks' ends with these replicas."""
-        assert self.channel is not None
-        self.channel.connect(replicas if self.rank == 0 else None, replicas.num_workers, ends)
+        assert self.sender is not None
+        self.sender.connect(replicas if self.rank == 0 else None, replicas.num_workers, endpoints)
 
     @ray.method(concurrency_group="push")
     def stage(self, version: int | None) -> tuple[int, Any]:
         """Hold a copy of `version` (None: of the one sent last) for `publish`; which it is, and how to read it."""
-        if self.channel is None:
-            raise RuntimeError("stage before open_channel")
+        if self.sender is None:
+            raise RuntimeError("stage before open_sender")
         with trace.span("stage", lane="push"):
             version, self.staged = self.staging.send(version)
-            return version, self.channel.copy(version, self.staged)
+            return version, self.sender.copy(version, self.staged)
 
     @ray.method(concurrency_group="push")
     def publish(self, version: int, copies: list[Any]) -> PublishReport:
@@ -290,16 +221,16 @@ class TrainerActor:
 
         May be called again, after `stage`, if it failed.
         """
-        assert self.channel is not None
+        assert self.sender is not None
         with trace.span("push", lane="push"):
-            return self.channel.publish(version, self.staged, copies)
+            return self.sender.publish(version, self.staged, copies)
 
     def save(self, folder: Path) -> None:
         """Begin to write this rank's part of trainer/ into the checkpoint folder; returns before it is done.
 
         What is written is the state now: the next step may run, but changes nothing before the copy is taken.
         """
-        state = self.learner.state()
+        state = self.trainer.state()
         require_finite({name: tensor for name, tensor in state.items() if name.startswith("model.")})
 
         def write(copies: Mapping[str, torch.Tensor]) -> None:
@@ -317,18 +248,16 @@ class TrainerActor:
     def export(self, folder: Path) -> None:
         """Write model/ into a checkpoint folder that has all ranks' parts."""
         weights = files.read(folder / "trainer", prefix="model.")
-        self.learner.export(weights, folder / "model", self._dtype)
+        self.trainer.export(weights, folder / "model", self._dtype)
         load_tokenizer(self.model_path).save_pretrained(folder / "model")
 
     def compare_export(self, folder: Path) -> None:
         """Raises RunFailed if model/ of a checkpoint of the state now, loaded again, is another model; every rank takes
         part."""
-        expected = self.learner.score(self.probe)
+        expected = self.trainer.score(self.probe)
         if self.rank == 0:
-            weights = self.learner.whole(files.read(folder / "trainer", prefix="model."))
-            rounded_to = max(TYPES[self.recipe.trainer.precision], self._dtype, key=lambda d: torch.finfo(d).eps)
-            model = self.learner.model
-            require_same(model, weights, folder / "model", expected, self.probe, self._dtype, rounded_to)
+            weights = files.read(folder / "trainer", prefix="model.")
+            self.trainer.compare_export(weights, folder / "model", expected, self.probe, self._dtype)
 
     @ray.method(concurrency_group="notices")
     def take_notices(self) -> list[relay.Notice]:
@@ -344,8 +273,3 @@ class TrainerActor:
     @ray.method(concurrency_group="push")
     def ping(self) -> None:
         """A sign of life."""
-
-
-def role(rank: int) -> str:
-    """Name of a rank's process."""
-    return f"trainer-{rank}" if rank else "trainer"

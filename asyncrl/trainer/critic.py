@@ -8,14 +8,14 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.model import Values
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch
-from asyncrl.trainer.ranks import Team
+from asyncrl.trainer.ranks import ProcessGroup
 
 
 class Critic:
     """Trains `values`; with several ranks they are divided among them already."""
 
-    def __init__(self, values: Values, recipe: Recipe, team: Team) -> None:
-        self.values, self.team = values, team
+    def __init__(self, values: Values, recipe: Recipe, process_group: ProcessGroup) -> None:
+        self.values, self.process_group = values, process_group
         self.learning_rate = recipe.trainer.critic_learning_rate
         self.max_grad_norm = recipe.trainer.max_grad_norm
         self.optimizer = Optimizer(values.model, self.learning_rate, recipe.trainer.optimizer, "critic.", values.dtype)
@@ -23,16 +23,16 @@ class Critic:
     def update(self, batches: list[PackedBatch], idle: list[PackedBatch]) -> float:
         """One optimizer step towards the column `returns`; this rank's part of the loss, half the mean squared error
         over all tokens. `idle`: passes that only keep the other ranks company."""
-        num_tokens = max(self.team.sum([sum(len(b.targets) for b in batches)])[0], 1.0)
+        num_tokens = max(self.process_group.sum([sum(len(b.targets) for b in batches)])[0], 1.0)
         total = 0.0
         self.values.train()
         self.optimizer.zero_grad()
         for batch in batches:
             loss = 0.5 * (self.values(batch) - batch.columns["returns"]).square().sum() / num_tokens
-            self.team.backward(self.optimizer.scaled(loss))
+            self.process_group.backward(self.optimizer.scaled(loss))
             total += float(loss.detach())
         for batch in idle:
-            self.team.backward(0.0 * self.values(batch).sum())
+            self.process_group.backward(0.0 * self.values(batch).sum())
         if math.isfinite(self.optimizer.clip(self.max_grad_norm)):
             self.optimizer.step(self.learning_rate)
         else:

@@ -12,14 +12,10 @@ from collections.abc import Sequence
 import torch
 
 from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.backend import NUM_SAMPLED, TokenGaps
 from asyncrl.trainer.packing import PackedBatch, trained_places
 
-NUM_SAMPLED = 2
-"""Groups of a batch whose first trajectory is shown to people: the first ones."""
 _DIGITS = 4
-
-TokenGaps = list[float | None]
-"""Of every token from the first sampled one on; None where it is not trained, or the engine gave no log-prob."""
 
 
 def sampled(groups: Sequence[Group]) -> list[Trajectory]:

@@ -21,27 +21,29 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from asyncrl.algorithms.losses import Loss
 from asyncrl.observe.trace import span
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group
 from asyncrl.trainer.attention import use_flash
+from asyncrl.trainer.backend import StepReport
 from asyncrl.trainer.balance import split
+from asyncrl.trainer.comparison import require_same
 from asyncrl.trainer.compiled import compile_layers, warm_up
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gaps import Gaps, sampled
-from asyncrl.trainer.lora import merged, switched_off
+from asyncrl.trainer.lora import adapters, merged, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, pack_text
 from asyncrl.trainer.precision import TYPES, hold
-from asyncrl.trainer.ranks import Team
+from asyncrl.trainer.ranks import ProcessGroup
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.samples import choose
-from asyncrl.trainer.step_report import StepReport, Sums, compounded, replayed
-from asyncrl.weights.pieces import fill, held
+from asyncrl.trainer.sharding import fill, held, weight_shards
+from asyncrl.trainer.step_report import Sums, compounded, replayed
+from asyncrl.weights.shards import Held
 
 Called = TypeVar("Called", Policy, Values)
 
@@ -78,13 +80,13 @@ class Learner:
         self,
         load: Callable[[], torch.nn.Module],
         recipe: Recipe,
-        loss: Loss,
         device: torch.device,
-        team: Team | None = None,
+        process_group: ProcessGroup | None = None,
         look: Callable[[torch.nn.Module], object] = lambda model: None,
+        base_dir: Path = Path(),
     ) -> None:
         self.recipe, self.device = recipe, device
-        self.team = team or Team(device)
+        self.process_group = process_group or ProcessGroup(device)
         self.dtype = TYPES[recipe.trainer.precision]
         self.model = load()
         look(self.model)
@@ -93,7 +95,7 @@ class Learner:
         self.kernels = ""
         """Which ones a GPU takes, for people."""
         self.policy = self._called(Policy, self.model)
-        self.objective = Objective(recipe.algorithm, loss, recipe.max_sampled_tokens)
+        self.objective = Objective(recipe.algorithm, recipe.max_sampled_tokens, base_dir)
         trainer = recipe.trainer
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, "", self.dtype)
         self.reference: Policy | None = None
@@ -108,12 +110,14 @@ class Learner:
         self.critic: Critic | None = None
         if algorithm.advantage == "gae":
             values = self._called(Values, load())
-            self.critic = Critic(values, recipe, self.team)
+            self.critic = Critic(values, recipe, self.process_group)
         if self.kernels:
             self.optimizer.zero_grad()
             warm_up(self.policy, device, trainer.tokens_per_microbatch)
         self.before_update: Callable[[], object] = lambda: None
         """Called right before weights and optimizer state change: who still copies them must finish first."""
+        self.adapters = adapters(self.model, trainer.lora) if self.adapted else None
+        self.sync_group = self.process_group.sync_group
 
     def _called(self, kind: type[Called], model: torch.nn.Module) -> Called:
         """The model as it is called: divided among the ranks, in the type of the products."""
@@ -121,7 +125,7 @@ class Learner:
         if self.packs and self.device.type == "cuda":
             attention = "FlashAttention 4" if use_flash(self.device) else "FlexAttention's Triton kernels"
             self.kernels = f"attention by {attention}, layers {'' if compile_layers(model) else 'not '}compiled"
-        self.team.shard(called, model, self.recipe.trainer)
+        self.process_group.shard(called, model, self.recipe.trainer)
         hold(model, self.dtype)
         return called
 
@@ -146,7 +150,7 @@ class Learner:
         for done in range(number):
             norms.append(self._update(updates[done % len(updates)], step, done / number, sums, gaps))
         self._maybe_reset_reference(step)
-        sums = sums.over(self.team)
+        sums = sums.over(self.process_group)
         with_gradient = sums.tokens_with_gradient
         metrics = {
             **sums.off_policy.metrics(),
@@ -174,14 +178,14 @@ class Learner:
         for minibatch in minibatches(samples, self.recipe.trainer.minibatches):
             trained = [s for s in minibatch if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
             shares = self._shares(trained)
-            own = [pack(part, self.device) for part in shares[self.team.rank] if part]
+            own = [pack(part, self.device) for part in shares[self.process_group.rank] if part]
             everyone, sizes = own, [sum(len(b.targets) for b in own)]
-            if self.team.size > 1 and self.objective.sees_whole:
+            if self.process_group.size > 1 and self.objective.sees_whole:
                 packed = [[pack(part, self.device) for part in share if part] for share in shares]
-                packed[self.team.rank] = own
+                packed[self.process_group.rank] = own
                 everyone = [batch for batches in packed for batch in batches]
                 sizes = [sum(len(b.targets) for b in batches) for batches in packed]
-            num_idle = len(shares[self.team.rank]) - len(own)
+            num_idle = len(shares[self.process_group.rank]) - len(own)
             idle = [pack(trained[:1], self.device)] * num_idle if num_idle else []
             counts = Counts(sum(int(s.mask.sum()) for s in minibatch), round(sum(s.share for s in minibatch)))
             updates.append(_Update(own, idle, everyone, sizes, len(trained), counts))
@@ -189,7 +193,7 @@ class Learner:
 
     def _shares(self, samples: list[TrainSample]) -> list[list[list[TrainSample]]]:
         """The micro-batches of each rank."""
-        size = self.team.size
+        size = self.process_group.size
         if self.packs:
             width = self.model.config.get_text_config().hidden_size
             return split(samples, self.recipe.trainer.tokens_per_microbatch, width, size)
@@ -223,7 +227,7 @@ class Learner:
         if len(update.sizes) == 1:
             return own
         flat = torch.cat(own) if own else torch.zeros(0, device=self.device)
-        whole = torch.cat(self.team.exchange(flat, update.sizes))
+        whole = torch.cat(self.process_group.exchange(flat, update.sizes))
         return list(whole.split([len(batch.targets) for batch in update.everyone]))
 
     def _update(self, update: _Update, step: int, progress: float, sums: Sums, gaps: Gaps) -> float:
@@ -237,7 +241,7 @@ class Learner:
                 logprobs, entropies = kept or self._score(batch)
                 terms = self.objective(batch, logprobs, update.counts, step, progress)
             with span("backward"):
-                self.team.backward(self.optimizer.scaled(terms.loss))
+                self.process_group.backward(self.optimizer.scaled(terms.loss))
             loss += float(terms.loss.detach())
             left_out = [left_out[0] + terms.tokens_left_out, left_out[1] + terms.sequences_left_out]
             sums.entropy += float(entropies.sum())
@@ -247,9 +251,9 @@ class Learner:
             sums.tokens_of_trajectories += sum(len(s.trajectory.tokens) for s in batch.samples)
             sums.tokens_with_gradient += len(batch.targets)
         for batch in update.idle:
-            self.team.backward(0.0 * (kept or self._score(batch))[0].sum())
+            self.process_group.backward(0.0 * (kept or self._score(batch))[0].sum())
         if self.objective.leaves_out:
-            share = self.objective.share_counted(update.counts, *self.team.sum(left_out))
+            share = self.objective.share_counted(update.counts, *self.process_group.sum(left_out))
             loss /= share
             self.optimizer.divide_gradients(share)
         sums.loss += loss
@@ -303,10 +307,14 @@ class Learner:
 
     # -- state
 
+    def weight_shards(self) -> list[Held]:
+        """Of the tensors that are the model's own for good: FSDP2 shows others in their place while it computes."""
+        return weight_shards(self.model)
+
     def state(self) -> dict[str, torch.Tensor]:
         """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
         tensors = self.optimizer.state()
-        if self.team.rank == 0:
+        if self.process_group.rank == 0:
             tensors |= {**self.replay.state(), "rng": torch.get_rng_state()}
         if self.critic:
             tensors.update(self.critic.optimizer.state())
@@ -337,6 +345,12 @@ class Learner:
         """The model's weights of a `state` of whole tensors, by name, adapters merged."""
         trained = {n.removeprefix("model."): t[...] for n, t in state.items() if n.startswith("model.")}
         return merged(self.model, trained, self.recipe.trainer.lora)
+
+    def compare_export(
+        self, state: Mapping[str, Any], folder: Path, expected: list[float], text: list[int], dtype: torch.dtype
+    ) -> None:
+        rounded_to = max(self.dtype, dtype, key=lambda d: torch.finfo(d).eps)
+        require_same(self.model, self.whole(state), folder, expected, text, dtype, rounded_to)
 
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:

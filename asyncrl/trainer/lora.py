@@ -14,8 +14,8 @@ from asyncrl.headers import read_headers
 from asyncrl.models import weight_files
 from asyncrl.recipe.schema import LoraRecipe
 from asyncrl.trainer.loading import some
-from asyncrl.weights.lora import adapted_modules, merge, weights_of
-from asyncrl.weights.pieces import master
+from asyncrl.trainer.sharding import master
+from asyncrl.weights.lora import Adapters, adapted_modules, merge, weights_of
 
 
 def inject(model: Any, recipe: LoraRecipe) -> Any:
@@ -73,9 +73,10 @@ def _is_transposed(module: torch.nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def transposed(model: torch.nn.Module) -> tuple[str, ...]:
-    """The adapted modules whose weight is stored [in, out]."""
-    return tuple(n for n, m in model.named_modules() if hasattr(m, "lora_A") and _is_transposed(m.base_layer))
+def adapters(model: torch.nn.Module, recipe: LoraRecipe) -> Adapters:
+    """How those of a model are merged."""
+    adapted = [(name, module.base_layer) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    return Adapters(recipe.scale, tuple(name for name, base in adapted if _is_transposed(base)))
 
 
 def left_out(model: torch.nn.Module) -> list[str]:
@@ -126,7 +127,7 @@ def merged(model: torch.nn.Module, trained: Mapping[str, torch.Tensor], recipe: 
     if not recipe.rank:
         return dict(trained)
     base = ((name, weight.cpu()) for name, weight in base_weights(model))
-    return dict(merge(base, trained, recipe.scale, transposed(model)))
+    return dict(merge(base, trained, adapters(model, recipe)))
 
 
 def base_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def load_model(path: str, recipe: Recipe, device: torch.device) -> torch.nn.Module:
     """A transformers causal language model with fp32 weights. One that several ranks are to divide stays on the host as
-    it is stored, for `Team.shard`: a device may have no room for the whole.
+    it is stored, for `ProcessGroup.shard`: a device may have no room for the whole.
 
     Raises UserError if it is neither a local model nor one the hub can give, if its tensors are not the model's, or if
     its logits are not understood.

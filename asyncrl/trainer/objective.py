@@ -9,22 +9,28 @@ log-probs now -> plan          what a mini-batch must know as a whole: M2PO's ma
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from asyncrl.algorithms import advantages, corrections, kl, masks
 from asyncrl.algorithms.aggregation import token_weights
-from asyncrl.algorithms.losses import LOSSES, Loss
+from asyncrl.algorithms.base import Loss
 from asyncrl.algorithms.offpolicy import OffPolicySums, off_policy_sums
 from asyncrl.algorithms.segments import segment_sum
 from asyncrl.algorithms.sequence import choose_pair, log_partition
+from asyncrl.errors import UserError
+from asyncrl.plugins import shown
 from asyncrl.recipe.algorithm import AlgorithmRecipe
+from asyncrl.registry import ADVANTAGES, CORRECTIONS, LOSSES, find, loss_traits
+from asyncrl.trainer.extras import Extras
 from asyncrl.trainer.packing import PackedBatch, TrainSample
 
-_LINEAR_IN_ADVANTAGE = ("ppo", "decoupled_ppo", "reinforce", "tis", "cispo", "topr", "gspo", "m2po")
-_COEFFICIENTS = ("clip_low", "clip_high", "dual_clip", "tis_cap", "tau", "beta")
+_COEFFICIENTS = ("clip_low", "clip_high", "dual_clip", "tis_cap", "mis_low", "mis_high", "tau", "beta")
+_GIVEN = ("segments", "num_segments", "rewards", "ref_logprobs", "log_z", "partner", "side")
+"""To a loss, beside its five tensors."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,20 @@ class Terms:
 
 
 class Objective:
-    """`constant_length`: tokens by which the aggregation `constant` divides."""
+    """`constant_length`: tokens by which the aggregation `constant` divides. `base_dir`: from which functions of the
+    user's own are looked up."""
 
-    def __init__(self, recipe: AlgorithmRecipe, loss: Loss, constant_length: int) -> None:
-        self.recipe, self.loss, self.constant_length = recipe, loss, constant_length
-        own = {} if recipe.loss in LOSSES else recipe.loss_args
-        known = {name: getattr(recipe, name) for name in _COEFFICIENTS}
-        self.coefficients = {**known, **own}
-        takes = inspect.signature(loss).parameters
+    def __init__(self, recipe: AlgorithmRecipe, constant_length: int, base_dir: Path = Path()) -> None:
+        self.recipe, self.constant_length = recipe, constant_length
+        self.loss: Loss = find(LOSSES, recipe.loss, base_dir, "algorithm.loss")
+        self.advantage = find(ADVANTAGES, recipe.advantage, base_dir, "algorithm.advantage")
+        self.correction = None
+        if recipe.correction != "none":
+            self.correction = find(CORRECTIONS, recipe.correction, base_dir, "algorithm.correction")
+        self.coefficients = {name: getattr(recipe, name) for name in _COEFFICIENTS} | recipe.loss_args
+        self.loss_extras = Extras("algorithm.loss", recipe.loss, self.loss, 5, {*_GIVEN, *self.coefficients})
+        self.advantage_extras = Extras("algorithm.advantage", recipe.advantage, self.advantage, 1)
+        takes = inspect.signature(self.loss).parameters
         self.needs_reference = recipe.kl_coef > 0 or "ref_logprobs" in takes
         self.in_pairs = "partner" in takes
         """Only the best and the worst of a group are trained."""
@@ -71,7 +83,7 @@ class Objective:
         r = self.recipe
         changed_later = r.normalise_advantages or r.advantage == "gae" or r.kl_coef > 0
         # What is left out is not counted below the line either, so it must be known of every trajectory.
-        return r.loss in _LINEAR_IN_ADVANTAGE and not changed_later and not self.leaves_out
+        return loss_traits(r.loss).linear and not changed_later and not self.leaves_out
 
     @property
     def leaves_out(self) -> bool:
@@ -82,7 +94,8 @@ class Objective:
     @property
     def picks_members(self) -> bool:
         """Whether it trains only some members of a group, so that those not to be trained must not be among them."""
-        return self.in_pairs or self.recipe.advantage == "best_of_n"
+        picks = self.recipe.advantage in ADVANTAGES and ADVANTAGES[self.recipe.advantage].picks
+        return self.in_pairs or picks
 
     @property
     def needs_prox(self) -> bool:
@@ -101,14 +114,20 @@ class Objective:
 
     # -- before the model runs
 
-    def choose(self, rewards: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-        """Members of a group that are trained, and their advantages; rewards float32 [n], after all shaping."""
+    def choose(self, rewards: torch.Tensor, extras: Sequence[Mapping[str, float]]) -> tuple[list[int], torch.Tensor]:
+        """Members of a group that are trained, and their advantages; rewards float32 [n], after all shaping. extras:
+        what else each one's reward said."""
         if self.in_pairs:
             pair = choose_pair(rewards)
             return (list(pair), torch.zeros(2)) if pair else ([], torch.zeros(0))
-        gae = self.recipe.advantage == "gae"
-        result = torch.zeros_like(rewards) if gae else advantages.ADVANTAGES[self.recipe.advantage](rewards)
-        return list(range(len(rewards))), result
+        result = self.advantage(rewards, **self.advantage_extras.of(extras))
+        fits = isinstance(result, torch.Tensor) and result.shape == rewards.shape and bool(result.isfinite().all())
+        if not fits:
+            raise UserError(
+                f"algorithm.advantage '{self.recipe.advantage}' must return a tensor of {len(rewards)} finite numbers "
+                f"for {len(rewards)} rewards, and returned {shown(result, repr):.200}"
+            )
+        return list(range(len(rewards))), result.float()
 
     def shape(self, rewards: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Rewards [n] less the punishment of overlong completions; lengths in tokens."""
@@ -208,10 +227,11 @@ class Objective:
             num_segments=batch.num_trajectories,
             rewards=batch.rewards[batch.segments],
             **{name: columns[name] for name in ("ref_logprobs", "log_z", "partner", "side") if name in columns},
+            **self._extras(batch),
             **self.coefficients,
         )
         per_token, affected = out.per_token, out.clipped
-        if r.correction != "none":
+        if self.correction is not None:
             weights, cut = self._correction(batch, prox, keep)
             per_token, affected = per_token * weights, affected | cut
         if r.staleness_weight != "none":
@@ -267,10 +287,13 @@ class Objective:
             num_segments=batch.num_trajectories,
             mask=keep,
         )
-        if r.correction == "tis":
-            return corrections.truncate(w, r.tis_cap), w >= r.tis_cap
-        kept = corrections.mask_outside(w, r.mis_low, r.mis_high)
-        return kept, kept == 0
+        weights, cut = self.correction(w, **self.coefficients)
+        return weights, cut
+
+    def _extras(self, batch: PackedBatch) -> dict[str, torch.Tensor]:
+        """Of each token those of its trajectory, float32 [N]."""
+        found = self.loss_extras.of([sample.trajectory.extras for sample in batch.samples])
+        return {name: values.to(batch.segments.device)[batch.segments] for name, values in found.items()}
 
 
 def _sampled_whole_by(version: int, batch: PackedBatch) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from asyncrl.trainer.precision import loss_scale, round_masters
-from asyncrl.weights.pieces import fill, held, master
+from asyncrl.trainer.sharding import fill, held, master
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

@@ -1,7 +1,7 @@
 """Mixed precision: a model holds its weights in the type of the products, the optimizer changes fp32 masters of them
 (Micikevicius et al. 2018, section 3.1).
 
-What is saved, pushed and exported are the masters (`weights.pieces.master`). Parameters that FSDP2 has sharded are
+What is saved, pushed and exported are the masters (`trainer.sharding.master`). Parameters that FSDP2 has sharded are
 masters themselves: it rounds what it gathers.
 """
 

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import distributed
 
-from asyncrl.cluster.rendezvous import Meeting, SealedStore, require_members
+from asyncrl.cluster.rendezvous import Rendezvous, SealedStore, require_members
 from asyncrl.recipe.schema import TrainerRecipe
 from asyncrl.trainer.precision import TYPES, place
 
 
-class Team:
-    """This rank among `size`. A team of one does nothing, at no cost."""
+class ProcessGroup:
+    """This rank among `size`. A group of one does nothing, at no cost."""
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
         self.device, self.rank, self.size = device, rank, size
-        self.push_group: Any = None
-        """Of all ranks, for pushes alone: they run beside the steps."""
+        self.sync_group: Any = None
+        """Of all ranks, for weight syncs alone: they run beside the steps."""
         self.store: SealedStore | None = None
         """Kept, because torch keeps its C++ half alone."""
         self._key = b""
@@ -32,23 +32,23 @@ class Team:
     @classmethod
     def join(
         cls,
-        meeting: Meeting,
+        rendezvous: Rendezvous,
         store: SealedStore | None,
         rank: int,
         size: int,
         device: torch.device,
         timeout_s: float,
-    ) -> Team:
+    ) -> ProcessGroup:
         """Meet the other ranks; `store` is rank 0's own. No collective waits longer than `timeout_s`."""
         timeout = timedelta(seconds=timeout_s)
-        store = store or meeting.join(timeout_s)
+        store = store or rendezvous.join(timeout_s)
         backend, place = ("nccl", store.bare) if device.type == "cuda" else ("gloo", store)
         distributed.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
-        team = cls(device, rank, size)
-        team.store, team._key = store, meeting.key
-        team.push_group = distributed.new_group(timeout=timeout)
-        team._require_members(distributed.group.WORLD, team.push_group)
-        return team
+        process_group = cls(device, rank, size)
+        process_group.store, process_group._key = store, rendezvous.key
+        process_group.sync_group = distributed.new_group(timeout=timeout)
+        process_group._require_members(distributed.group.WORLD, process_group.sync_group)
+        return process_group
 
     def _require_members(self, *groups: Any) -> None:
         for group in groups:

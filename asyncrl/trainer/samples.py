@@ -64,7 +64,7 @@ def choose(
         lengths = torch.tensor([r.num_tokens for r in compared])
         given = torch.tensor([r.trajectories[0].reward for r in compared], dtype=torch.float32)
         rewards = objective.shape(given, lengths)
-        members, advantages = objective.choose(rewards)
+        members, advantages = objective.choose(rewards, [r.trajectories[0].extras for r in compared])
         for i, advantage in zip(members, advantages.tolist(), strict=True):
             if compared[i].truncated:
                 continue

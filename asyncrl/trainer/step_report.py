@@ -1,27 +1,11 @@
-"""What a step of the trainer says about itself."""
+"""What the learner adds up over a step, and what a step says of ages."""
 
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field
 
 from asyncrl.algorithms.offpolicy import OffPolicySums
-from asyncrl.trainer.gaps import TokenGaps
-from asyncrl.trainer.ranks import Team
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did; times in seconds."""
-
-    metrics: dict[str, float | None]
-    tokens_trained: int
-    """Tokens whose loss counted, zero-advantage groups included."""
-    tokens_forward: int
-    """Tokens that went through the model with a gradient."""
-    staleness: tuple[int, ...]
-    """Age of every trained token at this step, as counts: staleness[a] tokens of age a."""
-    gaps: dict[int, TokenGaps] = field(default_factory=dict)
-    """Of the sampled trajectories that passed on this rank, by number of their group (`gaps.py`)."""
+from asyncrl.trainer.ranks import ProcessGroup
 
 
 @dataclass
@@ -37,9 +21,9 @@ class Sums:
     tokens_with_gradient: float = 0.0
     off_policy: OffPolicySums = field(default_factory=OffPolicySums)
 
-    def over(self, team: Team) -> Sums:
+    def over(self, process_group: ProcessGroup) -> Sums:
         *numbers, off_policy = vars(self).values()
-        total = team.sum([*numbers, *astuple(off_policy)])
+        total = process_group.sum([*numbers, *astuple(off_policy)])
         return Sums(*total[: len(numbers)], OffPolicySums(*total[len(numbers) :]))  # type: ignore[arg-type]
 
 

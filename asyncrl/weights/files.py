@@ -1,4 +1,4 @@
-"""Weights as files: a copy in shared memory that other processes map, or one on a disk that they read."""
+"""Tensors that are the content of a file, which other processes map or read."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from asyncrl.errors import RunFailed
 from asyncrl.storage import private
 
 SHARED_MEMORY = Path("/dev/shm")
-_KEEP_ON_DISK = 2
-"""Pushes: a worker may still load the one before."""
 
 
 def create_file(path: Path, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
     """A new flat tensor that is the file's content. Raises RunFailed if there is no room."""
     num_bytes = num_elements * dtype.itemsize
     try:
-        with open(path, "xb", opener=_owner_only) as file:
+        with open(path, "xb", opener=owner_only) as file:
             # Reserved now: a page that cannot be had later would end the process by SIGBUS.
             os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
     except OSError as error:
@@ -44,18 +42,5 @@ def open_own(path: Path, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
         os.close(descriptor)
 
 
-def _owner_only(path: str, flags: int) -> int:
+def owner_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def write_push(flat: torch.Tensor, folder: Path, version: int, rank: int) -> Path:
-    """The buffer as a file of its own, whole under its name or not there; those of older pushes are deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{version:08d}-{rank}.bin"
-    part = path.with_suffix(".part")
-    with open(part, "wb", opener=_owner_only) as file:
-        file.write(flat.view(torch.uint8).numpy().data)
-    part.replace(path)
-    for old in sorted(folder.glob(f"*-{rank}.bin"))[:-_KEEP_ON_DISK]:
-        old.unlink(missing_ok=True)
-    return path

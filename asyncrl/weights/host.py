@@ -1,9 +1,8 @@
 """Weights received by a vLLM worker: a flat buffer of each rank of the trainer, loaded as parameters through the
 model's own loader.
 
-Base classes and calls are vLLM's (`vllm.distributed.weight_transfer`, read in 0.32.0). How the buffers arrive is said
-when the worker joins: over gloo, in shared memory, on the trainer's own GPU, or from a
-disk.
+Base classes and calls are vLLM's (`vllm.distributed.weight_transfer`, read in 0.32.0). How the buffers arrive is the
+matter of a transport's `Receiver`, whose module is named when the worker joins.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -20,48 +19,25 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from asyncrl.weights.cuda_ipc import CudaIpcReceiver
-from asyncrl.weights.gloo import GlooReceiver
-from asyncrl.weights.lora import merge
-from asyncrl.weights.mapped import DiskReceiver, SharedMemoryReceiver
-from asyncrl.weights.pieces import Piece, assemble
+from asyncrl.weights.lora import Adapters, merge
+from asyncrl.weights.shards import Shard, assemble
+from asyncrl.weights.transport import Receiver, receiver_class
 
 _OTHER_MODEL = "the engine's model is not the one that was sent"
 _NUM_NAMED = 3
-
-
-class Receiver(Protocol):
-    """A worker's end."""
-
-    def __init__(self, ends: list[dict[str, Any]], rank: int, world_size: int, timeout_s: float) -> None: ...
-
-    def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """The flat buffer of each rank of the trainer, `sizes` elements each."""
-
-    def close(self) -> None: ...
-
-
-RECEIVERS: dict[str, type[Receiver]] = {
-    "cuda_ipc": CudaIpcReceiver,
-    "gloo": GlooReceiver,
-    "shared_memory": SharedMemoryReceiver,
-    "disk": DiskReceiver,
-}
 
 
 @dataclass
 class HostInitInfo(WeightTransferInitInfo):
     """What a worker has to know for all pushes to come."""
 
-    transport: str
-    """A key of RECEIVERS."""
-    ends: list[dict[str, Any]]
-    """Of each rank of the trainer: its `pieces`, in the order of its buffer, and how to reach it."""
+    module: str
+    """Of the transport."""
+    endpoints: list[dict[str, Any]]
+    """Of each rank of the trainer: its `shards`, in the order of its buffer, and how to reach it."""
     dtype: str
-    lora_scale: float | None
-    """The parameters are adapters, to be merged into the base at this scale."""
-    lora_transposed: list[str]
-    """Adapted modules whose weight in the base is stored [in, out]."""
+    adapters: dict[str, Any] | None
+    """The parameters are such, to be merged into the base (`lora.Adapters`)."""
     rank_offset: int
     """Differs per replica, so that independent replicas do not collide."""
     world_size: int
@@ -156,9 +132,11 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         parallel = self.parallel_config
         rank = parallel.data_parallel_index * parallel.world_size + parallel.rank + init_info.rank_offset
         self.plan, self.names_checked = init_info, False
-        self.pieces = [[Piece.of_wire(p) for p in end["pieces"]] for end in init_info.ends]
-        kind = RECEIVERS[init_info.transport]
-        self.receiver = kind(init_info.ends, rank, init_info.world_size, init_info.timeout_s)
+        self.shards = [[Shard.of_wire(s) for s in endpoint["shards"]] for endpoint in init_info.endpoints]
+        self.adapters = Adapters(**init_info.adapters) if init_info.adapters else None
+        self.receiver = receiver_class(init_info.module)(
+            init_info.endpoints, rank, init_info.world_size, init_info.timeout_s
+        )
 
     def start_weight_update(self) -> None:
         # Linear layers are repacked after loading: without this their loaders are gone (vLLM's reload module).
@@ -214,9 +192,8 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         if self.receiver is None:
             raise RuntimeError("weights arrived before init_transfer_engine")
         weights = assemble(self._parts(self.receiver, update_info.copies))
-        if self.plan.lora_scale is not None:
-            plan = self.plan
-            weights = merge(self._base_weights(), dict(weights), plan.lora_scale, plan.lora_transposed)
+        if self.adapters:
+            weights = merge(self._base_weights(), dict(weights), self.adapters)
         if self.names_checked:
             self.model.load_weights(weights)
         else:
@@ -226,7 +203,7 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
     def _load_checked(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Load them, and see that every name is used and every weight of the engine comes."""
         wanted = {name for name, _ in self.model.named_parameters()} - self._tied_names()
-        if self.plan.lora_scale is None:
+        if not self.adapters:
             loaded, unused, sent = load_by_kind(self.model.load_weights, weights)
         else:
             # What a file has beside the weights is not asked for, such as a tied head's.
@@ -240,11 +217,11 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         if missing := sorted(wanted - loaded) + lacking(sent, fused):
             raise ValueError(f"{_OTHER_MODEL}: nothing was sent for {', '.join(missing[:_NUM_NAMED])}")
 
-    def _parts(self, receiver: Receiver, copies: list[Any]) -> Iterator[tuple[Piece, torch.Tensor]]:
-        sizes = [[piece.stop - piece.start for piece in pieces] for pieces in self.pieces]
+    def _parts(self, receiver: Receiver, copies: list[Any]) -> Iterator[tuple[Shard, torch.Tensor]]:
+        sizes = [[shard.num_elements for shard in shards] for shards in self.shards]
         flats = receiver.receive(copies, [sum(s) for s in sizes], getattr(torch, self.plan.dtype))
-        for pieces, own, flat in zip(self.pieces, sizes, flats, strict=True):
-            yield from zip(pieces, flat.split(own), strict=True)
+        for shards, own, flat in zip(self.shards, sizes, flats, strict=True):
+            yield from zip(shards, flat.split(own), strict=True)
 
     def _base_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """As they are on disk: the model in memory holds them packed, and merged with the adapters of before."""

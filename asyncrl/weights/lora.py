@@ -6,7 +6,8 @@ an embedding `<module>.lora_embedding_A.default`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -14,15 +15,21 @@ _LINEAR = (".lora_A.default.weight", ".lora_B.default.weight")
 _EMBEDDING = (".lora_embedding_A.default", ".lora_embedding_B.default")
 
 
+@dataclass(frozen=True)
+class Adapters:
+    """How they are merged."""
+
+    scale: float
+    transposed: tuple[str, ...] = ()
+    """Adapted modules whose weight in the base is stored [in, out]."""
+
+
 def merge(
-    base: Iterable[tuple[str, torch.Tensor]],
-    adapters: Mapping[str, torch.Tensor],
-    scale: float,
-    transposed: Collection[str] = (),
+    base: Iterable[tuple[str, torch.Tensor]], adapters: Mapping[str, torch.Tensor], how: Adapters
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """All weights of the base in its order, those with an adapter as W0 + scale B A; dtypes of the base, fp32 inside.
 
-    A [rank, in], B [out, rank]; W0 [out, in], of an embedding and of the modules in `transposed` [in, out]. Raises
+    A [rank, in], B [out, rank]; W0 [out, in], of an embedding and of the modules in `how.transposed` [in, out]. Raises
     ValueError if an adapter is of no known kind, or has no weight to be added to.
     """
     modules = adapted_modules(adapters)
@@ -34,9 +41,9 @@ def merge(
             continue
         left.discard(module)
         delta = _product(adapters, module).to(weight.device)
-        if module in transposed or module + _EMBEDDING[0] in adapters:
+        if module in how.transposed or module + _EMBEDDING[0] in adapters:
             delta = delta.T
-        yield name, torch.add(weight.float(), delta, alpha=scale).to(weight.dtype)
+        yield name, torch.add(weight.float(), delta, alpha=how.scale).to(weight.dtype)
     if left:
         raise ValueError(f"the base has no weight for {len(left)} adapters, such as {min(left)}")
 

@@ -16,7 +16,7 @@ def register() -> None:
 
     if "asyncrl" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("asyncrl", "asyncrl.weights.host", "HostEngine")
-        WeightTransferEngineFactory.register_engine("asyncrl_nccl", "asyncrl.weights.nccl", "NcclEngine")
+        WeightTransferEngineFactory.register_engine("asyncrl_nccl", "asyncrl.weights.transports.nccl", "NcclEngine")
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
         die_with_parent(parent.pid)
         relay_to_parent()

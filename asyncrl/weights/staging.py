@@ -1,34 +1,30 @@
-"""The trainer's copies of its weights that a push reads, so that the next step may change the originals meanwhile."""
+"""The trainer's copies of its weights that a weight sync reads: the next step may change the originals meanwhile."""
 
 from __future__ import annotations
 
 import threading
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from asyncrl.errors import DeadlineExceeded, RunFailed
 from asyncrl.weights.files import create_file
-from asyncrl.weights.names import checkpoint_parts
-from asyncrl.weights.pieces import cut, local_pieces
+from asyncrl.weights.shards import Held
 
 
 class StagedWeights:
-    """What this rank holds of a model's trained parameters, in one flat buffer of one dtype, with a view of each piece
-    under the names of the model's checkpoint."""
+    """What this rank holds of the weights that are sent, in one flat buffer of one dtype, with a view of each shard."""
 
     def __init__(
-        self, model: torch.nn.Module, dtype: torch.dtype, device: torch.device, path: Path | None = None
+        self, weights: Sequence[Held], dtype: torch.dtype, device: torch.device, path: Path | None = None
     ) -> None:
         """path: where the buffer is to lie in shared memory, if it is."""
-        # The tensors are the model's own for good. FSDP2 shows others in their place while it computes.
-        self._parameters, self._originals = zip(*local_pieces(model), strict=True)
-        parts = checkpoint_parts(model, {piece.name: piece.shape for piece in self._parameters})
-        self.pieces = [part for piece in self._parameters for part in cut(piece, parts[piece.name])]
-        sizes = [piece.stop - piece.start for piece in self._parameters]
+        self._originals = [held.tensor for held in weights]
+        self.shards = [shard for held in weights for shard in held.shards]
+        sizes = [tensor.numel() for tensor in self._originals]
         self.path = path
         if path is None:
             self.flat = torch.empty(sum(sizes), dtype=dtype, device=device)
@@ -36,11 +32,11 @@ class StagedWeights:
             self.flat = create_file(path, sum(sizes), dtype)
             weakref.finalize(self, path.unlink, missing_ok=True)
         self._copies = self.flat.split(sizes)
-        self.views = self.flat.split([piece.stop - piece.start for piece in self.pieces])
+        self.views = self.flat.split([shard.num_elements for shard in self.shards])
 
     @torch.no_grad()
     def copy(self) -> None:
-        """Cast and copy every parameter; a few hundredths of a second per 100 M parameters on a CPU.
+        """Cast and copy every tensor; a few hundredths of a second per 100 M parameters on a CPU.
 
         Raises RunFailed if a copy is not finite: such weights must never reach a generator. Whoever looks waits for a
         GPU, so it is done once for all, and then the copy is complete.
@@ -48,7 +44,7 @@ class StagedWeights:
         for copy, original in zip(self._copies, self._originals, strict=True):
             copy.copy_(original.flatten())
         if not _is_finite(self.flat):
-            require_finite({piece.name: copy for piece, copy in zip(self._parameters, self._copies, strict=True)})
+            require_finite({shard.name: view for shard, view in zip(self.shards, self.views, strict=True)})
 
 
 def require_finite(weights: Mapping[str, torch.Tensor]) -> None:
@@ -75,7 +71,7 @@ class Staging:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        weights: Sequence[Held],
         version: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -83,11 +79,11 @@ class Staging:
     ) -> None:
         """folder: in shared memory, if the copies are to be seen by other processes."""
         self._version = version
-        self._model_on = next(model.parameters()).device
+        self._model_on = weights[0].tensor.device
         self._written = _mark(self._model_on)
         # Names of their own: who has mapped the copies of a trainer that died must not take these for them.
         paths = [folder / uuid.uuid4().hex if folder else None for _ in range(2)]
-        self._next, self._sending = (StagedWeights(model, dtype, device, path) for path in paths)
+        self._next, self._sending = (StagedWeights(weights, dtype, device, path) for path in paths)
         self._next_version: int | None = None
         self._sending_version: int | None = None
         self._changed = threading.Condition()

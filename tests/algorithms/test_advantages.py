@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.algorithms.advantages import (
-    ADVANTAGES,
     best_of_n,
     dr_grpo,
     gae,
@@ -22,9 +21,10 @@ from asyncrl.algorithms.advantages import (
     overlong_penalty,
     rloo,
 )
+from asyncrl.registry import ADVANTAGES
 
 rewards = st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=12)
-COMPARING = sorted(set(ADVANTAGES) - {"none"})
+COMPARING = sorted(name for name, entry in ADVANTAGES.items() if entry.compares)
 
 
 @given(rewards)
@@ -34,7 +34,7 @@ def test_formulas(values: list[float]) -> None:
     assert none(r).tolist() == values
     if len(set(values)) == 1:
         for name in COMPARING:
-            assert ADVANTAGES[name](r).tolist() == [0.0] * n
+            assert ADVANTAGES[name].load()(r).tolist() == [0.0] * n
         return
     std = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / n)
     assert best_of_n(r).tolist() == [float(i == values.index(max(values))) for i in range(n)]
@@ -49,13 +49,13 @@ def test_formulas(values: list[float]) -> None:
 
 @pytest.mark.parametrize("name", COMPARING)
 def test_group_of_one_has_no_advantage(name: str) -> None:
-    assert ADVANTAGES[name](torch.tensor([3.0])).tolist() == [0.0]
+    assert ADVANTAGES[name].load()(torch.tensor([3.0])).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_bf16_rewards_are_reduced_in_fp32(name: str) -> None:
     low = torch.tensor([0.1, 0.7, 0.3]).bfloat16()
-    assert torch.equal(ADVANTAGES[name](low), ADVANTAGES[name](low.float()))
+    assert torch.equal(ADVANTAGES[name].load()(low), ADVANTAGES[name].load()(low.float()))
 
 
 def test_grpo_of_tiny_differences_is_finite() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from asyncrl.algorithms.aggregation import token_weights
 from asyncrl.algorithms.kl import kl_estimate
-from asyncrl.algorithms.losses import LOSSES
+from asyncrl.registry import LOSSES
 
 pytest.importorskip("trl")
 
@@ -72,7 +72,7 @@ def ours(loss: str, aggregation: str, rows: dict[str, Any], beta: float) -> torc
     segments = torch.arange(len(mask))[:, None].expand(mask.shape)[mask]
     lengths = torch.bincount(segments, minlength=len(mask))
     logprobs, old, reference = (rows[name][mask] for name in ("logprobs", "old", "reference"))
-    out = LOSSES[loss](
+    out = LOSSES[loss].load()(
         logprobs,
         old,
         old,

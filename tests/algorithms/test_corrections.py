@@ -11,19 +11,19 @@ import torch
 from asyncrl.algorithms.corrections import (
     importance_weights,
     loglinear_prox,
-    mask_outside,
+    mis,
     reject_by_kl,
     staleness_weights,
-    truncate,
+    tis,
 )
 from asyncrl.algorithms.kl import kl_estimate
 from asyncrl.algorithms.offpolicy import OffPolicySums, off_policy_sums
 
 
-def test_truncate_and_mask_outside() -> None:
+def test_tis_and_mis() -> None:
     w = torch.tensor([0.4, 0.5, 1.0, 2.0, 2.1])
-    assert truncate(w, 1.5).tolist() == pytest.approx([0.4, 0.5, 1.0, 1.5, 1.5])
-    assert mask_outside(w, 0.5, 2.0).tolist() == [0.0, 0.5, 1.0, 2.0, 0.0]
+    assert tis(w, tis_cap=1.5)[0].tolist() == pytest.approx([0.4, 0.5, 1.0, 1.5, 1.5])
+    assert mis(w, mis_low=0.5, mis_high=2.0)[0].tolist() == [0.0, 0.5, 1.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize("level", ["token", "sequence", "geometric"])

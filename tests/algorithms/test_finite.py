@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asyncrl.algorithms import corrections, kl, masks
-from asyncrl.algorithms.losses import LOSSES
+from asyncrl.registry import LOSSES
 
 LOGPROBS = [-1e4, -1e-4, -0.7]
 ADVANTAGES = [1.0, -1.0, 0.0]
@@ -48,7 +48,7 @@ def test_losses(name: str, masked: str, dtype: torch.dtype) -> None:
     for key in ("logprobs", "behaviour_logprobs", "prox_logprobs", "ref_logprobs", "advantages"):
         batch[key] = torch.where(mask, batch[key], math.nan)
     logprobs = batch["logprobs"].requires_grad_()
-    out = LOSSES[name](**batch, mask=mask)
+    out = LOSSES[name].load()(**batch, mask=mask)
     out.per_token.sum().backward()
     assert out.per_token.dtype == torch.float32
     assert torch.isfinite(out.per_token).all()
@@ -61,7 +61,7 @@ def test_losses(name: str, masked: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_tokens_at_all(name: str) -> None:
     batch = {k: v[:0] if isinstance(v, torch.Tensor) else v for k, v in extremes(torch.float32).items()}
-    out = LOSSES[name](**batch, mask=torch.zeros(0, dtype=torch.bool))
+    out = LOSSES[name].load()(**batch, mask=torch.zeros(0, dtype=torch.bool))
     assert out.per_token.shape == out.clipped.shape == (0,)
 
 
@@ -69,14 +69,14 @@ def test_no_tokens_at_all(name: str) -> None:
 def test_bf16_inputs_are_reduced_in_fp32(name: str, batch: dict[str, Any]) -> None:
     low = {k: v.bfloat16() if k.endswith(("logprobs", "advantages")) else v for k, v in batch.items()}
     high = {k: v.float() if k.endswith(("logprobs", "advantages")) else v for k, v in low.items()}
-    assert torch.equal(LOSSES[name](**low).per_token, LOSSES[name](**high).per_token)
+    assert torch.equal(LOSSES[name].load()(**low).per_token, LOSSES[name].load()(**high).per_token)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_fp32_is_close_to_fp64(name: str, batch: dict[str, Any]) -> None:
     low = {k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float64 else v for k, v in batch.items()}
-    expected = LOSSES[name](**batch).per_token
-    torch.testing.assert_close(LOSSES[name](**low).per_token.double(), expected, rtol=1e-4, atol=1e-4)
+    expected = LOSSES[name].load()(**batch).per_token
+    torch.testing.assert_close(LOSSES[name].load()(**low).per_token.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

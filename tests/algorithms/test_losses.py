@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from asyncrl.algorithms.losses import LOSSES
+from asyncrl.registry import LOSSES
 
 Trajectory = dict[str, list[float]]
 Slopes = list[list[float]]
@@ -130,7 +130,7 @@ def test_every_loss_has_a_second_implementation() -> None:
 def test_loss_and_gradient(name: str, batch: dict[str, Any]) -> None:
     logprobs = batch["logprobs"].requires_grad_()
     upstream = torch.rand(len(logprobs), dtype=torch.float64) + 0.5
-    out = LOSSES[name](**batch, dual_clip=DUAL, tis_cap=CAP, tau=TAU)
+    out = LOSSES[name].load()(**batch, dual_clip=DUAL, tis_cap=CAP, tau=TAU)
     assert out.per_token.dtype == torch.float64
     (out.per_token * upstream).sum().backward()
     expected, gradient = torch.zeros_like(upstream), torch.zeros_like(upstream)
@@ -152,7 +152,7 @@ def test_clipped_tokens_are_those_without_a_gradient(name: str, batch: dict[str,
     logprobs = batch["logprobs"].requires_grad_()
     advantages = torch.ones_like(logprobs)
     advantages[batch["segments"] == 4] = -1.0
-    out = LOSSES[name](**{**batch, "advantages": advantages}, dual_clip=DUAL)
+    out = LOSSES[name].load()(**{**batch, "advantages": advantages}, dual_clip=DUAL)
     out.per_token.sum().backward()
     still = (logprobs.grad == 0) & batch["mask"]
     assert torch.equal(out.clipped, still)
@@ -172,7 +172,7 @@ def test_truncated_weights_are_reported(
     name: str, log_ratios: list[float], advantages: list[float], changed: list[bool]
 ) -> None:
     old = torch.full((3,), -10.0)
-    out = LOSSES[name](old + torch.tensor(log_ratios), old, old, torch.tensor(advantages), torch.ones(3).bool())
+    out = LOSSES[name].load()(old + torch.tensor(log_ratios), old, old, torch.tensor(advantages), torch.ones(3).bool())
     assert out.clipped.tolist() == changed
 
 
@@ -182,7 +182,7 @@ def test_on_policy_gradient_is_the_policy_gradient(name: str, batch: dict[str, A
     old = logprobs.detach().clone()
     advantages = torch.randn(batch["num_segments"], dtype=torch.float64)[batch["segments"]]
     changes = {"behaviour_logprobs": old, "prox_logprobs": old, "advantages": advantages}
-    out = LOSSES[name](**{**batch, **changes}, dual_clip=3.0)
+    out = LOSSES[name].load()(**{**batch, **changes}, dual_clip=3.0)
     out.per_token.sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.where(mask, -advantages, 0.0))
     assert not out.clipped.any()
@@ -193,6 +193,6 @@ def test_only_the_policy_gets_a_gradient(name: str, batch: dict[str, Any]) -> No
     others = ("behaviour_logprobs", "prox_logprobs", "advantages")
     for key in ("logprobs", *others):
         batch[key].requires_grad_()
-    LOSSES[name](**batch).per_token.sum().backward()
+    LOSSES[name].load()(**batch).per_token.sum().backward()
     assert batch["logprobs"].grad is not None
     assert [batch[key].grad for key in others] == [None] * 3

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.algorithms.aggregation import token_weights
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.algorithms.segments import segment_mean, segment_sum
 from asyncrl.algorithms.sequence import choose_pair, log_partition
+from asyncrl.registry import LOSSES
 
 DOUBLE = torch.float64
 
@@ -21,7 +21,7 @@ DOUBLE = torch.float64
 def call(name: str, logprobs: torch.Tensor, segments: torch.Tensor, num_segments: int, **columns: Any) -> torch.Tensor:
     """The loss under aggregation `sequence`: a mean over trajectories."""
     unused = torch.full_like(logprobs, math.nan).detach()
-    out = LOSSES[name](
+    out = LOSSES[name].load()(
         logprobs,
         unused,
         unused,

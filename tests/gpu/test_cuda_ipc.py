@@ -13,7 +13,7 @@ from asyncrl.weights import cuda_ipc
 
 
 def look(told: dict[str, Any], size: int, line: Connection) -> None:
-    receiver = cuda_ipc.CudaIpcReceiver([], 1, 2, 5.0)
+    receiver = cuda_ipc.Receiver([], 1, 2, 5.0)
     while line.recv():
         [seen] = receiver.receive([told], [size], torch.bfloat16)
         line.send(seen.float().sum().item())

@@ -19,8 +19,8 @@ from asyncrl.observe.trackers import TrackedRun, Trackers
 from asyncrl.orchestrator.recorder import Recorder
 from asyncrl.recipe.schema import TrackRecipe
 from asyncrl.rollout.summary import GroupSummary
-from asyncrl.trainer.actor import TrainResult
-from asyncrl.trainer.learner import StepReport
+from asyncrl.trainer.backend import StepReport
+from asyncrl.trainer.messages import TrainResult
 
 SOUND: dict[str, Any] = {
     "offpolicy/logprob_gap": 0.01,

@@ -10,7 +10,7 @@ from asyncrl.errors import BudgetSpent
 from asyncrl.orchestrator.budget import Budget
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.summary import GroupSummary
-from asyncrl.trainer.learner import StepReport
+from asyncrl.trainer.backend import StepReport
 
 
 def budget(

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.cli import main
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource, tokenize
@@ -25,8 +24,8 @@ from asyncrl.rollout.engine import SamplingParams
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import ChannelConfig, open_channel
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transport import Sender, SenderConfig, open_sender
 
 pytestmark = pytest.mark.slow
 
@@ -57,14 +56,14 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
     """Draw, sample, score, train, push; one thing after the other. No actors, no controller, no buffer."""
     engine, loop_thread = one_replica.engine, one_replica.loop_thread
     device = torch.device("cpu")
-    learner = Learner(partial(load_model, str(model), recipe, device), recipe, LOSSES[recipe.algorithm.loss], device)
-    staged = StagedWeights(learner.model, torch.float32, device)
-    channel = open_channel(ChannelConfig("gloo", 0, "127.0.0.1", 60.0, "float32", Path()), staged)
-    channel.connect(one_replica, 1, [channel.end()])
+    learner = Learner(partial(load_model, str(model), recipe, device), recipe, device)
+    staged = StagedWeights(learner.weight_shards(), torch.float32, device)
+    sender = open_sender(SenderConfig("gloo", 0, "127.0.0.1", 60.0, "float32", Path()), staged)
+    sender.connect(one_replica, 1, [sender.endpoint()])
     tokenizer = load_tokenizer(str(model))
     tasks = TaskSource(load_rows(recipe.data, recipe.seed), recipe.data, recipe.seed)
     reward = load_object(recipe.reward, ROOT, "reward")
-    push(0, channel, staged)
+    push(0, sender, staged)
     for step in range(recipe.max_steps):
         batch = []
         for number in range(step * recipe.groups_per_step, (step + 1) * recipe.groups_per_step):
@@ -89,14 +88,14 @@ def serial_loop(recipe: Any, model: Path, one_replica: Any) -> dict[str, torch.T
                 )
             batch.append(Group(number, 0, task.row_index, tuple(members)))
         learner.step(batch, step, min_version=step)
-        push(step + 1, channel, staged)
-    channel.close()
+        push(step + 1, sender, staged)
+    sender.close()
     return {f"model.{name}": p.detach().clone() for name, p in learner.model.named_parameters()}
 
 
-def push(version: int, channel: Any, staged: StagedWeights) -> None:
+def push(version: int, sender: Sender, staged: StagedWeights) -> None:
     staged.copy()
-    channel.publish(version, staged, [channel.copy(version, staged)])
+    sender.publish(version, staged, [sender.copy(version, staged)])
 
 
 def test_staleness_zero_equals_a_serial_loop(

@@ -44,8 +44,8 @@ from asyncrl.rollout.summary import GroupSummary, summarise
 from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
 from asyncrl.storage.sight import Sight
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.actor import Loaded, Origin, TrainResult
-from asyncrl.trainer.step_report import StepReport
+from asyncrl.trainer.backend import StepReport
+from asyncrl.trainer.messages import Loaded, Origin, TrainResult
 from asyncrl.weights.update import PublishReport
 
 METRICS = {f"offpolicy/{name}": 0.0 for name in ("logprob_gap", "ess", "clip_fraction", "kl")}
@@ -194,7 +194,7 @@ class Trainer(Actor):
         return len(self.weights)
 
     def queue(self, call: Call) -> str:
-        groups = {"push": ("open_channel", "connect", "stage", "publish", "ping"), "save": ("saved", "export", "store")}
+        groups = {"push": ("open_sender", "connect", "stage", "publish", "ping"), "save": ("saved", "export", "store")}
         return next((group for group, methods in groups.items() if call.method in methods), "steps")
 
     def may_begin(self, call: Call) -> bool:
@@ -204,16 +204,16 @@ class Trainer(Actor):
         pushing = call.arguments[1] if call.method == "train" else -1
         return self.next != pushing or pushing == self.version or not all(peer.alive for peer in self.peers)
 
-    def do_meeting(self) -> None: ...
+    def do_rendezvous(self) -> None: ...
 
     def do_ping(self) -> None: ...
 
-    def do_open_channel(self) -> None: ...
+    def do_open_sender(self) -> None: ...
 
     def do_connect(self, replicas: Any, ends: list[Any]) -> None:
         self.replicas = replicas
 
-    def do_start(self, origin: Origin, snapshots: Any, meeting: Any) -> Iterator[Any]:
+    def do_start(self, origin: Origin, snapshots: Any, rendezvous: Any) -> Iterator[Any]:
         yield None
         if origin.snapshots is not None:
             self.weights = list(origin.snapshots.load(origin.version))

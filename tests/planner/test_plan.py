@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.cli import main
 from asyncrl.planner import gpus, models, speed
 from asyncrl.planner.lengths import Lengths
@@ -133,7 +132,7 @@ def test_passes_are_those_of_the_learner(change: str) -> None:
     """What the objective itself says that it needs, as `trainer/learner.py` carries it out."""
     asked = recipe(*CHANGES[change])
     a, trainer = asked.algorithm, asked.trainer
-    objective = Objective(a, LOSSES[a.loss], asked.rollout.max_new_tokens)
+    objective = Objective(a, asked.rollout.max_new_tokens)
     several = trainer.epochs * trainer.minibatches > 1 and a.proximal == "recompute"
     passes = objective.needs_reference + (several or objective.needs_prox) + (a.advantage == "gae")
     assert passes_without_gradient(asked) == passes + trainer.epochs * objective.needs_plan

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from asyncrl.algorithms.losses import LOSSES as LOSS_FUNCTIONS
 from asyncrl.errors import UserError
-from asyncrl.recipe.check import LOSSES, check, context_of
+from asyncrl.recipe.check import check, context_of
 from asyncrl.recipe.load import load
+from asyncrl.registry import ENGINES
 
 RECIPE = """
 model: models/chat
@@ -241,14 +241,7 @@ def test_a_check_leaves_nothing_beside_the_plugins(folder: Path, monkeypatch: py
     assert sys.dont_write_bytecode is False
 
 
-def test_the_names_of_losses_are_those_of_the_algorithms() -> None:
-    assert set(LOSSES) == set(LOSS_FUNCTIONS)
-
-
 def test_engines_by_name_have_the_traits_that_the_check_assumes() -> None:
-    from asyncrl.recipe.check import _ENGINES
-    from asyncrl.rollout.engines import engine_class
-
-    for name, traits in _ENGINES.items():
-        engine = engine_class(name, Path.cwd())
-        assert (engine.provides_logprobs, engine.holds_weights) == (traits.provides_logprobs, traits.holds_weights)
+    for entry in ENGINES.values():
+        engine = entry.load()
+        assert (engine.provides_logprobs, engine.holds_weights) == (entry.provides_logprobs, entry.holds_weights)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.algorithms import losses
 from asyncrl.errors import UserError
-from asyncrl.recipe.algorithm import LOSSES, PAIR_LOSSES, PRESETS, REFERENCE_LOSSES, AlgorithmRecipe
+from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.load import dump, load
+from asyncrl.registry import LOSSES
 
 BASE = "model: m\ndata: {path: d.jsonl}\nreward: r:f\nmax_steps: 1\n"
 
@@ -58,10 +58,10 @@ def test_the_simulated_engine_has_no_policy_to_compare_with(write) -> None:
 
 
 def test_what_the_recipe_says_of_a_loss_is_what_its_signature_asks_for() -> None:
-    takes = {name: signature(loss).parameters for name, loss in losses.LOSSES.items()}
-    assert set(takes) == set(LOSSES)
-    assert {n for n in takes if "ref_logprobs" in takes[n] or "log_z" in takes[n]} == set(REFERENCE_LOSSES)
-    assert {n for n in takes if "partner" in takes[n]} == set(PAIR_LOSSES)
+    for name, entry in LOSSES.items():
+        takes = signature(entry.load()).parameters
+        assert entry.reference == ("ref_logprobs" in takes or "log_z" in takes), name
+        assert entry.pairs == ("partner" in takes), name
 
 
 def test_keys_beside_a_preset_and_in_later_layers_win(write) -> None:

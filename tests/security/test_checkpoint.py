@@ -16,7 +16,7 @@ from asyncrl.buffer.records import CONTROL_STREAM, ENTRY
 from asyncrl.checkpoint import files
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.orchestrator import replay
-from asyncrl.weights.pieces import fill
+from asyncrl.trainer.sharding import fill
 
 
 def described(**tensors: object) -> bytes:

@@ -17,8 +17,8 @@ import torch
 from asyncrl.cluster import ray_cluster
 from asyncrl.errors import RunFailed
 from asyncrl.storage import private
-from asyncrl.weights.files import create_file, open_own, write_push
-from asyncrl.weights.mapped import SharedMemoryReceiver
+from asyncrl.weights.files import create_file, open_own
+from asyncrl.weights.transports import disk, shared_memory
 
 NOBODY = 65534
 HOLD = """
@@ -157,7 +157,7 @@ def test_weights_in_files_are_their_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         create_file(tmp_path / "copy", 4, torch.float32)
-        pushed = write_push(torch.zeros(4), tmp_path / "weights", 1, 0)
+        pushed = disk.write(torch.zeros(4), tmp_path / "weights", 1, 0)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "copy", pushed)} == {0o600}
@@ -196,7 +196,7 @@ def test_weights_that_others_may_have_written_are_not_mapped(tmp_path: Path, how
     folder = private.make(tmp_path)
     ours = create_file(folder / "copy", 4, torch.float32)
     ours.fill_(1.0)
-    receiver = SharedMemoryReceiver([], 1, 2, 1.0)
+    receiver = shared_memory.Receiver([], 1, 2, 1.0)
     [got] = receiver.receive([str(folder / "copy")], [4], torch.float32)
     assert torch.equal(got, ours)
     (FORGERIES | OTHERS)[how](folder / "copy")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -13,9 +14,9 @@ import pytest
 import torch
 from torch.distributed import HashStore, ProcessGroupGloo, TCPStore
 
-from asyncrl.cluster.rendezvous import Meeting, SealedStore, open_meeting, require_members
-from asyncrl.weights import channel, gloo, nccl
-from asyncrl.weights.gloo import GlooEnd, GlooReceiver
+from asyncrl.cluster.rendezvous import Rendezvous, SealedStore, open_rendezvous, require_members
+from asyncrl.weights.transport import SenderConfig, open_sender
+from asyncrl.weights.transports import gloo, nccl
 
 SIZE = 1000
 TIMEOUT_S = 20.0
@@ -27,36 +28,36 @@ def listening() -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
-def test_a_meeting_is_at_its_address_only(address: str) -> None:
+def test_a_rendezvous_is_at_its_address_only(address: str) -> None:
     before = listening()
-    meeting, store = open_meeting(address, TIMEOUT_S)
+    rendezvous, store = open_rendezvous(address, TIMEOUT_S)
     assert {ip.removeprefix("::ffff:") for ip, _ in listening() - before} == {address}
     store.set("a", b"1")
-    assert meeting.join(TIMEOUT_S).get("a") == b"1"
-    assert meeting.secret not in repr(meeting)
+    assert rendezvous.join(TIMEOUT_S).get("a") == b"1"
+    assert rendezvous.secret not in repr(rendezvous)
 
 
-def stranger(meeting: Meeting) -> TCPStore:
-    return TCPStore(meeting.address, meeting.port, is_master=False, timeout=timedelta(seconds=1))
+def stranger(rendezvous: Rendezvous) -> TCPStore:
+    return TCPStore(rendezvous.address, rendezvous.port, is_master=False, timeout=timedelta(seconds=1))
 
 
-def test_what_a_stranger_writes_to_a_meeting_is_not_believed() -> None:
-    meeting, store = open_meeting("127.0.0.1", TIMEOUT_S)
+def test_what_a_stranger_writes_to_a_rendezvous_is_not_believed() -> None:
+    rendezvous, store = open_rendezvous("127.0.0.1", TIMEOUT_S)
     store.set("0", b"address")
     store.set("1", b"another")
-    raw = stranger(meeting)
+    raw = stranger(rendezvous)
     assert raw.list_keys()  # why a secret prefix is no protection
     sealed = raw.get("1")
     for forged in (b"", b"x" * 200, sealed):
         raw.set("0", forged)
         with pytest.raises(RuntimeError, match="stranger to the run wrote '0'"):
-            meeting.join(TIMEOUT_S).get("0")
+            rendezvous.join(TIMEOUT_S).get("0")
     assert store.get("1") == b"another"
 
 
 def test_after_the_join_nobody_listens_for_more(link: Link) -> None:
     with pytest.raises(RuntimeError):
-        stranger(Meeting(**link.end.reach))
+        stranger(Rendezvous(**link.sender.reach()))
 
 
 def test_a_group_knows_its_members() -> None:
@@ -77,28 +78,33 @@ def test_a_group_knows_its_members() -> None:
     assert said[0] == said[1]
 
 
+def staged(flat: torch.Tensor) -> Any:
+    return SimpleNamespace(flat=flat, shards=())
+
+
 class Link:
     """A rank of the trainer and one worker."""
 
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         self._executor = executor
         before = listening()
-        self.end = GlooEnd("127.0.0.1", TIMEOUT_S)
-        joining = executor.submit(GlooReceiver, [self.end.reach], 1, 2, TIMEOUT_S)
-        self.end.join(2)
+        config = SenderConfig("gloo", 0, "127.0.0.1", TIMEOUT_S, "float32", Path())
+        self.sender = gloo.Sender(config, staged(torch.empty(0)))
+        joining = executor.submit(gloo.Receiver, [self.sender.endpoint()], 1, 2, TIMEOUT_S)
+        self.sender.join(2)
         self.worker = joining.result(TIMEOUT_S)
         self.listens = listening() - before
 
     def push(self, flat: torch.Tensor) -> torch.Tensor:
         """What the worker has then."""
-        self.end.prepare(flat)
+        self.sender.copy(0, staged(flat))
         receiving = self._executor.submit(lambda: list(self.worker.receive([None], [SIZE], flat.dtype)))
-        self.end.send()
+        self.sender.send(staged(flat))
         [got] = receiving.result(TIMEOUT_S)
         return got
 
     def close(self) -> None:
-        self.end.close()
+        self.sender.close()
         self.worker.close()
 
 
@@ -121,7 +127,7 @@ def test_forged_weights_are_refused(link: Link, what: str, monkeypatch: pytest.M
     broadcast, kept = gloo._broadcast, []
 
     def on_the_wire(group: Any, tensor: torch.Tensor) -> Any:
-        if group is not link.end.group:
+        if group is not link.sender.group:
             return broadcast(group, tensor)
         sent = tensor.clone()
         kept.append(sent)
@@ -162,14 +168,11 @@ def test_workers_are_called_to_nccl_through_ray_alone(monkeypatch: pytest.Monkey
         def join(self, init_info: dict[str, Any]) -> None:
             called.append(init_info)
 
-    class Staged:
-        pieces = ()
-
     before = listening()
     for rank in (0, 1):
-        config = channel.ChannelConfig("nccl", rank, "127.0.0.1", TIMEOUT_S, "float32", tmp_path)
-        ours: Any = channel.open_channel(config, Staged())  # type: ignore[arg-type]
-        ours.connect(Replicas() if rank == 0 else None, 2, [ours.end()] * 2)
+        config = SenderConfig("nccl", rank, "127.0.0.1", TIMEOUT_S, "float32", tmp_path)
+        ours: Any = open_sender(config, staged(torch.empty(0)))
+        ours.connect(Replicas() if rank == 0 else None, 2, [ours.endpoint()] * 2)
         assert ours._engine.model_update_group == ((b"i" * 128, 3, 0) if rank == 0 else None)
     [invitation] = called
     assert "nccl_unique_id_b64" in invitation
@@ -178,8 +181,8 @@ def test_workers_are_called_to_nccl_through_ray_alone(monkeypatch: pytest.Monkey
 
 
 def test_the_store_of_nccl_is_below_a_prefix() -> None:
-    meeting, store = open_meeting("127.0.0.1", TIMEOUT_S)
+    rendezvous, store = open_rendezvous("127.0.0.1", TIMEOUT_S)
     store.bare.set("id", b"1")
     assert isinstance(store, SealedStore)
-    assert stranger(meeting).check(["id"]) is False
-    assert meeting.join(TIMEOUT_S).bare.get("id") == b"1"
+    assert stranger(rendezvous).check(["id"]) is False
+    assert rendezvous.join(TIMEOUT_S).bare.get("id") == b"1"

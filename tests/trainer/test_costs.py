@@ -21,6 +21,7 @@ from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.trainer import attention
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import takes_trees
+from asyncrl.trainer.sharding import weight_shards
 from asyncrl.weights.staging import Staging
 
 NUM_GROUPS, NUM_ROLLOUTS, PROMPT, NEW, BUDGET = 4, 8, 33, 17, 512
@@ -128,7 +129,7 @@ def test_trajectories_one_by_one_are_dearer(tiny_model: Path) -> None:
 def test_a_push_copies_every_weight_once(tiny_model: Path) -> None:
     model = learner(tiny_model).model
     num_weights = sum(p.numel() for p in model.parameters())
-    staging = Staging(model, 0, torch.bfloat16, CPU)
+    staging = Staging(weight_shards(model), 0, torch.bfloat16, CPU)
     for version in range(3):
         operations = Operations()
         with operations:

@@ -13,7 +13,6 @@ import torch
 from families import make_model
 from transformers import AutoModelForCausalLM
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.checkpoint import files
 from asyncrl.observe.health import warnings
 from asyncrl.recipe.schema import Recipe
@@ -41,7 +40,7 @@ def recipe(**changes: Any) -> Recipe:
 
 def learner(model: Path, r: Recipe | None = None) -> Learner:
     r = r or recipe()
-    return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU)
+    return Learner(partial(load_model, str(model), r, CPU), r, CPU)
 
 
 def of(learner: Learner, batch: list[Group]) -> list[TrainSample]:

@@ -19,10 +19,10 @@ from asyncrl.models import TINY_MODULES
 from asyncrl.recipe.schema import LoraRecipe
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import outline
-from asyncrl.trainer.lora import inject, require_in_folder, transposed
+from asyncrl.trainer.lora import adapters, inject, require_in_folder
 from asyncrl.trainer.model import trained_shapes
-from asyncrl.weights.lora import merge
-from asyncrl.weights.pieces import assemble
+from asyncrl.weights.lora import Adapters, merge
+from asyncrl.weights.shards import assemble
 from asyncrl.weights.staging import StagedWeights
 
 REWARDS = [[1.0, 0.0, 0.5], [0.0, 0.25, 1.0]]
@@ -43,8 +43,8 @@ def test_only_adapters_are_trained_staged_and_saved(tiny_model: Path) -> None:
     adapted.step(groups(1, REWARDS), 0, 0)
     assert all(torch.equal(p, before[n]) for n, p in adapted.model.named_parameters() if not p.requires_grad)
     assert all(".lora_" in name for name in adapted.state() if name != "rng")
-    staged = StagedWeights(adapted.model, torch.float32, CPU)
-    assert 0 < staged.flat.numel() < 0.2 * StagedWeights(whole.model, torch.float32, CPU).flat.numel()
+    staged = StagedWeights(adapted.weight_shards(), torch.float32, CPU)
+    assert 0 < staged.flat.numel() < 0.2 * StagedWeights(whole.weight_shards(), torch.float32, CPU).flat.numel()
     assert adapted.score(TOKENS) != pytest.approx(whole.score(TOKENS), abs=1e-3)
 
 
@@ -72,11 +72,13 @@ def test_what_an_engine_merges_and_what_is_exported_compute_what_the_trainer_com
     before = learner.score(TOKENS)
     learner.step(groups(1, REWARDS), 0, 0)
     learner.step(groups(2, REWARDS, version=1), 1, 1)
-    staged = StagedWeights(learner.model, torch.float32, CPU)
+    staged = StagedWeights(learner.weight_shards(), torch.float32, CPU)
     staged.copy()
-    arrived = dict(assemble(zip(staged.pieces, staged.views, strict=True)))
+    arrived = dict(assemble(zip(staged.shards, staged.views, strict=True)))
     engine = Path(shutil.copytree(base, tmp_path / "engine"))
-    merged = merge(load_file(base / "model.safetensors").items(), arrived, 2.0, transposed(learner.model))
+    merged = merge(
+        load_file(base / "model.safetensors").items(), arrived, adapters(learner.model, learner.recipe.trainer.lora)
+    )
     save_file({n: t.contiguous() for n, t in merged}, engine / "model.safetensors", metadata={"format": "pt"})
     learner.export(learner.state(), tmp_path / "model", torch.float32)
     assert learner.score(TOKENS) != pytest.approx(before, abs=1e-3)
@@ -165,10 +167,10 @@ def test_a_folder_whose_names_an_engine_could_not_merge_is_refused(tmp_path: Pat
 def test_a_trained_tensor_that_cannot_be_merged_is_an_error(name: str) -> None:
     pair = {"a.lora_A.default.weight": torch.ones(1, 2), "a.lora_B.default.weight": torch.ones(3, 1)}
     with pytest.raises(ValueError, match=f"1 trained tensors are no adapters that can be merged, such as {name}"):
-        list(merge([("a.weight", torch.ones(3, 2))], {**pair, name: torch.ones(1)}, 1.0))
+        list(merge([("a.weight", torch.ones(3, 2))], {**pair, name: torch.ones(1)}, Adapters(1.0)))
 
 
 def test_an_adapter_without_a_weight_is_an_error() -> None:
-    adapters = {"a.lora_A.default.weight": torch.ones(1, 2), "a.lora_B.default.weight": torch.ones(3, 1)}
+    pair = {"a.lora_A.default.weight": torch.ones(1, 2), "a.lora_B.default.weight": torch.ones(3, 1)}
     with pytest.raises(ValueError, match="no weight for 1 adapters, such as a"):
-        list(merge([("b.weight", torch.ones(3, 2))], adapters, 1.0))
+        list(merge([("b.weight", torch.ones(3, 2))], pair, Adapters(1.0)))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from asyncrl.trainer.lora import base_weights
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.precision import hold
-from asyncrl.weights.pieces import local_pieces, master
+from asyncrl.trainer.sharding import master, weight_shards
 
 
 def model_of(folder: Path) -> torch.nn.Module:
@@ -51,7 +51,9 @@ def test_pushes_and_checkpoints_are_of_the_masters(tiny_model: Path) -> None:
     exact = dict(model_of(tiny_model).named_parameters())
     model = model_of(tiny_model)
     hold(model, torch.bfloat16)
-    assert all(torch.equal(flat.view(piece.shape), exact[piece.name]) for piece, flat in local_pieces(model))
+    for held in weight_shards(model):
+        [shard] = held.shards
+        assert torch.equal(held.tensor, exact[shard.name])
     state = Optimizer(model, 1.0, {}, prefix="").state()
     assert all(torch.equal(state[f"model.{name}"], weight) for name, weight in exact.items())
 

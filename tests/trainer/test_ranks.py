@@ -12,18 +12,17 @@ import torch
 from test_learner import groups, recipe
 from torch import multiprocessing
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.checkpoint import files
-from asyncrl.cluster.rendezvous import Meeting, open_meeting
+from asyncrl.cluster.rendezvous import Rendezvous, open_rendezvous
 from asyncrl.recipe.schema import Recipe
+from asyncrl.trainer.backend import StepReport
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import from_folder
 from asyncrl.trainer.model import load_model
-from asyncrl.trainer.ranks import Team
-from asyncrl.trainer.step_report import StepReport
-from asyncrl.weights.nccl import StagedSource
-from asyncrl.weights.pieces import assemble
+from asyncrl.trainer.ranks import ProcessGroup
+from asyncrl.weights.shards import assemble
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transports.nccl import StagedSource
 
 CPU = torch.device("cpu")
 DEADLINE_S = 120.0
@@ -58,9 +57,9 @@ def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
     return recipe(trainer=trainer, algorithm={"correction": "tis", **keys.get("algorithm", {})})
 
 
-def learner(model: Path, r: Recipe, team: Team | None) -> Learner:
+def learner(model: Path, r: Recipe, process_group: ProcessGroup | None) -> Learner:
     torch.manual_seed(0)
-    return Learner(partial(load_model, str(model), r, CPU), r, LOSSES[r.algorithm.loss], CPU, team)
+    return Learner(partial(load_model, str(model), r, CPU), r, CPU, process_group)
 
 
 def train(ours: Learner, batches: list[Any]) -> list[dict[str, float | None]]:
@@ -71,36 +70,38 @@ def reports(ours: Learner, batches: list[Any]) -> list[StepReport]:
     return [ours.step(batch, step, 0) for step, batch in batches]
 
 
-def run_rank(rank: int, recipes: dict[str, Recipe], model: Path, folder: Path, meeting: Meeting) -> None:
+def run_rank(rank: int, recipes: dict[str, Recipe], model: Path, folder: Path, rendezvous: Rendezvous) -> None:
     """What a test may ask of each case, in a file."""
     torch.set_num_threads(1)
-    team = Team.join(meeting, None, rank, next(iter(recipes.values())).trainer.ranks, CPU, DEADLINE_S)
-    found = {case: run_case(r, team, model, folder / case) for case, r in recipes.items()}
+    process_group = ProcessGroup.join(
+        rendezvous, None, rank, next(iter(recipes.values())).trainer.ranks, CPU, DEADLINE_S
+    )
+    found = {case: run_case(r, process_group, model, folder / case) for case, r in recipes.items()}
     torch.save(found, folder / f"result_{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def run_case(r: Recipe, team: Team, model: Path, folder: Path) -> dict[str, Any]:
+def run_case(r: Recipe, process_group: ProcessGroup, model: Path, folder: Path) -> dict[str, Any]:
     """Two steps, the state on disk, and the third step by new learners that read it."""
-    first = learner(model, r, team)
+    first = learner(model, r, process_group)
     done = reports(first, list(enumerate(BATCHES))[:2])
-    files.write(first.state(), folder, team.rank)
+    files.write(first.state(), folder, process_group.rank)
     torch.distributed.barrier()
-    second = learner(model, r, team)
+    second = learner(model, r, process_group)
     second.restore(files.read(folder))
     done += reports(second, [(2, BATCHES[2])])
-    staged = StagedWeights(second.model, torch.float32, CPU)
+    staged = StagedWeights(second.weight_shards(), torch.float32, CPU)
     staged.copy()
-    plans: list[Any] = [None] * team.size
-    torch.distributed.all_gather_object(plans, staged.pieces)
-    source = StagedSource(plans, team.rank, team.push_group)
+    plans: list[Any] = [None] * process_group.size
+    torch.distributed.all_gather_object(plans, staged.shards)
+    source = StagedSource(plans, process_group.rank, process_group.sync_group)
     source.staged = staged
     gathered = {name: tensor.clone() for name, tensor in source}
     return {
         "metrics": [report.metrics for report in done],
         "gaps": [report.gaps for report in done],
         "score": second.score(TOKENS),
-        "pieces": staged.pieces,
+        "shards": staged.shards,
         "views": [view.clone() for view in staged.views],
         "gathered": gathered,
     }
@@ -116,8 +117,8 @@ def results(ranks: int, copies: int, cases: tuple[str, ...], model: Path) -> lis
     """Of each rank, by case."""
     folder = Path(tempfile.mkdtemp(dir=model.parent))
     recipes = {case: recipe_of(case, ranks, copies) for case in cases}
-    meeting, store = open_meeting("127.0.0.1", DEADLINE_S)
-    multiprocessing.spawn(run_rank, args=(recipes, model, folder, meeting), nprocs=ranks)
+    rendezvous, store = open_rendezvous("127.0.0.1", DEADLINE_S)
+    multiprocessing.spawn(run_rank, args=(recipes, model, folder, rendezvous), nprocs=ranks)
     del store
     return [torch.load(folder / f"result_{rank}.pt", weights_only=False) for rank in range(ranks)]
 
@@ -134,9 +135,9 @@ def test_n_ranks_equal_one_of_a_model_stored_in_bf16(stored_in_bf16: Path, case:
     test_n_ranks_equal_one(stored_in_bf16, STORED, case)
 
 
-@pytest.mark.parametrize(("team", "case"), [(team, case) for team in (TWO, FOUR) for case in team[2]])
-def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ...]], case: str) -> None:
-    found = results(*team, tiny_model)
+@pytest.mark.parametrize(("setup", "case"), [(setup, case) for setup in (TWO, FOUR) for case in setup[2]])
+def test_n_ranks_equal_one(tiny_model: Path, setup: tuple[int, int, tuple[str, ...]], case: str) -> None:
+    found = results(*setup, tiny_model)
     alone = learner(tiny_model, recipe_of(case, 1), None)
     # In bf16 another order of a sum rounds otherwise, and how depends on the processor. A log-prob is rounded in each
     # of two layers and in the head; other figures are means of log-probs and of their ratios.
@@ -159,7 +160,7 @@ def test_n_ranks_equal_one(tiny_model: Path, team: tuple[int, int, tuple[str, ..
             assert gaps == pytest.approx(report.gaps[number], rel=1e-2 * loose, abs=1e-3 * loose)
     # What the ranks would send makes up the weights, each element once.
     mine = [result[case] for result in found]
-    weights = dict(assemble([part for r in mine for part in zip(r["pieces"], r["views"], strict=True)]))
+    weights = dict(assemble([part for r in mine for part in zip(r["shards"], r["views"], strict=True)]))
     trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
     assert weights.keys() == trained.keys()
     if bf16:

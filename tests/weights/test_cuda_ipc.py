@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from asyncrl.weights import cuda_ipc
-from asyncrl.weights.channel import ChannelConfig, open_channel
-from asyncrl.weights.host import RECEIVERS
+from asyncrl.trainer.sharding import weight_shards
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transport import SenderConfig, open_sender, receiver_class
+from asyncrl.weights.transports import cuda_ipc
 
 CPU = torch.device("cpu")
 
@@ -47,15 +47,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 def test_a_worker_sees_the_copies_themselves_and_opens_each_once(cuda: Cuda) -> None:
     model = torch.nn.Linear(3, 2)
-    copies = [StagedWeights(model, torch.bfloat16, CPU) for _ in range(2)]
-    channel = open_channel(ChannelConfig("cuda_ipc", 0, "127.0.0.1", 5.0, "bfloat16", Path()), copies[0])
-    receiver = RECEIVERS["cuda_ipc"]([], 1, 2, 5.0)
+    copies = [StagedWeights(weight_shards(model), torch.bfloat16, CPU) for _ in range(2)]
+    config = SenderConfig("cuda_ipc", 0, "127.0.0.1", 5.0, "bfloat16", Path())
+    sender, receiver = open_sender(config, copies[0]), receiver_class(config.module)([], 1, 2, 5.0)
     for version in range(6):
         with torch.no_grad():
             model.weight.fill_(version)
         staged = copies[version % 2]
         staged.copy()
-        told = json.loads(json.dumps(channel.copy(version, staged)))
+        told = json.loads(json.dumps(sender.copy(version, staged)))
         [seen] = receiver.receive([told], [staged.flat.numel()], torch.bfloat16)
         assert seen.data_ptr() == staged.flat.data_ptr()
         assert torch.equal(seen, staged.flat)
@@ -65,6 +65,6 @@ def test_a_worker_sees_the_copies_themselves_and_opens_each_once(cuda: Cuda) -> 
 def test_another_gpu_is_named(cuda: Cuda) -> None:
     told = cuda_ipc.handle(torch.zeros(4))
     cuda.uuid = "GPU-2"
-    receiver = cuda_ipc.CudaIpcReceiver([], 1, 2, 5.0)
+    receiver = cuda_ipc.Receiver([], 1, 2, 5.0)
     with pytest.raises(RuntimeError, match="the generator is on GPU GPU-2 and the trainer on GPU-1"):
         next(receiver.receive([told], [4], torch.float32))

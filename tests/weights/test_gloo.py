@@ -4,37 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from asyncrl.weights.gloo import GlooEnd, GlooReceiver
+from asyncrl.weights.transport import SenderConfig
+from asyncrl.weights.transports.gloo import Receiver, Sender
 
 SIZE = 1000
 TIMEOUT_S = 20.0
 
 
+def staged(flat: torch.Tensor) -> Any:
+    return SimpleNamespace(flat=flat, shards=())
+
+
 class Link:
     def __init__(self, executor: ThreadPoolExecutor, dtype: torch.dtype) -> None:
         self._executor, self._dtype = executor, dtype
-        self.end = GlooEnd("127.0.0.1", TIMEOUT_S)
-        joining = [executor.submit(GlooReceiver, [self.end.reach], rank, 3, TIMEOUT_S) for rank in (1, 2)]
-        self.end.join(3)
+        config = SenderConfig("gloo", 0, "127.0.0.1", TIMEOUT_S, "float32", Path())
+        self.sender = Sender(config, staged(torch.empty(0)))
+        joining = [executor.submit(Receiver, [self.sender.endpoint()], rank, 3, TIMEOUT_S) for rank in (1, 2)]
+        self.sender.join(3)
         self.workers = [future.result(TIMEOUT_S) for future in joining]
 
     def push(self, flat: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
         """Bytes sent, and what each worker has then."""
-        self.end.prepare(flat)
+        self.sender.copy(0, staged(flat))
         receiving = [self._executor.submit(self._receive, worker) for worker in self.workers]
-        num_bytes = self.end.send()
+        num_bytes = self.sender.send(staged(flat))
         return num_bytes, [future.result(TIMEOUT_S) for future in receiving]
 
-    def _receive(self, worker: GlooReceiver) -> torch.Tensor:
+    def _receive(self, worker: Receiver) -> torch.Tensor:
         [flat] = worker.receive([None], [SIZE], self._dtype)
         return flat.clone()
 
     def close(self) -> None:
-        self.end.close()
+        self.sender.close()
         for worker in self.workers:
             worker.close()
 
@@ -99,16 +108,16 @@ def test_after_a_push_that_failed_all_is_sent(link: Link, dtype: torch.dtype, mo
     flat = torch.zeros(SIZE, dtype=dtype)
     link.push(flat)
     flat[0] = 1.0
-    link.end.prepare(flat)
+    link.sender.copy(0, staged(flat))
 
     def lose(works: list[object]) -> None:
         raise RuntimeError("connection lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr("asyncrl.weights.gloo._broadcast", lambda group, tensor: None)
-        patched.setattr("asyncrl.weights.gloo._wait", lose)
+        patched.setattr("asyncrl.weights.transports.gloo._broadcast", lambda group, tensor: None)
+        patched.setattr("asyncrl.weights.transports.gloo._wait", lose)
         with pytest.raises(RuntimeError, match="connection lost"):
-            link.end.send()
+            link.sender.send(staged(flat))
     num_bytes, got = link.push(flat)
     assert num_bytes == SIZE * dtype.itemsize
     assert same(got, flat)

@@ -11,7 +11,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from asyncrl.errors import RunFailed
 from asyncrl.planner.memory import TRANSFER_BUFFERS
-from asyncrl.weights import nccl, plugin
+from asyncrl.weights import plugin
+from asyncrl.weights.transports import nccl
 
 ID = b"i" * 128
 

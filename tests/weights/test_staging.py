@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from asyncrl.errors import DeadlineExceeded, RunFailed
+from asyncrl.trainer.sharding import weight_shards
 from asyncrl.weights import staging
 from asyncrl.weights.files import open_file
-from asyncrl.weights.pieces import assemble
+from asyncrl.weights.shards import assemble
 from asyncrl.weights.staging import StagedWeights, Staging
 
 CPU = torch.device("cpu")
@@ -38,18 +39,18 @@ def model() -> Tied:
 
 
 def staged_copy(model: nn.Module, dtype: torch.dtype = torch.float32) -> StagedWeights:
-    staged = StagedWeights(model, dtype, CPU)
+    staged = StagedWeights(weight_shards(model), dtype, CPU)
     staged.copy()
     return staged
 
 
 def test_every_parameter_once_under_its_first_name(model: Tied) -> None:
     staged = staged_copy(model)
-    assert {piece.name: (piece.shape, piece.start, piece.stop) for piece in staged.pieces} == {
-        "scale": ((), 0, 1),
-        "embed.weight": ((5, 3), 0, 15),
-        "layer.weight": ((2, 3), 0, 6),
-        "layer.bias": ((2,), 0, 2),
+    assert {shard.name: (shard.shape, shard.offset, shard.size) for shard in staged.shards} == {
+        "scale": ((), (0,), (1,)),
+        "embed.weight": ((5, 3), (0,), (15,)),
+        "layer.weight": ((2, 3), (0,), (6,)),
+        "layer.bias": ((2,), (0,), (2,)),
     }
     assert staged.flat.shape == (1 + 15 + 6 + 2,)
 
@@ -57,15 +58,15 @@ def test_every_parameter_once_under_its_first_name(model: Tied) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_values_are_those_of_the_model(model: Tied, tmp_path: Path, shared: bool) -> None:
     parameters = dict(model.named_parameters())
-    staged = StagedWeights(model, torch.float32, CPU, tmp_path / "copy" if shared else None)
+    staged = StagedWeights(weight_shards(model), torch.float32, CPU, tmp_path / "copy" if shared else None)
     staged.copy()
-    for name, tensor in assemble(zip(staged.pieces, staged.views, strict=True)):
+    for name, tensor in assemble(zip(staged.shards, staged.views, strict=True)):
         torch.testing.assert_close(tensor, parameters[name].detach().float(), rtol=0, atol=0)
     if shared:
         assert torch.equal(open_file(tmp_path / "copy", staged.flat.numel(), torch.float32), staged.flat)
 
 
-def test_views_lie_in_the_flat_buffer_in_the_order_of_the_pieces(model: Tied) -> None:
+def test_views_lie_in_the_flat_buffer_in_the_order_of_the_shards(model: Tied) -> None:
     staged = staged_copy(model)
     assert torch.equal(torch.cat(staged.views), staged.flat)
     staged.flat.fill_(7)
@@ -98,7 +99,7 @@ def test_parameters_are_cast_as_torch_casts(model: Tied, dtype: torch.dtype) -> 
     staged = staged_copy(model, dtype)
     parameters = dict(model.named_parameters())
     assert staged.flat.dtype == dtype
-    for name, tensor in assemble(zip(staged.pieces, staged.views, strict=True)):
+    for name, tensor in assemble(zip(staged.shards, staged.views, strict=True)):
         assert torch.equal(tensor, parameters[name].detach().to(dtype))
 
 
@@ -140,7 +141,7 @@ class Steps:
 
     def __init__(self, version: int) -> None:
         self.model = nn.Linear(1, 1, bias=False)
-        self.staging = Staging(self.model, version, torch.float32, CPU)
+        self.staging = Staging(weight_shards(self.model), version, torch.float32, CPU)
         self._set(version)
 
     def _set(self, version: int) -> None:

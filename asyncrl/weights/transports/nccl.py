@@ -1,10 +1,15 @@
-"""Between our staged weights and vLLM's `nccl` engine, which needs GPUs: the one channel that vLLM drives itself."""
+"""Between GPUs, over NCCL: the one transport whose two ends are vLLM's own.
+
+Rank 0 sends; the other ranks hand it what they hold, a parameter at a time.
+"""
 
 from __future__ import annotations
 
 import base64
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,13 +17,52 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
 from asyncrl.errors import RunFailed
+from asyncrl.weights.flat import report, side_by_side
 from asyncrl.weights.host import forget_half_a_push
-from asyncrl.weights.pieces import Piece
+from asyncrl.weights.shards import Shard, assemble
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transport import SenderConfig
+from asyncrl.weights.update import PublishReport, Replicas, WeightUpdate
 
 BUFFER_BYTES, NUM_BUFFERS = 2**28, 2
 """On each side, outside of what vLLM counts as the KV cache's; the last tensor of a buffer may reach over its end.
 vLLM's own 1 GiB saves nothing: a buffer of this size takes NCCL milliseconds."""
+
+
+class Sender:
+    def __init__(self, config: SenderConfig, staged: StagedWeights) -> None:
+        self._config, self._staged = config, staged
+        self._engine: Any = None
+
+    def endpoint(self) -> Any:
+        return {"shards": [asdict(shard) for shard in self._staged.shards]}
+
+    def connect(self, replicas: Replicas | None, num_workers: int, endpoints: list[Any]) -> None:
+        shards = [[Shard.of_wire(shard) for shard in endpoint["shards"]] for endpoint in endpoints]
+        self._source = StagedSource(shards, self._config.rank, self._config.group)
+        self._client = SyncClient(replicas)
+        self._engine = trainer_engine(self._config.rank, self._client, self._source)
+        if replicas is None:
+            return
+        world_size, unique_id = 1 + num_workers, new_id()
+        told = invitation(self._engine, unique_id, world_size)
+        device = torch.accelerator.current_device_index()
+        _, self._engine.model_update_group = side_by_side(
+            lambda: replicas.join(told), lambda: join(unique_id, world_size, device)
+        )
+
+    def copy(self, version: int, staged: StagedWeights) -> Any:
+        return None
+
+    def publish(self, version: int, staged: StagedWeights, copies: list[Any]) -> PublishReport:
+        began = time.perf_counter()
+        self._client.version, self._source.staged = version, staged
+        self._engine.send_weights()
+        return report(version, began, self._client.pauses, staged.flat.nbytes)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
 
 
 class StagedSource(WeightSource):
@@ -29,47 +73,48 @@ class StagedSource(WeightSource):
 
     staged: StagedWeights
 
-    def __init__(self, ends: list[list[Piece]], rank: int, group: Any) -> None:
-        """ends: the pieces of each rank, names in the same order."""
-        self._ends, self._rank, self._group = ends, rank, group
+    def __init__(self, shards: list[list[Shard]], rank: int, group: Any) -> None:
+        """shards: of each rank, names in the same order."""
+        self._shards, self._rank, self._group = shards, rank, group
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(piece.name, self.staged.flat.dtype, piece.shape) for piece in self._ends[0]]
+        return [ParamMeta(shard.name, self.staged.flat.dtype, shard.shape) for shard in self._shards[0]]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for index, view in enumerate(self.staged.views):
-            parts = [end[index] for end in self._ends]
-            whole = view if len(parts) == 1 else self._gather([p.stop - p.start for p in parts], view)
-            # The other ranks only take part: what they give is not sent.
-            yield parts[0].name, view if whole is None else whole.view(parts[0].shape)
+            parts = [of_rank[index] for of_rank in self._shards]
+            flats = [view] if len(parts) == 1 else self._gather([part.num_elements for part in parts], view)
+            if flats:
+                yield from assemble(zip(parts, flats, strict=True))
+            else:
+                # The other ranks only take part: what they give is not sent.
+                yield parts[0].name, view
 
-    def _gather(self, sizes: list[int], view: torch.Tensor) -> torch.Tensor | None:
+    def _gather(self, sizes: list[int], view: torch.Tensor) -> list[torch.Tensor]:
+        """Of all ranks, on rank 0."""
         padded = view.new_zeros(max(sizes))
         padded[: view.numel()] = view
         received = [torch.empty_like(padded) for _ in sizes] if self._rank == 0 else None
         torch.distributed.gather(padded, received, dst=0, group=self._group)
-        if received is None:
-            return None
-        return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+        return [part[:size] for part, size in zip(received, sizes, strict=True)] if received else []
 
 
 class SyncClient:
     """vLLM's four control calls, mapped to one call per replica and push, which pauses and resumes by itself."""
 
-    def __init__(self, replicas: Any) -> None:
+    def __init__(self, replicas: Replicas | None) -> None:
         self.replicas = replicas
         self.version = -1
         self.pauses: Mapping[str, float] = {}
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Nothing: who joins has been called by the channel."""
+        """Nothing: `Sender.connect` has called who joins."""
 
     def start_weight_update(self) -> None:
         """Nothing: `update` pauses the replica just before it receives."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        from asyncrl.weights.update import WeightUpdate
-
+        assert self.replicas is not None
         self.pauses = self.replicas.update(WeightUpdate(self.version, update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:

@@ -10,18 +10,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from asyncrl.weights.names import Part, checkpoint_parts
-from asyncrl.weights.pieces import Piece, assemble, cut
+from asyncrl.trainer.checkpoint_names import Part, checkpoint_parts
+from asyncrl.trainer.sharding import cut, weight_shards
+from asyncrl.weights.shards import assemble
 from asyncrl.weights.staging import StagedWeights
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe", "olmoe", "mixtral"])
 def test_a_mixture_travels_as_its_checkpoint(mixture: Callable[[str], Path], family: str) -> None:
     folder = mixture(family)
-    staged = StagedWeights(AutoModelForCausalLM.from_pretrained(folder), torch.float32, torch.device("cpu"))
+    staged = StagedWeights(
+        weight_shards(AutoModelForCausalLM.from_pretrained(folder)), torch.float32, torch.device("cpu")
+    )
     staged.copy()
     stored = load_file(folder / "model.safetensors")
-    sent = dict(assemble(zip(staged.pieces, staged.views, strict=True)))
+    sent = dict(assemble(zip(staged.shards, staged.views, strict=True)))
     assert sent.keys() == stored.keys()
     assert all(torch.equal(sent[name], stored[name]) for name in stored)
 
@@ -35,13 +38,13 @@ def test_what_two_ranks_hold_is_put_together() -> None:
         for i, half in enumerate("ab")
     ]
     for row in range(0, 61, 5):
-        ends = [list(cut(Piece("x", (3, 4, 5), *bounds), parts)) for bounds in ((0, row), (row, 60))]
-        assert [p.name for p in ends[0]] == [p.name for p in ends[1]]
+        ranks = [cut(*bounds, parts) for bounds in ((0, row), (row, 60))]
+        assert [s.name for s in ranks[0]] == [s.name for s in ranks[1]]
         flats = [whole[:row], whole[row:]]
-        pieces = []
-        for end, flat in zip(ends, flats, strict=True):
-            pieces += zip(end, flat.split([p.stop - p.start for p in end]), strict=True)
-        found = dict(assemble(pieces))
+        shards = []
+        for own, flat in zip(ranks, flats, strict=True):
+            shards += zip(own, flat.split([s.num_elements for s in own]), strict=True)
+        found = dict(assemble(shards))
         assert torch.equal(torch.stack([found[p.name] for p in parts]).flatten(), whole)
 
 

@@ -18,7 +18,10 @@ import torch
 from blake3 import blake3
 from torch.distributed import BroadcastOptions, ProcessGroupGloo
 
-from asyncrl.cluster.rendezvous import Meeting, SealedStore, open_meeting, own_address, require_members
+from asyncrl.cluster.rendezvous import Rendezvous, SealedStore, open_rendezvous, own_address, require_members
+from asyncrl.weights.flat import FlatSender
+from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transport import SenderConfig
 
 # Everyone who is to join is up and has been called: who is not here soon has died, and those who wait for it stand
 # still meanwhile.
@@ -28,63 +31,30 @@ _WORTH_IT = 0.5
 """Of all bytes: finding what has changed takes time too."""
 
 
-class GlooReceiver:
-    """A worker's end: one group with each rank of the trainer."""
-
-    def __init__(self, ends: list[dict[str, Any]], rank: int, world_size: int, timeout_s: float) -> None:
-        # Kept: the page faults of new ones would cost more than the bytes.
-        self._flats: list[torch.Tensor] = []
-        meetings = [Meeting.of_wire(end) for end in ends]
-        self._groups = [join_group(m, m.join(timeout_s), rank, world_size, timeout_s) for m in meetings]
-        self._seals = [_Seal(meeting.key) for meeting in meetings]
-
-    def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """Raises RuntimeError, before it yields them, for weights that the trainer did not send."""
-        self._flats = self._flats or [torch.empty(size, dtype=dtype) for size in sizes]
-        counts = [torch.empty(1, dtype=torch.int64) for _ in sizes]
-        _wait([_broadcast(group, count) for group, count in zip(self._groups, counts, strict=True)])
-        parts = [[*_parts(int(count), flat), _macs()] for flat, count in zip(self._flats, counts, strict=True)]
-        coming = [[_broadcast(group, p) for p in own] for group, own in zip(self._groups, parts, strict=True)]
-        ends = zip(self._flats, counts, parts, coming, self._seals, strict=True)
-        for number, (flat, count, (*own, mac), work, seal) in enumerate(ends):
-            _wait(work)
-            if not torch.equal(mac, seal.of([count, *own])):
-                raise RuntimeError(f"the weights that arrived are not those that rank {number} of the trainer sent")
-            seal.done += 1
-            if len(own) == 2:
-                places, values = own
-                flat[places] = values
-            yield flat
-
-    def close(self) -> None:
-        for group in self._groups:
-            group.abort()
-        self._flats = []
-
-
-class GlooEnd:
-    """A rank of the trainer: listens at `address`."""
+class Sender(FlatSender):
+    """A rank of the trainer: listens at the address of its node."""
 
     group: ProcessGroupGloo | None = None
     _sent: torch.Tensor | None = None
 
-    def __init__(self, address: str, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._meeting, self._store = open_meeting(address, timeout_s)
+    def __init__(self, config: SenderConfig, staged: StagedWeights) -> None:
+        super().__init__(config, staged)
+        self._meeting, self._store = open_rendezvous(config.address, config.timeout_s)
         self._seal = _Seal(self._meeting.key)
-        self.reach = self._meeting.to_wire()
+
+    def reach(self) -> dict[str, Any]:
+        return self._meeting.to_wire()
 
     def join(self, world_size: int) -> None:
-        self.group = join_group(self._meeting, self._store, 0, world_size, self._timeout_s)
+        self.group = join_group(self._meeting, self._store, 0, world_size, self._config.timeout_s)
 
-    def prepare(self, flat: torch.Tensor) -> None:
-        """Find out what there is to send of `flat`, which is as it is until that is done."""
-        self._flat, self._places = flat, self._changed(flat)
+    def copy(self, version: int, staged: StagedWeights) -> Any:
+        """Finds out what there is to send; what is staged is as it is until that is done."""
+        self._places = self._changed(staged.flat)
 
-    def send(self) -> int:
-        """Send what was prepared; returns the bytes that went to each worker."""
+    def send(self, staged: StagedWeights) -> int:
         assert self.group is not None
-        flat, places = self._flat, self._places
+        flat, places = staged.flat, self._places
         parts = [flat] if places is None else [places, flat[places]] if len(places) else []
         count = torch.tensor([_ALL if places is None else len(places)])
         sent, self._sent = self._sent, None  # if this fails, nobody knows what has arrived
@@ -117,6 +87,40 @@ class GlooEnd:
             self.group.abort()
 
 
+class Receiver:
+    """A worker: one group with each rank of the trainer."""
+
+    def __init__(self, endpoints: list[dict[str, Any]], rank: int, world_size: int, timeout_s: float) -> None:
+        # Kept: the page faults of new ones would cost more than the bytes.
+        self._flats: list[torch.Tensor] = []
+        places = [Rendezvous.of_wire(endpoint) for endpoint in endpoints]
+        self._groups = [join_group(p, p.join(timeout_s), rank, world_size, timeout_s) for p in places]
+        self._seals = [_Seal(place.key) for place in places]
+
+    def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Raises RuntimeError, before it yields them, for weights that the trainer did not send."""
+        self._flats = self._flats or [torch.empty(size, dtype=dtype) for size in sizes]
+        counts = [torch.empty(1, dtype=torch.int64) for _ in sizes]
+        _wait([_broadcast(group, count) for group, count in zip(self._groups, counts, strict=True)])
+        parts = [[*_parts(int(count), flat), _macs()] for flat, count in zip(self._flats, counts, strict=True)]
+        coming = [[_broadcast(group, p) for p in own] for group, own in zip(self._groups, parts, strict=True)]
+        ends = zip(self._flats, counts, parts, coming, self._seals, strict=True)
+        for number, (flat, count, (*own, mac), work, seal) in enumerate(ends):
+            _wait(work)
+            if not torch.equal(mac, seal.of([count, *own])):
+                raise RuntimeError(f"the weights that arrived are not those that rank {number} of the trainer sent")
+            seal.done += 1
+            if len(own) == 2:
+                places, values = own
+                flat[places] = values
+            yield flat
+
+    def close(self) -> None:
+        for group in self._groups:
+            group.abort()
+        self._flats = []
+
+
 class _Seal:
     """MACs of one push after another of one end, of which none stands for another."""
 
@@ -138,14 +142,14 @@ def _macs() -> torch.Tensor:
     return torch.empty(blake3.digest_size, dtype=torch.uint8)
 
 
-def join_group(meeting: Meeting, store: SealedStore, rank: int, world_size: int, timeout_s: float) -> ProcessGroupGloo:
+def join_group(place: Rendezvous, store: SealedStore, rank: int, world_size: int, timeout_s: float) -> ProcessGroupGloo:
     options = ProcessGroupGloo._Options()
     # By itself gloo listens at the address of the host's name.
-    address = own_address(meeting.address)
+    address = own_address(place.address)
     options._devices = [ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = timedelta(seconds=min(timeout_s, _JOIN_S))
     group = ProcessGroupGloo(store, rank, world_size, options)
-    require_members(group, rank, meeting.key)
+    require_members(group, rank, place.key)
     store.close()
     group._set_default_timeout(timedelta(seconds=timeout_s))
     return group

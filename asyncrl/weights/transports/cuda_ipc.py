@@ -1,7 +1,7 @@
 """Weights on a GPU that trainer and generators share: a worker maps the trainer's own copies, and nothing is sent.
 
 A handle maps the whole block of CUDA's that a copy lies in. A worker opens each once, and closes it when it joins
-another channel: what a trainer had that was killed is free then. torch counts who has opened a handle, for one each;
+again: what a trainer had that was killed is free then. torch counts who has opened a handle, for one each;
 with several workers it takes the copies for used until the trainer ends, which is as long as it keeps them.
 """
 
@@ -13,6 +13,23 @@ from typing import Any
 
 import torch
 
+from asyncrl.weights.flat import FlatSender
+from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transport import SenderConfig
+
+
+class Sender(FlatSender):
+    def __init__(self, config: SenderConfig, staged: StagedWeights) -> None:
+        super().__init__(config, staged)
+        self._handles: dict[int, Any] = {}
+        """Of the copies, by their addresses: each is handed out once."""
+
+    def copy(self, version: int, staged: StagedWeights) -> Any:
+        address = staged.flat.data_ptr()
+        if address not in self._handles:
+            self._handles[address] = handle(staged.flat)
+        return self._handles[address]
+
 
 def handle(flat: torch.Tensor) -> dict[str, Any]:
     """How other processes map a tensor [n] that lies on a GPU: in plain values, for all of them."""
@@ -21,10 +38,10 @@ def handle(flat: torch.Tensor) -> dict[str, Any]:
     return {"gpu": str(torch.cuda.get_device_properties(device).uuid), "storage": shared}
 
 
-class CudaIpcReceiver:
-    """The end of a worker on the trainer's GPU."""
+class Receiver:
+    """Of a worker on the trainer's GPU."""
 
-    def __init__(self, ends: list[dict[str, Any]], rank: int, world_size: int, timeout_s: float) -> None:
+    def __init__(self, endpoints: list[dict[str, Any]], rank: int, world_size: int, timeout_s: float) -> None:
         self._maps: dict[str, torch.Tensor] = {}
 
     def receive(self, copies: list[Any], sizes: list[int], dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A real push: the trainer's end of a channel -> real vLLM engine, while it generates."""
+"""A real weight sync: the trainer's end of a transport -> real vLLM engine, while it generates."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from asyncrl.algorithms.losses import LOSSES
 from asyncrl.errors import RunFailed
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import TRANSPORTS, Transport
 from asyncrl.rollout.engine import Completion, SamplingParams
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model
-from asyncrl.weights.channel import ChannelConfig, open_channel
-from asyncrl.weights.gloo import _Seal
+from asyncrl.trainer.sharding import weight_shards
+from asyncrl.weights.lora import Adapters
 from asyncrl.weights.staging import StagedWeights
+from asyncrl.weights.transport import SenderConfig, open_sender
+from asyncrl.weights.transports.gloo import _Seal
 from asyncrl.weights.update import PublishReport
 
 RECIPE = Recipe.model_validate(
@@ -41,38 +43,41 @@ RECIPE = Recipe.model_validate(
 @pytest.fixture(scope="module")
 def learner(tiny_model: Any) -> Learner:
     device = torch.device("cpu")
-    return Learner(partial(load_model, str(tiny_model), RECIPE, device), RECIPE, LOSSES["ppo"], device)
+    return Learner(partial(load_model, str(tiny_model), RECIPE, device), RECIPE, device)
 
 
 class Push:
     """One rank's end, connected; `publish` as the driver goes about it."""
 
     def __init__(
-        self, backend: str, replicas: Any, model: torch.nn.Module, folder: Path, lora_scale: float | None = None
+        self, transport: str, replicas: Any, model: torch.nn.Module, folder: Path, adapters: Adapters | None = None
     ) -> None:
-        config = ChannelConfig(backend, 0, "127.0.0.1", 60.0, "float32", folder, lora_scale=lora_scale)
-        shared = folder / uuid.uuid4().hex if backend == "shared_memory" else None
-        self.staged = StagedWeights(model, torch.float32, torch.device("cpu"), shared)
-        self.channel = open_channel(config, self.staged)
-        self.channel.connect(replicas, replicas.num_workers, [self.channel.end()])
+        config = SenderConfig(transport, 0, "127.0.0.1", 60.0, "float32", folder, adapters=adapters)
+        shared = folder / uuid.uuid4().hex if transport == "shared_memory" else None
+        self.staged = StagedWeights(weight_shards(model), torch.float32, torch.device("cpu"), shared)
+        self.sender = open_sender(config, self.staged)
+        self.sender.connect(replicas, replicas.num_workers, [self.sender.endpoint()])
 
     def publish(self, version: int) -> PublishReport:
         self.staged.copy()
         return self.send(version)
 
     def send(self, version: int) -> PublishReport:
-        report = self.channel.publish(version, self.staged, [self.channel.copy(version, self.staged)])
+        report = self.sender.publish(version, self.staged, [self.sender.copy(version, self.staged)])
         assert report is not None
         return report
 
 
-@pytest.fixture(scope="module", params=["gloo", "shared_memory", "disk"])
+@pytest.fixture(scope="module", params=["gloo", "shared_memory", "disk", "toy"])
 def push(
     request: pytest.FixtureRequest, one_replica: Any, learner: Learner, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Push]:
-    push = Push(request.param, one_replica, learner.model, tmp_path_factory.mktemp("channel"))
-    yield push
-    push.channel.close()
+    # A transport more is a file and this line.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(TRANSPORTS, "toy", Transport(str(Path(__file__).with_name("toy_transport.py"))))
+        push = Push(request.param, one_replica, learner.model, tmp_path_factory.mktemp("channel"))
+        yield push
+        push.sender.close()
 
 
 def perturb(learner: Learner, seed: int) -> None:
@@ -113,7 +118,7 @@ def test_push_replaces_every_weight(vllm_engine: Any, loop_thread: Any, learner:
 
 def test_one_wrong_parameter_is_noticed(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
     push.staged.copy()
-    wrong = [piece.name for piece in push.staged.pieces].index("model.layers.1.mlp.down_proj.weight")
+    wrong = [shard.name for shard in push.staged.shards].index("model.layers.1.mlp.down_proj.weight")
     push.staged.views[wrong].zero_()
     push.send(1)
     assert gap(learner, vllm_engine, loop_thread, 1) > 1e-2
@@ -190,7 +195,7 @@ def test_a_request_that_had_not_begun_is_all_of_its_stamp(
         assert (gaps(completion)[after.start :].max() < 1e-4) == (kv == "recompute")
     for request in queue:
         request.result(60)
-    push.channel.close()
+    push.sender.close()
 
 
 @pytest.mark.parametrize("backend", ["gloo", "shared_memory"])
@@ -201,22 +206,22 @@ def test_channel_can_be_rebuilt(
     perturb(learner, 3)
     if backend == "gloo":
         before = vllm_engine.version
-        again.channel._gloo._seal = _Seal(b"x" * 32)  # type: ignore[attr-defined]
+        again.sender._seal = _Seal(b"x" * 32)  # type: ignore[attr-defined]
         with pytest.raises(RunFailed, match="not those that rank 0 of the trainer sent"):
             again.publish(3)
         assert vllm_engine.version == before
-        again.channel.close()
+        again.sender.close()
         again = Push(backend, one_replica, learner.model, tmp_path)
     again.publish(3)
     assert gap(learner, vllm_engine, loop_thread, 3) < 1e-4
-    again.channel.close()
+    again.sender.close()
 
 
 @pytest.mark.parametrize("mixture_replica", ["mixtral"], indirect=True)
 def test_a_mixture_of_experts_is_replaced_whole(mixture_replica: Any, loop_thread: Any, tmp_path: Path) -> None:
     """Twice: what the CPU's kernels packed is packed anew each time."""
     engine, device = mixture_replica.engine, torch.device("cpu")
-    learner = Learner(partial(load_model, engine.config.model, RECIPE, device), RECIPE, LOSSES["ppo"], device)
+    learner = Learner(partial(load_model, engine.config.model, RECIPE, device), RECIPE, device)
     push = Push("shared_memory", mixture_replica, learner.model, tmp_path)
     try:
         assert gap(learner, engine, loop_thread, 0) < 1e-4
@@ -226,7 +231,7 @@ def test_a_mixture_of_experts_is_replaced_whole(mixture_replica: Any, loop_threa
             push.publish(version)
             assert gap(learner, engine, loop_thread, version) < 1e-4
     finally:
-        push.channel.close()
+        push.sender.close()
 
 
 class _MoreThanTheEngine(torch.nn.Module):
@@ -267,12 +272,12 @@ def test_every_name_sent_is_used_and_every_weight_is_sent(
         with pytest.raises(RunFailed, match=sentence):
             push.publish(9)
     finally:
-        push.channel.close()
+        push.sender.close()
     # What came of it is no part of the next one.
     whole = Push("shared_memory", one_replica, learner.model, tmp_path)
     perturb(learner, 9)
     whole.publish(9)
-    whole.channel.close()
+    whole.sender.close()
     assert gap(learner, one_replica.engine, one_replica.loop_thread, 9) < 1e-4
 
 
@@ -283,8 +288,8 @@ def test_adapters_alone_are_sent_and_merged_into_the_base(
     keys = RECIPE.model_dump()
     keys["trainer"]["lora"]["rank"] = 4
     recipe, device = Recipe.model_validate(keys), torch.device("cpu")
-    adapted = Learner(partial(load_model, str(tiny_model), recipe, device), recipe, LOSSES["ppo"], device)
-    push = Push("gloo", one_replica, adapted.model, tmp_path, lora_scale=recipe.trainer.lora.scale)
+    adapted = Learner(partial(load_model, str(tiny_model), recipe, device), recipe, device)
+    push = Push("gloo", one_replica, adapted.model, tmp_path, Adapters(recipe.trainer.lora.scale))
     try:
         for version in (4, 5):
             generator = torch.Generator().manual_seed(version)
@@ -295,4 +300,4 @@ def test_adapters_alone_are_sent_and_merged_into_the_base(
             assert gap(adapted, vllm_engine, loop_thread, version) < 1e-4
         assert report.num_bytes == 4 * sum(p.numel() for p in adapted.optimizer.named.values())
     finally:
-        push.channel.close()
+        push.sender.close()
