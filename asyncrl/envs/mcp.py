@@ -37,8 +37,8 @@ async def mcp_tools(
 ) -> AsyncIterator[list[RemoteTool]]:
     """The tools of a server, while it is open: a command and its arguments, or the URL of one that runs.
 
-    env: variables of the command's beside HOME, PATH, PYTHONPATH and the like; it has no others, so no keys. headers: of
-    requests to a URL. Raises UserError if the server does not start, or does not name its tools within a minute.
+    env: variables of the command's beside HOME, PATH, PYTHONPATH and the like; it has no others, so no keys. headers:
+    of requests to a URL. Raises UserError if the server does not start, or does not name its tools within a minute.
     """
     shown = shlex.join(server)
     opened: asyncio.Future[list[RemoteTool]] = asyncio.get_running_loop().create_future()
