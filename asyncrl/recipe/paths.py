@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, Recipe
+from asyncrl.task import MADE
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
         return found(key, file, True) + colon + name if file.endswith(".py") else spec
 
     def data(key: str, path: str) -> str:
-        return path if path.startswith("reasoning_gym:") else found(key, path, path.endswith(DATA_FILES))
+        return path if path.startswith(MADE) else found(key, path, path.endswith(DATA_FILES))
 
     def model(key: str, path: str) -> str:
         return path if path.startswith("random:") else found(key, path, False)
