@@ -65,7 +65,11 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
     def model(key: str, path: str) -> str:
         return path if path.startswith("random:") else found(key, path, False)
 
-    for key, change in {"model": model, "data.path": data, **dict.fromkeys(_CODE, code)}.items():
+    def program(key: str, path: str) -> str:
+        return found(key, path, False) if os.sep in path else path
+
+    changes = {"model": model, "data.path": data, "data.options.python": program, **dict.fromkeys(_CODE, code)}
+    for key, change in changes.items():
         keys = _changed(keys, key.split("."), lambda value, change=change, key=key: change(key, value))
     return keys
 
