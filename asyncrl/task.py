@@ -6,6 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+REASONING_GYM, VERIFIERS = MADE = ("reasoning_gym:", "verifiers:")
+"""What `data.path` begins with where a package makes the rows; the second, `env` too."""
+
 Message = dict[str, Any]
 """Of a chat: role, content, and what else a chat template knows."""
 

@@ -18,6 +18,7 @@ from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA
 from asyncrl.recipe.load import dump
 from asyncrl.recipe.schema import Recipe
+from asyncrl.task import MADE
 
 RECIPE_FILE = "asyncrl_recipe.yaml"
 MOST_BYTES = 100 * 2**20
@@ -92,7 +93,7 @@ def named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if model != TINY_LLAMA and (model.startswith((".", "/", "models/")) or Path(model).exists()):
         yield "model", model
     for path in recipe.data.paths:
-        if not path.startswith("reasoning_gym:") and Path(path).exists():
+        if not path.startswith(MADE) and Path(path).exists():
             yield "data.path", path
     for key, spec in recipe.code.items():
         if (file := spec.rpartition(":")[0]).endswith(".py"):

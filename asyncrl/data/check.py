@@ -15,6 +15,7 @@ from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA, local_config, tiny_tokenizer
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rewards.load import load as load_reward
+from asyncrl.task import VERIFIERS
 
 _NUM_LAST = 4
 _MAX_SHOWN_CHARS = 2000
@@ -22,6 +23,8 @@ _MAX_SHOWN_CHARS = 2000
 
 def load_tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
     """The tasks of a recipe. Raises UserError if data cannot be read, or lacks the prompts or the reward's columns."""
+    if recipe.env is not None and recipe.env.path.startswith(VERIFIERS) and recipe.data.path != recipe.env.path:
+        raise UserError(f"env {recipe.env.path} plays its own tasks; set data.path={recipe.env.path}")
     rows = load_rows(recipe.data, recipe.seed)
     if recipe.reward is not None:
         reward = load_reward(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)

@@ -1,4 +1,4 @@
-"""Where the rows come from: reasoning_gym, a local file or the hub."""
+"""Where the rows come from: reasoning_gym, a taskset of verifiers, a local file or the hub."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from asyncrl.data.bounds import check_arrow, check_parquet
 from asyncrl.data.files import FileRows
+from asyncrl.envs.verifiers_tasksets import load_tasks
 from asyncrl.errors import UserError
-from asyncrl.recipe.schema import REASONING_GYM, TABLE_FILES, TEXT_FILES, DataRecipe
+from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, DataRecipe
+from asyncrl.task import REASONING_GYM, VERIFIERS
 
 _REASONING_GYM_SIZE = 10_000
 _NUM_SAMPLES = 256
@@ -41,12 +43,13 @@ def load_rows(recipe: DataRecipe, seed: int) -> Rows:
     wrong, or there are no rows.
     """
     paths, shown = recipe.paths, recipe.name
-    is_reasoning_gym = shown.startswith(REASONING_GYM)
     if recipe.split != "train" and recipe.is_here:
         raise UserError(f"data.split is '{recipe.split}', but {shown} has only 'train'; leave data.split out")
     rows: Rows
-    if is_reasoning_gym:
+    if shown.startswith(REASONING_GYM):
         rows = _reasoning_gym(shown.removeprefix(REASONING_GYM), recipe.options, seed)
+    elif shown.startswith(VERIFIERS):
+        rows = _TasksetRows(load_tasks(shown.removeprefix(VERIFIERS), recipe.options))
     elif all(path.endswith(TEXT_FILES) for path in paths):
         rows = FileRows([Path(path) for path in paths], recipe.options)
     elif all(path.endswith(TABLE_FILES) for path in paths):
@@ -76,7 +79,7 @@ def columns_of(rows: Rows, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
 def digest(rows: Rows, recipe: DataRecipe) -> str:
     """A hash that tells these rows from others: of the contents of files, of samples of a hub data set, of what
     makes reasoning_gym's."""
-    if isinstance(rows, FileRows):
+    if isinstance(rows, FileRows | _TasksetRows):
         return rows.digest()
     found = hashlib.sha256()
     if isinstance(rows, _ReasoningGymRows):
@@ -104,6 +107,28 @@ class _ReasoningGymRows:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return self._dataset[index]
+
+
+class _TasksetRows:
+    """Of verifiers: those of its `load`, in order."""
+
+    column_names: ClassVar[list[str]] = ["prompt", "task", "verifiers"]
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self._rows[index]
+
+    def digest(self) -> str:
+        """Of the tasks; not of where the package is."""
+        found = hashlib.sha256()
+        for row in self._rows:
+            found.update(json.dumps([row["task"], row["verifiers"]["taskset"]], sort_keys=True).encode())
+        return found.hexdigest()
 
 
 class _TableRows:

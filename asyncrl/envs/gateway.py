@@ -1,22 +1,26 @@
 """The policy as an OpenAI-compatible endpoint, so that any program can be the agent of an episode.
 
-    agent --POST /s/SESSION/v1/chat/completions--> session --tokens--> policy
-A session is an episode: its address is not to be guessed, and every request needs the token. A request whose messages
-go on from an answer of the session is appended to the sampled tokens, as in `chat.py`; any other begins anew. One
-server for all episodes of a process, on the loopback interface.
+    agent --POST /s/SESSION/v1/chat/completions----> session --tokens--> policy
+    agent --POST /s/SESSION/inference/v1/generate--> session --tokens--> policy
+A session is an episode: its address is not to be guessed, and every request needs the token. A program with one client
+for many episodes takes `shared_url`, and sends the session's name as the model. A request whose messages go on from an
+answer of the session is appended to the sampled tokens, as in `chat.py`; any other begins anew. One server for all
+episodes of a process, on the loopback interface.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import itertools
 import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import pydantic
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,7 +30,8 @@ from starlette.routing import Route
 from asyncrl.envs import dialects
 from asyncrl.envs.chat import Chat, Generates, Reply
 from asyncrl.envs.dialects import ChatRequest, MessagesRequest, Refused
-from asyncrl.envs.environment import ContextFull, EpisodeOver
+from asyncrl.envs.environment import ContextFull, EpisodeOver, Sampled
+from asyncrl.envs.generate import GenerateRequest, generated
 from asyncrl.envs.template import Template
 from asyncrl.envs.tools import Toolbox
 from asyncrl.plugins import one_line
@@ -35,7 +40,14 @@ from asyncrl.rewards.score import to_score
 _MOST_BYTES = 32 * 2**20
 _LOOK_S = 0.5
 
+
+class _Named(msgspec.Struct):
+    model: str = ""
+
+
 Warn = Callable[[str], None]
+T = TypeVar("T")
+A = TypeVar("A", bound=pydantic.BaseModel)
 
 
 class Session:
@@ -46,8 +58,8 @@ class Session:
         self._chats: list[tuple[list[str], list[Any] | None, Chat]] = []
         """Keys of the messages, tools, and the conversation after its last reply."""
         self._first_has_tools: bool | None = None
-        self._answers: dict[str, Reply] = {}
-        """The last to each request."""
+        self._answers: dict[bytes, Any] = {}
+        """The last to each request, by its hash."""
         self._turns = itertools.count(step=1000)
         self.full = ""
         """Why the last request found no room."""
@@ -58,16 +70,24 @@ class Session:
         """is_retry: the client says that it asks once more, as the answer did not reach it; then it gets that answer,
         and nothing is sampled twice. Raises Refused, ContextFull, NoTemplate."""
         request.check(self.temperature)
-        body = request.model_dump_json()
+        return await self._once(request, is_retry, self._sampled)
+
+    async def generate(self, request: GenerateRequest, *, is_retry: bool = False) -> Sampled:
+        """The same for a prompt in tokens."""
+        request.check(self.temperature)
+        return await self._once(request, is_retry, lambda asked: self._policy.generate(asked.ask))
+
+    async def _once(self, request: A, is_retry: bool, sample: Callable[[A], Awaitable[T]]) -> T:
+        body = hashlib.sha256(request.model_dump_json().encode()).digest()
         if is_retry and body in self._answers:
             return self._answers[body]
         try:
-            reply = self._answers[body] = await self._sampled(request)
+            answer = self._answers[body] = await sample(request)
         except ContextFull as full:
             self.full = str(full)
             raise
         self.full = ""
-        return reply
+        return answer
 
     async def _sampled(self, request: ChatRequest) -> Reply:
         messages = request.conversation
@@ -122,7 +142,7 @@ class Gateway:
         return f"http://127.0.0.1:{self._listening.getsockname()[1]}/s/{name}/v1"
 
     def close(self, address: str) -> None:
-        self._sessions.pop(address.split("/")[-2], None)
+        self._sessions.pop(session_name(address), None)
 
     async def _serve(self) -> None:
         import uvicorn
@@ -132,15 +152,21 @@ class Gateway:
         await uvicorn.Server(config).serve(sockets=[self._listening])
 
     def app(self) -> Starlette:
-        """Anthropic's client adds the whole path to its base_url, OpenAI's all but the /v1."""
+        """Anthropic's client adds the whole path to its base_url, OpenAI's all but the /v1, and those that send tokens
+        take the /v1 away."""
         post = {
+            "/inference/v1/generate": self._generate,
             "/v1/chat/completions": self._chat_completions,
             "/v1/messages": self._messages,
             "/v1/v1/messages": self._messages,
             "/v1/reward": self._reward,
             "/reward": self._reward,
         }
-        routes = [Route(f"/s/{{name}}{path}", self._guarded(answer), methods=["POST"]) for path, answer in post.items()]
+        routes = [
+            Route(prefix + path, self._guarded(answer), methods=["POST"])
+            for prefix in ("/s/{name}", "")
+            for path, answer in post.items()
+        ]
         routes.append(Route("/s/{name}/v1/models", self._guarded(self._models), methods=["GET"]))
         return Starlette(routes=routes)
 
@@ -152,10 +178,10 @@ class Gateway:
             given = given or request.headers.get("x-api-key", "")
             if not hmac.compare_digest(given.encode(), self.token.encode()):
                 return _wrong(401, "the token is missing or wrong; it is the episode's api_key", "invalid_api_key")
-            session = self._sessions.get(request.path_params["name"])
-            if session is None:
-                return _wrong(404, "there is no such session, or its episode has ended", "session_not_found")
             try:
+                session = self._sessions.get(request.path_params.get("name") or await _model(request))
+                if session is None:
+                    return _wrong(404, "there is no such session, or its episode has ended", "session_not_found")
                 return await answer(request, session)
             except pydantic.ValidationError as error:
                 first = error.errors(include_url=False)[0]
@@ -190,6 +216,11 @@ class Gateway:
             return _stream(dialects.anthropic_events(reply, number, asked.model))
         return JSONResponse(dialects.anthropic_message(reply, number, asked.model))
 
+    async def _generate(self, request: Request, session: Session) -> Response:
+        asked = GenerateRequest.model_validate_json(await _body(request))
+        sampled = await _unless_gone(request, session.generate(asked, is_retry=_is_retry(request)))
+        return JSONResponse(generated(sampled, asked, secrets.token_hex(8)))
+
     async def _reward(self, request: Request, session: Session) -> Response:
         try:
             given = json.loads(await _body(request))
@@ -218,20 +249,40 @@ def _wrong(status: int, message: str, code: str) -> JSONResponse:
     return JSONResponse({"type": "error", "error": error}, status)
 
 
+def session_name(address: str) -> str:
+    return address.split("/")[-2]
+
+
+def shared_url(address: str) -> str:
+    """Of all sessions of the process that has the one with this address."""
+    return address.partition("/s/")[0] + "/v1"
+
+
 async def _body(request: Request) -> bytes:
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > _MOST_BYTES:
-            raise Refused(f"the request has more than {_MOST_BYTES >> 20} MiB")
-    return data
+    """Read once, kept for the next who asks."""
+    if not hasattr(request.state, "body"):
+        data = b""
+        async for part in request.stream():
+            data += part
+            if len(data) > _MOST_BYTES:
+                raise Refused(f"the request has more than {_MOST_BYTES >> 20} MiB")
+        request.state.body = data
+    return request.state.body
+
+
+async def _model(request: Request) -> str:
+    """That the request names; nothing if it names none."""
+    try:
+        return msgspec.json.decode(await _body(request), type=_Named).model
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def _stream(events: Iterator[str]) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream")
 
 
-async def _unless_gone(request: Request, answer: Awaitable[Reply]) -> Reply:
+async def _unless_gone(request: Request, answer: Awaitable[T]) -> T:
     """What is sampled for a client that has hung up is given up."""
     task = asyncio.ensure_future(answer)
     try:

@@ -3,6 +3,7 @@
 async def rollout(task, policy)              the policy is called by hand, or through `policy.chat(...)`
 def run(task, base_url, api_key)             any program that speaks to an OpenAI-compatible endpoint
 class Game: reset(task) / step(action)       Gymnasium's words, with texts; `close()` if there is one
+verifiers:NAME                               a taskset of that package (`verifiers_tasksets.py`)
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 
 from asyncrl.envs.environment import ContextFull
 from asyncrl.envs.tools import called
+from asyncrl.envs.verifiers_tasksets import Rollouts
 from asyncrl.errors import UserError
 from asyncrl.plugins import load_object
-from asyncrl.task import Task
+from asyncrl.task import VERIFIERS, Task
 
 Rollout = Callable[[Task, Any], Awaitable[Any]]
 """(task, policy) -> reward: a number, a dict with `reward` or `score`, or None for the recipe's reward function."""
@@ -27,12 +29,18 @@ _GIVEN = ("task", "policy", "base_url", "api_key")
 
 def check(spec: str, base_dir: Path, kwargs: Mapping[str, Any]) -> None:
     """As `load`, but nothing is made of it yet."""
-    _recognised(spec, load_object(spec, base_dir, "env"), kwargs)
+    _found(spec, base_dir, kwargs)
 
 
 def load(spec: str, base_dir: Path, kwargs: Mapping[str, Any]) -> Rollout:
     """Raises UserError if it does not import, or is no environment of a known form."""
-    return _recognised(spec, load_object(spec, base_dir, "env"), kwargs)()
+    return _found(spec, base_dir, kwargs)()
+
+
+def _found(spec: str, base_dir: Path, kwargs: Mapping[str, Any]) -> Callable[[], Rollout]:
+    if spec.startswith(VERIFIERS):
+        return _recognised(spec, Rollouts, {**kwargs, "name": spec.removeprefix(VERIFIERS)})
+    return _recognised(spec, load_object(spec, base_dir, "env"), kwargs)
 
 
 def _recognised(spec: str, found: Any, kwargs: Mapping[str, Any]) -> Callable[[], Rollout]:

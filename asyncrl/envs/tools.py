@@ -1,4 +1,5 @@
-"""Tools: Python functions that the model may call. The schema is made of the signature, the text of the docstring."""
+"""Tools: Python functions that the model may call, whose schema is made of the signature and the docstring; and tools
+of a server."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import functools
 import inspect
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model
@@ -57,27 +59,56 @@ class Tool:
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             return f"Error: wrong arguments for {self.name}: {wrong}", False
-        deadline = asyncio.timeout(self.timeout_s)
         values = {name: getattr(checked, name) for name in type(checked).model_fields}
-        try:
-            async with deadline:
-                result = await called(self.function, **values)
-        except asyncio.CancelledError:
-            raise
-        # Whatever a tool does wrong is for the model to read, not the end of the episode.
-        except BaseException as error:
-            if isinstance(error, TimeoutError) and deadline.expired():
-                return f"Error: {self.name} took more than {self.timeout_s:g} s", False
-            return f"Error: {one_line(error)}", False
-        return _text(result), True
+        return await _answered(self.name, self.timeout_s, called(self.function, **values))
+
+
+@dataclass(frozen=True)
+class RemoteTool:
+    """One that a server has, which checks the arguments itself."""
+
+    schema: dict[str, Any]
+    """OpenAI's form of a tool."""
+    function: Callable[[dict[str, Any]], Awaitable[str]]
+    timeout_s: float = 0.0
+    """Of the conversation that it is given to."""
+
+    @property
+    def name(self) -> str:
+        return str(self.schema["function"]["name"])
+
+    async def call(self, arguments: dict[str, Any]) -> tuple[str, bool]:
+        """What the model reads of it, and whether it is a result."""
+        return await _answered(self.name, self.timeout_s, self.function(arguments))
+
+
+class ToolError(Exception):
+    """A call that went wrong, in words for the model."""
+
+
+async def _answered(name: str, timeout_s: float, call: Awaitable[Any]) -> tuple[str, bool]:
+    """What the call returned, or why it did not, and whether it did. Whatever a tool does wrong the model reads."""
+    deadline = asyncio.timeout(timeout_s)
+    try:
+        async with deadline:
+            result = await call
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        if isinstance(error, TimeoutError) and deadline.expired():
+            return f"Error: {name} took more than {timeout_s:g} s", False
+        return f"Error: {error if isinstance(error, ToolError) else one_line(error)}", False
+    return _text(result), True
 
 
 _kept = functools.lru_cache(1024)(Tool)
 """A schema takes milliseconds to make, and every episode has the same tools."""
 
 
-def _made(function: Callable[..., Any], timeout_s: float) -> Tool:
+def _made(function: Callable[..., Any] | RemoteTool, timeout_s: float) -> Tool | RemoteTool:
     """A method, or what is made inside of a function, is an episode's own, and goes with it."""
+    if isinstance(function, RemoteTool):
+        return replace(function, timeout_s=timeout_s)
     is_plain = inspect.isfunction(function) and "<locals>" not in function.__qualname__
     return (_kept if is_plain else Tool)(function, timeout_s)
 
@@ -87,7 +118,7 @@ class Toolbox:
 
     def __init__(
         self,
-        functions: Sequence[Callable[..., Any]],
+        functions: Sequence[Callable[..., Any] | RemoteTool],
         timeout_s: float,
         schemas: list[dict[str, Any]] | None = None,
         use: ToolUse | None = None,

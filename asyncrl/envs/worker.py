@@ -27,7 +27,7 @@ from asyncrl.envs.load import Rollout, load
 from asyncrl.envs.sandbox import Sandbox
 from asyncrl.envs.template import NoTemplate, Template
 from asyncrl.envs.tool_calls import HERMES, tool_parser
-from asyncrl.envs.tools import Toolbox
+from asyncrl.envs.tools import RemoteTool, Toolbox
 from asyncrl.envs.watchdog import Watchdog
 from asyncrl.envs.wire import (
     Answer,
@@ -158,12 +158,13 @@ class Policy:
         self,
         messages: Sequence[Message] | None = None,
         *,
-        tools: Sequence[Callable[..., Any]] = (),
+        tools: Sequence[Callable[..., Any] | RemoteTool] = (),
         tool_timeout_s: float | None = None,
         train: bool = True,
     ) -> Chat:
         """A conversation that begins with these messages (the task's if there are none). `tools`: functions that the
-        model may call, their parameters with type hints. Raises UserError if one cannot be a tool."""
+        model may call, their parameters with type hints, or tools of a server (`mcp.py`). Raises UserError if one
+        cannot be a tool."""
         toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s, use=self.tool_use)
         begin = self._task.messages if messages is None else messages
         if said := self._worker.template.unseen(toolbox.names, begin):

@@ -30,6 +30,7 @@ from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
 from asyncrl.registry import ADVANTAGES, CORRECTIONS, ENGINES, LOSSES, TRACKERS, TRAINERS, Engine
 from asyncrl.storage.small_files import of_model
+from asyncrl.task import MADE
 
 MOST_NAME_BYTES = 255
 """Of one name in a path: Linux's NAME_MAX."""
@@ -280,7 +281,7 @@ def context_of(config: dict[str, Any]) -> int | None:
 
 
 def _check_data(path: str, base_dir: Path) -> None:
-    if path.startswith("reasoning_gym:"):
+    if path.startswith(MADE):
         return
     if path.endswith(DATA_FILES):
         if not (base_dir / path).is_file():
@@ -288,7 +289,7 @@ def _check_data(path: str, base_dir: Path) -> None:
         return
     if (base_dir / path).is_file() or not ((base_dir / path).is_dir() or _HUB_DATA.fullmatch(path)):
         raise UserError(
-            f"data.path '{path}' is neither reasoning_gym:NAME, a {', '.join(DATA_FILES)} file, nor a hub name"
+            f"data.path '{path}' is neither {'NAME, '.join(MADE)}NAME, a {', '.join(DATA_FILES)} file, nor a hub name"
         )
 
 

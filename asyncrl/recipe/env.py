@@ -12,7 +12,8 @@ from asyncrl.recipe.part import Gib, NonNegativeInt, Part, PositiveInt, Processe
 class EnvRecipe(Part):
     path: str
     """`package.module:name` or `./file.py:name`: `async def rollout(task, policy)`, a function of task, base_url and
-    api_key that speaks to an OpenAI-compatible endpoint, or a class with reset and step (docs/environments.md)."""
+    api_key that speaks to an OpenAI-compatible endpoint, or a class with reset and step; or `verifiers:NAME`, a taskset
+    (docs/environments.md)."""
     kwargs: dict[str, Any] = {}
     """Further keyword arguments of every call; of a class, of its constructor."""
     workers: Processes = 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, Recipe
+from asyncrl.task import MADE
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,16 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
         return found(key, file, True) + colon + name if file.endswith(".py") else spec
 
     def data(key: str, path: str) -> str:
-        return path if path.startswith("reasoning_gym:") else found(key, path, path.endswith(DATA_FILES))
+        return path if path.startswith(MADE) else found(key, path, path.endswith(DATA_FILES))
 
     def model(key: str, path: str) -> str:
         return path if path.startswith("random:") else found(key, path, False)
 
-    for key, change in {"model": model, "data.path": data, **dict.fromkeys(_CODE, code)}.items():
+    def program(key: str, path: str) -> str:
+        return found(key, path, False) if os.sep in path else path
+
+    changes = {"model": model, "data.path": data, "data.options.python": program, **dict.fromkeys(_CODE, code)}
+    for key, change in changes.items():
         keys = _changed(keys, key.split("."), lambda value, change=change, key=key: change(key, value))
     return keys
 

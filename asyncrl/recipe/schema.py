@@ -18,8 +18,8 @@ from asyncrl.recipe.env import Env
 from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed, no_range
 from asyncrl.registry import TRANSPORTS
+from asyncrl.task import MADE
 
-REASONING_GYM = "reasoning_gym:"
 TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 TABLE_FILES = (".parquet", ".arrow")
 """Local data files, by the end of their name."""
@@ -28,13 +28,14 @@ ADAMW = {"betas": [0.9, 0.95], "weight_decay": 0.0}
 
 class DataRecipe(Part):
     path: str | Annotated[list[str], Field(min_length=1)]
-    """`reasoning_gym:NAME`, a hub data set name, or one or more local files: .jsonl, .json or .csv (also .gz), whose
-    values reach the reward as the file has them, or .parquet or .arrow."""
+    """`reasoning_gym:NAME`, `verifiers:NAME`, a hub data set name, or one or more local files: .jsonl, .json or .csv
+    (also .gz), whose values reach the reward as the file has them, or .parquet or .arrow."""
     options: dict[str, Any] = {}
     """Passed to `reasoning_gym.create_dataset` (size and seed among them) or to `datasets.load_dataset`. For a .json
-    file: `field`, the key that holds the rows; for a .csv file: `sep`, `quotechar`, `escapechar`, `encoding`."""
+    file: `field`, the key that holds the rows; for a .csv file: `sep`, `quotechar`, `escapechar`, `encoding`; for a
+    taskset of verifiers: its settings, `size`, and `python`, the one that has it."""
     split: str = "train"
-    """Split of a hub data set; local files and reasoning_gym have only `train`."""
+    """Split of a hub data set; local files, reasoning_gym and verifiers have only `train`."""
     prompt_column: str | None = None
     """Column of text or of chat messages; default: the first of prompt, question, problem, messages."""
     chat: bool = False
@@ -55,9 +56,9 @@ class DataRecipe(Part):
 
     @property
     def is_here(self) -> bool:
-        """Whether nothing must be fetched: local text or table files, or reasoning_gym."""
+        """Whether nothing must be fetched: local text or table files, or what a package makes."""
         local = (*TEXT_FILES, *TABLE_FILES)
-        return all(path.startswith(REASONING_GYM) or path.endswith(local) for path in self.paths)
+        return all(path.startswith(MADE) or path.endswith(local) for path in self.paths)
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.storage.run_dir import MOST_BYTES, open_file, require_plain
 from asyncrl.storage.writers import FETCHED, of_status, others, others_below, refusal
+from asyncrl.task import VERIFIERS
 
 
 def load_stored(run_dir: Path, overrides: Sequence[str], trust: bool) -> tuple[Recipe, Recipe]:
@@ -30,9 +31,12 @@ def load_stored(run_dir: Path, overrides: Sequence[str], trust: bool) -> tuple[R
 
 
 def _fault_of_named(recipe: Recipe) -> str | None:
-    """As `others`, of the files of the model, and of the code and all that it may import from where it lies."""
+    """As `others`, of the files of the model, of the program that has a taskset, and of the code and all that it may
+    import from where it lies."""
     model = Path(recipe.model)
     if model.is_dir() and (fault := others_below(model, lambda entry: not entry.is_dir())):
+        return fault
+    if recipe.data.name.startswith(VERIFIERS) and (fault := others(Path(str(recipe.data.options.get("python", ""))))):
         return fault
     for place in dict.fromkeys(place for spec in recipe.code.values() if ":" in spec for place in places(spec)):
         if fault := others_below(place, is_importable):

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "asyncrl replay RUN_DIR": "scripts/new_user, under the name that README gives the run",
     "sbatch": "tests/cluster/test_slurm.py runs the script without it",
     "kubectl apply": "tests/cluster/test_kuberay.py checks the manifest without it",
+    "python -m venv verifiers": "by hand; tests/envs/test_verifiers.py takes the Python that it makes",
     "docker build": "nowhere: it needs a registry of images",
 }
 

@@ -257,7 +257,7 @@ def test_without_token_or_session_nobody_is_answered() -> None:
     ],
     ids=lambda body: repr(body[:60]),
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/chat/completions", "/messages", "/reward"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/messages", "/reward", "/../inference/v1/generate"])
 def test_what_is_no_request_is_refused_in_openais_form(path: str, body: bytes) -> None:
     async def do(server: Server) -> None:
         answer = await server.post(path, body)

@@ -123,7 +123,7 @@ BAD = {
     # data
     "data.path=row.jsonl": r"data\.path row\.jsonl does not exist; did you mean rows\.jsonl\?",
     "data.path=nowhere/rows.csv": r"data\.path nowhere/rows\.csv does not exist",
-    "data.path=rows.txt": r"data\.path 'rows\.txt' is neither reasoning_gym:NAME, a \.jsonl, .* file, nor a hub name",
+    "data.path=rows.txt": r"data\.path 'rows\.txt' is neither reasoning_gym:NAME, verifiers:NAME, a .*, nor a hub name",
     "data.path=./nowhere": r"data\.path '\./nowhere' is neither .*",
     # plug-ins
     "reward=asyncrl.rewards.math:last_numbr": r"reward '.*:last_numbr': .* has no 'last_numbr'; did you mean .*",

@@ -58,6 +58,20 @@ def test_a_path_of_the_command_line_goes_from_the_working_directory(home: Path) 
     assert (recipe.reward, recipe.data.path) == ("./mine.py:reward", "other.jsonl")
 
 
+def test_a_virtual_environment_is_a_path_and_its_python_no_other(home: Path) -> None:
+    """Not the Python that it links to."""
+    python = home.parent / "project/venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to("/usr/bin/env")
+    recipe = home.parent / "project/v.yaml"
+    for said, meant in {"venv/bin/python": "../project/venv/bin/python", "python3": "python3"}.items():
+        options = f"{{path: 'verifiers:v', options: {{python: {said}}}}}"
+        recipe.write_text(f"model: m\nreward: null\nenv: verifiers:v\nmax_steps: 1\ndata: {options}\n")
+        assert load(recipe).data.options == {"python": meant}
+        absolute = str(python) if "/" in said else said
+        assert anchored(load(recipe), Path.cwd()).data.options == {"python": absolute}
+
+
 def test_a_base_in_another_folder_has_files_of_its_own(home: Path) -> None:
     Path("own.yaml").write_text("base: ../project/r.yaml\ndata: {path: own.jsonl}\n")
     assert named(load(Path("own.yaml"))) == [BESIDE[0], "own.jsonl", *BESIDE[2:]]

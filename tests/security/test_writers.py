@@ -116,6 +116,17 @@ def test_the_owner_of_all_of_it_counts(change: Callable[[Path], None], said: str
     load_stored(run_dir, [], trust=True)
 
 
+@as_root
+def test_the_owner_of_a_tasksets_python_counts(run_dir: Path) -> None:
+    python = run_dir.parent / "python"
+    python.touch()
+    overrides = ["data.path=verifiers:v", f"data.options.python={python}"]
+    load_stored(run_dir, overrides, trust=False)
+    chown(python)
+    with pytest.raises(UserError, match="/python belongs to another user"):
+        load_stored(run_dir, overrides, trust=False)
+
+
 def linked(path: Path) -> None:
     moved = path.with_name(f"{path.name}.real")
     path.rename(moved)
