@@ -24,6 +24,7 @@ from asyncrl.envs.gateway import Gateway, Session
 from asyncrl.envs.load import Rollout, load
 from asyncrl.envs.template import NoTemplate, Template
 from asyncrl.envs.tools import Toolbox
+from asyncrl.envs.transcript import Transcript
 from asyncrl.envs.watchdog import Watchdog
 from asyncrl.envs.wire import (
     Answer,
@@ -100,6 +101,11 @@ class Policy:
     def tokenizer(self) -> Any:
         return self._worker.template.tokenizer
 
+    @property
+    def tool_timeout_s(self) -> float:
+        """`env.tool_timeout_s`."""
+        return self._worker.tool_timeout_s
+
     async def generate(
         self,
         tokens: Sequence[int] | Ask,
@@ -110,7 +116,8 @@ class Policy:
         train: bool = True,
     ) -> Sampled:
         """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion, token by
-        token, extends that sequence. `train=False`: what is sampled is not trained.
+        token, extends that sequence, and its turn if nothing else comes between. `train=False`: what is sampled is not
+        trained.
 
         Raises ContextFull if there is no room for a token, or no turn is left, and ValueError for what is no prompt.
         """
@@ -140,6 +147,11 @@ class Policy:
                 "is a sequence of its own (completion/sequences_mean)"
             )
         return Chat(self, self._worker.template, begin, toolbox, train)
+
+    def transcript(self, messages: Sequence[Message] | None = None, *, train: bool = True) -> Transcript:
+        """One turn of the assistant, behind these messages (the task's if there are none), to write in pieces and to
+        read in between."""
+        return Transcript(self, self._worker.template, self._task.messages if messages is None else messages, train)
 
     def truncate(self) -> None:
         """Says that the episode was cut off; of a last completion that was, it is known."""
