@@ -25,35 +25,41 @@ MARKS = ("[END]", "[TRAP]")
 DONE = re.compile(r"\[CALL\](?P<call>.*?)\[END\]|\[TRAP\]", re.DOTALL)
 
 
-async def write_with_tools(transcript: Transcript, toolbox: Toolbox, chunk_tokens: int) -> None:
-    """To the end of the turn. While calls run the model is looked at every `chunk_tokens`. Raises ContextFull."""
+async def write_with_tools(transcript: Transcript, toolbox: Toolbox, chunk_tokens: int) -> list[ToolCall]:
+    """Writes to the end of the turn, or of the room there is (then it has not `ended`); returns the calls. While calls
+    run the model is looked at every `chunk_tokens`."""
+    calls: list[ToolCall] = []
     running: set[asyncio.Task[None]] = set()
     results: list[str] = []
 
-    async def run(name: str, call: ToolCall) -> None:
+    async def run(call: ToolCall) -> None:
         (answer,) = await toolbox.answer([call])
-        results.append(f"\n[INTR] {name} [HEAD] {answer['content']} [END]\n")
+        results.append(f"\n[INTR] {call.id} [HEAD] {answer['content']} [END]\n")
 
     try:
         while not transcript.ended:
-            await transcript.write(MARKS, chunk_tokens if running else None)
+            await transcript.write(MARKS, chunk_tokens if running or results else None)
             waits = False
             while done := complete(transcript.text):
                 transcript.take(done.end())
                 if done["call"] is None:
                     waits = True
                 else:
-                    running.add(asyncio.create_task(run(*parsed(done["call"], toolbox))))
+                    calls.append(parsed(done["call"], toolbox))
+                    running.add(asyncio.create_task(run(calls[-1])))
             if waits and running:
                 await asyncio.wait(running)
             running = {task for task in running if not task.done()}
             if results and is_outside(transcript.text):
                 transcript.read("".join(results))
                 results.clear()
+    except ContextFull:
+        pass
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+    return calls
 
 
 def complete(text: str) -> re.Match[str] | None:
@@ -67,8 +73,8 @@ def is_outside(text: str) -> bool:
     return "[CALL]" not in text and not rests(text, ("[CALL]", *MARKS)) and not text.endswith("\ufffd")
 
 
-def parsed(block: str, toolbox: Toolbox) -> tuple[str, ToolCall]:
-    """Name and call of what stands between [CALL] and [END]. The call is Python with literals as arguments."""
+def parsed(block: str, toolbox: Toolbox) -> ToolCall:
+    """What stands between [CALL] and [END]; its id is the name. The call is Python with literals as arguments."""
     name, _, code = (part.strip() for part in block.partition("[HEAD]"))
     try:
         call = ast.parse(code, mode="eval").body
@@ -77,12 +83,12 @@ def parsed(block: str, toolbox: Toolbox) -> tuple[str, ToolCall]:
         values = [ast.literal_eval(value) for value in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return name, ToolCall(name, "", {}, f"{code!r} is no call; write [HEAD] tool(1, 2)")
+        return ToolCall(name, "", {}, f"{code!r} is no call; write [HEAD] tool(1, 2)")
     schemas = [schema["function"] for schema in toolbox.schemas or ()]
     names = next((list(s["parameters"].get("properties", ())) for s in schemas if s["name"] == call.func.id), [])
     if names and len(values) > len(names):
-        return name, ToolCall(name, call.func.id, {}, f"{call.func.id} takes {len(names)} arguments")
-    return name, ToolCall(name, call.func.id, {**dict(zip(names, values, strict=False)), **named})
+        return ToolCall(name, call.func.id, {}, f"{call.func.id} takes {len(names)} arguments")
+    return ToolCall(name, call.func.id, {**dict(zip(names, values, strict=False)), **named})
 
 
 # -- the task: two products, by a calculator that takes its time
@@ -115,23 +121,20 @@ FIRST: list[Message] = [
 ]
 
 
+async def multiply(a: int, b: int) -> int:
+    """The product of two whole numbers."""
+    await asyncio.sleep(random.uniform(0.5, 3.0))
+    return a * b
+
+
 async def rollout(task: Any, policy: Any, chunk_tokens: int = 8) -> dict[str, float]:
     """A quarter for each call that was asked for, and for each number that is right in the answer."""
     a, b, c, d = map(int, task.row["metadata"]["expression"].split(" * "))
-    called = set()
-
-    async def multiply(a: int, b: int) -> int:
-        """The product of two whole numbers."""
-        called.add((a, b))
-        await asyncio.sleep(random.uniform(0.5, 3.0))
-        return a * b
-
     transcript = policy.transcript([*FIRST, {"role": "user", "content": question(a, b, c, d)}])
-    try:
-        await write_with_tools(transcript, Toolbox([multiply], policy.tool_timeout_s), chunk_tokens)
-    except ContextFull:
+    calls = await write_with_tools(transcript, Toolbox([multiply], policy.tool_timeout_s), chunk_tokens)
+    if not transcript.ended:
         policy.truncate()
+    num_called = sum({"a": x, "b": y} in [call.arguments for call in calls] for x, y in ((a, b), (c, d)))
     said, right = transcript.text.strip().split(", "), [f"x = {a * b}", f"y = {c * d}"]
     num_right = sum(one == number for one, number in zip(said, right, strict=True)) if len(said) == 2 else 0
-    num_called = len(called & {(a, b), (c, d)})
     return {"reward": (num_called + num_right) / 4, "both_right": float(num_right == 2)}
