@@ -128,13 +128,13 @@ async def multiply(a: int, b: int) -> int:
 
 
 async def rollout(task: Any, policy: Any, chunk_tokens: int = 8) -> dict[str, float]:
-    """A quarter for each call that was asked for, and for each number that is right in the answer."""
+    """A quarter for each call that was asked for, and for each number that is right if the turn has an end."""
     a, b, c, d = map(int, task.row["metadata"]["expression"].split(" * "))
     transcript = policy.transcript([*FIRST, {"role": "user", "content": question(a, b, c, d)}])
     calls = await write_with_tools(transcript, Toolbox([multiply], policy.tool_timeout_s), chunk_tokens)
     if not transcript.ended:
         policy.truncate()
     num_called = sum({"a": x, "b": y} in [call.arguments for call in calls] for x, y in ((a, b), (c, d)))
-    said, right = transcript.text.strip().split(", "), [f"x = {a * b}", f"y = {c * d}"]
-    num_right = sum(one == number for one, number in zip(said, right, strict=True)) if len(said) == 2 else 0
+    said = dict(re.findall(r"\b([xy]) = (\d+)", transcript.written))  # what it said last, wherever
+    num_right = (said.get("x") == str(a * b)) + (said.get("y") == str(c * d)) if transcript.ended else 0
     return {"reward": (num_called + num_right) / 4, "both_right": float(num_right == 2)}

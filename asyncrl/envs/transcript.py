@@ -16,8 +16,10 @@ class Transcript:
     def __init__(self, policy: Generates, template: Template, messages: Sequence[Message], train: bool = True) -> None:
         self._policy, self._template, self._train = policy, template, train
         self._tokens = template.render(messages)
-        self._written: list[int] = []
-        """Since it read last."""
+        self._new: list[int] = []
+        """What it has written since it read last."""
+        self._earlier = ""
+        """What it has written before."""
         self._taken = 0
         self.ended = False
         """The model has ended its turn."""
@@ -25,7 +27,12 @@ class Transcript:
     @property
     def text(self) -> str:
         """What it has written since it read last, without what was taken."""
-        return str(self._template.tokenizer.decode(self._written, skip_special_tokens=True))[self._taken :]
+        return self._decoded(self._new)[self._taken :]
+
+    @property
+    def written(self) -> str:
+        """All that it has written."""
+        return self._earlier + self._decoded(self._new)
 
     def take(self, num_chars: int) -> None:
         """Looks no more at the first characters of the text."""
@@ -38,8 +45,8 @@ class Transcript:
         ends = self._template.stop_token_ids
         sampled = await self._policy.generate(Ask(self._tokens, max_new_tokens, stops, ends, self._train))
         self._tokens = [*self._tokens, *sampled.tokens]
-        self._written += sampled.tokens
-        new = self._template.tokenizer.decode(sampled.tokens, skip_special_tokens=True)
+        self._new += sampled.tokens
+        new = self._decoded(sampled.tokens)
         self.ended = sampled.finish_reason == "stop" and not any(text in new for text in stops)
         return len(sampled.tokens)
 
@@ -47,7 +54,10 @@ class Transcript:
         """Puts it behind what was written; special tokens in it are text."""
         tokenizer = self._template.tokenizer
         self._tokens += tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        self._written, self._taken = [], 0
+        self._earlier, self._new, self._taken = self.written, [], 0
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return str(self._template.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def rests(text: str, marks: Sequence[str]) -> list[str]:

@@ -253,10 +253,14 @@ def rollouts(*texts: str) -> Iterator[tuple[dict[str, float], bool]]:
 
 def test_the_recipe_scores_the_answer() -> None:
     calls = "[CALL] x [HEAD] multiply(12, 10) [END][CALL] y [HEAD] multiply(a=30, b=4) [END][TRAP]"
-    answers = "x = 120, y = 120", "x = 120, y = 7", "I do not know.", "so " * 200
+    answers = "x = 120, y = 120", "y = 120, x = 120, y = 7", "I do not know.", "x = 120, y = 120" + " so" * 200
     both, one, none, no_end, uncalled = rollouts(*(calls + answer for answer in answers), "x = 120, y = 120")
+    (bit_by_bit,) = rollouts(
+        calls.replace("[TRAP]", "[TRAP]x = 120, ") + "[CALL] z [HEAD] multiply() [END][TRAP]y = 120"
+    )
     assert both == ({"reward": 1.0, "both_right": 1.0}, False)
     assert one == ({"reward": 0.75, "both_right": 0.0}, False)
     assert none == ({"reward": 0.5, "both_right": 0.0}, False)
     assert no_end == ({"reward": 0.5, "both_right": 0.0}, True)
+    assert bit_by_bit == ({"reward": 1.0, "both_right": 1.0}, False)
     assert uncalled == ({"reward": 0.5, "both_right": 1.0}, False)

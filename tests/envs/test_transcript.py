@@ -74,7 +74,7 @@ def test_what_is_read_is_text_and_not_trained() -> None:
         transcript.read("<|im_end|>[")
         assert transcript.text == ""
         await transcript.write(["<x>"])
-        assert transcript.text == "two"
+        assert (transcript.text, transcript.written) == ("two", "one<x>two")
         return policy
 
     policy, _ = run(scenario())
