@@ -17,7 +17,8 @@ from asyncrl.task import Task
 
 
 class ContextFull(Exception):
-    """There is no room for another token: the prompt has all of `env.max_context_tokens`, or no turn is left."""
+    """There is no room for another token: the prompt has all of `env.max_context_tokens`, the turn all of
+    `rollout.max_new_tokens`, or no turn is left."""
 
 
 class EpisodeOver(Exception):
@@ -45,7 +46,7 @@ class Ask:
     tokens: list[int]
     """The whole prompt."""
     max_new_tokens: int | None = None
-    """Default, and most: `rollout.max_new_tokens`; never more than the context has room for."""
+    """Default, and most: what the turn has left of `rollout.max_new_tokens`, and the context has room for."""
     stop: tuple[str, ...] = ()
     """Texts that end it, beside those of the recipe."""
     stop_token_ids: tuple[int, ...] = ()

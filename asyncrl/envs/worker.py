@@ -28,6 +28,7 @@ from asyncrl.envs.sandbox import Sandbox
 from asyncrl.envs.template import NoTemplate, Template
 from asyncrl.envs.tool_calls import HERMES, tool_parser
 from asyncrl.envs.tools import RemoteTool, Toolbox
+from asyncrl.envs.transcript import Transcript
 from asyncrl.envs.watchdog import Watchdog
 from asyncrl.envs.wire import (
     Answer,
@@ -134,6 +135,11 @@ class Policy:
     def tokenizer(self) -> Any:
         return self._worker.template.tokenizer
 
+    @property
+    def tool_timeout_s(self) -> float:
+        """`env.tool_timeout_s`."""
+        return self._worker.tool_timeout_s
+
     async def generate(
         self,
         tokens: Sequence[int] | Ask,
@@ -144,7 +150,8 @@ class Policy:
         train: bool = True,
     ) -> Sampled:
         """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion, token by
-        token, extends that sequence. `train=False`: what is sampled is not trained.
+        token, extends that sequence, and its turn if nothing else comes between. `train=False`: what is sampled is not
+        trained.
 
         Raises ContextFull if there is no room for a token, or no turn is left, and ValueError for what is no prompt.
         """
@@ -201,6 +208,11 @@ class Policy:
                 f"{reward!r} is no finite number" if number is None else "the rollout returns its own reward"
             )
         self.rewards[self._agent] = number
+
+    def transcript(self, messages: Sequence[Message] | None = None, *, train: bool = True) -> Transcript:
+        """One turn of the assistant, behind these messages (the task's if there are none), to write in pieces and to
+        read in between."""
+        return Transcript(self, self._worker.template, self._task.messages if messages is None else messages, train)
 
     def truncate(self) -> None:
         """Says that the episode was cut off; of a last completion that was, it is known."""

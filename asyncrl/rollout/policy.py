@@ -1,7 +1,8 @@
 """One rollout's way to the engine, and the record of it: from calls to trajectories.
 
 A call whose prompt goes on from a sequence, token by token, extends that sequence; any other begins one. So what was
-sampled is trained once, in the sequence in which it was sampled, and is context wherever it is read again.
+sampled is trained once, in the sequence in which it was sampled, and is context wherever it is read again. What is
+sampled in several calls with nothing read in between is one turn.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class SamplingLimits:
     """Of every rollout of a run."""
 
     max_new_tokens: int
-    """Of one completion."""
+    """Of one turn."""
     max_tokens: int
     """Of prompt and completion together."""
     temperature: float
@@ -44,6 +45,8 @@ class _Sequence:
     logprobs: list[float]
     trained: list[bool] = field(default_factory=list)
     agent: str = ""
+    turn: int = 0
+    """Tokens of the turn that it ends with; 0 if that is no call's to go on with."""
 
     @classmethod
     def begun(cls, prompt: list[int], agent: str = "") -> _Sequence:
@@ -85,13 +88,13 @@ class EnginePolicy:
         """What was sampled last, of what is trained; not by further agents."""
         self._calls = 0
         self._turns = {True: 0, False: 0}
-        """Completions that are trained, and those that are not."""
+        """Turns that are trained, and those that are not."""
         self.running: set[str] = set()
         """Requests of the engine."""
 
     async def generate(self, ask: Ask) -> Sampled:
         """Raises ContextFull, GroupAborted, ValueError for what is no prompt, and what the engine raises."""
-        limits, turn, had = self._limits, self._calls, self._turns[ask.train]
+        limits, call, had = self._limits, self._calls, self._turns[ask.train]
         if not ask.tokens or not 0 <= min(ask.tokens) <= max(ask.tokens) < 2**31:
             raise ValueError("a prompt is one token or more, by their ids from 0 on")
         if ask.max_new_tokens is not None and ask.max_new_tokens < 1:
@@ -101,14 +104,22 @@ class EnginePolicy:
             raise ContextFull(
                 f"the prompt has {len(ask.tokens)} tokens, and env.max_context_tokens is {limits.max_tokens}"
             )
-        if had >= limits.max_turns:
+        unfinished = self._unfinished(ask)
+        before = unfinished.turn if unfinished else 0
+        if before >= limits.max_new_tokens:
+            raise ContextFull(f"the turn has its {before} tokens, and rollout.max_new_tokens is {before}")
+        if unfinished is not None:
+            unfinished.turn = 0
+        elif had >= limits.max_turns:
             raise ContextFull(f"the rollout has had its {had} turns, and env.max_turns is {limits.max_turns}")
+        else:
+            self._turns[ask.train] += 1
         self._calls += 1
-        self._turns[ask.train] += 1
-        longest = min(room, limits.max_new_tokens, ask.max_new_tokens or limits.max_new_tokens)
+        left = limits.max_new_tokens - before
+        longest = min(room, left, ask.max_new_tokens or left)
         stop, ends = (*limits.stop, *ask.stop), (*limits.stop_token_ids, *ask.stop_token_ids)
-        params = SamplingParams(longest, limits.temperature, self._seed(turn), stop, ends)
-        request = f"{self.name}.{turn}" if turn else self.name
+        params = SamplingParams(longest, limits.temperature, self._seed(call), stop, ends)
+        request = f"{self.name}.{call}" if call else self.name
         self.running.add(request)
         try:
             completion = await self._engine.generate(ask.tokens, params, request_id=request)
@@ -116,16 +127,21 @@ class EnginePolicy:
             self.running.discard(request)
         if completion.finish_reason == "abort":
             raise GroupAborted
-        self._record(ask, completion)
+        self._record(ask, completion, before)
         version = completion.spans[-1].version if completion.spans else self._engine.version()
         return Sampled(completion.tokens, completion.logprobs, completion.finish_reason, version)
 
-    def _seed(self, turn: int) -> int:
+    def _unfinished(self, ask: Ask) -> _Sequence | None:
+        """The sequence whose last turn the call goes on with: its prompt is all of it."""
+        own = (s for s in self._sequences if s.agent == ask.agent and s.turn and s.trained[-1] == ask.train)
+        return next((s for s in own if s.tokens == ask.tokens), None)
+
+    def _seed(self, call: int) -> int:
         # The same rollout for the same task and member, whoever samples it and however often it is started.
-        entropy = [self._limits.seed, self._task, self._member, *([turn] if turn else [])]
+        entropy = [self._limits.seed, self._task, self._member, *([call] if call else [])]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
-    def _record(self, ask: Ask, completion: Completion) -> None:
+    def _record(self, ask: Ask, completion: Completion, before: int) -> None:
         if ask.train and not ask.agent:
             self.last = completion
         own = [s for s in self._sequences if s.agent == ask.agent]
@@ -137,6 +153,7 @@ class EnginePolicy:
         else:
             sequence.observe(ask.tokens[len(sequence.tokens) :])
         sequence.sample(completion, ask.train)
+        sequence.turn = before + len(completion.tokens)
 
     def trajectories(
         self, prompt: list[int], score: Score, finish_reason: str, rewards: Mapping[str, float] | None = None

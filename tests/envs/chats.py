@@ -80,12 +80,13 @@ _MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|
 _SPECIAL = ["<s>", "</s>", *_MARKS, "<end_of_turn>", "[INST]", "[/INST]"]
 
 
-def tokenizer(template: str | None, eos: str = "</s>") -> Any:
-    """Its tokens are bytes, those above, and `ll` and `hello`, so that text has more than one spelling."""
+def tokenizer(template: str | None, eos: str = "</s>", pairs: tuple[str, ...] = ()) -> Any:
+    """Its tokens are bytes, those above, `ll` and `hello`, so that text has more than one spelling, and the pairs of
+    two characters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = ["ll", "he", "hell", "hello"]
-    vocabulary = {token: i for i, token in enumerate([*_SPECIAL, *alphabet, *merged])}
-    merges = [("l", "l"), ("h", "e"), ("he", "ll"), ("hell", "o")]
+    vocabulary = {token: i for i, token in enumerate([*_SPECIAL, *alphabet, *merged, *pairs])}
+    merges = [("l", "l"), ("h", "e"), ("he", "ll"), ("hell", "o"), *((a, b) for a, b in pairs)]
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

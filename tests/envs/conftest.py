@@ -1,4 +1,5 @@
-"""Lets the tests of this room share chats.py: importlib mode puts no folder on the path."""
+"""Lets the tests of this room share chats.py and scripted.py, and import the environments of recipes/: importlib mode
+puts no folder on the path."""
 
 from __future__ import annotations
 
@@ -6,3 +7,4 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[2] / "recipes"))

@@ -15,7 +15,8 @@ from asyncrl.envs.environment import Ask, ContextFull
 from asyncrl.rewards.score import Score, failed
 from asyncrl.rollout.engine import Completion, SamplingParams, VersionSpan
 from asyncrl.rollout.policy import EnginePolicy, GroupAborted, SamplingLimits
-from asyncrl.rollout.trajectory import Trajectory
+from asyncrl.rollout.summary import summarise
+from asyncrl.rollout.trajectory import Group, Trajectory
 
 LIMITS = SamplingLimits(max_new_tokens=30, max_tokens=1000, temperature=1.0, seed=0, max_turns=50)
 
@@ -161,6 +162,60 @@ def test_without_room_or_turns_nothing_is_sampled() -> None:
         rolled([([1] * 1000, completion([2]))])
     with pytest.raises(ContextFull, match=r"its 1 turns, and env\.max_turns is 1"):
         rolled([([1], completion([2])), ([1], completion([2]))], replace(LIMITS, max_turns=1))
+
+
+ONE_TURN = replace(LIMITS, max_turns=1)
+GOES_ON = [([1], completion([2, 3])), ([1, 2, 3], completion([4], 1)), ([1, 2, 3, 4], completion([5], 2))]
+
+
+def test_calls_with_nothing_read_in_between_are_one_turn() -> None:
+    policy, engine = rolled(GOES_ON, ONE_TURN)
+    (one,) = policy.trajectories([1], Score(1.0), "stop")
+    assert one.tokens[one.loss_mask].tolist() == [2, 3, 4, 5]
+    assert [params.max_new_tokens for _, params, _ in engine.asked] == [30, 28, 27]
+    assert [request for _, _, request in engine.asked] == ["3.1.2", "3.1.2.1", "3.1.2.2"]
+    assert len({params.seed for _, params, _ in engine.asked}) == 3
+    assert summarise(Group(3, 1, 0, (one,))).num_turns == 1
+
+
+def test_a_turn_in_pieces_is_no_longer_than_one() -> None:
+    whole = ([1], completion([2] * 30))
+    with pytest.raises(ContextFull, match=r"the turn has its 30 tokens, and rollout\.max_new_tokens is 30"):
+        rolled([whole, ([1] + [2] * 30, completion([3]))])
+    _, engine = rolled([whole, ([1] + [2] * 30 + [9], completion([3]))])
+    assert engine.asked[1][1].max_new_tokens == 30, "something was read, and a turn begins"
+
+
+@pytest.mark.parametrize("prompt", [[1], [1, 2], [1, 2, 3, 9]])
+def test_any_other_call_is_another_turn(prompt: list[int]) -> None:
+    with pytest.raises(ContextFull, match=r"env\.max_turns is 1"):
+        rolled([GOES_ON[0], (prompt, completion([4]))], ONE_TURN)
+
+
+def test_a_turn_goes_on_once() -> None:
+    """A second branch from the same place is another turn, one after the other or at the same time."""
+    with pytest.raises(ContextFull, match=r"env\.max_turns is 1"):
+        rolled([GOES_ON[0], GOES_ON[1], ([1, 2, 3], completion([7]))], ONE_TURN)
+
+    async def scenario() -> list[Any]:
+        policy = EnginePolicy(Script([completion([2, 3]), completion([4]), completion([5])]), ONE_TURN, 3, 1, 2)
+        await policy.generate(Ask([1]))
+        branches = (policy.generate(Ask([1, 2, 3])) for _ in range(2))
+        return await asyncio.gather(*branches, return_exceptions=True)
+
+    first, second = asyncio.run(scenario())
+    assert first.tokens == [4]
+    assert isinstance(second, ContextFull)
+
+
+def test_what_is_not_trained_is_no_piece_of_a_turn_that_is() -> None:
+    async def scenario() -> None:
+        policy = EnginePolicy(Script([completion([2]), completion([3])]), ONE_TURN, 3, 1, 2)
+        await policy.generate(Ask([1]))
+        await policy.generate(Ask([1, 2], train=False))
+        assert policy._turns == {True: 1, False: 1}
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(("tokens", "more"), [([], {}), ([5, -1], {}), ([2**31], {}), ([5], {"max_new_tokens": 0})])

@@ -1,0 +1,151 @@
+"""Environment of recipes/fork-join.yaml: an organizer and workers, all of one policy (AsyncThink, arXiv:2510.26658).
+
+The organizer writes  <FORK1>sub-query</FORK1>   a worker begins, with a sequence of its own, and the organizer goes on
+                      <JOIN1>                    the organizer waits for worker 1
+and reads             what it returned</JOIN1>   what stands in its <RETURN>...</RETURN>, or all that it wrote
+The end of its turn is the end: what nobody has joined is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from asyncrl.envs.environment import ContextFull
+from asyncrl.task import Message
+
+STOPS = [mark for i in range(1, 10) for mark in (f"</FORK{i}>", f"<JOIN{i}>")]
+ACTION = re.compile(r"<FORK([1-9])>(?P<query>.*?)</FORK\1>|<JOIN(?P<join>[1-9])>", re.DOTALL)
+OPENED = re.compile("<FORK[1-9]>")
+RETURN = re.compile("<RETURN>(.*?)(</RETURN>|$)", re.DOTALL)
+ENOUGH = 0.5
+"""Concurrency, of 1, that earns all of its reward: more would be worth forking for its own sake (the paper's tau)."""
+
+
+class BadFormat(Exception):
+    """A fork or join that cannot be done, and why."""
+
+
+@dataclass
+class Organized:
+    """How it went. One step of time is one token of everyone who writes."""
+
+    answer: str = ""
+    """What the organizer wrote last."""
+    latency: int = 0
+    """Steps, by the recurrence of the paper: a worker begins with its fork, a join waits for its end."""
+    num_tokens: int = 0
+    """Of the organizer, and of the workers that it joined."""
+    joins: int = 0
+    error: str = ""
+    """Of the format."""
+
+    @property
+    def concurrency(self) -> float:
+        """Mean number of agents that write."""
+        return self.num_tokens / max(self.latency, 1)
+
+    def concurrency_reward(self, agents: int) -> float:
+        """From 0 to 1."""
+        return min(self.concurrency / agents, ENOUGH) / ENOUGH
+
+
+async def organize(policy: Any, messages: list[Message], first: list[Message], agents: int) -> Organized:
+    """first: what comes before a worker's sub-query. agents: who may be at work at once, the organizer with them; a
+    worker is, until it is joined. Raises ContextFull."""
+    how, transcript = Organized(), policy.transcript(messages)
+    workers: dict[str, asyncio.Task[tuple[str, int]]] = {}
+    begun: dict[str, int] = {}
+    try:
+        while not transcript.ended:
+            num = await transcript.write(STOPS)
+            how.latency += num
+            how.num_tokens += num
+            while action := complete(transcript.text):
+                transcript.take(action.end())
+                if (number := action["join"]) is None:
+                    number = action[1]
+                    if number in begun or len(workers) == agents - 1:
+                        why = f"{number} was forked before" if number in begun else f"no agent of {agents} is free"
+                        raise BadFormat(f"<FORK{number}>: {why}")
+                    begun[number] = how.latency
+                    query = {"role": "user", "content": action["query"].strip()}
+                    workers[number] = asyncio.create_task(work(policy, [*first, query]))
+                elif number not in workers:
+                    raise BadFormat(f"<JOIN{number}>: there is no such worker")
+                else:
+                    text, num = await workers[number]
+                    del workers[number]
+                    how.latency = max(how.latency, begun[number] + num)
+                    how.num_tokens += num
+                    how.joins += 1
+                    transcript.read(f"{text}</JOIN{number}>")
+    except BadFormat as error:
+        how.error = str(error)
+    finally:
+        for task in workers.values():
+            task.cancel()
+        await asyncio.gather(*workers.values(), return_exceptions=True)
+    how.answer = transcript.text.strip()
+    return how
+
+
+def complete(text: str) -> re.Match[str] | None:
+    """The first fork, or join that stands in no fork."""
+    action = ACTION.search(text)
+    return action if action and not OPENED.search(text[: action.start()]) else None
+
+
+async def work(policy: Any, messages: list[Message]) -> tuple[str, int]:
+    """What a worker returns, and how many tokens it wrote. One that is cut off returns what it has."""
+    transcript, num = policy.transcript(messages), 0
+    try:
+        while not transcript.ended and "</RETURN>" not in transcript.text:
+            num += await transcript.write(["</RETURN>"])
+    except ContextFull:
+        pass
+    returned = RETURN.search(transcript.text)
+    return (returned[1] if returned else transcript.text).strip(), num
+
+
+# -- the task: a sum of four numbers
+
+
+def example(a: int, b: int, c: int, d: int) -> list[Message]:
+    """A question and how it is answered."""
+    forks = f"<FORK1>{a} + {b}</FORK1><FORK2>{c} + {d}</FORK2>"
+    joins = f"<JOIN1>{a} + {b} = {a + b}</JOIN1><JOIN2>{c} + {d} = {c + d}</JOIN2>"
+    answer = f"{a + b} + {c + d} = {a + b + c + d}"
+    return [
+        {"role": "user", "content": f"{a} + {b} + {c} + {d}"},
+        {"role": "assistant", "content": forks + joins + answer},
+    ]
+
+
+ORGANIZER: list[Message] = [
+    {
+        "role": "system",
+        "content": "Split the sum in two, <FORK1>first half</FORK1><FORK2>second half</FORK2>, ask for the results, "
+        "<JOIN1> and <JOIN2>, and add them.",
+    },
+    *example(3, 5, 2, 9),
+    *example(7, 10, 6, 1),
+]
+WORKER: list[Message] = [{"role": "user", "content": "4 + 9"}, {"role": "assistant", "content": "4 + 9 = 13"}]
+
+
+async def rollout(task: Any, policy: Any, agents: int = 3, concurrency_weight: float = 0.0) -> dict[str, float]:
+    """Half for two workers that were joined, half for the right sum, and something for concurrency; 0 for what is out
+    of order or cut off."""
+    question: Message = {"role": "user", "content": task.row["metadata"]["expression"]}
+    try:
+        how = await organize(policy, [*ORGANIZER, question], WORKER, agents)
+    except ContextFull:
+        policy.truncate()
+        return {"reward": 0.0}
+    is_right = how.answer.rpartition(" = ")[2] == task.row["answer"]
+    reward = (min(how.joins, 2) / 2 + is_right) / 2 + concurrency_weight * how.concurrency_reward(agents)
+    figures = {"right": float(is_right), "latency": how.latency, "concurrency": how.concurrency, "joins": how.joins}
+    return {"reward": 0.0 if how.error else reward, **figures, "bad_format": float(bool(how.error))}
