@@ -36,6 +36,8 @@ class Reply:
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     """Sampled."""
+    turn: int = -1
+    """As `Sampled.turn`."""
 
 
 class Chat:
@@ -83,7 +85,7 @@ class Chat:
         self._answered = copy.deepcopy(self.messages)
         calls = [] if cut else parsed.tool_calls
         sizes = len(prompt), len(sampled.tokens)
-        return Reply(parsed.text, parsed.thoughts, calls, sampled.finish_reason, parsed.message, *sizes)
+        return Reply(parsed.text, parsed.thoughts, calls, sampled.finish_reason, parsed.message, *sizes, sampled.turn)
 
     def _next_prompt(self) -> list[int]:
         schemas = self._toolbox.schemas

@@ -37,6 +37,8 @@ class Sampled:
     """`stop`, or `length` if it was cut off."""
     version: int
     """Updates of the weights that sampled the last token."""
+    turn: int = -1
+    """Which turn of the rollout it ends, 0, 1, ... of all that are trained; -1: it is not trained."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Episode:
     tools: ToolUse = field(default_factory=ToolUse)
     rewards: dict[str, float] = field(default_factory=dict)
     """Of agents that have one of their own; the others get that of the score."""
+    turn_rewards: dict[int, float] = field(default_factory=dict)
+    """What of the score was earned by single turns, by their numbers."""
 
 
 class Policy(Protocol):

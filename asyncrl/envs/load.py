@@ -136,6 +136,7 @@ async def _play(game: Any, task: Task, policy: Any) -> dict[str, Any]:
         if reply.finish_reason == "length":
             break  # half an action is none
         observed, reward, done, info = _step(await called(game.step, reply.text))
+        policy.reward(reward)
         total += reward
         extras.update(info)
         chat.add(observed)

@@ -313,10 +313,11 @@ def _episode(end: End) -> Episode:
     reason = end.finish_reason if end.finish_reason in ("stop", "length") else "stop"
     use = ToolUse(end.tool_calls, end.tool_failures, end.tool_s if math.isfinite(end.tool_s) else 0.0)
     rewards = {name: number for name, number in end.rewards.items() if math.isfinite(number)}
+    turns = {turn: number for turn, number in end.turn_rewards.items() if math.isfinite(number)}
     if not end.is_scored:
-        return Episode(None, reason, end.why, use, rewards)
+        return Episode(None, reason, end.why, use, rewards, turns)
     error = end.error
     if error is None and (end.reward is None or not math.isfinite(end.reward)):
         error = f"the environment failed: the reward is {end.reward}, not a finite number"
     extras = {name: number for name, number in end.extras.items() if math.isfinite(number)}
-    return Episode(Score(None if error else end.reward, extras, error, end.notes), reason, "", use, rewards)
+    return Episode(Score(None if error else end.reward, extras, error, end.notes), reason, "", use, rewards, turns)

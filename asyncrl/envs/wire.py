@@ -118,6 +118,7 @@ class End(msgspec.Struct, tag=True):
     """It has no score."""
     rewards: dict[str, float] = {}
     """Of further agents."""
+    turn_rewards: dict[int, float] = {}
     tool_calls: int = 0
     tool_failures: int = 0
     tool_s: float = 0.0

@@ -103,6 +103,8 @@ class Policy:
         self.tool_use = ToolUse()
         self.rewards: dict[str, float] = {}
         """Of further agents, by name."""
+        self.turn_rewards: dict[int, float] = {}
+        self._turn = -1
         self._agent = ""
         self.session: Session | None = None
         self._address = ""
@@ -158,6 +160,7 @@ class Policy:
         ask = tokens if isinstance(tokens, Ask) else Ask(list(tokens), max_new_tokens, stop, stop_token_ids, train)
         sampled = await self._worker.ask(self._name, replace(_checked(ask), agent=self._agent))
         if ask.train:
+            self._turn = sampled.turn
             self.truncated = sampled.finish_reason == "length"
         return sampled
 
@@ -213,6 +216,16 @@ class Policy:
         """One turn of the assistant, behind these messages (the task's if there are none), to write in pieces and to
         read in between."""
         return Transcript(self, self._worker.template, self._task.messages if messages is None else messages, train)
+
+    def reward(self, reward: float, turn: int | None = None) -> None:
+        """What a turn has earned, the last one if none is named (`Sampled.turn`, `Reply.turn`): for `algorithm.credit:
+        turn`. It is a part of the episode's reward, and changes nothing of that. Raises ValueError."""
+        number, place = finite(reward), self._turn if turn is None else turn
+        if number is None or place < 0:
+            raise ValueError(
+                f"{reward!r} is no finite number" if number is None else "there is no turn that is trained"
+            )
+        self.turn_rewards[place] = self.turn_rewards.get(place, 0.0) + number
 
     def truncate(self) -> None:
         """Says that the episode was cut off; of a last completion that was, it is known."""
@@ -335,7 +348,7 @@ class Worker:
         if error is None and (raised := episode.exception()) is not None:
             error = f"the environment failed: {one_line(raised)}"
         end = episode.result() if error is None else End(name, error=error, is_scored=True)
-        use, end.rewards = policy.tool_use, policy.rewards
+        use, end.rewards, end.turn_rewards = policy.tool_use, policy.rewards, policy.turn_rewards
         end.tool_calls, end.tool_failures, end.tool_s = use.calls, use.failed, use.seconds
         self._say(end)
 

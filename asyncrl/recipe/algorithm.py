@@ -20,6 +20,9 @@ class AlgorithmRecipe(Part):
     advantage: str = "grpo"
     """How the rewards of a group become advantages: `grpo`, `dr_grpo`, `rloo`, `best_of_n`, `none` (the reward itself),
     `gae` (with a critic), or your own by `package.module:name` or `./file.py:name`."""
+    credit: Literal["episode", "turn"] = "episode"
+    """What is compared in a group: whole episodes, or the turns of the same number by what was earned from there on
+    (`policy.reward` in an environment, the steps' rewards of a game)."""
     normalise_advantages: bool = False
     """Bring the advantages of all trained tokens of the batch to mean 0 and deviation 1 (REINFORCE++)."""
     gae_gamma: float = Field(default=1.0, gt=0, le=1)

@@ -67,6 +67,10 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         )
     if recipe.env is not None and a.replay_share:
         yield "replay_share replaces single completions, and a rollout of env may have several; set it to 0"
+    if a.credit == "turn" and recipe.env is None:
+        yield "credit turn is for the turns of an environment, and there is no env; set it to episode"
+    if a.credit == "turn" and (a.advantage == "gae" or not _all_are_trained(a)):
+        yield f"credit turn needs an advantage of each turn, and {a.advantage} gives none; take grpo, dr_grpo or rloo"
     if recipe.trainer.lora.rank and a.reference_reset_steps:
         yield "reference_reset_steps cannot move a reference that is the model without its adapters; leave it out"
     if recipe.trainer.lora.rank and a.advantage == "gae":
@@ -82,3 +86,7 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
             f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {a.advantage}; "
             "set group_size to 2 or more"
         )
+
+
+def _all_are_trained(a: AlgorithmRecipe) -> bool:
+    return a.advantage not in ADVANTAGES or not ADVANTAGES[a.advantage].picks

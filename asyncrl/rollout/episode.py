@@ -114,7 +114,9 @@ class GroupRunner:
         trajectories = [
             trajectory
             for policy, episode, score in zip(policies, episodes, scores, strict=True)
-            for trajectory in policy.trajectories(prompt_tokens, score, episode.finish_reason, episode.rewards)
+            for trajectory in policy.trajectories(
+                prompt_tokens, score, episode.finish_reason, episode.rewards, episode.turn_rewards
+            )
         ]
         group, tools = Group(task.number, attempt, task.row_index, tuple(trajectories)), ToolUse()
         for episode in episodes:

@@ -45,6 +45,8 @@ class _Sequence:
     logprobs: list[float]
     trained: list[bool] = field(default_factory=list)
     agent: str = ""
+    ends: list[tuple[int, int]] = field(default_factory=list)
+    """Number of each trained turn in the rollout, and the token after its last."""
     turn: int = 0
     """Tokens of the turn that it ends with; 0 if that is no call's to go on with."""
 
@@ -89,6 +91,8 @@ class EnginePolicy:
         self._calls = 0
         self._turns = {True: 0, False: 0}
         """Turns that are trained, and those that are not."""
+        self._ended = 0
+        """Trained ones that have ended, for their numbers."""
         self.running: set[str] = set()
         """Requests of the engine."""
 
@@ -127,9 +131,9 @@ class EnginePolicy:
             self.running.discard(request)
         if completion.finish_reason == "abort":
             raise GroupAborted
-        self._record(ask, completion, before)
+        turn = self._record(ask, completion, before)
         version = completion.spans[-1].version if completion.spans else self._engine.version()
-        return Sampled(completion.tokens, completion.logprobs, completion.finish_reason, version)
+        return Sampled(completion.tokens, completion.logprobs, completion.finish_reason, version, turn)
 
     def _unfinished(self, ask: Ask) -> _Sequence | None:
         """The sequence whose last turn the call goes on with: its prompt is all of it."""
@@ -141,7 +145,8 @@ class EnginePolicy:
         entropy = [self._limits.seed, self._task, self._member, *([call] if call else [])]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
-    def _record(self, ask: Ask, completion: Completion, before: int) -> None:
+    def _record(self, ask: Ask, completion: Completion, before: int) -> int:
+        """The number of the turn."""
         if ask.train and not ask.agent:
             self.last = completion
         own = [s for s in self._sequences if s.agent == ask.agent]
@@ -154,13 +159,27 @@ class EnginePolicy:
             sequence.observe(ask.tokens[len(sequence.tokens) :])
         sequence.sample(completion, ask.train)
         sequence.turn = before + len(completion.tokens)
+        if not ask.train:
+            return -1
+        if before:
+            number, _ = sequence.ends.pop()
+        else:
+            number, self._ended = self._ended, self._ended + 1
+        sequence.ends.append((number, len(sequence.tokens)))
+        return number
 
     def trajectories(
-        self, prompt: list[int], score: Score, finish_reason: str, rewards: Mapping[str, float] | None = None
+        self,
+        prompt: list[int],
+        score: Score,
+        finish_reason: str,
+        rewards: Mapping[str, float] | None = None,
+        turn_rewards: Mapping[int, float] | None = None,
     ) -> list[Trajectory]:
         """One for each sequence, the longest-lived first; of a rollout that sampled nothing its prompt alone. The
         sampled tokens are the trained ones unless there is no reward (I7). `rewards`: of agents that have their own."""
         of = dict(rewards or {}) if score.reward is not None else {}
+        earned = turn_rewards or {}
         return [
             Trajectory(
                 tokens=np.array(s.tokens, np.int32),
@@ -175,6 +194,7 @@ class EnginePolicy:
                 member=self._member,
                 prompt=s.prompt,
                 agent=s.agent,
+                turns=tuple((turn, end, earned.get(turn, 0.0)) for turn, end in s.ends) if earned else (),
             )
             for s in self._sequences or [_Sequence.begun(prompt)]
         ]

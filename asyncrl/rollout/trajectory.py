@@ -34,6 +34,7 @@ class _Member(msgspec.Struct):
     member: _Number | None = None
     prompt: _Number | None = None
     agent: str = ""
+    turns: list[tuple[_Number, _Number, float]] = []
 
 
 class _Form(msgspec.Struct):
@@ -88,6 +89,8 @@ class Trajectory:
     """Tokens of its first prompt; None: those before the first sampled one."""
     agent: str = ""
     """Which agent of the rollout sampled it; empty: the one that every rollout has."""
+    turns: tuple[tuple[int, int, float], ...] = ()
+    """Of rollouts with rewards of their turns: number of each turn in the rollout, the token after its last, reward."""
 
     @property
     def prompt_length(self) -> int:
@@ -147,6 +150,7 @@ def encode(group: Group) -> bytes:
                 **({} if t.member is None else {"member": t.member}),
                 **({} if t.prompt is None else {"prompt": t.prompt}),
                 **({"agent": t.agent} if t.agent else {}),
+                **({"turns": t.turns} if t.turns else {}),
             }
             for t in group.trajectories
         ],
@@ -203,6 +207,8 @@ def decode(frame: bytes) -> Group:
             raise _no_group("it has a token below 0, or a mask of neither 0 nor 1")
         if t.prompt is not None and t.prompt > t.length:
             raise _no_group(f"it has a prompt of {t.prompt} tokens among {t.length}")
-        said = t.reward, t.finish_reason, t.extras, t.error, t.notes, t.member, t.prompt, t.agent
+        if any(end > t.length for _, end, _ in t.turns):
+            raise _no_group(f"it has a turn that ends behind its {t.length} tokens")
+        said = t.reward, t.finish_reason, t.extras, t.error, t.notes, t.member, t.prompt, t.agent, tuple(t.turns)
         trajectories.append(Trajectory(*arrays, *said))
     return Group(header.task, header.attempt, header.row, tuple(trajectories))

@@ -33,13 +33,16 @@ class Gaps:
         """logprobs: of the trained tokens, float32 [N]."""
         for segment, sample in enumerate(batch.samples):
             place = self._places.get(id(sample.trajectory))
-            if place is None or place in self.found:
+            if place is None:
                 continue
             own = batch.segments == segment
             gaps = (logprobs.detach()[own] - batch.behaviour_logprobs[own]).abs().tolist()
             of_token = dict(zip(trained_places(sample).tolist(), map(_plain, gaps), strict=True))
             tokens = range(sample.trajectory.prompt_length, len(sample.trajectory.tokens))
-            self.found[place] = [of_token.get(token) for token in tokens]
+            # Turns may pass one by one, and each may pass again.
+            known = self.found.get(place, [None] * len(tokens))
+            pairs = zip(known, tokens, strict=True)
+            self.found[place] = [of_token.get(token) if gap is None else gap for gap, token in pairs]
 
 
 def _plain(gap: float) -> float | None:

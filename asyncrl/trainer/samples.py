@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.credit import Part, of_episodes, of_turns
 from asyncrl.trainer.objective import Objective
 from asyncrl.trainer.packing import TrainSample
 from asyncrl.trainer.replay import Replay
@@ -64,8 +65,9 @@ def choose(
         lengths = torch.tensor([r.num_tokens for r in compared])
         given = torch.tensor([r.trajectories[0].reward for r in compared], dtype=torch.float32)
         rewards = objective.shape(given, lengths)
-        members, advantages = objective.choose(rewards, [r.trajectories[0].extras for r in compared])
-        for i, advantage in zip(members, advantages.tolist(), strict=True):
+        given_to = of_turns if objective.recipe.credit == "turn" else of_episodes
+        parts = given_to([r.trajectories for r in compared], rewards, objective.choose)
+        for i, own in parts.items():
             if compared[i].truncated:
                 continue
             masks = [
@@ -77,7 +79,7 @@ def choose(
                     chosen.past_ages.append(step - int(trajectory.versions[mask].min()))
                 else:
                     ages += np.bincount(step - trajectory.versions[mask], minlength=len(ages))
-            chosen.samples += _samples(compared[i], masks, number, float(rewards[i]), advantage)
+            chosen.samples += _samples(compared[i], masks, number, own)
     chosen.ages = ages.tolist()
     return chosen
 
@@ -115,11 +117,12 @@ def _mask(trajectory: Trajectory, replayed: bool, task: int, step: int, min_vers
     return fresh
 
 
-def _samples(
-    rollout: _Rollout, masks: list[np.ndarray], group: int, reward: float, advantage: float
-) -> Iterator[TrainSample]:
-    """Its trajectories that have a token to train."""
+def _samples(rollout: _Rollout, masks: list[np.ndarray], group: int, parts: list[Part]) -> Iterator[TrainSample]:
+    """Its parts that have a token to train. Those of one trajectory are the same tokens, which pass the model once."""
     total = sum(int(mask.sum()) for mask in masks)
-    for trajectory, mask in zip(rollout.trajectories, masks, strict=True):
+    for part in parts:
+        places = np.arange(len(masks[part.place]))
+        mask = masks[part.place] & (places >= part.start) & (places < part.end)
         if mask.any():
-            yield TrainSample(trajectory, group, reward, advantage, mask, int(mask.sum()) / total)
+            trajectory, share = rollout.trajectories[part.place], int(mask.sum()) / total
+            yield TrainSample(trajectory, group, part.reward, part.advantage, mask, share)

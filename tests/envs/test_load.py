@@ -102,10 +102,15 @@ class Policy:
 
     def __init__(self, *replies: Any) -> None:
         self.replies, self.truncated = list(replies), False
+        self.rewards: list[float] = []
 
     def chat(self, messages: Any) -> Conversation:
         self.conversation = Conversation(messages, self.replies)
         return self.conversation
+
+    def reward(self, reward: float) -> None:
+        """Of the turn."""
+        self.rewards.append(reward)
 
     def truncate(self) -> None:
         self.truncated = True
@@ -133,6 +138,7 @@ def test_a_game_is_played_to_its_end_and_closed(folder: Path) -> None:
     contents = [message["content"] for message in policy.conversation.messages]
     assert contents == ["hello\n\nguess", "no a", "no b", "no c"], "what reset says is in the first prompt"
     assert not policy.truncated
+    assert policy.rewards == [0.5, 0.5, 0.5], "each step's is its turn's"
 
 
 def test_gymnasiums_own_form_and_async_steps(folder: Path) -> None:

@@ -71,6 +71,7 @@ BAD = {
     "group_size=1": r"algorithm: group_size 1 gives every .* 0 under algorithm\.advantage grpo; set group_size to 2 .*",
     "group_size=1 algorithm.advantage=dr_grpo": r"algorithm: group_size 1 gives .* dr_grpo; .*",
     "group_size=1 algorithm.advantage=rloo": r"algorithm: group_size 1 gives .* rloo; .*",
+    "algorithm.credit=turn": r"algorithm: credit turn is for the turns of an environment, .*; set it to episode",
     # rollout
     "rollout.engine_args.model=x": r"rollout\.engine_args\.model is set by asyncrl; leave it out: use the key model",
     "rollout.engine_args.dtype=x": r"rollout\.engine_args\.dtype is set .*: use weights\.dtype",

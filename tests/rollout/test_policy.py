@@ -273,3 +273,19 @@ def test_agents_of_one_rollout_have_sequences_and_rewards_of_their_own() -> None
     assert policy.last.tokens == [2], "what the reward function sees"
     failed = policy.trajectories([1], Score(None, error="no"), "stop", {"judge": 0.25})
     assert [(t.reward, t.loss_mask.any()) for t in failed] == [(None, False)] * 3
+
+
+def test_turns_are_numbered_as_they_end_and_keep_what_they_earned() -> None:
+    """Of two sequences; what goes on with a turn is that turn, and what is not trained is none."""
+    engine = Script([completion([2]), completion([9]), completion([3]), completion([5]), completion([6])])
+
+    async def scenario() -> tuple[EnginePolicy, list[int]]:
+        policy = EnginePolicy(engine, LIMITS, 3, 1, 2)
+        asks = [Ask([1]), Ask([7], train=False), Ask([1, 2]), Ask([8]), Ask([1, 2, 3, 4])]
+        return policy, [(await policy.generate(ask)).turn for ask in asks]
+
+    policy, numbers = asyncio.run(scenario())
+    assert numbers == [0, -1, 0, 1, 2]
+    found = policy.trajectories([1], Score(1.0), "stop", None, {0: 0.25, 2: 0.5})
+    assert [t.turns for t in found] == [((0, 3, 0.25), (2, 5, 0.5)), (), ((1, 2, 0.0),)]
+    assert [t.turns for t in policy.trajectories([1], Score(1.0), "stop")] == [()] * 3

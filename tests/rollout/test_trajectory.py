@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
+from asyncrl.rollout.trajectory import Group, NoGroup, Trajectory, decode, encode
 
 TOKEN = st.integers(0, 2**31 - 1)
 SOME = settings(max_examples=40)
@@ -33,6 +33,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         member=draw(st.none() | st.integers(0, 9)),
         prompt=draw(st.none() | st.integers(0, len(columns[0]))),
         agent=draw(st.sampled_from(["", "judge"])),
+        turns=tuple(draw(st.lists(st.tuples(st.integers(0, 9), st.integers(0, len(columns[0])), NUMBERS), max_size=3))),
     )
 
 
@@ -60,7 +61,7 @@ def test_round_trip(group: Group) -> None:
             before, after = getattr(sent, name), getattr(got, name)
             assert after.dtype == before.dtype
             np.testing.assert_array_equal(after, before)
-        assert (got.reward, got.finish_reason, got.extras, got.error, got.member, got.prompt, got.agent) == (
+        assert (got.reward, got.finish_reason, got.extras, got.error, got.member, got.prompt, got.agent, got.turns) == (
             sent.reward,
             sent.finish_reason,
             sent.extras,
@@ -68,6 +69,7 @@ def test_round_trip(group: Group) -> None:
             sent.member,
             sent.prompt,
             sent.agent,
+            sent.turns,
         )
     assert encode(back) == encode(group)
 
@@ -152,3 +154,9 @@ def test_version_range_ignores_masked_tokens_and_trajectories() -> None:
 @pytest.mark.parametrize(("versions", "length"), [([-1, -1, 0, -1, 1], 2), ([0, 0], 0), ([-1, -1], 2), ([], 0)])
 def test_prompt_length(versions: list[int], length: int) -> None:
     assert make(versions, [False] * len(versions)).prompt_length == length
+
+
+def test_a_turn_behind_its_trajectory_raises() -> None:
+    beyond = replace(make([-1, 0], [False, True]), turns=((0, 3, 1.0),))
+    with pytest.raises(NoGroup, match="a turn that ends behind its 2 tokens"):
+        decode(encode(Group(0, 0, 0, (beyond,))))
