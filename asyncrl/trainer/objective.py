@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -121,13 +122,18 @@ class Objective:
             pair = choose_pair(rewards)
             return (list(pair), torch.zeros(2)) if pair else ([], torch.zeros(0))
         result = self.advantage(rewards, **self.advantage_extras.of(extras))
+        if self.recipe.advantage not in ADVANTAGES:
+            self._require_advantages(result, rewards)
+        return list(range(len(rewards))), result
+
+    def _require_advantages(self, result: Any, rewards: torch.Tensor) -> None:
+        """Raises UserError for what a function of the user's own returned, if that is none."""
         fits = isinstance(result, torch.Tensor) and result.shape == rewards.shape and bool(result.isfinite().all())
         if not fits:
             raise UserError(
                 f"algorithm.advantage '{self.recipe.advantage}' must return a tensor of {len(rewards)} finite numbers "
                 f"for {len(rewards)} rewards, and returned {shown(result, repr):.200}"
             )
-        return list(range(len(rewards))), result.float()
 
     def shape(self, rewards: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Rewards [n] less the punishment of overlong completions; lengths in tokens."""

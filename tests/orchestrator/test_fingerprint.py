@@ -158,7 +158,8 @@ def test_another_is_refused_by_kind_or_accepted(
 def test_another_loss_is_another_training(folder: Path) -> None:
     own = {"algorithm": {"loss": "./mine.py:loss"}}
     take(folder, **own).write(folder / "run")
-    assert take(folder).parts["training"] == {"loss": None, "engine": None}
+    ours = dict.fromkeys(("loss", "advantage", "correction", "engine", "trainer"))
+    assert take(folder).parts["training"] == ours
     changed_reward(folder)
     with pytest.raises(UserError, match=r"another training \(other loss\); .*--accept reward,training"):
         compared(folder / "run", take(folder, **own), (), run_of(), {})

@@ -37,7 +37,7 @@ class Learner:
 @pytest.fixture
 def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     learner = Learner()
-    monkeypatch.setattr(replay, "_learner", lambda recipe, run_dir: learner)
+    monkeypatch.setattr(replay, "_trainer", lambda recipe, run_dir: learner)
     monkeypatch.setattr(replay.files, "read", lambda folder: folder.parent.name)
     monkeypatch.setattr(replay, "_compare", lambda version, ours, theirs: learner.done.append(("compared", theirs)))
     return learner
