@@ -29,6 +29,7 @@ _KEY = "ASYNCRL_API_KEY"
 _TASKS_S = 1800.0
 """For all tasks of a taskset, which may have to download them."""
 _START_S = 300.0
+_END_S = 2.0
 _MOST_BYTES = 2**26
 """Of what the program says of one episode."""
 
@@ -145,10 +146,11 @@ class _Program:
             async with asyncio.timeout(_START_S):
                 line = await process.stdout.readline()
         except TimeoutError:
-            process.kill()
+            await _exit_code(process)
             raise UserError(f"verifiers did not start within {_START_S:g} s") from None
         first = json.loads(line) if line else {"error": "it ended; RUN_DIR/environments.log says why"}
         if "error" in first:
+            await _exit_code(process)
             raise UserError(f"verifiers cannot start by {python}: {' '.join(first['error'].split())}")
         program = cls(process)
         program._listening = asyncio.create_task(program._listen(process.stdout))
@@ -180,8 +182,17 @@ class _Program:
                 if (future := self._waiting.get(message.get("run"))) and not future.done():
                     future.set_result(message)
         finally:
-            code = self._process.returncode
-            self.ended = f"verifiers' process ended{'' if code is None else f' (exit code {code})'}"
+            self.ended = f"verifiers' process ended (exit code {await _exit_code(self._process)})"
             for future in self._waiting.values():
                 if not future.done():
                     future.set_exception(UserError(self.ended))
+
+
+async def _exit_code(process: asyncio.subprocess.Process) -> int:
+    """Of one that says nothing any more; one that has not ended is killed."""
+    try:
+        async with asyncio.timeout(_END_S):
+            return await process.wait()
+    except TimeoutError:
+        process.kill()
+        return await process.wait()

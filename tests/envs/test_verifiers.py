@@ -87,6 +87,13 @@ class Episodes:
         self.truncated = True
 
 
+async def end(environment: Rollouts) -> None:
+    """Its program, which else ends with the process."""
+    process = (await environment._starting)._process
+    process.stdin.close()
+    await asyncio.wait_for(process.wait(), 20)
+
+
 def row(name: str = "sums", **task: Any) -> dict[str, Any]:
     played = {"python": sys.executable, "path": [], "taskset": {"id": name}}
     return {"prompt": "hi", "task": task, "verifiers": played}
@@ -126,7 +133,9 @@ def test_rollouts_share_a_program_and_are_scored(stand_in: Path) -> None:
         environment = Rollouts("sums")
         policies = [Episodes(server) for _ in range(4)]
         todo = [environment.rollout(Task(i, i, "hi", row()), policy) for i, policy in enumerate(policies)]
-        return await asyncio.gather(*todo)
+        ended = await asyncio.gather(*todo)
+        await end(environment)
+        return ended
 
     assert asked(script, do) == [{"turns": 1.0, "reward": 0.5}] * 4
     assert len(script.asks) == 4
@@ -137,11 +146,13 @@ def test_a_program_that_ends_fails_its_rollouts_and_the_next_begins_another(stan
         environment, policy = Rollouts("sums"), Episodes(server)
         hanging = asyncio.create_task(environment.rollout(Task(0, 0, "hi", row(hang=True)), policy))
         await asyncio.sleep(0.5)
-        with pytest.raises(UserError, match="verifiers' process ended"):
+        with pytest.raises(UserError, match=r"verifiers' process ended \(exit code 3\)"):
             await environment.rollout(Task(0, 0, "hi", row(die=True)), policy)
         with pytest.raises(UserError, match="verifiers' process ended"):
             await hanging
-        return await environment.rollout(Task(0, 0, "hi", row()), policy)
+        ended = await environment.rollout(Task(0, 0, "hi", row()), policy)
+        await end(environment)
+        return ended
 
     assert asked(Script("yes"), do) == {"turns": 1.0, "reward": 0.5}
 
@@ -156,14 +167,17 @@ def test_a_rollout_that_is_cancelled_is_cancelled_there(stand_in: Path, tmp_path
             await hanging
         await environment.rollout(Task(0, 0, "hi", row()), policy)  # behind it
         assert (tmp_path / "cancelled").read_text() == "0\n"
+        await end(environment)
 
     asked(Script("yes"), do)
 
 
 def test_a_full_context_is_the_policys_doing_and_other_errors_are_the_tasksets(stand_in: Path) -> None:
     async def do(server: Server) -> None:
+        environment = Rollouts("sums")
         with pytest.raises(ContextFull, match="full"):
-            await Rollouts("sums").rollout(Task(0, 0, "hi", row()), Episodes(server))
+            await environment.rollout(Task(0, 0, "hi", row()), Episodes(server))
+        await end(environment)
         with pytest.raises(UserError, match=r"verifiers cannot start by .*: ValueError: no such harness"):
             await Rollouts("sums", broken=True).rollout(Task(0, 0, "hi", row()), Episodes(server))
         for wrong in ({}, row("others")):
