@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asyncrl.envs.environment import ContextFull
@@ -38,6 +38,8 @@ class Organized:
     """Steps, by the recurrence of the paper: a worker begins with its fork, a join waits for its end."""
     num_tokens: int = 0
     """Of the organizer, and of the workers that it joined."""
+    queries: list[str] = field(default_factory=list)
+    """What was forked."""
     joins: int = 0
     error: str = ""
     """Of the format."""
@@ -71,7 +73,8 @@ async def organize(policy: Any, messages: list[Message], first: list[Message], a
                         why = f"{number} was forked before" if number in begun else f"no agent of {agents} is free"
                         raise BadFormat(f"<FORK{number}>: {why}")
                     begun[number] = how.latency
-                    query = {"role": "user", "content": action["query"].strip()}
+                    how.queries.append(action["query"].strip())
+                    query = {"role": "user", "content": how.queries[-1]}
                     workers[number] = asyncio.create_task(work(policy, [*first, query]))
                 elif number not in workers:
                     raise BadFormat(f"<JOIN{number}>: there is no such worker")
@@ -125,27 +128,27 @@ def example(a: int, b: int, c: int, d: int) -> list[Message]:
 
 
 ORGANIZER: list[Message] = [
-    {
-        "role": "system",
-        "content": "Split the sum in two, <FORK1>first half</FORK1><FORK2>second half</FORK2>, ask for the results, "
-        "<JOIN1> and <JOIN2>, and add them.",
-    },
+    {"role": "system", "content": "Fork the two halves of the sum, join them, and add."},
     *example(3, 5, 2, 9),
     *example(7, 10, 6, 1),
+    *example(8, 4, 10, 5),
+    *example(1, 9, 3, 6),
 ]
 WORKER: list[Message] = [{"role": "user", "content": "4 + 9"}, {"role": "assistant", "content": "4 + 9 = 13"}]
 
 
 async def rollout(task: Any, policy: Any, agents: int = 3, concurrency_weight: float = 0.0) -> dict[str, float]:
-    """Half for two workers that were joined, half for the right sum, and something for concurrency; 0 for what is out
-    of order or cut off."""
-    question: Message = {"role": "user", "content": task.row["metadata"]["expression"]}
+    """A third each for the two halves that were forked, for two joins, and for the right sum; something for
+    concurrency. 0 for what is out of order or cut off."""
+    a, b, c, d = task.row["metadata"]["expression"].split(" + ")
+    question: Message = {"role": "user", "content": f"{a} + {b} + {c} + {d}"}
     try:
         how = await organize(policy, [*ORGANIZER, question], WORKER, agents)
     except ContextFull:
         policy.truncate()
         return {"reward": 0.0}
     is_right = how.answer.rpartition(" = ")[2] == task.row["answer"]
-    reward = (min(how.joins, 2) / 2 + is_right) / 2 + concurrency_weight * how.concurrency_reward(agents)
+    halves = sum(half in how.queries for half in (f"{a} + {b}", f"{c} + {d}"))
+    reward = (halves / 2 + min(how.joins, 2) / 2 + is_right) / 3 + concurrency_weight * how.concurrency_reward(agents)
     figures = {"right": float(is_right), "latency": how.latency, "concurrency": how.concurrency, "joins": how.joins}
     return {"reward": 0.0 if how.error else reward, **figures, "bad_format": float(bool(how.error))}

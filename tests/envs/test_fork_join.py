@@ -217,7 +217,7 @@ def test_whatever_the_organizer_writes(texts: list[str], cuts: list[int], length
 
 @pytest.mark.parametrize(
     ("answer", "reward", "right"),
-    [("8 + 11 = 19", 1.0, 1.0), ("19", 1.0, 1.0), ("20", 0.5, 0.0), ("", 0.5, 0.0)],
+    [("8 + 11 = 19", 3 / 3, 1.0), ("19", 3 / 3, 1.0), ("20", 2 / 3, 0.0), ("", 2 / 3, 0.0)],
 )
 def test_the_recipe_scores_the_answer(answer: str, reward: float, right: float) -> None:
     text = f"<FORK1>3 + 5</FORK1><FORK2>2 + 9</FORK2><JOIN1> <JOIN2>{answer}"
@@ -228,7 +228,9 @@ def test_the_recipe_scores_the_answer(answer: str, reward: float, right: float) 
 
 
 def test_what_is_out_of_order_or_cut_off_earns_nothing() -> None:
-    assert rollout("19", LIMITS)["reward"] == 0.5
+    assert rollout("19", LIMITS)["reward"] == 1 / 3
+    assert rollout("<FORK1>3 + 5</FORK1>20", LIMITS)["reward"] == 1 / 6
+    assert rollout("<FORK1>2 + 9</FORK1><JOIN1>20", LIMITS)["reward"] == 2 / 6
     out_of_order = rollout("<JOIN1>19", LIMITS, concurrency_weight=0.1)
     assert (out_of_order["reward"], out_of_order["bad_format"]) == (0.0, 1.0)
     assert rollout("thinking " * 30 + "19", replace(LIMITS, max_new_tokens=20)) == {"reward": 0.0}
