@@ -137,11 +137,6 @@ class Policy:
     def tokenizer(self) -> Any:
         return self._worker.template.tokenizer
 
-    @property
-    def tool_timeout_s(self) -> float:
-        """`env.tool_timeout_s`."""
-        return self._worker.tool_timeout_s
-
     async def generate(
         self,
         tokens: Sequence[int] | Ask,
@@ -175,7 +170,7 @@ class Policy:
         """A conversation that begins with these messages (the task's if there are none). `tools`: functions that the
         model may call, their parameters with type hints, or tools of a server (`mcp.py`). Raises UserError if one
         cannot be a tool."""
-        toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s, use=self.tool_use)
+        toolbox = self.toolbox(tools, tool_timeout_s)
         begin = self._task.messages if messages is None else messages
         if said := self._worker.template.unseen(toolbox.names, begin):
             self._worker.warn(said)
@@ -185,6 +180,10 @@ class Policy:
                 "is a sequence of its own (completion/sequences_mean)"
             )
         return Chat(self, self._worker.template, begin, toolbox, train)
+
+    def toolbox(self, tools: Sequence[Callable[..., Any]], tool_timeout_s: float | None = None) -> Toolbox:
+        """For calls that are read in another way than a chat's. Raises UserError if one cannot be a tool."""
+        return Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s, use=self.tool_use)
 
     async def sandbox(self, **limits: Any) -> Sandbox:
         """A place for code that the model writes, without files and network of the machine; it ends with the episode.
