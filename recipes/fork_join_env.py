@@ -32,6 +32,8 @@ class BadFormat(Exception):
 class Organized:
     """How it went. One step of time is one token of everyone who writes."""
 
+    ended: bool = False
+    """The organizer has ended its turn; else it was cut off, or the format was wrong."""
     answer: str = ""
     """What the organizer wrote last."""
     latency: int = 0
@@ -56,7 +58,7 @@ class Organized:
 
 async def organize(policy: Any, messages: list[Message], first: list[Message], agents: int) -> Organized:
     """first: what comes before a worker's sub-query. agents: who may be at work at once, the organizer with them; a
-    worker is, until it is joined. Raises ContextFull."""
+    worker is, until it is joined."""
     how, transcript = Organized(), policy.transcript(messages)
     workers: dict[str, asyncio.Task[tuple[str, int]]] = {}
     begun: dict[str, int] = {}
@@ -87,11 +89,13 @@ async def organize(policy: Any, messages: list[Message], first: list[Message], a
                     transcript.read(f"{text}</JOIN{number}>")
     except BadFormat as error:
         how.error = str(error)
+    except ContextFull:
+        policy.truncate()
     finally:
         for task in workers.values():
             task.cancel()
         await asyncio.gather(*workers.values(), return_exceptions=True)
-    how.answer = transcript.text.strip()
+    how.ended, how.answer = transcript.ended and not how.error, transcript.text.strip()
     return how
 
 
@@ -142,13 +146,9 @@ async def rollout(task: Any, policy: Any, agents: int = 3, concurrency_weight: f
     concurrency. 0 for what is out of order or cut off."""
     a, b, c, d = task.row["metadata"]["expression"].split(" + ")
     question: Message = {"role": "user", "content": f"{a} + {b} + {c} + {d}"}
-    try:
-        how = await organize(policy, [*ORGANIZER, question], WORKER, agents)
-    except ContextFull:
-        policy.truncate()
-        return {"reward": 0.0}
-    is_right = how.answer.rpartition(" = ")[2] == task.row["answer"]
+    how = await organize(policy, [*ORGANIZER, question], WORKER, agents)
+    is_right = how.ended and how.answer.rpartition(" = ")[2] == task.row["answer"]
     halves = sum(half in how.queries for half in (f"{a} + {b}", f"{c} + {d}"))
     reward = (halves / 2 + min(how.joins, 2) / 2 + is_right) / 3 + concurrency_weight * how.concurrency_reward(agents)
     figures = {"right": float(is_right), "latency": how.latency, "concurrency": how.concurrency, "joins": how.joins}
-    return {"reward": 0.0 if how.error else reward, **figures, "bad_format": float(bool(how.error))}
+    return {"reward": reward if how.ended else 0.0, **figures, "bad_format": float(bool(how.error))}

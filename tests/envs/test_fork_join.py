@@ -233,11 +233,12 @@ def test_what_is_out_of_order_or_cut_off_earns_nothing() -> None:
     assert rollout("<FORK1>2 + 9</FORK1><JOIN1>20", LIMITS)["reward"] == 2 / 6
     out_of_order = rollout("<JOIN1>19", LIMITS, concurrency_weight=0.1)
     assert (out_of_order["reward"], out_of_order["bad_format"]) == (0.0, 1.0)
-    assert rollout("thinking " * 30 + "19", replace(LIMITS, max_new_tokens=20)) == {"reward": 0.0}
+    cut_off = rollout("thinking " * 30 + "19", replace(LIMITS, max_new_tokens=20))
+    assert (cut_off["reward"], cut_off["right"], cut_off["truncated"]) == (0.0, 0.0, True)
 
 
 def rollout(text: str, limits: SamplingLimits, **kwargs: Any) -> dict[str, Any]:
     scripts = {"3 + 5 + 2 + 9": text, "3 + 5": "3 + 5 = 8", "2 + 9": "2 + 9 = 11"}
     policy = ScriptedPolicy({f"user\n{key}<|im_end|>": Script.of((t, 1.0)) for key, t in scripts.items()}, limits)
     task = Task(0, 0, "", {"metadata": {"expression": "3 + 5 + 2 + 9"}, "answer": "19"})
-    return run(fork_join_env.rollout(task, policy, **kwargs))[0]
+    return {**run(fork_join_env.rollout(task, policy, **kwargs))[0], "truncated": policy.truncated}
