@@ -86,7 +86,7 @@ async def organize(policy: Any, messages: list[Message], first: list[Message], a
                     how.latency = max(how.latency, begun[number] + num)
                     how.num_tokens += num
                     how.joins += 1
-                    transcript.read(f"{text}</JOIN{number}>")
+                    transcript.read(f"{text}</JOIN{number}>\n")
     except BadFormat as error:
         how.error = str(error)
     except ContextFull:
@@ -122,8 +122,8 @@ async def work(policy: Any, messages: list[Message]) -> tuple[str, int]:
 
 def example(a: int, b: int, c: int, d: int) -> list[Message]:
     """A question and how it is answered."""
-    forks = f"<FORK1>{a} + {b}</FORK1><FORK2>{c} + {d}</FORK2>"
-    joins = f"<JOIN1>{a} + {b} = {a + b}</JOIN1><JOIN2>{c} + {d} = {c + d}</JOIN2>"
+    forks = f"<FORK1>{a} + {b}</FORK1>\n<FORK2>{c} + {d}</FORK2>\n"
+    joins = f"<JOIN1>{a} + {b} = {a + b}</JOIN1>\n<JOIN2>{c} + {d} = {c + d}</JOIN2>\n"
     answer = f"{a + b} + {c + d} = {a + b + c + d}"
     return [
         {"role": "user", "content": f"{a} + {b} + {c} + {d}"},

@@ -44,9 +44,9 @@ def test_workers_are_sequences_of_their_own_and_what_they_return_is_read() -> No
     by_start = {spans(t)[0][1][:4]: t for t in policy.trajectories}
     assert spans(by_start["<FOR"]) == [
         (True, "<FORK1>first</FORK1><FORK2>second</FORK2><JOIN2>"),
-        (False, "two</JOIN2>"),
+        (False, "two</JOIN2>\n"),
         (True, ", <JOIN1>"),
-        (False, "one</JOIN1>"),
+        (False, "one</JOIN1>\n"),
         (True, "done</s>"),
     ]
     assert spans(by_start["one<"]) == [(True, "one</s>")]
@@ -59,7 +59,7 @@ def test_no_mark_goes_across_what_is_read() -> None:
     how, policy, _ = organized("<FORK1>first</FORK1><JOIN1><JOIN1>", {"first": "one"})
     assert how.error == ""
     organizer = max((spans(t) for t in policy.trajectories), key=len)
-    assert organizer[1:] == [(False, "one</JOIN1>"), (True, "JOIN1></s>")]
+    assert organizer[1:] == [(False, "one</JOIN1>\n"), (True, "JOIN1></s>")]
 
 
 def test_all_sequences_are_one_rollout_with_one_reward() -> None:
@@ -166,7 +166,7 @@ def test_a_worker_that_is_cut_off_returns_what_it_has() -> None:
     limits = replace(LIMITS, max_new_tokens=30)
     how, policy, _ = organized("<FORK1>a1</FORK1><JOIN1>yes", {"a1": "z" * 100}, limits=limits)
     assert (how.answer, how.error) == ("yes", "")
-    assert ("z" * 30) + "</JOIN1>" in [text for is_written, text in spans(policy.trajectories[0]) if not is_written]
+    assert ("z" * 30) + "</JOIN1>\n" in [text for is_written, text in spans(policy.trajectories[0]) if not is_written]
 
 
 def test_an_episode_that_is_cancelled_leaves_no_worker() -> None:
