@@ -146,9 +146,8 @@ class Policy:
         stop_token_ids: Sequence[int] = (),
         train: bool = True,
     ) -> Sampled:
-        """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion, token by
-        token, extends that sequence, and its turn if nothing else comes between. `train=False`: what is sampled is not
-        trained.
+        """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion extends that
+        sequence, and its turn if nothing comes between. `train=False`: what is sampled is not trained.
 
         Raises ContextFull if there is no room for a token, or no turn is left, and ValueError for what is no prompt.
         """
@@ -212,8 +211,7 @@ class Policy:
         self.rewards[self._agent] = number
 
     def transcript(self, messages: Sequence[Message] | None = None, *, train: bool = True) -> Transcript:
-        """One turn of the assistant, behind these messages (the task's if there are none), to write in pieces and to
-        read in between."""
+        """One turn behind these messages (the task's if there are none), to write in pieces and to read in between."""
         return Transcript(self, self._worker.template, self._task.messages if messages is None else messages, train)
 
     def reward(self, reward: float, turn: int | None = None) -> None:
