@@ -131,7 +131,7 @@ async def rollout(task: Any, policy: Any, chunk_tokens: int = 8) -> dict[str, fl
     """A quarter for each call that was asked for, and for each number that is right if the turn has an end."""
     a, b, c, d = map(int, task.row["metadata"]["expression"].split(" * "))
     transcript = policy.transcript([*FIRST, {"role": "user", "content": question(a, b, c, d)}])
-    calls = await write_with_tools(transcript, Toolbox([multiply], policy.tool_timeout_s), chunk_tokens)
+    calls = await write_with_tools(transcript, policy.toolbox([multiply]), chunk_tokens)
     if not transcript.ended:
         policy.truncate()
     num_called = sum({"a": x, "b": y} in [call.arguments for call in calls] for x, y in ((a, b), (c, d)))

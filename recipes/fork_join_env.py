@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asyncrl.envs.environment import ContextFull
@@ -32,12 +32,16 @@ class BadFormat(Exception):
 class Organized:
     """How it went. One step of time is one token of everyone who writes."""
 
+    ended: bool = False
+    """The organizer has ended its turn; else it was cut off, or the format was wrong."""
     answer: str = ""
     """What the organizer wrote last."""
     latency: int = 0
     """Steps, by the recurrence of the paper: a worker begins with its fork, a join waits for its end."""
     num_tokens: int = 0
     """Of the organizer, and of the workers that it joined."""
+    queries: list[str] = field(default_factory=list)
+    """What was forked."""
     joins: int = 0
     error: str = ""
     """Of the format."""
@@ -54,7 +58,7 @@ class Organized:
 
 async def organize(policy: Any, messages: list[Message], first: list[Message], agents: int) -> Organized:
     """first: what comes before a worker's sub-query. agents: who may be at work at once, the organizer with them; a
-    worker is, until it is joined. Raises ContextFull."""
+    worker is, until it is joined."""
     how, transcript = Organized(), policy.transcript(messages)
     workers: dict[str, asyncio.Task[tuple[str, int]]] = {}
     begun: dict[str, int] = {}
@@ -71,7 +75,8 @@ async def organize(policy: Any, messages: list[Message], first: list[Message], a
                         why = f"{number} was forked before" if number in begun else f"no agent of {agents} is free"
                         raise BadFormat(f"<FORK{number}>: {why}")
                     begun[number] = how.latency
-                    query = {"role": "user", "content": action["query"].strip()}
+                    how.queries.append(action["query"].strip())
+                    query = {"role": "user", "content": how.queries[-1]}
                     workers[number] = asyncio.create_task(work(policy, [*first, query]))
                 elif number not in workers:
                     raise BadFormat(f"<JOIN{number}>: there is no such worker")
@@ -81,14 +86,16 @@ async def organize(policy: Any, messages: list[Message], first: list[Message], a
                     how.latency = max(how.latency, begun[number] + num)
                     how.num_tokens += num
                     how.joins += 1
-                    transcript.read(f"{text}</JOIN{number}>")
+                    transcript.read(f"{text}</JOIN{number}>\n")
     except BadFormat as error:
         how.error = str(error)
+    except ContextFull:
+        policy.truncate()
     finally:
         for task in workers.values():
             task.cancel()
         await asyncio.gather(*workers.values(), return_exceptions=True)
-    how.answer = transcript.text.strip()
+    how.ended, how.answer = transcript.ended and not how.error, transcript.text.strip()
     return how
 
 
@@ -115,8 +122,8 @@ async def work(policy: Any, messages: list[Message]) -> tuple[str, int]:
 
 def example(a: int, b: int, c: int, d: int) -> list[Message]:
     """A question and how it is answered."""
-    forks = f"<FORK1>{a} + {b}</FORK1><FORK2>{c} + {d}</FORK2>"
-    joins = f"<JOIN1>{a} + {b} = {a + b}</JOIN1><JOIN2>{c} + {d} = {c + d}</JOIN2>"
+    forks = f"<FORK1>{a} + {b}</FORK1>\n<FORK2>{c} + {d}</FORK2>\n"
+    joins = f"<JOIN1>{a} + {b} = {a + b}</JOIN1>\n<JOIN2>{c} + {d} = {c + d}</JOIN2>\n"
     answer = f"{a + b} + {c + d} = {a + b + c + d}"
     return [
         {"role": "user", "content": f"{a} + {b} + {c} + {d}"},
@@ -125,27 +132,23 @@ def example(a: int, b: int, c: int, d: int) -> list[Message]:
 
 
 ORGANIZER: list[Message] = [
-    {
-        "role": "system",
-        "content": "Split the sum in two, <FORK1>first half</FORK1><FORK2>second half</FORK2>, ask for the results, "
-        "<JOIN1> and <JOIN2>, and add them.",
-    },
+    {"role": "system", "content": "Fork the two halves of the sum, join them, and add."},
     *example(3, 5, 2, 9),
     *example(7, 10, 6, 1),
+    *example(8, 4, 10, 5),
+    *example(1, 9, 3, 6),
 ]
 WORKER: list[Message] = [{"role": "user", "content": "4 + 9"}, {"role": "assistant", "content": "4 + 9 = 13"}]
 
 
 async def rollout(task: Any, policy: Any, agents: int = 3, concurrency_weight: float = 0.0) -> dict[str, float]:
-    """Half for two workers that were joined, half for the right sum, and something for concurrency; 0 for what is out
-    of order or cut off."""
-    question: Message = {"role": "user", "content": task.row["metadata"]["expression"]}
-    try:
-        how = await organize(policy, [*ORGANIZER, question], WORKER, agents)
-    except ContextFull:
-        policy.truncate()
-        return {"reward": 0.0}
-    is_right = how.answer.rpartition(" = ")[2] == task.row["answer"]
-    reward = (min(how.joins, 2) / 2 + is_right) / 2 + concurrency_weight * how.concurrency_reward(agents)
+    """A third each for the two halves that were forked, for two joins, and for the right sum; something for
+    concurrency. 0 for what is out of order or cut off."""
+    a, b, c, d = task.row["metadata"]["expression"].split(" + ")
+    question: Message = {"role": "user", "content": f"{a} + {b} + {c} + {d}"}
+    how = await organize(policy, [*ORGANIZER, question], WORKER, agents)
+    is_right = how.ended and how.answer.rpartition(" = ")[2] == task.row["answer"]
+    halves = sum(half in how.queries for half in (f"{a} + {b}", f"{c} + {d}"))
+    reward = (halves / 2 + min(how.joins, 2) / 2 + is_right) / 3 + concurrency_weight * how.concurrency_reward(agents)
     figures = {"right": float(is_right), "latency": how.latency, "concurrency": how.concurrency, "joins": how.joins}
-    return {"reward": 0.0 if how.error else reward, **figures, "bad_format": float(bool(how.error))}
+    return {"reward": reward if how.ended else 0.0, **figures, "bad_format": float(bool(how.error))}

@@ -137,11 +137,6 @@ class Policy:
     def tokenizer(self) -> Any:
         return self._worker.template.tokenizer
 
-    @property
-    def tool_timeout_s(self) -> float:
-        """`env.tool_timeout_s`."""
-        return self._worker.tool_timeout_s
-
     async def generate(
         self,
         tokens: Sequence[int] | Ask,
@@ -151,9 +146,8 @@ class Policy:
         stop_token_ids: Sequence[int] = (),
         train: bool = True,
     ) -> Sampled:
-        """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion, token by
-        token, extends that sequence, and its turn if nothing else comes between. `train=False`: what is sampled is not
-        trained.
+        """One completion of the prompt `tokens`. What goes on from an earlier prompt and its completion extends that
+        sequence, and its turn if nothing comes between. `train=False`: what is sampled is not trained.
 
         Raises ContextFull if there is no room for a token, or no turn is left, and ValueError for what is no prompt.
         """
@@ -175,7 +169,7 @@ class Policy:
         """A conversation that begins with these messages (the task's if there are none). `tools`: functions that the
         model may call, their parameters with type hints, or tools of a server (`mcp.py`). Raises UserError if one
         cannot be a tool."""
-        toolbox = Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s, use=self.tool_use)
+        toolbox = self.toolbox(tools, tool_timeout_s)
         begin = self._task.messages if messages is None else messages
         if said := self._worker.template.unseen(toolbox.names, begin):
             self._worker.warn(said)
@@ -185,6 +179,10 @@ class Policy:
                 "is a sequence of its own (completion/sequences_mean)"
             )
         return Chat(self, self._worker.template, begin, toolbox, train)
+
+    def toolbox(self, tools: Sequence[Callable[..., Any]], tool_timeout_s: float | None = None) -> Toolbox:
+        """For calls that are read in another way than a chat's. Raises UserError if one cannot be a tool."""
+        return Toolbox(tools, tool_timeout_s or self._worker.tool_timeout_s, use=self.tool_use)
 
     async def sandbox(self, **limits: Any) -> Sandbox:
         """A place for code that the model writes, without files and network of the machine; it ends with the episode.
@@ -213,8 +211,7 @@ class Policy:
         self.rewards[self._agent] = number
 
     def transcript(self, messages: Sequence[Message] | None = None, *, train: bool = True) -> Transcript:
-        """One turn of the assistant, behind these messages (the task's if there are none), to write in pieces and to
-        read in between."""
+        """One turn behind these messages (the task's if there are none), to write in pieces and to read in between."""
         return Transcript(self, self._worker.template, self._task.messages if messages is None else messages, train)
 
     def reward(self, reward: float, turn: int | None = None) -> None:

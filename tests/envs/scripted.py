@@ -13,6 +13,7 @@ import chats
 
 from asyncrl.envs.environment import Ask, Sampled
 from asyncrl.envs.template import Template
+from asyncrl.envs.tools import Toolbox
 from asyncrl.envs.transcript import Transcript
 from asyncrl.rewards.score import Score
 from asyncrl.rollout.engine import Completion, SamplingParams, VersionSpan
@@ -127,8 +128,6 @@ class ScriptedEngine:
 class ScriptedPolicy:
     """What an environment samples with, over the record of the generator. One for each episode."""
 
-    tool_timeout_s = 5.0
-
     def __init__(self, scripts: Script | Mapping[str, Script], limits: SamplingLimits = LIMITS) -> None:
         """scripts: of the sequence whose first prompt has the key in it."""
 
@@ -145,6 +144,9 @@ class ScriptedPolicy:
 
     def transcript(self, messages: Sequence[Message] = QUESTION) -> Transcript:
         return Transcript(self, Template(TOKENIZER), messages)
+
+    def toolbox(self, tools: Sequence[Callable[..., Any]], tool_timeout_s: float = 5.0) -> Toolbox:
+        return Toolbox(tools, tool_timeout_s)
 
     def truncate(self) -> None:
         self.truncated = True

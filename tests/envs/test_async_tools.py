@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import LIMITS, TOKENIZER, Script, ScriptedPolicy, run, spans, trained
 
-from asyncrl.envs.tools import Toolbox
 from asyncrl.task import Task
 
 TOKEN_S = 0.05
+TOOL_TIMEOUT_S = 5.0
 
 
 async def wait(seconds: float, note: str = "") -> str:
@@ -35,7 +35,7 @@ def played(
     policy = policy or ScriptedPolicy(script)
 
     async def scenario() -> ScriptedPolicy:
-        toolbox = Toolbox(tools or (wait,), 1000.0 if not tools else policy.tool_timeout_s)
+        toolbox = policy.toolbox(tools or (wait,), TOOL_TIMEOUT_S if tools else 1000.0)
         await async_tools_env.write_with_tools(policy.transcript(), toolbox, chunk_tokens)
         return policy
 
@@ -127,7 +127,7 @@ def test_the_end_of_the_turn_cancels_what_runs() -> None:
         return ""
 
     policy, took_s = played(Script.of(("[CALL] a [HEAD] stay() [END]bye", 0.01)), stay)
-    assert took_s < 1 < policy.tool_timeout_s
+    assert took_s < 1 < TOOL_TIMEOUT_S
     assert cancelled == [True]
     assert [is_written for is_written, _ in spans(policy.trajectories[0])] == [True]
 
@@ -135,7 +135,7 @@ def test_the_end_of_the_turn_cancels_what_runs() -> None:
 def test_an_episode_that_is_cancelled_leaves_nothing() -> None:
     async def scenario() -> None:
         policy = ScriptedPolicy(Script.of((call("a", 50.0) + call("b", 50.0) + "words " * 100, 1.0)))
-        writing = async_tools_env.write_with_tools(policy.transcript(), Toolbox([wait], 1000.0), 4)
+        writing = async_tools_env.write_with_tools(policy.transcript(), policy.toolbox([wait], 1000.0), 4)
         episode = asyncio.create_task(writing)
         await asyncio.sleep(120)
         assert len(asyncio.all_tasks()) > 2, "no call runs any more"
@@ -165,7 +165,7 @@ def test_what_goes_wrong_with_a_call_is_read() -> None:
     policy, took_s = played(Script.of((text, 0.0)), fail, wait)
     read = "".join(text for is_written, text in spans(policy.trajectories[0]) if not is_written)
     said = dict(re.findall(r"\[INTR\] (\S+) \[HEAD\] (.*?) \[END\]", read))
-    assert took_s == policy.tool_timeout_s
+    assert took_s == TOOL_TIMEOUT_S
     assert "no such city" in said["c0"]
     assert said["c1"] == "Error: wait took more than 5 s"
     assert "seconds: Field required" in said["c2"]

@@ -44,9 +44,9 @@ def test_workers_are_sequences_of_their_own_and_what_they_return_is_read() -> No
     by_start = {spans(t)[0][1][:4]: t for t in policy.trajectories}
     assert spans(by_start["<FOR"]) == [
         (True, "<FORK1>first</FORK1><FORK2>second</FORK2><JOIN2>"),
-        (False, "two</JOIN2>"),
+        (False, "two</JOIN2>\n"),
         (True, ", <JOIN1>"),
-        (False, "one</JOIN1>"),
+        (False, "one</JOIN1>\n"),
         (True, "done</s>"),
     ]
     assert spans(by_start["one<"]) == [(True, "one</s>")]
@@ -59,7 +59,7 @@ def test_no_mark_goes_across_what_is_read() -> None:
     how, policy, _ = organized("<FORK1>first</FORK1><JOIN1><JOIN1>", {"first": "one"})
     assert how.error == ""
     organizer = max((spans(t) for t in policy.trajectories), key=len)
-    assert organizer[1:] == [(False, "one</JOIN1>"), (True, "JOIN1></s>")]
+    assert organizer[1:] == [(False, "one</JOIN1>\n"), (True, "JOIN1></s>")]
 
 
 def test_all_sequences_are_one_rollout_with_one_reward() -> None:
@@ -166,7 +166,7 @@ def test_a_worker_that_is_cut_off_returns_what_it_has() -> None:
     limits = replace(LIMITS, max_new_tokens=30)
     how, policy, _ = organized("<FORK1>a1</FORK1><JOIN1>yes", {"a1": "z" * 100}, limits=limits)
     assert (how.answer, how.error) == ("yes", "")
-    assert ("z" * 30) + "</JOIN1>" in [text for is_written, text in spans(policy.trajectories[0]) if not is_written]
+    assert ("z" * 30) + "</JOIN1>\n" in [text for is_written, text in spans(policy.trajectories[0]) if not is_written]
 
 
 def test_an_episode_that_is_cancelled_leaves_no_worker() -> None:
@@ -217,7 +217,7 @@ def test_whatever_the_organizer_writes(texts: list[str], cuts: list[int], length
 
 @pytest.mark.parametrize(
     ("answer", "reward", "right"),
-    [("8 + 11 = 19", 1.0, 1.0), ("19", 1.0, 1.0), ("20", 0.5, 0.0), ("", 0.5, 0.0)],
+    [("8 + 11 = 19", 3 / 3, 1.0), ("19", 3 / 3, 1.0), ("20", 2 / 3, 0.0), ("", 2 / 3, 0.0)],
 )
 def test_the_recipe_scores_the_answer(answer: str, reward: float, right: float) -> None:
     text = f"<FORK1>3 + 5</FORK1><FORK2>2 + 9</FORK2><JOIN1> <JOIN2>{answer}"
@@ -228,14 +228,17 @@ def test_the_recipe_scores_the_answer(answer: str, reward: float, right: float) 
 
 
 def test_what_is_out_of_order_or_cut_off_earns_nothing() -> None:
-    assert rollout("19", LIMITS)["reward"] == 0.5
+    assert rollout("19", LIMITS)["reward"] == 1 / 3
+    assert rollout("<FORK1>3 + 5</FORK1>20", LIMITS)["reward"] == 1 / 6
+    assert rollout("<FORK1>2 + 9</FORK1><JOIN1>20", LIMITS)["reward"] == 2 / 6
     out_of_order = rollout("<JOIN1>19", LIMITS, concurrency_weight=0.1)
     assert (out_of_order["reward"], out_of_order["bad_format"]) == (0.0, 1.0)
-    assert rollout("thinking " * 30 + "19", replace(LIMITS, max_new_tokens=20)) == {"reward": 0.0}
+    cut_off = rollout("thinking " * 30 + "19", replace(LIMITS, max_new_tokens=20))
+    assert (cut_off["reward"], cut_off["right"], cut_off["truncated"]) == (0.0, 0.0, True)
 
 
 def rollout(text: str, limits: SamplingLimits, **kwargs: Any) -> dict[str, Any]:
     scripts = {"3 + 5 + 2 + 9": text, "3 + 5": "3 + 5 = 8", "2 + 9": "2 + 9 = 11"}
     policy = ScriptedPolicy({f"user\n{key}<|im_end|>": Script.of((t, 1.0)) for key, t in scripts.items()}, limits)
     task = Task(0, 0, "", {"metadata": {"expression": "3 + 5 + 2 + 9"}, "answer": "19"})
-    return run(fork_join_env.rollout(task, policy, **kwargs))[0]
+    return {**run(fork_join_env.rollout(task, policy, **kwargs))[0], "truncated": policy.truncated}

@@ -125,7 +125,7 @@ FORKS = "<FORK1>2 + 3</FORK1><FORK2>4 + 6</FORK2><JOIN1> <JOIN2>5 + 10 = 15"
         (
             "./fork_join_env.py:rollout",
             {"metadata": {"expression": "2 + 3 + 4 + 6"}, "answer": "15"},
-            {"Split the sum": FORKS, "2 + 3": "2 + 3 = 5", "4 + 6": "4 + 6 = 10"},
+            {"Fork the two halves": FORKS, "2 + 3": "2 + 3 = 5", "4 + 6": "4 + 6 = 10"},
         ),
     ],
 )
