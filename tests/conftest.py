@@ -48,13 +48,13 @@ _LONGEST = (
 """Whole runs, half a minute and more each: every test by itself."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Those that take longest first, and what shares a fixture in one process (`--dist loadgroup`): then several
     processes end at about the same time, with one engine."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     places = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: (places.get(item.path.name, len(places)), item.path not in slow))
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
         with_engine = "vllm_engine" in getattr(item, "fixturenames", ())
         group = "vllm_engine" if with_engine else item.path if item.path.name not in places else item.nodeid
         item.add_marker(pytest.mark.xdist_group(str(group)))
