@@ -42,6 +42,7 @@ _LONGEST = (
     "test_ends.py",
     "test_lost_node.py",
     "test_environment.py",
+    "test_backend.py",
     "test_safety.py",
     "test_prometheus.py",
 )
