@@ -35,12 +35,24 @@ _TINY_TEMPLATE = (
 
 def load_tokenizer(path: str):
     """The tokenizer beside the model, of the class its config names; UserError if there is none."""
-    from transformers import AutoTokenizer
-
     if odd := [file for file in Path(path).glob("*") if not (file.is_file() or file.is_dir())]:
         raise UserError(f"model: {odd[0]} is neither a file nor a folder; take it away, or name another model")
     with _of_tokenizer(path):
+        if is_local(path) and _is_plain(Path(path)):
+            from transformers import TokenizersBackend
+
+            return TokenizersBackend.from_pretrained(path, local_files_only=True)
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(path, local_files_only=is_local(path), trust_remote_code=False)
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether AutoTokenizer would take the class for which tokenizer.json is all there is. To ask it is to import
+    torch: 3 s and memory in each process of environments. For other models it has exceptions."""
+    config = json_object(folder / "tokenizer_config.json")
+    plain = config.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in config
+    return plain and local_config(folder).get("model_type") == "llama"
 
 
 @contextmanager

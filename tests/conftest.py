@@ -37,21 +37,28 @@ sys.path.append(str(Path(__file__).parent / "report"))
 
 
 _LONGEST = (
-    "test_run.py",
     "test_new_user.py",
+    "test_run.py",
     "test_ends.py",
-    "test_safety.py",
     "test_lost_node.py",
+    "test_environment.py",
+    "test_backend.py",
+    "test_safety.py",
     "test_prometheus.py",
 )
-"""Minutes each."""
+"""Whole runs, half a minute and more each: every test by itself."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take longest first: then two processes end at about the same time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those that take longest first, and what shares a fixture in one process (`--dist loadgroup`): then several
+    processes end at about the same time, with one engine."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     places = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: (places.get(item.path.name, len(places)), item.path not in slow))
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        with_engine = "vllm_engine" in getattr(item, "fixturenames", ())
+        group = "vllm_engine" if with_engine else item.path if item.path.name not in places else item.nodeid
+        item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from command import ROOT
 from ray.exceptions import ObjectStoreFullError
-from test_run import ROOT, SIMULATED, asyncrl, below, check, kill_group, records, summary, wait_for
+from test_run import SIMULATED, asyncrl, below, check, kill_group, records, summary, wait_for
 
 from asyncrl.cli import main
 from asyncrl.cluster import ray_cluster

@@ -10,8 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
+from command import ROOT
 from ray.cluster_utils import Cluster
-from test_run import ROOT, SIMULATED, asyncrl, below, check, kill_group, records, wait_for
+from test_run import SIMULATED, asyncrl, below, check, kill_group, records, wait_for
 
 from asyncrl.cli import main
 

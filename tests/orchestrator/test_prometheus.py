@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from test_run import SIMULATED, asyncrl, kill_group, records, wait_for
+from command import fresh
+from test_run import SIMULATED, kill_group, records, wait_for
 
 from asyncrl.observe.grafana import dashboard, metric
 from asyncrl.observe.prometheus import Prometheus
@@ -42,7 +43,7 @@ def test_the_agent_exports_what_metrics_jsonl_says(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     run_dir = tmp_path / "a-run"
     steady = ["rollout.engine_args={token_s: 0.3}", "max_steps=1000", f"run_dir={run_dir}"]
-    process = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *steady, background=True)
+    process = fresh("train", "recipes/tiny.yaml", *SIMULATED, *steady)
     try:
         file = run_dir / "prometheus.json"
         wait_for(file.exists, process, "the address")

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from command import Forked
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from asyncrl.buffer.records import groups
@@ -29,7 +28,6 @@ from asyncrl.rollout.trajectory import decode
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 SIMULATED = [
     "rollout.engine=simulated",
     "rollout.engine_args={token_s: 0.1}",
@@ -42,21 +40,11 @@ SIMULATED = [
 
 def asyncrl(*arguments: str, background: bool = False, log: Path | None = None) -> Any:
     """The command line in a process group of its own; what it prints goes to `log`, or is returned with its code."""
-    command = [sys.executable, "-m", "asyncrl", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=log.open("w") if log else subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = Forked(*arguments, log=log)
     if background:
-        return process
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
+        return command
+    output, _ = command.communicate(timeout=240)
+    return command.returncode, output
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -64,7 +52,7 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def waits_for(process: subprocess.Popen[str], run_dir: Path, what: str) -> bool:
+def waits_for(process: Forked, run_dir: Path, what: str) -> bool:
     process.send_signal(signal.SIGUSR1)
     path = run_dir / "waiting.txt"
     return path.exists() and what in path.read_text()
@@ -74,7 +62,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "summary.json").read_text())
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str], what: str, deadline_s: float = 240) -> Any:
+def wait_for(condition: Any, process: Forked, what: str, deadline_s: float = 240) -> Any:
     """Poll until the condition holds; fails with the run's output if the run ends first."""
     deadline = time.monotonic() + deadline_s
     while not (result := condition()):
@@ -95,7 +83,7 @@ def below(pid: int, title: str = "") -> list[psutil.Process]:
     return sorted(found, key=lambda child: child.pid)
 
 
-def actor_pid(process: subprocess.Popen[str], name: str, index: int) -> int:
+def actor_pid(process: Forked, name: str, index: int) -> int:
     """Pid of the Ray worker that runs the index-th actor of a class; Ray puts the class name in its title."""
     title = f"ray::{name}"
     return wait_for(lambda: below(process.pid, title)[index : index + 1], process, f"{name} {index}")[0].pid
@@ -120,7 +108,7 @@ def check(run_dir: Path, steps: int, *, stopped: bool = False) -> dict[str, Any]
     return ledger
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def kill_group(process: Forked) -> None:
     """kill -9 of the driver and everything below it."""
     try:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -135,7 +123,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     process.wait(30)
 
 
-def kill_role(process: subprocess.Popen[str], name: str) -> None:
+def kill_role(process: Forked, name: str) -> None:
     os.kill(actor_pid(process, name, 0), signal.SIGKILL)
 
 

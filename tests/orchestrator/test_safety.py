@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_run import asyncrl, kill_group, records, wait_for
+from command import fresh
+from test_run import kill_group, records, wait_for
 from torch.distributed import TCPStore
 
 from asyncrl.cluster import ray_token
@@ -41,7 +42,7 @@ def test_nobody_else_reaches_a_run_and_its_secrets_stay_where_they_are(
         monkeypatch.setenv(name, secret)
     arguments = ["recipes/tiny.yaml", "max_steps=500", "track.wandb=offline", f"run_dir={run_dir}"]
     arguments += ["trainer.ranks=2", "weights.channel=gloo"]
-    process = asyncrl("train", *arguments, background=True)
+    process = fresh("train", *arguments)
     try:
         wait_for(lambda: records(run_dir), process, "the first step")
         listening = addresses(process.pid)
