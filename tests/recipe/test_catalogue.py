@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -35,4 +36,4 @@ def test_a_copy_has_the_code_that_it_names(entry: Entry, tmp_path: Path, monkeyp
     code = [file for file in files if file.suffix == ".py"]
     recipe = load(path)
     named = load_object(recipe.code.get("env") or recipe.code["reward"], tmp_path, "code")
-    assert [Path(named.__code__.co_filename)] == [tmp_path / file for file in code] or not code
+    assert [Path(inspect.getfile(named))] == [tmp_path / file for file in code] or not code
