@@ -7,9 +7,8 @@ from typing import Any
 
 
 class Guess:
-    def reset(self, task: Any) -> str:
+    def reset(self, task: Any) -> None:
         self.secret, self.left = int(task.row["secret"]), 4
-        return "Answer with one number."
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """What the model reads next, its reward, and whether the game is over."""

@@ -163,3 +163,21 @@ def test_search_agent(retrieval: str) -> None:
     assert "<tool_response>about it\n\nabout it</tool_response>" in policy.read
     assert played("search_env", row, "It was Emily Brontë.", url=retrieval)[0] == 0.0
     assert played("search_env", row, "<answer>Emily</answer>", url=retrieval)[0] == 0.0
+
+
+def test_guess_halves_what_is_left() -> None:
+    game = module("guess_env").Guess()
+    game.reset(Task(0, 0, "?", {"secret": 11}))
+    steps = [game.step(action) for action in ("8", "12.", "I say 10", "11")]
+    assert steps == [
+        ("Higher.", 0.0, False),
+        ("Lower.", 0.0, False),
+        ("Answer with one number.", 0.0, False),
+        ("Right.", 1.0, True),
+    ]
+
+
+def test_guess_ends_with_the_fourth_try() -> None:
+    game = module("guess_env").Guess()
+    game.reset(Task(0, 0, "?", {"secret": 1}))
+    assert [game.step("2")[2] for _ in range(4)] == [False, False, False, True]
