@@ -18,7 +18,7 @@ class Task:
     """One draw of one row."""
 
     number: int
-    """Draw number: 0, 1, 2, … over all epochs."""
+    """Sample index: 0, 1, 2, … over all epochs."""
     row_index: int
     prompt: str | list[Message]
     """Text, or chat messages for the model's chat template."""

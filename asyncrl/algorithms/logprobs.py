@@ -1,7 +1,7 @@
 """Log-probs of given tokens under a language model's output head, and the entropy of the distributions they were drawn
 from, without ever holding the logits.
 
-[N, V] is walked through in tiles, once forward and once more backward: the softmax is online (Milakov & Gimelshein
+[N, V] is computed in chunks, once forward and once more backward: the softmax is online (Milakov & Gimelshein
 2018), the gradient of a tile is used up before the next is computed (Wijmans et al. 2024).
 """
 

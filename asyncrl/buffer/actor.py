@@ -3,7 +3,7 @@
     generator --put--> journal (durable) --take--> trainer
 
 A group is committed when its bytes are durable; what the index says is in the files, so a buffer that died is built
-again by reading them (Ray restarts the actor, and repeats the calls that were under way). Bytes are never decoded
+again by reading them (Ray restarts the actor, and repeats the calls that were in flight). Bytes are never decoded
 here, and not kept in memory: a batch is read back from pages that the system still has. Back-pressure is the
 controller's slots. The trainer takes the groups of a batch; anyone else reads all that is committed, in order, from a
 cursor of their own (`since`; `buffer/follow.py` from outside the run). Waits for: the disk; `since` for a group, as
@@ -115,7 +115,7 @@ class Buffer:
     async def release(self, needed: dict[int, int], drawn: int) -> None:
         """Forget what no recovery will ask for, and delete the segments that only held that.
 
-        `needed`: current attempt of every task that is under way or was trained since the last checkpoint;
+        `needed`: current attempt of every task that is in flight or was trained since the last checkpoint;
         `drawn`: tasks drawn when this was said. What a later task, or a later attempt, commits meanwhile stays.
         """
         if self._recipe.keep == "all":

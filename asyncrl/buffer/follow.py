@@ -28,13 +28,13 @@ def follow(run_dir: str | Path, cursor: Cursor = START, wait_s: float = 600.0) -
     """Every group that the run commits, each with the cursor behind it: given again, that goes on from there.
 
     Begins with the oldest group that a resume of the run would need. Ends after `wait_s` seconds without a new one, and
-    with the run. Raises UserError if no such run is under way on the Ray cluster that this process is connected to.
+    with the run. Raises UserError if no such run is running on the Ray cluster that this process is connected to.
     """
     run_dir = Path(run_dir)
     named = ray.util.list_named_actors(all_namespaces=True)
     found = [actor for actor in named if actor["name"].startswith(_prefix(run_dir))]
     if not found:
-        raise UserError(f"{run_dir}: no such run is under way on this Ray cluster; give the folder of one that is")
+        raise UserError(f"{run_dir}: no such run is running on this Ray cluster; give the folder of one that is")
     buffer = ray.get_actor(found[-1]["name"], found[-1]["namespace"])
     while True:
         try:

@@ -1,6 +1,6 @@
 """What the journal of a run holds, in three streams with one writer each.
 
-    groups    written by the buffer    GROUP: the encoded trajectories of a group, durable before anyone hears of it
+    groups    written by the buffer    GROUP: the encoded trajectories of a group, write-ahead
     control   written by the driver    ENTRY: snapshots, events and decisions of the controller, in their order:
                                        task issued (Start), committed (GroupFinished), dropped with its reason
                                        (GroupFiltered, GroupFailed, Discard, Cancel), batch leased (Train), StepDone,

@@ -27,7 +27,7 @@ Consume = Callable[[dict[str, Tensor]], None]
 
 
 class _Save:
-    """A save under way: what it waits for, and its error if it had one that nobody was told of."""
+    """A save in flight: what it waits for, and its error if it had one that nobody was told of."""
 
     def __init__(self) -> None:
         self.copied = threading.Event()
@@ -67,11 +67,11 @@ class BackgroundSaver:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is under way."""
+        """Whether a save is in flight."""
         return self._save is not None and not self._save.ended.is_set()
 
     def wait_copied(self) -> float:
-        """Block until the tensors may change; returns the seconds that took, 0.0 if no copy is under way.
+        """Block until the tensors may change; returns the seconds that took, 0.0 if no copy is in flight.
 
         An error in the copy ends the wait too; `wait` or the next `start` raises it.
         """
@@ -86,7 +86,7 @@ class BackgroundSaver:
         return time.perf_counter() - began
 
     def wait(self, deadline_s: float) -> None:
-        """Block until no save is under way. Raises its error (once), or DeadlineExceeded after `deadline_s`."""
+        """Block until no save is in flight. Raises its error (once), or DeadlineExceeded after `deadline_s`."""
         save = self._save
         if save is None:
             return

@@ -77,7 +77,7 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """In the block SIGTERM raises, once: what cleans up then is not interrupted. A run under way has its own way."""
+    """In the block SIGTERM raises, once: what cleans up then is not interrupted. A running run has its own way."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -270,10 +270,10 @@ def _sizes(recipe: Recipe) -> list[str]:
     turns = f" and {recipe.env.max_turns} turns" if recipe.env else ""
     engines = "" if rollout.first_replicas == rollout.replicas else f"{rollout.first_replicas} to "
     return [
-        f"slots      {num_slots} groups under way = (max_staleness {recipe.max_staleness} + 1) x {groups} per step"
+        f"slots      {num_slots} groups in flight = (max_staleness {recipe.max_staleness} + 1) x {groups} per step"
         + (f" + {settings.backup_groups} backup" if settings.backup_groups else ""),
         f"staleness  no trained token is older than {worst_case(settings)} update(s) "
-        f"(policy {settings.policy}, over_age {recipe.over_age})",
+        f"(policy {settings.policy}, on_stale {recipe.on_stale})",
         f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
         f"on {engines}{rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
         f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",

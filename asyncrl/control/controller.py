@@ -95,7 +95,7 @@ class Controller:
         return self._training
 
     def attempts(self) -> dict[int, int]:
-        """The current attempt of every task under way."""
+        """The current attempt of every task in flight."""
         return {task.number: task.attempt for task in self._tasks.under_way()}
 
     def ready(self) -> list[tuple[int, int]]:
@@ -221,11 +221,11 @@ class Controller:
         decisions: list[Decision] = [self._training]
         self._tasks.lease(batch)
         # From here on `_min_version` is that of the batch after: what is too old for it is given up at once.
-        if self._settings.over_age == "drop":
+        if self._settings.on_stale == "drop":
             # A lower bound: one still queued in its engine may be younger, but loses nothing by a new start.
             least = self._min_version
-            over_age = [t for t in self._tasks.running.values() if t.start_version < least]
-            decisions += [self._give_up(task) for task in over_age]
+            too_old = [t for t in self._tasks.running.values() if t.start_version < least]
+            decisions += [self._give_up(task) for task in too_old]
         return decisions + [self._give_up(task) for task in self._stale(self._tasks.ready.values())]
 
     def _select(self) -> Sequence[Task]:

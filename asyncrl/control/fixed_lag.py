@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 
 def batch_to_fill(sizes: Mapping[int | None, int], next_step: int, groups_per_step: int) -> int:
-    """Batch of the next group drawn, given the number of groups under way of each batch: the first one with a gap."""
+    """Batch of the next group drawn, given the number of groups in flight of each batch: the first one with a gap."""
     batch = next_step
     while sizes.get(batch, 0) >= groups_per_step:
         batch += 1

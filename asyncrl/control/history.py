@@ -4,7 +4,7 @@
     event      what the driver reported
     decisions  what the controller answered; made again when the list is read, and compared
 
-So a run that broke off is taken up where it stood, and a finished one can be checked from its first entry on.
+So a run that broke off resumes where it stood, and a finished one can be checked from its first entry on.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def replay(entries: Iterable[Entry]) -> Controller:
 
 def _replay(entries: Iterable[Entry]) -> Controller:
     controller: Controller | None = None
-    for number, entry in enumerate(entries):
+    for number, written in enumerate(entries):
+        entry = _today(written) if isinstance(written, Snapshot) else written
         if controller is None:
             if not isinstance(entry, Snapshot):
                 raise HistoryError("the history does not begin with a snapshot")
@@ -86,10 +87,18 @@ def _replay(entries: Iterable[Entry]) -> Controller:
     return controller
 
 
+def _today(snapshot: Snapshot) -> Snapshot:
+    """With the names that settings have now."""
+    settings = dict(snapshot.state["settings"])
+    if "over_age" in settings:
+        settings["on_stale"] = settings.pop("over_age")
+    return Snapshot({**snapshot.state, "settings": settings})
+
+
 def _settings(snapshot: Snapshot) -> Settings:
     settings = msgspec.convert(snapshot.state, _State).settings
     if not slots(settings) <= _MOST_SLOTS:
-        raise HistoryError(f"its settings have more than {_MOST_SLOTS} groups under way")
+        raise HistoryError(f"its settings have more than {_MOST_SLOTS} groups in flight")
     return settings
 
 

@@ -1,6 +1,6 @@
 """Events that the driver reports to the controller, and decisions that it carries out.
 
-A task is a draw number 0, 1, 2, …; the driver maps it to a data row by a pure function, so the data cursor is
+A task is a sample index 0, 1, 2, …; the driver maps it to a data row by a pure function, so the data cursor is
 the number of tasks drawn. An attempt is one start of a task: 0 at first, one more after every requeue.
 """
 

@@ -17,19 +17,19 @@ class Settings:
     """P: groups trained in one step."""
     max_staleness: int | float
     """S: admission lets a group be trained at most this many updates after its start; a fraction: so large a share
-    of a batch may be one update older (policy bounded, over_age wait)."""
+    of a batch may be one update older (policy bounded, on_stale wait)."""
     max_steps: int
     """Steps of the run."""
     selection_window: int = 1
     """W: a finished group may overtake at most W - 1 older ones."""
-    over_age: Literal["wait", "drop", "mask"] = "wait"
+    on_stale: Literal["wait", "drop", "mask"] = "wait"
     """What happens to a straggler: wait for it, restart it, or train only its tokens of age <= S."""
     policy: Literal["bounded", "one_step", "stale_k", "sync"] = "bounded"
     """Ages of a batch: at most the bound; exactly one update, or exactly S (the first batches: less); or none."""
     push_lag: int = 1
     """A version is published once it is so many updates ahead of the live one."""
     backup_groups: int = 0
-    """Groups under way beyond what is needed: a batch closes with the first P that finish."""
+    """Groups in flight beyond what is needed: a batch closes with the first P that finish."""
     tokens_per_group: int
     """Routing's estimate of a group's tokens until the first group has finished."""
 
@@ -57,24 +57,24 @@ class Settings:
             return f"policy one_step needs max_staleness 1, not {S}; change one of the two"
         if policy == "stale_k" and (S < 1 or S % 1):
             return f"policy stale_k needs a whole max_staleness of at least 1, not {S}; change one of the two"
-        if S % 1 and self.over_age != "wait":
-            return f"max_staleness {S} needs over_age wait, not {self.over_age}; set it to {int(S)} or {int(S) + 1}"
+        if S % 1 and self.on_stale != "wait":
+            return f"max_staleness {S} needs on_stale wait, not {self.on_stale}; set it to {int(S)} or {int(S) + 1}"
         return ""
 
     def _window_fault(self) -> str:
-        if self.selection_window == 1 or (self.policy == "bounded" and self.over_age == "wait"):
+        if self.selection_window == 1 or (self.policy == "bounded" and self.on_stale == "wait"):
             return ""
         return (
-            f"selection_window {self.selection_window} needs policy bounded and over_age wait, "
-            f"not {self.policy} and {self.over_age}; set selection_window to 1"
+            f"selection_window {self.selection_window} needs policy bounded and on_stale wait, "
+            f"not {self.policy} and {self.on_stale}; set selection_window to 1"
         )
 
     def _backup_fault(self) -> str:
-        if self.backup_groups == 0 or (self.over_age == "drop" and self.policy not in FIXED_LAG):
+        if self.backup_groups == 0 or (self.on_stale == "drop" and self.policy not in FIXED_LAG):
             return ""
         return (
-            f"backup_groups {self.backup_groups} needs over_age drop and policy bounded or sync, "
-            f"not {self.over_age} and {self.policy}; set backup_groups to 0"
+            f"backup_groups {self.backup_groups} needs on_stale drop and policy bounded or sync, "
+            f"not {self.on_stale} and {self.policy}; set backup_groups to 0"
         )
 
     def _push_fault(self) -> str:

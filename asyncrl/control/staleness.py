@@ -41,7 +41,7 @@ from asyncrl.control.settings import Settings
 
 
 def slots(settings: Settings) -> int:
-    """Groups that may be under way at once."""
+    """Groups that may be in flight at once."""
     return _num_paced(settings) + settings.backup_groups
 
 
@@ -52,7 +52,7 @@ def _num_paced(settings: Settings) -> int:
 
 def worst_case(settings: Settings) -> int:
     """Largest age that a trained token can have, in updates."""
-    if settings.over_age != "wait":
+    if settings.on_stale != "wait":
         return int(settings.max_staleness)
     if _num_paced(settings) == settings.groups_per_step:
         return 0
@@ -65,11 +65,11 @@ def selectable_below(oldest_running: int | None, settings: Settings) -> int | No
     The window starts at the oldest *running* group: older ready ones are selected first, so they do not hold
     up the younger.
     """
-    if settings.over_age != "wait" or oldest_running is None:
+    if settings.on_stale != "wait" or oldest_running is None:
         return None
     return oldest_running + settings.selection_window
 
 
 def usable(oldest_version: int, newest_version: int, min_version: int, settings: Settings) -> bool:
     """Whether a finished group may be trained in a batch that takes no token older than `min_version`."""
-    return (newest_version if settings.over_age == "mask" else oldest_version) >= min_version
+    return (newest_version if settings.on_stale == "mask" else oldest_version) >= min_version

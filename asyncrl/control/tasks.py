@@ -1,4 +1,4 @@
-"""Where every task is: four tables of tasks under way, and counters of those that are done with.
+"""Where every task is: four tables of tasks in flight, and counters of those that are done with.
 
 draw ──▶ waiting ──start──▶ running ──finish──▶ ready ──lease──▶ leased ──▶ trained
             ▲                 │  └──▶ filtered, failed │
@@ -22,7 +22,7 @@ _TABLES = ("waiting", "running", "ready", "leased")
 
 @dataclass
 class Task:
-    """One task under way; the last five fields are those of its current attempt."""
+    """One task in flight; the last five fields are those of its current attempt."""
 
     number: int
     attempt: int
@@ -45,7 +45,7 @@ _sequence = attrgetter("sequence")
 
 class Tasks:
     """Moves tasks between states; knows no rule about when. The cost of a move hardly grows with the tasks there are:
-    ten thousand may be under way."""
+    ten thousand may be in flight."""
 
     def __init__(self) -> None:
         self.waiting: dict[int, Task] = {}
@@ -54,7 +54,7 @@ class Tasks:
         self.ready: dict[int, Task] = {}
         self.leased: dict[int, Task] = {}
         self.in_batch: Counter[int | None] = Counter()
-        """Tasks under way of each batch."""
+        """Tasks in flight of each batch."""
         self.ready_in_batch: Counter[int | None] = Counter()
         self._ready_in_order: list[Task] = []
         self.num_trained = 0

@@ -1,6 +1,6 @@
 """From rows to tasks: which row is drawn when, what the prompt is, and its tokens.
 
-The order is a pure function of (seed, draw number), so a resumed run draws what the first one would have drawn.
+The order is a pure function of (seed, sample index), so a resumed run draws what the first one would have drawn.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ class TaskSource:
         return digest(self._rows, self._recipe)
 
     def row_of(self, draw: int) -> int:
-        """Index of the row of draw number `draw`."""
+        """Index of the row of sample index `draw`."""
         epoch, place = divmod(self.draws.place(draw), len(self._rows))
         return int(self._order(epoch)[place]) if self._recipe.shuffle else place
 
     def task(self, draw: int) -> Task:
-        """The task of draw number `draw`. Raises BadPrompt if its row has no usable prompt."""
+        """The task of sample index `draw`. Raises BadPrompt if its row has no usable prompt."""
         return self._task(draw, self.row_of(draw))
 
     def _task(self, draw: int, index: int) -> Task:

@@ -67,7 +67,7 @@ PANELS = (
     ),
     _Panel("Off-policy: gap and KL", _of("offpolicy", "logprob_gap", "kl")),
     _Panel("Off-policy: effective and clipped share", _of("offpolicy", "ess", "clip_fraction"), "percentunit", low=0),
-    _Panel("Warnings under way", ("health/warnings",), low=0),
+    _Panel("Warnings that hold", ("health/warnings",), low=0),
 )
 
 

@@ -1,4 +1,4 @@
-"""How much may go wrong in a row before the run stops (recipe part `budgets`)."""
+"""How much may go wrong consecutively before the run stops (recipe part `budgets`)."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ class Budget:
 
     def __init__(self, recipe: Recipe) -> None:
         self._budgets = recipe.budgets
-        self._max_failed_groups = max(recipe.budgets.failed_groups_in_a_row, recipe.groups_per_step)
+        self._max_failed_groups = max(recipe.budgets.max_consecutive_failed_groups, recipe.groups_per_step)
         self._streaks: Counter[str] = Counter()
 
     def group(self, summary: GroupSummary) -> None:
         if number := self._spent("failed", summary.outcome == "failed", self._max_failed_groups):
             reason = "; ".join([summary.reason, *summary.errors[:1]])
             raise BudgetSpent(
-                f"the last {number} groups failed (budgets.failed_groups_in_a_row), the last of them with {reason}"
+                f"the last {number} groups failed (budgets.max_consecutive_failed_groups), the last of them with "
+                f"{reason}"
             )
-        if number := self._spent("filtered", summary.outcome == "filtered", self._budgets.filtered_groups_in_a_row):
+        if number := self._spent(
+            "filtered", summary.outcome == "filtered", self._budgets.max_consecutive_filtered_groups
+        ):
             raise BudgetSpent(
-                f"the last {number} groups were filtered (budgets.filtered_groups_in_a_row), "
+                f"the last {number} groups were filtered (budgets.max_consecutive_filtered_groups), "
                 f"the last of them with {summary.reason}; look at the rewards, or at rollout.max_prompt_tokens"
             )
         for reward in summary.rewards:
-            if number := self._spent("reward", reward is None, self._budgets.reward_failures_in_a_row):
+            if number := self._spent("reward", reward is None, self._budgets.max_consecutive_reward_failures):
                 raise BudgetSpent(
-                    f"the last {number} trajectories had no reward (budgets.reward_failures_in_a_row), "
+                    f"the last {number} trajectories had no reward (budgets.max_consecutive_reward_failures), "
                     f"the last of them with {'; '.join(summary.errors[-1:])}"
                 )
 
     def step(self, report: StepReport) -> None:
         skipped = bool(report.metrics.get("trainer/skipped_steps"))
-        if number := self._spent("skipped", skipped, self._budgets.skipped_steps_in_a_row):
+        if number := self._spent("skipped", skipped, self._budgets.max_consecutive_skipped_steps):
             raise BudgetSpent(
                 f"the gradients of the last {number} steps were not finite "
-                "(budgets.skipped_steps_in_a_row); lower trainer.learning_rate, or look at the rewards"
+                "(budgets.max_consecutive_skipped_steps); lower trainer.learning_rate, or look at the rewards"
             )
 
     def _spent(self, what: str, went_wrong: bool, limit: int) -> int:
-        """How often `what` has now gone wrong in a row, if that is the limit; else 0."""
+        """How often `what` has now gone wrong consecutively, if that is the limit; else 0."""
         self._streaks[what] = self._streaks[what] + 1 if went_wrong else 0
         return self._streaks[what] if self._streaks[what] >= limit else 0

@@ -32,7 +32,7 @@ from asyncrl.plugins import one_line
 from asyncrl.recipe.schema import Recipe
 from asyncrl.storage import atomic
 from asyncrl.storage.run_dir import replace
-from asyncrl.trainer.messages import Origin
+from asyncrl.trainer.messages import ResumePoint
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Checkpoints:
         """Releases what the newest complete checkpoint made needless, if that is still to be done."""
 
     @asynccontextmanager
-    async def origin(self, done: int, live: int, snapshots: Snapshots | None) -> AsyncIterator[Origin]:
+    async def origin(self, done: int, live: int, snapshots: Snapshots | None) -> AsyncIterator[ResumePoint]:
         """Where a trainer starts from to come to version `done`: the newest of the snapshots and checkpoints, and the
         batches since. All of it stays where it is while the block runs, whatever is completed meanwhile."""
         self._num_held += 1
@@ -74,7 +74,7 @@ class Checkpoints:
             use_snapshot = kept is not None and kept > self.version
             version = kept if use_snapshot and kept is not None else self.version
             batches = tuple(self.batches[step] for step in range(version, done))
-            yield Origin(version, self.folder, snapshots if use_snapshot else None, batches, live)
+            yield ResumePoint(version, self.folder, snapshots if use_snapshot else None, batches, live)
         finally:
             self._num_held -= 1
         self._release()
@@ -166,7 +166,7 @@ class Checkpoints:
             self._buffer.release.remote(needed, controller.ledger.drawn)
 
     async def wait(self) -> None:
-        """Returns once no checkpoint is under way. Raises what ended it."""
+        """Returns once no checkpoint is in flight. Raises what ended it."""
         if self._completing is not None:
             completing, self._completing = self._completing, None
             await completing

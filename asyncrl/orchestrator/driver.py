@@ -7,7 +7,7 @@
 
 The loop waits for one event at a time; each of the calls above is a task of its own, with a deadline and an entry
 in the waiting-for registry. Whoever ends puts its event in the inbox, and that unblocks the loop. Every event and
-every decision is in the journal before it is acted on: a driver that dies is taken up from there.
+every decision is in the journal before it is acted on: a run resumes from there when its driver has died.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Driver:
                 if not self.stopping:
                     self._decide()
                 if not self._calls and self.inbox.empty():
-                    raise RunFailed(f"nothing is under way, and nothing can be started: {self.controller.ledger}")
+                    raise RunFailed(f"nothing is in flight, and nothing can be started: {self.controller.ledger}")
                 event = await self.inbox.get()
                 if isinstance(event, BudgetSpent) and self.trainer.serves:
                     event = Stop(str(event), failed=True)
@@ -190,7 +190,7 @@ class Driver:
         }
 
     def _finished(self) -> bool:
-        """Done; or told to stop, and no step is under way."""
+        """Done; or told to stop, and no step is running."""
         return self.controller.finished or (self.stopping is not None and self.controller.training is None)
 
     def _decide(self) -> None:
@@ -213,7 +213,7 @@ class Driver:
     # -- start-up
 
     async def start(self) -> None:
-        """Start all actors side by side, take up what was under way, connect the weight channel, make weights live."""
+        """Start all actors side by side, resume what was in flight, connect the weight channel, make weights live."""
         fresh = self.controller.live < 0 and self.controller.steps_done == 0
         over = self.controller.steps_done >= self.recipe.max_steps
         if not fresh:
@@ -243,7 +243,7 @@ class Driver:
         held = set(await self._ask_buffer("holds", ready + running + leased)) if ready + running + leased else set()
         if missing := [key for key in leased if key not in held]:
             raise RunFailed(
-                f"the journal lacks task {missing[0][0]} of the batch under way; restore {self.run_dir}/journal"
+                f"the journal lacks task {missing[0][0]} of the batch in flight; restore {self.run_dir}/journal"
             )
         for summary in await self._summaries([key for key in running if key in held]):
             self.recorder.group(summary)
@@ -344,7 +344,7 @@ class Driver:
             self.recorder.published(report)
             self.inbox.put_nowait(WeightsLive(version))
         finally:
-            # A generator that joined may have made it live already, and then the next push is under way.
+            # A generator that joined may have made it live already, and then the next push is in flight.
             if self.publishing == version:
                 self.publishing = -1
 

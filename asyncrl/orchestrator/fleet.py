@@ -45,7 +45,7 @@ class PushBroken(Exception):
     """A push failed because the trainer or a generator was lost meanwhile; without them it can be tried again."""
 
 
-class Joinless(Exception):
+class JoinFailed(Exception):
     """The generator that was to join is lost itself."""
 
 
@@ -124,11 +124,11 @@ class Fleet:
             handle = await self._starter.load(name)
             try:
                 return await self._join(name, handle)
-            except Joinless as error:
+            except JoinFailed as error:
                 self._starter.count(name, handle, error)
 
     async def _join(self, name: str, handle: ActorHandle) -> None:
-        """Give it the weights that the others hold, then let it serve. Raises Joinless."""
+        """Give it the weights that the others hold, then let it serve. Raises JoinFailed."""
         async with self._channel:
             while True:
                 try:
@@ -138,9 +138,9 @@ class Fleet:
                     raise
                 except PushBroken as error:
                     if not await self._answers(name, handle):
-                        raise Joinless(str(error)) from error
+                        raise JoinFailed(str(error)) from error
                 except (RayError, RuntimeError) as error:
-                    raise Joinless(reason(error)) from error
+                    raise JoinFailed(reason(error)) from error
             self.serving[name] = handle
             self._announced.add(name)
             self._post(GeneratorJoined(name))
@@ -298,7 +298,7 @@ class Fleet:
         return [s for s in stats if s]
 
     def status(self, loads: Mapping[str, int]) -> list[dict[str, Any]]:
-        """Of each generator, one that is being started too, what people want to know. `loads`: groups under way."""
+        """Of each generator, one that is being started too, what people want to know. `loads`: groups in flight."""
         return [{"name": name, **self._status(name, loads)} for name in self._names]
 
     def _status(self, name: str, loads: Mapping[str, int]) -> dict[str, Any]:

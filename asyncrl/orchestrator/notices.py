@@ -1,7 +1,7 @@
 """What the actors warn of, said by the driver: in the terminal, in status.json and on the pages made from it.
 
     actor --take_notices, once a second--> driver's log, with the actor's name
-One call to an actor is under way at a time, and nobody waits for it: an actor that is busy or hangs says its warnings
+One call to an actor is in flight at a time, and nobody waits for it: an actor that is busy or hangs says its warnings
 late, a dead one no more.
 """
 
@@ -60,7 +60,7 @@ class Notices:
     async def last(self) -> None:
         """Ask once more whoever answers within two seconds."""
         for _ in range(2):
-            # A call that is under way may have been answered before the last warning.
+            # A call that is in flight may have been answered before the last warning.
             self._ask_all()
             if self._asking:
                 await asyncio.wait(self._asking.values(), timeout=_LAST_S / 2)

@@ -30,7 +30,7 @@ class Recovered:
     version: int
     """Of the checkpoint; 0 without one."""
     batches: dict[int, Train]
-    """By step, from `version` on: those done, and the one that was under way."""
+    """By step, from `version` on: those done, and the one that was in flight."""
 
 
 def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lambda num_bytes: None) -> Recovered:

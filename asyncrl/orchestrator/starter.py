@@ -112,11 +112,11 @@ class Starter:
         """It is lost. Raises BudgetSpent if it was so too often."""
         ray.kill(handle)
         self._in_a_row[name] += 1
-        limit = self._recipe.budgets.restarts_in_a_row
+        limit = self._recipe.budgets.max_consecutive_restarts
         if self._in_a_row[name] > limit:
             raise BudgetSpent(
                 f"{name} was lost {self._in_a_row[name]} times without a finished group between "
-                f"(budgets.restarts_in_a_row is {limit}); the last time: {reason(error)}"
+                f"(budgets.max_consecutive_restarts is {limit}); the last time: {reason(error)}"
             )
         logger.warning("%s is lost (%s); it is started again, and its tasks too", name, reason(error))
 

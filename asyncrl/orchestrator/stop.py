@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Finish the step under way, save, end. `why`: in words; `failed`: the run counts as failed."""
+    """Finish the current step, save, end. `why`: in words; `failed`: the run counts as failed."""
 
     def __init__(self, why: str, *, failed: bool = False) -> None:
         self.why, self.failed = why, failed

@@ -29,7 +29,7 @@ from asyncrl.processes.deaths import reason
 from asyncrl.processes.orphans import ProcessTable
 from asyncrl.recipe.schema import Recipe
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.messages import Loaded, Origin, TrainResult, role
+from asyncrl.trainer.messages import Loaded, ResumePoint, TrainResult, role
 from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class TrainerLink:
         self,
         recipe: Recipe,
         create: Callable[[], Ranks],
-        origin: Callable[[int, int, Snapshots | None], AbstractAsyncContextManager[Origin]],
+        origin: Callable[[int, int, Snapshots | None], AbstractAsyncContextManager[ResumePoint]],
         snapshots: Snapshots | None,
         processes: ProcessTable,
         waiting: WaitingFor,
@@ -88,7 +88,7 @@ class TrainerLink:
                 self._handle, self.first = handle, origin.version
                 return handle
 
-    async def _load(self, handle: Ranks, origin: Origin) -> None:
+    async def _load(self, handle: Ranks, origin: ResumePoint) -> None:
         deadline_s, rendezvous = self._recipe.deadlines.start_s, None
         if self._recipe.trainer.ranks > 1:
             rendezvous = await self._waiting(handle.first("rendezvous"), "trainer", "its first rank", deadline_s)
@@ -103,7 +103,7 @@ class TrainerLink:
         self._verification.trainer_loaded(initial)
         self._verification.expect(origin.version, now)
 
-    async def _train_again(self, handle: Ranks, origin: Origin) -> None:
+    async def _train_again(self, handle: Ranks, origin: ResumePoint) -> None:
         """The batches that were trained since the state it has loaded."""
         num = len(origin.batches)
         if not num:
@@ -150,11 +150,11 @@ class TrainerLink:
 
     def _count(self, error: Exception) -> None:
         self._in_a_row += 1
-        limit = self._recipe.budgets.restarts_in_a_row
+        limit = self._recipe.budgets.max_consecutive_restarts
         if self._in_a_row > limit:
             raise BudgetSpent(
                 f"the trainer was lost {self._in_a_row} times without a step between "
-                f"(budgets.restarts_in_a_row is {limit}); the last time: {reason(error)}"
+                f"(budgets.max_consecutive_restarts is {limit}); the last time: {reason(error)}"
             )
         logger.warning("trainer is lost (%s); it is started again", reason(error))
 

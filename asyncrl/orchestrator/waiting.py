@@ -24,7 +24,7 @@ _NUM_OTHERS = 3
 
 @dataclass(eq=False)
 class Wait:
-    """One wait that is under way."""
+    """One wait that is in flight."""
 
     whom: str
     what: str

@@ -136,7 +136,7 @@ def _read(run_dir: Path, recipe: Recipe) -> Profile:
     in_all = simulated_steps(settings, recipe.group_size) * num_samples
     if at_once > _MOST_SAMPLES or in_all > 10 * _MOST_SAMPLES:
         raise UserError(
-            f"--profile {run_dir}: its recipe has {at_once} trajectories under way at once, a simulation would make "
+            f"--profile {run_dir}: its recipe has {at_once} trajectories in flight at once, a simulation would make "
             f"{in_all}; over {_MOST_SAMPLES} and {10 * _MOST_SAMPLES} take too long; take another"
         )
     files = RunFiles(run_dir)

@@ -2,7 +2,7 @@
 reaches.
 
 Training, per token: 2 operations per weight forward, 4 backward (Kaplan et al. 2020, arXiv:2001.08361), 2 more where
-activations are recomputed, 2 for each pass without gradient; 4 per pair of tokens and query channel for attention.
+activations are recomputed, 2 for each no-grad forward; 4 per pair of tokens and query channel for attention.
 Decoding, per step: every weight is read once, the KV cache of each sequence once, and each makes its products (Pope et
 al. 2022, arXiv:2211.05102). The parts are added, where good kernels overlap some of them.
 """

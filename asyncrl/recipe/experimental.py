@@ -15,6 +15,6 @@ class ExperimentalRecipe(Part):
     """W: a finished group may overtake at most W - 1 older ones; the bound becomes S + ceil((W - 1)/P)."""
     backup_groups: NonNegativeInt = 0
     """Groups in flight beyond what is needed: a batch closes with the first that finish, the stragglers that become
-    too old are restarted. Needs over_age drop."""
+    too old are restarted. Needs on_stale drop."""
     push_lag: PositiveInt = 1
     """Push only versions that are so many updates ahead of the live one; at most max_staleness + 1."""

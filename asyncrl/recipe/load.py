@@ -107,14 +107,14 @@ def dump(recipe: Recipe) -> str:
 
 
 def control_settings(recipe: Recipe) -> Settings:
-    """What the controller is told. Raises UserError if policy, staleness, window and over_age do not go together."""
+    """What the controller is told. Raises UserError if policy, staleness, window and on_stale do not go together."""
     try:
         return Settings(
             groups_per_step=recipe.groups_per_step,
             max_staleness=recipe.max_staleness,
             max_steps=recipe.max_steps,
             selection_window=recipe.experimental.selection_window,
-            over_age=recipe.over_age,
+            on_stale=recipe.on_stale,
             policy=recipe.experimental.policy or recipe.policy,
             push_lag=recipe.experimental.push_lag,
             backup_groups=recipe.experimental.backup_groups,

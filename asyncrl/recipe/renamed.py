@@ -11,6 +11,11 @@ from asyncrl.errors import UserError
 logger = logging.getLogger(__name__)
 
 _MOVED = {
+    "over_age": "on_stale",
+    **{
+        f"budgets.{what}_in_a_row": f"budgets.max_consecutive_{what}"
+        for what in ("failed_groups", "filtered_groups", "reward_failures", "restarts", "skipped_steps")
+    },
     "selection_window": "experimental.selection_window",
     "backup_groups": "experimental.backup_groups",
     "weights.push_lag": "experimental.push_lag",
@@ -53,7 +58,7 @@ def _part(keys: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def _put(keys: dict[str, Any], path: str, value: Any) -> None:
-    above, name = path.rsplit(".", 1)
-    part = keys.setdefault(above, {})
+    above, _, name = path.rpartition(".")
+    part = keys.setdefault(above, {}) if above else keys
     if isinstance(part, dict):  # else it is refused for what it is
         part[name] = value

@@ -93,7 +93,7 @@ class RolloutRecipe(Part):
     of one GPU and of its memory, so that others may have the rest."""
     cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None
     """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all, or half of them beside a trainer
-    on CPUs, divided among the replicas of one machine (`recipe/cores.py`)."""
+    on CPUs, shared by the replicas of one machine (`recipe/cores.py`)."""
     kv_cache_gib: Gib = 1.0
     """KV cache of an engine on CPUs or on a share of a GPU, in GiB (whole GPUs: `engine_args.gpu_memory_utilization`).
     """
@@ -233,17 +233,17 @@ class CheckpointRecipe(Part):
 
 
 class BudgetsRecipe(Part):
-    failed_groups_in_a_row: PositiveInt = 16
+    max_consecutive_failed_groups: PositiveInt = 16
     """The run stops when so many groups failed one after the other (at least groups_per_step)."""
-    filtered_groups_in_a_row: PositiveInt = 1000
+    max_consecutive_filtered_groups: PositiveInt = 1000
     """The run stops when so many groups were filtered one after the other: nothing would be left to train."""
-    reward_failures_in_a_row: PositiveInt = 1000
+    max_consecutive_reward_failures: PositiveInt = 1000
     """The run stops when so many trajectories one after the other had no reward."""
-    restarts_in_a_row: PositiveInt = 5
+    max_consecutive_restarts: PositiveInt = 5
     """The run stops when one generator was lost so often without a finished group between, or the trainer so
     often without a step."""
-    skipped_steps_in_a_row: PositiveInt = 5
-    """The run stops when so many steps in a row had a gradient that is not finite."""
+    max_consecutive_skipped_steps: PositiveInt = 5
+    """The run stops when so many consecutive steps had a gradient that is not finite."""
 
 
 class TrackRecipe(Part):
@@ -297,8 +297,8 @@ class Recipe(Part):
     """`bounded`: no trained token is older than max_staleness updates. `sync`: max_staleness 0."""
     max_staleness: Annotated[int | float, Field(ge=0, le=10**6)] = 1
     """S: no trained token is older than this many updates; 0 = synchronous. 1.5: up to half of each batch two
-    (with over_age wait)."""
-    over_age: Literal["wait", "drop", "mask"] = "wait"
+    (with on_stale wait)."""
+    on_stale: Literal["wait", "drop", "mask"] = "wait"
     """Stragglers: wait for them, cancel and restart them, or train only their tokens of age <= S."""
     run_dir: Annotated[str, Field(min_length=1)] | None = None
     """Default runs/<recipe>-<time>; an existing one is an error. A URL such as s3://BUCKET/NAME: the run lies on this
@@ -318,7 +318,7 @@ class Recipe(Part):
     weights: WeightsRecipe = WeightsRecipe()
     """How weights reach the generators."""
     journal: JournalRecipe = JournalRecipe()
-    """Log of finished groups and decisions, from which a run is taken up where it broke off."""
+    """Log of finished groups and decisions, from which a run resumes where it broke off."""
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     """What is saved, how often."""
     track: TrackRecipe = TrackRecipe()

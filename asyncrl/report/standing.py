@@ -57,12 +57,12 @@ def generators(status: Mapping[str, Any]) -> str:
         rows.append((str(one.get("name")), str(one.get("state")), *figures, *shares))
     left = len(known) - len(rows)
     more = f'<p class="soft">and {left} more in status.json</p>' if left else ""
-    remark = "Version, groups under way: when the run was last seen. Speed, shares of time: between the last two steps."
+    remark = "Version, groups in flight: when the run was last seen. Speed, shares of time: between the last two steps."
     return page.table(heads, rows, "generators") + more + f'<p class="soft">{remark}</p>'
 
 
 def waits(status: Mapping[str, Any]) -> str:
-    """The longest waits that are under way."""
+    """The longest waits that are in flight."""
     waiting = status.get("waiting") or ()
     items = "".join(f"<li>{escape(str(wait))}</li>" for wait in waiting)
     return f'<ul class="card">{items}</ul>' if items else '<p class="none">Nothing is waited for.</p>'

@@ -26,7 +26,7 @@ _COLOURS = {
     "wait for copies": "amber",
     "fetch": "teal",
     "pack": "teal",
-    "passes without gradient": "teal",
+    "no-grad forwards": "teal",
     "forward": "blue",
     "backward": "green",
     "optimizer": "violet",

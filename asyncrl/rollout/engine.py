@@ -70,7 +70,7 @@ class EngineConfig:
 
     @property
     def num_workers(self) -> int:
-        """Processes that the model is divided among."""
+        """Processes that the model is sharded over."""
         args = self.engine_args
         workers: int = args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1)
         return workers

@@ -73,7 +73,7 @@ class Generator:
         self.occupancy = Occupancy()
         self.tokens_generated = 0
         self.transfers = 0
-        """Of weights, that are under way."""
+        """Of weights, that are in flight."""
 
     async def placed(self) -> None:
         """Answers once Ray has found room for it."""

@@ -1,4 +1,4 @@
-"""A producer's way to the buffer: what is put while a call is under way goes with the next one, all in one.
+"""A producer's way to the buffer: what is put while a call is in flight goes with the next one, all in one.
 
 Waits for: the buffer's acknowledgement. Unblocked by: the disk, or the death of the buffer (Ray repeats the call).
 """

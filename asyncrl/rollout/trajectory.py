@@ -106,7 +106,7 @@ class Group:
     """The trajectories of the n rollouts of one task, as they leave a generator."""
 
     task: int
-    """Draw number of the task: 0, 1, 2, … over all epochs."""
+    """Sample index of the task: 0, 1, 2, … over all epochs."""
     attempt: int
     """0 at first; one more each time the task was started again."""
     row: int

@@ -90,7 +90,7 @@ class VllmEngine:
         return final
 
     async def _control(self, call: Coroutine[Any, Any, T]) -> T:
-        """The answer to one of vLLM's control calls. A call that is under way when the engine process dies is never
+        """The answer to one of vLLM's control calls. A call that is in flight when the engine process dies is never
         answered by vLLM: the task that reads the engine's output ends then, and so does the wait. Raises EngineDead."""
         calling = asyncio.ensure_future(call)
         assert self.llm.output_handler is not None

@@ -30,7 +30,7 @@ class _OneVersion(_Base):
 
     def _restart_unfinished_prefills(self) -> None:
         """Let requests that the pause met between two chunks of their prompt begin anew. They have no token yet whose
-        span could say that a part of their KV is older. Nothing is under way on the device (`reset_prefix_cache` does
+        span could say that a part of their KV is older. Nothing is in flight on the device (`reset_prefix_cache` does
         the same to all requests)."""
         halfway = [r for r in self.running if not r.num_output_tokens or r.num_computed_tokens < r.num_tokens - 1]
         for request in reversed(halfway):

@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncrl.terminal.console import RunConsole
-from asyncrl.terminal.progress import Heart, Phase, duration
+from asyncrl.terminal.progress import Heartbeat, Phase, duration
 
 LEDGER_STATES = ("running", "ready", "leased", "trained", "filtered", "failed")
 LEDGER_EVENTS = ("stale", "requeued")
@@ -72,7 +72,7 @@ class LiveView:
         self._status: Mapping[str, Any] = {}
         self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
         self._live: Live | None = None
-        self._heart: Heart | None = None
+        self._heart: Heartbeat | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=4)
 
@@ -125,7 +125,7 @@ class LiveView:
             self._take_logging()
             self._live.start()
         else:
-            self._heart = Heart(self._beat)
+            self._heart = Heartbeat(self._beat)
         return self
 
     def __exit__(

@@ -43,7 +43,7 @@ class Phase:
         return f"{self.name}, {duration(now_s - self.since_s)}"
 
 
-class Heart:
+class Heartbeat:
     """Calls `beat` every second, in a thread of its own, until `stop`."""
 
     def __init__(self, beat: Callable[[], None]) -> None:
@@ -80,7 +80,7 @@ def shown(text: str, total: int = 0, console: rich.console.Console | None = None
     def advance(done: int) -> None:
         phase.done = done
 
-    heart = Heart(beat)
+    heart = Heartbeat(beat)
     try:
         yield advance
     finally:

@@ -5,7 +5,7 @@
     driver --save(k+1)--> [copy to host, write or send]    its own thread: the next step runs meanwhile
 Every rank takes the same calls in the same order; what the driver hears of a step or a push is rank 0's word.
 
-Waits for: `train` for the buffer, and before it changes the weights for copies of them under way and for a push that
+Waits for: `train` for the buffer, and before it changes the weights for copies of them in flight and for a push that
 was asked for to have taken the older copy; `publish` for the replicas. Unblocked by: buffer; the copy; replicas; the
 deadline.
 """
@@ -39,7 +39,7 @@ from asyncrl.storage.run_dir import make_alike
 from asyncrl.storage.sight import Sight
 from asyncrl.trainer.backend import Setup, StepReport, TrainerBackend, backend_class
 from asyncrl.trainer.gpu_memory import explained
-from asyncrl.trainer.messages import Loaded, Origin, TrainResult, role
+from asyncrl.trainer.messages import Loaded, ResumePoint, TrainResult, role
 from asyncrl.weights.files import SHARED_MEMORY
 from asyncrl.weights.replicas import RayReplicas
 from asyncrl.weights.staging import Staging, require_finite
@@ -75,7 +75,7 @@ class TrainerActor:
         place, self.store = open_rendezvous(ray.util.get_node_ip_address(), self.recipe.deadlines.start_s)
         return place
 
-    def start(self, origin: Origin, snapshots: Snapshots | None, rendezvous: Rendezvous | None) -> Loaded:
+    def start(self, origin: ResumePoint, snapshots: Snapshots | None, rendezvous: Rendezvous | None) -> Loaded:
         """Load the model and the state; `train_again` is for the batches of `origin`. `snapshots`: where to send new
         ones."""
         self.sight.require(f"trainer rank {self.rank}")

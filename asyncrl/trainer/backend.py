@@ -66,7 +66,7 @@ class StepReport:
 
     metrics: dict[str, float | None]
     """Into the step's record, where `metric_names.TRAINER_KEYS` are null if they are not here. `trainer/skipped_steps`:
-    updates that changed nothing (`budgets.skipped_steps_in_a_row`)."""
+    updates that changed nothing (`budgets.max_consecutive_skipped_steps`)."""
     tokens_trained: int
     """Tokens whose loss counted, zero-advantage groups included."""
     tokens_forward: int
@@ -99,7 +99,7 @@ class TrainerBackend(Protocol):
 
     def step(self, groups: list[Group], step: int, min_version: int) -> StepReport:
         """Train batch `step`, whose weights become version `step` + 1. Tokens sampled before `min_version` are context
-        only if `over_age` is `mask`; else they are a ValueError (I1)."""
+        only if `on_stale` is `mask`; else they are a ValueError (I1)."""
 
     def weight_shards(self) -> list[Held]:
         """What this rank holds of the weights that are sent, under the names of the model's checkpoint: on every rank

@@ -12,7 +12,7 @@ from asyncrl.trainer.ranks import ProcessGroup
 
 
 class Critic:
-    """Trains `values`; with several ranks they are divided among them already."""
+    """Trains `values`; with several ranks they are sharded already."""
 
     def __init__(self, values: Values, recipe: Recipe, process_group: ProcessGroup) -> None:
         self.values, self.process_group = values, process_group

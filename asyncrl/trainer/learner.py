@@ -2,7 +2,7 @@
 
 Data flow of a step:
     groups -> rewards, advantages per group -> mini-batches of groups -> micro-batches under the token budget, packed
-    -> passes without gradient, where the objective needs them: reference, critic, log-probs at the start of the step
+    -> no-grad forwards, where the objective needs them: reference, critic, log-probs at the start of the step
     -> per epoch and mini-batch: forward, log-probs of trained tokens, objective -> backward -> global gradient
        norm, AdamW.
 Trajectories that cannot have a gradient cost no forward pass; they still count in the global means. A gradient that
@@ -120,7 +120,7 @@ class Learner:
         self.sync_group = self.process_group.sync_group
 
     def _called(self, kind: type[Called], model: torch.nn.Module) -> Called:
-        """The model as it is called: divided among the ranks, in the type of the products."""
+        """The model as it is called: sharded over the ranks, in the type of the products."""
         called = kind(model, self.dtype)
         if self.packs and self.device.type == "cuda":
             attention = "FlashAttention 4" if use_flash(self.device) else "FlexAttention's Triton kernels"
@@ -138,11 +138,11 @@ class Learner:
         """
         began = time.perf_counter()
         with span("pack"):
-            mask_old = self.recipe.over_age == "mask"
+            mask_old = self.recipe.on_stale == "mask"
             chosen = choose(groups, self.objective, self.replay, step, min_version, mask_old=mask_old)
             samples, ages = chosen.samples, chosen.ages
             updates = self._updates(samples)
-        with span("passes without gradient"):
+        with span("no-grad forwards"):
             self._prepare(updates)
         sums, norms, gaps = Sums(), [], Gaps(sampled(groups))
         epochs = self.recipe.trainer.epochs
@@ -204,7 +204,7 @@ class Learner:
 
     @torch.no_grad()
     def _prepare(self, updates: list[_Update]) -> None:
-        """The passes without gradient: what the objective compares with, as it is before the first update."""
+        """The no-grad forwards: what the objective compares with, as it is before the first update."""
         trainer, columns = self.recipe.trainer, {}
         if self.objective.needs_reference:
             columns["ref_logprobs"] = self._reference_logprobs

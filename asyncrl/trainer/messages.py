@@ -39,7 +39,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Origin:
+class ResumePoint:
     """Where a trainer starts from: a checkpoint folder or a snapshot in memory, else the initial model; then the
     batches that were trained since, in order."""
 

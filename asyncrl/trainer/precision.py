@@ -22,7 +22,7 @@ _GROWTH_STEPS = 400
 
 @torch.no_grad()
 def place(module: torch.nn.Module, device: torch.device) -> None:
-    """Put on the device what is not divided among ranks; weights that are trained in fp32."""
+    """Put on the device what is not sharded; weights that are trained in fp32."""
     for parameter in module.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.data = parameter.data.to(device, torch.float32)

@@ -1,4 +1,4 @@
-"""Several ranks of one trainer: where they meet, and how models are divided among them (FSDP2).
+"""Several ranks of one trainer: where they meet, and how models are sharded over them (FSDP2).
 
 Every rank sees every batch and decides the same; a rank computes on its own part of the samples, and holds its own
 rows of each parameter, its gradient and its moments. What they tell one another: parameters before a layer is used,
@@ -82,7 +82,7 @@ class ProcessGroup:
                 place(module, self.device)
                 fully_shard(module, mesh=mesh, ignored_params=whole, mp_policy=policy)
         place(called, self.device)
-        # The outermost module would keep its parameters after a pass without gradient, and use them, outdated, in the
+        # The outermost module would keep its parameters after a no-grad forward, and use them, outdated, in the
         # pass after the next update.
         fully_shard(called, mesh=mesh, ignored_params=whole, mp_policy=policy, reshard_after_forward=True)
 

@@ -1,4 +1,4 @@
-"""The log-probs of a head in tiles against autograd over the whole logits; the global token weights against sums."""
+"""The log-probs of a chunked head against autograd over the whole logits; the global token weights against sums."""
 
 from __future__ import annotations
 

@@ -46,5 +46,5 @@ def test_groups_are_followed_from_any_cursor_until_the_run_ends(tmp_path: Path) 
 
 
 def test_a_run_that_is_not_under_way_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: no such run is under way on this Ray cluster")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: no such run is running on this Ray cluster")):
         next(follow(tmp_path))

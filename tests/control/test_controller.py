@@ -33,20 +33,20 @@ POLICIES = ["bounded", "bounded", "bounded", "one_step", "stale_k", "sync"]
 @st.composite
 def any_settings(draw: st.DrawFn, policies=tuple(POLICIES), least_steps: int = 1) -> Settings:
     policy = draw(st.sampled_from(policies))
-    over_age = draw(st.sampled_from(["wait", "drop", "mask"]))
+    on_stale = draw(st.sampled_from(["wait", "drop", "mask"]))
     lags = {"one_step": st.just(1), "stale_k": st.integers(1, 5), "sync": st.just(0)}
     whole = st.integers(0, 4)
     fractions = st.sampled_from([4, 5, 10]).flatmap(lambda d: st.integers(0, 4 * d).map(lambda n: n / d))
-    bounds = whole | fractions.filter(lambda S: S % 1) if over_age == "wait" else whole
+    bounds = whole | fractions.filter(lambda S: S % 1) if on_stale == "wait" else whole
     max_staleness = draw(lags.get(policy, bounds))
     return Settings(
         groups_per_step=draw(st.integers(1, 4)),
         max_staleness=max_staleness,
         max_steps=draw(st.integers(least_steps, 8)),
         push_lag=draw(st.integers(1, int(max_staleness) + 1)) if policy == "bounded" else 1,
-        backup_groups=draw(st.integers(0, 3)) if over_age == "drop" and policy in ("bounded", "sync") else 0,
-        selection_window=draw(st.integers(1, 6)) if (policy, over_age) == ("bounded", "wait") else 1,
-        over_age=over_age,
+        backup_groups=draw(st.integers(0, 3)) if on_stale == "drop" and policy in ("bounded", "sync") else 0,
+        selection_window=draw(st.integers(1, 6)) if (policy, on_stale) == ("bounded", "wait") else 1,
+        on_stale=on_stale,
         policy=policy,
         tokens_per_group=10,
     )
@@ -156,7 +156,7 @@ def test_a_run_without_accidents_ends(wanted: Settings, rng: random.Random, num_
         world.join(f"g{i}")
     world.drain(rng)
     assert world.drawn == len(world.trained)
-    if wanted.over_age == "wait":
+    if wanted.on_stale == "wait":
         assert world.counts["stale"] == 0
     if wanted.policy in ("one_step", "stale_k"):
         assert world.ages == [min(k, wanted.max_staleness) for k in range(wanted.max_steps)]
@@ -214,8 +214,8 @@ def test_a_lost_groups_task_is_started_elsewhere_behind_the_others() -> None:
 
 
 def test_drop_cancels_a_straggler_and_mask_keeps_it() -> None:
-    for over_age, stale in (("drop", 1), ("mask", 0)):
-        world = plain(over_age=over_age)
+    for on_stale, stale in (("drop", 1), ("mask", 0)):
+        world = plain(on_stale=on_stale)
         for task in (1, 2):
             world.finish(task, 0, 0)
         world.step_done()
@@ -228,7 +228,7 @@ def test_drop_cancels_a_straggler_and_mask_keeps_it() -> None:
 
 
 def test_mask_requeues_a_group_without_any_usable_token() -> None:
-    world = plain(over_age="mask")
+    world = plain(on_stale="mask")
     for task in (1, 2):
         world.finish(task, 0, 0)
     world.step_done()
@@ -293,7 +293,7 @@ def test_a_push_that_fails_after_a_generator_that_joined_made_its_version_live_i
 
 def test_a_batch_closes_with_the_first_that_finish_and_the_rest_start_again_for_the_next() -> None:
     """S = 0 with two backup groups: nothing is started that would be too old for the next batch."""
-    world = plain(max_staleness=0, over_age="drop", backup_groups=2)
+    world = plain(max_staleness=0, on_stale="drop", backup_groups=2)
     assert list(world.running) == [0, 1, 2, 3]
     for task in (3, 1):
         world.finish(task, 0, 0)

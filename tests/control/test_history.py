@@ -34,7 +34,7 @@ LIMITS = {"groups_per_step": 3, "max_steps": 6, "tokens_per_group": 10}
 POLICIES = [{"max_staleness": 2, "selection_window": 3}, {"max_staleness": 1, "policy": "one_step"}]
 POLICIES += [{"max_staleness": 0, "policy": "sync"}, {"max_staleness": 3, "policy": "stale_k"}]
 POLICIES += [{"max_staleness": 1.5, "push_lag": 2}]
-POLICIES += [{"max_staleness": 2, "over_age": "drop", "backup_groups": 2}]
+POLICIES += [{"max_staleness": 2, "on_stale": "drop", "backup_groups": 2}]
 NEW = {"push_lag", "backup_groups"}
 """Keys that came after the first version."""
 
@@ -73,7 +73,7 @@ def test_a_run_with_crashes_ends_like_one_without(policy, rng, crash_every) -> N
     wanted = Settings(**LIMITS, **policy)
     calm, troubled = run(wanted, rng), run(wanted, rng, crash_every)
     moved = {"requeued": troubled.counts["requeued"]}
-    if wanted.over_age == "drop":
+    if wanted.on_stale == "drop":
         # Who finishes first decides who was too late.
         moved["stale"] = troubled.counts["stale"]
     expected = asdict(calm.controller.ledger) | moved
@@ -103,7 +103,7 @@ def test_one_step_stays_one_step_over_crashes() -> None:
 
 
 def begin(wanted: Settings) -> World:
-    """After step 0, with work under way and groups ready."""
+    """After step 0, with work in flight and groups ready."""
     world = World(wanted)
     world.push_first()
     world.join("g0")
@@ -175,7 +175,7 @@ def test_a_smaller_staleness_takes_effect_on_resume() -> None:
         controller.handle(event)
     decisions = controller.decide()
     assert decisions[0] == Discard(3, 0)
-    assert len([d for d in decisions if isinstance(d, Start)]) == 3, "one batch, though three were under way"
+    assert len([d for d in decisions if isinstance(d, Start)]) == 3, "one batch, though three were in flight"
     assert controller.ledger.stale == 1
     for task in decisions[1:]:
         controller.handle(GroupFinished(task.task, task.attempt, 1, 1, 10))
@@ -204,6 +204,18 @@ def test_a_journal_from_before_a_setting_existed_is_read() -> None:
         for entry in world.history
     ]
     assert sum(isinstance(entry, Snapshot) for entry in old) > 2
+    assert replay(old).state() == world.controller.state()
+
+
+def test_a_journal_with_a_settings_earlier_name_is_read() -> None:
+    world = run(Settings(**LIMITS, max_staleness=1, on_stale="mask"), random.Random(0), crash_every=5)
+
+    def earlier(entry: Snapshot) -> Snapshot:
+        settings = dict(entry.state["settings"])
+        settings["over_age"] = settings.pop("on_stale")
+        return Snapshot(entry.state | {"settings": settings})
+
+    old = [earlier(entry) if isinstance(entry, Snapshot) else entry for entry in world.history]
     assert replay(old).state() == world.controller.state()
 
 

@@ -20,19 +20,19 @@ GOOD = {"groups_per_step": 2, "max_staleness": 1, "max_steps": 3, "tokens_per_gr
         ({"policy": "stale_k", "max_staleness": 1.5}, "policy stale_k needs a whole max_staleness .*, not 1.5"),
         ({"policy": "stale_k", "max_staleness": 0}, "policy stale_k needs a whole max_staleness of at least 1, not 0"),
         (
-            {"max_staleness": 1.5, "over_age": "drop"},
-            "max_staleness 1.5 needs over_age wait, not drop; set it to 1 or 2",
+            {"max_staleness": 1.5, "on_stale": "drop"},
+            "max_staleness 1.5 needs on_stale wait, not drop; set it to 1 or 2",
         ),
-        ({"max_staleness": 0.5, "over_age": "mask"}, "not mask; set it to 0 or 1"),
+        ({"max_staleness": 0.5, "on_stale": "mask"}, "not mask; set it to 0 or 1"),
         ({"max_staleness": 0.5, "policy": "sync"}, "policy sync needs max_staleness 0, not 0.5"),
         ({"max_staleness": 1.5, "policy": "one_step"}, "policy one_step needs max_staleness 1, not 1.5"),
         ({"policy": "sync", "max_staleness": 0, "push_lag": 2}, "set push_lag to at most 1"),
         ({"push_lag": 3}, "push_lag 3 would leave no slot .* set push_lag to at most 2"),
         ({"policy": "one_step", "push_lag": 2}, "set push_lag to at most 1"),
-        ({"backup_groups": 1}, "backup_groups 1 needs over_age drop .*, not wait and bounded; set backup_groups to 0"),
+        ({"backup_groups": 1}, "backup_groups 1 needs on_stale drop .*, not wait and bounded; set backup_groups to 0"),
         ({"policy": "one_step", "selection_window": 2}, "set selection_window to 1"),
-        ({"over_age": "drop", "selection_window": 2}, "not bounded and drop; set selection_window to 1"),
-        ({"over_age": "mask", "selection_window": 2}, "not bounded and mask; set selection_window to 1"),
+        ({"on_stale": "drop", "selection_window": 2}, "not bounded and drop; set selection_window to 1"),
+        ({"on_stale": "mask", "selection_window": 2}, "not bounded and mask; set selection_window to 1"),
     ],
 )
 def test_a_bad_combination_says_what_to_change(changes, message: str) -> None:
@@ -47,4 +47,4 @@ def test_good_ones() -> None:
     Settings(**GOOD | {"selection_window": 4})
     Settings(**GOOD | {"max_staleness": 2.5, "push_lag": 3})
     Settings(**GOOD | {"max_staleness": 64, "policy": "stale_k"})
-    Settings(**GOOD | {"over_age": "drop", "backup_groups": 3})
+    Settings(**GOOD | {"on_stale": "drop", "backup_groups": 3})

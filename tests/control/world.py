@@ -183,7 +183,7 @@ class World:
         self.counts["stale"] += 1
 
     def _usable(self, attempt: Attempt) -> bool:
-        return attempt.versions[self.settings.over_age == "mask"] >= self._next_step - self._bound()
+        return attempt.versions[self.settings.on_stale == "mask"] >= self._next_step - self._bound()
 
     def send(self, event: Event, *, decide: bool = True) -> None:
         self.history.append(event)
@@ -229,7 +229,7 @@ class World:
                 self.running[task] = Attempt(attempt, generator, self.live, self.num_starts)
                 self.num_starts += 1
             case Cancel(task, attempt, generator):
-                assert self.settings.over_age == "drop"
+                assert self.settings.on_stale == "drop"
                 running = self.running[task]
                 assert (running.number, running.generator) == (attempt, generator)
                 assert running.start_version < self.steps_done + 1 - self._bound()
@@ -267,7 +267,7 @@ class World:
         batch = list(self.leased.values())
         oldest, newest = min(a.versions[0] for a in batch), max(a.versions[1] for a in batch)
         bound = self._bound()
-        if settings.over_age == "wait" and settings.policy == "bounded":
+        if settings.on_stale == "wait" and settings.policy == "bounded":
             limit = min((a.sequence for a in self.running.values()), default=10**9)
             assert all(a.sequence < limit + settings.selection_window for a in batch)
             S = self._exact_staleness
@@ -277,7 +277,7 @@ class World:
                 assert ages.count(math.ceil(S)) <= S % 1 * settings.groups_per_step
         assert train.min_version == k - bound
         assert self.controller.worst_case_staleness == bound
-        if settings.over_age == "mask":
+        if settings.on_stale == "mask":
             assert all(a.versions[1] >= train.min_version for a in batch)
             oldest = max(oldest, train.min_version)
         self.ages.append(k - oldest)
@@ -297,7 +297,7 @@ class World:
 
     def _bound(self) -> int:
         S, P, W = self.settings.max_staleness, self.settings.groups_per_step, self.settings.selection_window
-        if self.settings.over_age != "wait":
+        if self.settings.on_stale != "wait":
             return S
         if S % 1 == 0:
             return S + -(-(W - 1) // P) if S else 0
@@ -342,7 +342,7 @@ class World:
     # -- an environment in which everything ends
 
     def drain(self, rng: random.Random) -> None:
-        """Lets everything under way end, in random order, until the run is over; fails if it comes to a halt."""
+        """Lets everything in flight end, in random order, until the run is over; fails if it comes to a halt."""
         slots = self._num_slots
         # A step gives up each slot's attempt at most once, so it takes at most so many ends, a step, a publish.
         for _ in range((self.settings.max_steps + 1) * (2 * slots + 2)):
@@ -370,7 +370,7 @@ class World:
             )
             if possible
         ] + list(self.running)
-        assert due, "nothing is under way and the run is not finished"
+        assert due, "nothing is in flight and the run is not finished"
         choice = rng.choice(due)
         if isinstance(choice, int):
             low, high = self.versions_of(choice)

@@ -23,10 +23,10 @@ def budget(
         "max_steps": 9,
         "groups_per_step": groups_per_step,
         "budgets": {
-            "failed_groups_in_a_row": groups,
-            "filtered_groups_in_a_row": filtered,
-            "reward_failures_in_a_row": rewards,
-            "skipped_steps_in_a_row": steps,
+            "max_consecutive_failed_groups": groups,
+            "max_consecutive_filtered_groups": filtered,
+            "max_consecutive_reward_failures": rewards,
+            "max_consecutive_skipped_steps": steps,
         },
     }
     return Budget(Recipe.model_validate(values))
@@ -111,11 +111,11 @@ def test_the_budgets_do_not_mix() -> None:
 
 
 def test_the_error_names_the_budget_and_the_last_reason() -> None:
-    with pytest.raises(BudgetSpent, match=r"budgets\.failed_groups_in_a_row.* with reward; error 0$"):
+    with pytest.raises(BudgetSpent, match=r"budgets\.max_consecutive_failed_groups.* with reward; error 0$"):
         budget(groups=1).group(group("failed", "reward", [None]))
-    with pytest.raises(BudgetSpent, match=r"budgets\.failed_groups_in_a_row.* with ObjectStoreFullError: full$"):
+    with pytest.raises(BudgetSpent, match=r"budgets\.max_consecutive_failed_groups.* with ObjectStoreFullError: full$"):
         budget(groups=1).group(group("failed", "ObjectStoreFullError: full"))
-    with pytest.raises(BudgetSpent, match=r"budgets\.reward_failures_in_a_row.* with error 1$"):
+    with pytest.raises(BudgetSpent, match=r"budgets\.max_consecutive_reward_failures.* with error 1$"):
         budget(rewards=2).group(group("finished", rewards=[None, None, 1.0]))
-    with pytest.raises(BudgetSpent, match=r"budgets\.skipped_steps_in_a_row.*learning_rate"):
+    with pytest.raises(BudgetSpent, match=r"budgets\.max_consecutive_skipped_steps.*learning_rate"):
         budget(steps=1).step(step(skipped=True))

@@ -154,11 +154,15 @@ def loss(logprobs, behaviour_logprobs, prox_logprobs, advantages, mask, **_):
 def test_gradients_that_are_never_finite_stop_the_run_cleanly(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(NAN_LOSS)
     run_dir = tmp_path / "run"
-    overrides = [f"algorithm.loss={tmp_path / 'bad.py'}:loss", "budgets.skipped_steps_in_a_row=2", f"run_dir={run_dir}"]
+    overrides = [
+        f"algorithm.loss={tmp_path / 'bad.py'}:loss",
+        "budgets.max_consecutive_skipped_steps=2",
+        f"run_dir={run_dir}",
+    ]
     code, output = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *overrides)
     assert code == 1, output
     said = sentence(output)
-    assert "budgets.skipped_steps_in_a_row" in said
+    assert "budgets.max_consecutive_skipped_steps" in said
     found = records(run_dir)
     # The step after the last one of the budget may have begun.
     assert 2 <= len(found) <= 3
@@ -170,7 +174,7 @@ def test_gradients_that_are_never_finite_stop_the_run_cleanly(tmp_path: Path) ->
 
 # -- signals
 
-# A step that takes half a second and says when it is under way; a reward that is not always a number.
+# A step that takes half a second and says when it begins; a reward that is not always a number.
 SLOW_STEP = """
 import time
 from pathlib import Path
@@ -189,7 +193,7 @@ def reward(completion, **row):
 
 
 def interrupted(process: Any, run_dir: Path, steps: int) -> None:
-    """While a step is under way: it is finished and saved, and the words are true."""
+    """While a step is running: it is finished and saved, and the words are true."""
     mark = run_dir.parent / "under_way"
     try:
         wait_for(lambda: len(records(run_dir)) >= steps and mark.exists(), process, f"a step after {steps}")
@@ -210,7 +214,7 @@ def interrupted(process: Any, run_dir: Path, steps: int) -> None:
 
 
 def killed_by_the_second(process: Any, run_dir: Path, steps: int) -> None:
-    """While a step is under way: once is patient, twice is now; nobody stays behind."""
+    """While a step is running: once is patient, twice is now; nobody stays behind."""
     mark = run_dir.parent / "under_way"
     try:
         wait_for(lambda: len(records(run_dir)) >= steps and mark.exists(), process, f"a step after {steps}")
@@ -286,7 +290,7 @@ def test_full_object_store_fails_the_group_and_counts() -> None:
     summaries = [asyncio.run(generator.run_group(Task(7, 0, "prompt", {}), attempt)) for attempt in range(3)]
     assert [(s.task, s.attempt, s.outcome) for s in summaries] == [(7, attempt, "failed") for attempt in range(3)]
     assert all("ObjectStoreFullError" in s.reason for s in summaries)
-    recipe = load(ROOT / "recipes/tiny.yaml", ["budgets.failed_groups_in_a_row=3", "groups_per_step=1"])
+    recipe = load(ROOT / "recipes/tiny.yaml", ["budgets.max_consecutive_failed_groups=3", "groups_per_step=1"])
     budget = Budget(recipe)
     budget.group(summaries[0])
     budget.group(summaries[1])

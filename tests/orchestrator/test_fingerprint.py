@@ -209,7 +209,7 @@ def test_a_fact_that_another_version_keeps_is_no_difference(folder: Path) -> Non
 
 
 def test_new_data_begins_at_its_first_row(folder: Path) -> None:
-    """What was under way is started again with the first rows, what is drawn next has those after; and none has the
+    """What was in flight is started again with the first rows, what is drawn next has those after; and none has the
     number of an old row."""
     take(folder, shuffle=False).write(folder / "run")
     changed_rows(folder)

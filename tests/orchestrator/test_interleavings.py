@@ -46,7 +46,7 @@ def recipe_of(**keys: Any) -> Recipe:
             "rollout": {"replicas": 2, "engine": "simulated"},
             "checkpoint": {"every_steps": 2, "keep_last": 1},
             "journal": {"keep": "since_checkpoint"},  # a small one is kept whole otherwise, and hides what is released
-            "budgets": {"restarts_in_a_row": 50},
+            "budgets": {"max_consecutive_restarts": 50},
             **keys,
         }
     )
@@ -96,7 +96,7 @@ SLOW = ("", "saved", "export", "commit", "train", "train_again", "start", "publi
 
 @pytest.mark.parametrize("slow", SLOW)
 def test_a_rank_is_lost_at_every_await(slow: str, shared_memory: Path) -> None:
-    """A checkpoint that completes while a recovery is under way must not release what that starts from."""
+    """A checkpoint that completes while a recovery is in flight must not release what that starts from."""
     recipe = recipe_of(**SMALL, **RANKS, **EVERY_STEP)
     plan = Plan(last=slow)
     num_iterations = run(recipe, plan, shared_memory / "calm")
@@ -118,7 +118,7 @@ VARIANTS = {
     "snapshots": recipe_of(**SNAPSHOTS),
     "sync": recipe_of(policy="sync", max_staleness=0, **EVERY_STEP),
     "lag": recipe_of(experimental={"policy": "stale_k"}, max_staleness=2),
-    "drop": recipe_of(over_age="drop", experimental={"backup_groups": 1}, **SNAPSHOTS),
+    "drop": recipe_of(on_stale="drop", experimental={"backup_groups": 1}, **SNAPSHOTS),
 }
 VICTIMS = ("trainer-0", "trainer-0 noticed", "generator-0", "generator-1", "buffer", "holders", "driver")
 PLANS = st.builds(

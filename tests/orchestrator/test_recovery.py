@@ -64,7 +64,7 @@ def test_a_run_without_a_checkpoint_goes_on_from_version_0(tmp_path: Path) -> No
     found = recover(tmp_path, SETTINGS)
     assert (found.checkpoint, found.version) == (None, 0)
     assert found.controller.state() == writer.controller.state()
-    assert sorted(found.batches) == [0, 1], "the step done, and the one under way"
+    assert sorted(found.batches) == [0, 1], "the step done, and the one in flight"
     assert found.controller.training == found.batches[1]
 
 

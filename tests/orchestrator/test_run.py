@@ -90,7 +90,7 @@ def actor_pid(process: Forked, name: str, index: int) -> int:
 
 
 def check(run_dir: Path, steps: int, *, stopped: bool = False) -> dict[str, Any]:
-    """What must hold of every run that has ended; one that was stopped may have groups under way."""
+    """What must hold of every run that has ended; one that was stopped may have groups in flight."""
     found = records(run_dir)
     assert [r["step"] for r in found] == list(range(steps))
     bound = summary(run_dir)["worst_case_staleness"]
@@ -306,8 +306,8 @@ def reward(prompts, completions, answer, trainer_state, log_extra, log_metric, f
 """
 POLICIES = {
     "lag": ["experimental.policy=stale_k", "max_staleness=2"],
-    "drop": ["over_age=drop", "max_staleness=2", "experimental.backup_groups=2"],
-    "mask": ["over_age=mask", "algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
+    "drop": ["on_stale=drop", "max_staleness=2", "experimental.backup_groups=2"],
+    "mask": ["on_stale=mask", "algorithm.filter_equal_rewards=true", "reward={folder}/parity.py:reward"],
     "window": [
         *(
             "max_staleness=1.5",

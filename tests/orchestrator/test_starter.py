@@ -39,7 +39,7 @@ class World:
 
     def __init__(self, folder: Path, replicas: Any, serving: int, hang: int = 0) -> None:
         keys = {"model": "x", "data": {"path": "x"}, "reward": "x", "max_steps": 9, "rollout": {"replicas": replicas}}
-        deadlines = {"deadlines": {"start_s": 0.05}, "budgets": {"restarts_in_a_row": 3}}
+        deadlines = {"deadlines": {"start_s": 0.05}, "budgets": {"max_consecutive_restarts": 3}}
         recipe = Recipe.model_validate({**keys, **deadlines})
         self.room, self.made = asyncio.Event(), 0
 

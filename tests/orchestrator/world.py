@@ -45,7 +45,7 @@ from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
 from asyncrl.storage.sight import Sight
 from asyncrl.terminal.live import LiveView
 from asyncrl.trainer.backend import StepReport
-from asyncrl.trainer.messages import Loaded, Origin, TrainResult
+from asyncrl.trainer.messages import Loaded, ResumePoint, TrainResult
 from asyncrl.weights.update import PublishReport
 
 METRICS = {f"offpolicy/{name}": 0.0 for name in ("logprob_gap", "ess", "clip_fraction", "kl")}
@@ -213,7 +213,7 @@ class Trainer(Actor):
     def do_connect(self, replicas: Any, ends: list[Any]) -> None:
         self.replicas = replicas
 
-    def do_start(self, origin: Origin, snapshots: Any, rendezvous: Any) -> Iterator[Any]:
+    def do_start(self, origin: ResumePoint, snapshots: Any, rendezvous: Any) -> Iterator[Any]:
         yield None
         if origin.snapshots is not None:
             self.weights = list(origin.snapshots.load(origin.version))

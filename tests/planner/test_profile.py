@@ -89,7 +89,7 @@ def test_a_run_too_large_to_simulate_is_refused(turns: Path) -> None:
     text = (turns / "recipe.yaml").read_text()
     keys = yaml.safe_load(text) | {"max_staleness": 1000, "groups_per_step": 1000, "group_size": 1000}
     (turns / "recipe.yaml").write_text(yaml.safe_dump(keys))
-    with pytest.raises(UserError, match=r"has 1001000000 trajectories under way at once, a simulation would make"):
+    with pytest.raises(UserError, match=r"has 1001000000 trajectories in flight at once, a simulation would make"):
         profile.read(turns)
 
 

@@ -103,13 +103,13 @@ def test_a_seed_gives_one_outcome() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("over_age", ["wait", "drop", "mask"])
+@pytest.mark.parametrize("on_stale", ["wait", "drop", "mask"])
 @pytest.mark.parametrize("staleness", [0, 1, 2, 5])
-def test_no_trained_token_is_older_than_the_bound(staleness: int, over_age: str) -> None:
+def test_no_trained_token_is_older_than_the_bound(staleness: int, on_stale: str) -> None:
     rng = random.Random(staleness)
     for seed in range(5):
         train_step_s = rng.choice([0.0, 0.2, 3.0])
-        chosen = settings(staleness, over_age=over_age)
+        chosen = settings(staleness, on_stale=on_stale)
         records = simulate(chosen, replace(LONG_TAILED, train_step_s=train_step_s, filtered_share=0.2), seed)
         assert len(records) == 30
         assert max(r["staleness/max"] for r in records) <= worst_case(chosen)

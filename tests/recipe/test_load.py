@@ -144,7 +144,7 @@ BAD_FILES = {
     "trainer: {learning_rate: fast}": r"bad\.yaml: trainer\.learning_rate must be a number, got 'fast'",
     "data: {path: x.csv, chat: 1}": r"bad\.yaml: data\.chat must be true or false, got 1",
     "run_dir: 3": r"bad\.yaml: run_dir must be text, got 3; put it in quotes",
-    "over_age: wayt": r"bad\.yaml: over_age must be 'wait', 'drop' or 'mask', got 'wayt'; did you mean wait\?",
+    "on_stale: wayt": r"bad\.yaml: on_stale must be 'wait', 'drop' or 'mask', got 'wayt'; did you mean wait\?",
     "algorithm: [grpo]": r"bad\.yaml: algorithm must be a mapping of keys to values, got \['grpo'\]",
     "rollout: {engine_args: 3}": r"bad\.yaml: rollout\.engine_args must be a mapping of keys to values, got 3",
     "reward: ${rewrd}": r"bad\.yaml: reward: Interpolation key 'rewrd' not found",

@@ -11,7 +11,10 @@ from asyncrl.errors import UserError
 from asyncrl.recipe.load import control_settings, dump, load
 
 TINY = "model: random:tiny-llama\ndata: {path: d.jsonl}\nreward: r:f\nmax_steps: 1\nmax_staleness: 2\n"
-OLD = TINY + "policy: stale_k\nselection_window: 1\nbackup_groups: 0\nweights: {push_lag: 1, dtype: float32}\n"
+OLD = (
+    TINY
+    + "over_age: wait\nbudgets: {restarts_in_a_row: 7}\npolicy: stale_k\nselection_window: 1\nbackup_groups: 0\nweights: {push_lag: 1, dtype: float32}\n"
+)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -26,8 +29,11 @@ def test_an_old_recipe_means_the_same_and_each_old_name_is_said(
     recipe = load(written(tmp_path, OLD), ["rollout.top_p=1", "rollout.top_k=0"])
     settings = control_settings(recipe)
     assert (settings.policy, settings.push_lag, recipe.weights.dtype) == ("stale_k", 1, "float32")
+    assert (recipe.on_stale, recipe.budgets.max_consecutive_restarts) == ("wait", 7)
     said = [record.message.partition(": ")[2] for record in caplog.records]
     assert [line.partition(" now, ")[0] for line in said] == [
+        "over_age is called on_stale",
+        "budgets.restarts_in_a_row is called budgets.max_consecutive_restarts",
         "selection_window is called experimental.selection_window",
         "backup_groups is called experimental.backup_groups",
         "weights.push_lag is called experimental.push_lag",

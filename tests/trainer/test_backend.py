@@ -20,7 +20,7 @@ from asyncrl.storage.sight import Sight
 from asyncrl.trainer.actor import TrainerActor
 from asyncrl.trainer.backend import backend_class
 from asyncrl.trainer.fsdp import Fsdp
-from asyncrl.trainer.messages import Origin
+from asyncrl.trainer.messages import ResumePoint
 from asyncrl.weights.replicas import RayReplicas
 from asyncrl.weights.shards import Shard, assemble
 from asyncrl.weights.transport import receiver_class
@@ -84,11 +84,11 @@ def test_a_backend_of_ones_own_trains_sends_saves_restores_and_exports(
     sight, asked = Sight.begin(tmp_path), recipe(tiny_model)
     buffer, engine = ray.remote(Buffer).remote(), ray.remote(Engine).remote()
 
-    def start(origin: Origin) -> tuple[Any, Any]:
+    def start(origin: ResumePoint) -> tuple[Any, Any]:
         actor = TrainerActor.options(num_cpus=0).remote(asked, str(tiny_model), transport, ROOT, sight, buffer, 0)
         return actor, ray.get(actor.start.remote(origin, None, None), timeout=120)
 
-    trainer, loaded = start(Origin(0, None, None))
+    trainer, loaded = start(ResumePoint(0, None, None))
     assert loaded.kernels == ""
     assert loaded.probes[0] == pytest.approx([-np.log(SIZE)] * len(loaded.probes[0]))
     result = ray.get(trainer.train.remote(Train(0, ((0, 0),), 0), -1, True), timeout=60)
@@ -112,7 +112,7 @@ def test_a_backend_of_ones_own_trains_sends_saves_restores_and_exports(
     assert torch.equal(load_file(folder / "model" / "model.safetensors")["table"], sent)
     ray.get(trainer.train.remote(Train(1, ((1, 0),), 0), -1, False), timeout=60)
 
-    again, loaded = start(Origin(1, folder, None))
+    again, loaded = start(ResumePoint(1, folder, None))
     assert loaded.probes[1] == result.probe
     ray.get(again.train_again.remote(Train(1, ((1, 0),), 0), 2), timeout=60)
     folders = [tmp_path / "checkpoints" / name for name in ("went_on", "restored")]

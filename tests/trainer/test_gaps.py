@@ -38,9 +38,9 @@ def test_gaps_are_those_of_a_plain_model(tiny_model: Path, trainer: dict[str, in
 def test_tokens_that_are_not_trained_have_none(tiny_model: Path) -> None:
     batch = groups(2, [[1.0, 0.0]], version=1)
     first = batch[0].trajectories[0]
-    first.versions[first.prompt_length] = 0  # too old: over_age mask leaves it out
+    first.versions[first.prompt_length] = 0  # too old: on_stale mask leaves it out
     first.logprobs[-1] = np.nan  # the engine gave none
-    gaps = learner(tiny_model, recipe(over_age="mask")).step(batch, 2, 1).gaps[0]
+    gaps = learner(tiny_model, recipe(on_stale="mask")).step(batch, 2, 1).gaps[0]
     assert len(gaps) == len(first.tokens) - first.prompt_length
     assert [place for place, gap in enumerate(gaps) if gap is None] == [0, len(gaps) - 1]
 

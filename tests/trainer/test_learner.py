@@ -217,7 +217,7 @@ def test_too_old_tokens_are_refused_or_masked(tiny_model: Path) -> None:
         learner(tiny_model).step(batch, 5, 3)
     for t in batch[0].trajectories:
         t.versions[-1] = 4
-    report = learner(tiny_model, recipe(over_age="mask")).step(batch, 5, 3)
+    report = learner(tiny_model, recipe(on_stale="mask")).step(batch, 5, 3)
     assert report.tokens_trained == 2
     assert report.staleness == (0, 2, 0)
 
