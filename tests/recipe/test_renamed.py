@@ -12,8 +12,8 @@ from asyncrl.recipe.load import control_settings, dump, load
 
 TINY = "model: random:tiny-llama\ndata: {path: d.jsonl}\nreward: r:f\nmax_steps: 1\nmax_staleness: 2\n"
 OLD = (
-    TINY
-    + "over_age: wait\nbudgets: {restarts_in_a_row: 7}\npolicy: stale_k\nselection_window: 1\nbackup_groups: 0\nweights: {push_lag: 1, dtype: float32}\n"
+    TINY + "over_age: wait\nbudgets: {restarts_in_a_row: 7}\npolicy: stale_k\n"
+    "selection_window: 1\nbackup_groups: 0\nweights: {push_lag: 1, dtype: float32}\n"
 )
 
 
