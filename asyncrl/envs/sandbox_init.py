@@ -91,7 +91,7 @@ def _make_root(limits: dict) -> None:
     for path in _DEVICES:
         _show(path)
     for folder in ("/proc", "/tmp", "/dev/shm", "/old"):
-        os.mkdir(_NEW_ROOT + folder)
+        os.makedirs(_NEW_ROOT + folder, exist_ok=True)  # a virtual environment may lie in one
     _do("mount", b"proc", (_NEW_ROOT + "/proc").encode(), b"proc", _NOSUID | _NODEV, None)
     os.chdir(_NEW_ROOT)
     if _libc.syscall(_PIVOT_ROOT, b".", b"old") != 0:

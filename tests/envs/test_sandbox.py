@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
+import tempfile
 import textwrap
 import time
+import venv
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -110,6 +113,16 @@ def test_nothing_of_the_machine_is_changed() -> None:
         """
     )
     assert set(said.splitlines()) == {"Read-only file system"}
+
+
+@needs_a_sandbox
+def test_a_virtual_environment_may_lie_where_files_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        venv.create(folder, with_pip=False)
+        monkeypatch.setattr(sys, "prefix", folder)
+        monkeypatch.setattr(sys, "executable", f"{folder}/bin/python")
+        prefix, wrote = python("import sys; print(sys.prefix)", "open('x', 'w'); print('wrote')")
+        assert (prefix, wrote) == (folder, "wrote")
 
 
 @needs_a_sandbox
