@@ -333,3 +333,36 @@ def cmdline(pid: int) -> list[str]:
         return psutil.Process(pid).cmdline()
     except psutil.Error:
         return []
+
+
+@needs_a_sandbox
+def test_system_calls_that_lead_around_namespaces_are_refused() -> None:
+    """Sockets of a virtual machine, keys of the session, namespaces in which one has capabilities again."""
+    code = """
+    import ctypes, os, socket
+    libc = ctypes.CDLL(None, use_errno=True)
+    keyctl, clone = {"x86_64": (250, 56), "aarch64": (219, 220)}[os.uname().machine]
+    try:
+        socket.socket(40, socket.SOCK_STREAM)
+        print("vsock")
+    except PermissionError:
+        pass
+    for name, what in (("unshare", lambda: libc.unshare(0x10000000)),
+                       ("clone", lambda: libc.syscall(clone, 0x10000000 | 17, 0, 0, 0, 0)),
+                       ("keyctl", lambda: libc.syscall(keyctl, 0, -3, 0)),
+                       ("mount", lambda: libc.mount(b"x", b"/tmp", b"tmpfs", 0, None))):
+        if what() != -1 or ctypes.get_errno() != 1:
+            print(name, ctypes.get_errno())
+    """
+    (said,) = python(code)
+    assert said == "[no output]"
+
+
+@needs_a_sandbox
+def test_threads_and_processes_of_a_program_work() -> None:
+    threads, processes, shell = python(
+        "from concurrent.futures import ThreadPoolExecutor as P\nprint(sum(P(4).map(abs, [-1, 2])))",
+        "import multiprocessing as m\nprint(m.get_context('fork').Pool(2).map(abs, [-1, 2]))",
+        "import subprocess\nprint(subprocess.run(['ls', '/'], capture_output=True).returncode)",
+    )
+    assert (threads, processes, shell) == ("3", "[1, 2]", "0")
