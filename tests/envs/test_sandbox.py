@@ -46,7 +46,18 @@ def python(*codes: str, **limits: float) -> list[str]:
 
 
 def family() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+    """Processes of sandboxes below this one: whoever pytest has started besides is none."""
+    inits = {
+        child for child in psutil.Process().children(recursive=True) if "sandbox_init.py" in " ".join(cmdline(child))
+    }
+    return {child.pid for init in inits for child in (init, *init.children(recursive=True))}
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def gone(pids: set[int]) -> bool:
@@ -319,20 +330,11 @@ class NoPolicy:
 
 
 def inits() -> int:
-    """Sandboxes that there are below this process, once those that end have ended."""
+    """Processes of sandboxes that there are below this one, once those that end have ended."""
     until = time.monotonic() + 10
-    while found := [pid for pid in family() if "sandbox_init.py" in " ".join(cmdline(pid))]:
-        if time.monotonic() > until:
-            break
+    while (found := family()) and time.monotonic() < until:
         time.sleep(0.05)
     return len(found)
-
-
-def cmdline(pid: int) -> list[str]:
-    try:
-        return psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return []
 
 
 @needs_a_sandbox

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from asyncrl.weights import cuda_ipc
+from asyncrl.weights.transports import cuda_ipc
 
 
 def look(told: dict[str, Any], size: int, line: Connection) -> None:

@@ -24,10 +24,12 @@ from asyncrl.cli import main
 from asyncrl.cluster import ray_cluster
 from asyncrl.control.ledger import Ledger
 from asyncrl.data.tasks import Task
+from asyncrl.envs.environment import ToolUse
 from asyncrl.errors import BudgetSpent
 from asyncrl.orchestrator import run
 from asyncrl.orchestrator.budget import Budget
 from asyncrl.recipe.load import load
+from asyncrl.rollout.episode import Finished
 from asyncrl.rollout.generator import Generator
 from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.storage import atomic
@@ -277,10 +279,10 @@ class FullStore:
 class Runner:
     """One token, rewarded."""
 
-    async def run(self, task: Task, attempt: int) -> tuple[Group, list[str]]:
+    async def run(self, task: Task, attempt: int) -> Finished:
         arrays = np.array([1, 2], np.int32), np.array([-1, 0], np.int32), np.zeros(2, np.float32)
         trajectory = Trajectory(*arrays, loss_mask=np.array([False, True]), reward=1.0, finish_reason="stop")
-        return Group(task.number, attempt, task.row_index, (trajectory,)), ["text"]
+        return Finished(Group(task.number, attempt, task.row_index, (trajectory,)), ["text"], [], ToolUse())
 
 
 def test_full_object_store_fails_the_group_and_counts() -> None:

@@ -18,7 +18,8 @@ from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from asyncrl.weights import host, nccl
+from asyncrl.weights import host
+from asyncrl.weights.transports import nccl
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
