@@ -106,6 +106,7 @@ def test_engine_and_trainer_agree_on_the_initial_weights(
 
 
 def test_push_replaces_every_weight(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
+    push.publish(0)  # whatever came before
     perturb(learner, 1)
     assert gap(learner, vllm_engine, loop_thread, 0) > 1e-2
     report = push.publish(1)
@@ -127,6 +128,7 @@ def test_one_wrong_parameter_is_noticed(vllm_engine: Any, loop_thread: Any, lear
 
 def test_tokens_in_flight_keep_their_version(vllm_engine: Any, loop_thread: Any, learner: Learner, push: Push) -> None:
     """I3: a completion that a push interrupts comes back with both versions, stamped per token by the engine."""
+    push.publish(1)
     perturb(learner, 2)
     tokens = list(range(5, 25))
 
