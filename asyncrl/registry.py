@@ -80,6 +80,12 @@ ADVANTAGES = {
     "gae": Advantage("asyncrl.algorithms.advantages:of_critic", compares=False),
 }
 
+
+def advantage_traits(spec: str) -> Advantage:
+    """A user's own may be for one member alone, and trains all of them."""
+    return ADVANTAGES.get(spec, Advantage(spec, compares=False))
+
+
 CORRECTIONS = {
     "tis": Entry("asyncrl.algorithms.corrections:tis"),
     "mis": Entry("asyncrl.algorithms.corrections:mis"),

@@ -151,12 +151,9 @@ class Policy:
 
     def score(self, reward: float) -> None:
         """Of a further agent, which gets the episode's otherwise. Raises ValueError for what is no finite number."""
-        number = finite(reward)
-        if number is None or not self._agent:
-            raise ValueError(
-                f"{reward!r} is no finite number" if number is None else "the rollout returns its own reward"
-            )
-        self.rewards[self._agent] = number
+        if not self._agent:
+            raise ValueError("the rollout returns its own reward")
+        self.rewards[self._agent] = _number(reward)
 
     def transcript(self, messages: Sequence[Message] | None = None, *, train: bool = True) -> Transcript:
         """One turn behind these messages (the task's if there are none), to write in pieces and to read in between."""
@@ -165,16 +162,21 @@ class Policy:
     def reward(self, reward: float, turn: int | None = None) -> None:
         """What a turn has earned, the last one if none is named (`Sampled.turn`, `Reply.turn`): for `algorithm.credit:
         turn`. It is a part of the episode's reward, and changes nothing of that. Raises ValueError."""
-        number, place = finite(reward), self._turn if turn is None else turn
-        if number is None or place < 0:
-            raise ValueError(
-                f"{reward!r} is no finite number" if number is None else "there is no turn that is trained"
-            )
-        self.turn_rewards[place] = self.turn_rewards.get(place, 0.0) + number
+        place = self._turn if turn is None else turn
+        if place < 0:
+            raise ValueError("there is no turn that is trained")
+        self.turn_rewards[place] = self.turn_rewards.get(place, 0.0) + _number(reward)
 
     def truncate(self) -> None:
         """Says that the episode was cut off; of a last completion that was, it is known."""
         self.truncated = True
+
+
+def _number(reward: float) -> float:
+    number = finite(reward)
+    if number is None:
+        raise ValueError(f"{reward!r} is no finite number")
+    return number
 
 
 def _checked(ask: Ask) -> Ask:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from asyncrl.errors import UserError
 from asyncrl.recipe.algorithm import AlgorithmRecipe
 from asyncrl.recipe.schema import Recipe
-from asyncrl.registry import ADVANTAGES, LOSSES, loss_traits
+from asyncrl.registry import LOSSES, advantage_traits, loss_traits
 
 
 def check_algorithm(recipe: Recipe, provides_logprobs: bool) -> None:
@@ -69,7 +69,7 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         yield "replay_share replaces single completions, and a rollout of env may have several; set it to 0"
     if a.credit == "turn" and recipe.env is None:
         yield "credit turn is for the turns of an environment, and there is no env; set it to episode"
-    if a.credit == "turn" and (a.advantage == "gae" or not _all_are_trained(a)):
+    if a.credit == "turn" and (a.advantage == "gae" or advantage_traits(a.advantage).picks):
         yield f"credit turn needs an advantage of each turn, and {a.advantage} gives none; take grpo, dr_grpo or rloo"
     if recipe.trainer.lora.rank and a.reference_reset_steps:
         yield "reference_reset_steps cannot move a reference that is the model without its adapters; leave it out"
@@ -80,13 +80,9 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
             f"trainer.minibatches {recipe.trainer.minibatches} is more than the groups of a step; "
             f"set it to groups_per_step ({recipe.groups_per_step}) or less"
         )
-    compares = traits.pairs or (a.advantage in ADVANTAGES and ADVANTAGES[a.advantage].compares)
+    compares = traits.pairs or advantage_traits(a.advantage).compares
     if recipe.group_size == 1 and compares:
         yield (
             f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {a.advantage}; "
             "set group_size to 2 or more"
         )
-
-
-def _all_are_trained(a: AlgorithmRecipe) -> bool:
-    return a.advantage not in ADVANTAGES or not ADVANTAGES[a.advantage].picks

@@ -35,14 +35,16 @@ class Gaps:
             place = self._places.get(id(sample.trajectory))
             if place is None:
                 continue
+            first = sample.trajectory.prompt_length
+            tokens = [token - first for token in trained_places(sample).tolist()]
+            known = self.found.setdefault(place, [None] * (len(sample.trajectory.tokens) - first))
+            # Turns may pass one by one, and each again: then there is nothing to fetch from the device.
+            if all(known[token] is not None for token in tokens):
+                continue
             own = batch.segments == segment
             gaps = (logprobs.detach()[own] - batch.behaviour_logprobs[own]).abs().tolist()
-            of_token = dict(zip(trained_places(sample).tolist(), map(_plain, gaps), strict=True))
-            tokens = range(sample.trajectory.prompt_length, len(sample.trajectory.tokens))
-            # Turns may pass one by one, and each may pass again.
-            known = self.found.get(place, [None] * len(tokens))
-            pairs = zip(known, tokens, strict=True)
-            self.found[place] = [of_token.get(token) if gap is None else gap for gap, token in pairs]
+            for token, gap in zip(tokens, gaps, strict=True):
+                known[token] = _plain(gap) if known[token] is None else known[token]
 
 
 def _plain(gap: float) -> float | None:

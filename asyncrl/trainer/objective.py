@@ -25,7 +25,7 @@ from asyncrl.algorithms.sequence import choose_pair, log_partition
 from asyncrl.errors import UserError
 from asyncrl.plugins import shown
 from asyncrl.recipe.algorithm import AlgorithmRecipe
-from asyncrl.registry import ADVANTAGES, CORRECTIONS, LOSSES, find, loss_traits
+from asyncrl.registry import ADVANTAGES, CORRECTIONS, LOSSES, advantage_traits, find, loss_traits
 from asyncrl.trainer.extras import Extras
 from asyncrl.trainer.packing import PackedBatch, TrainSample
 
@@ -95,8 +95,7 @@ class Objective:
     @property
     def picks_members(self) -> bool:
         """Whether it trains only some members of a group, so that those not to be trained must not be among them."""
-        picks = self.recipe.advantage in ADVANTAGES and ADVANTAGES[self.recipe.advantage].picks
-        return self.in_pairs or picks
+        return self.in_pairs or advantage_traits(self.recipe.advantage).picks
 
     @property
     def needs_prox(self) -> bool:

@@ -121,8 +121,8 @@ def _samples(rollout: _Rollout, masks: list[np.ndarray], group: int, parts: list
     """Its parts that have a token to train. Those of one trajectory are the same tokens, which pass the model once."""
     total = sum(int(mask.sum()) for mask in masks)
     for part in parts:
-        places = np.arange(len(masks[part.place]))
-        mask = masks[part.place] & (places >= part.start) & (places < part.end)
+        mask, within = np.zeros_like(masks[part.place]), slice(part.start, part.end)
+        mask[within] = masks[part.place][within]
         if mask.any():
             trajectory, share = rollout.trajectories[part.place], int(mask.sum()) / total
             yield TrainSample(trajectory, group, part.reward, part.advantage, mask, share)
