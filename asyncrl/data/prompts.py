@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncrl.recipe.schema import DataRecipe
+from asyncrl.recipe.data import DataRecipe
 from asyncrl.task import Message, decoded_call
 
 TOOLS_COLUMN = "tools"

@@ -15,7 +15,7 @@ from asyncrl.data.bounds import check_arrow, check_parquet
 from asyncrl.data.files import FileRows
 from asyncrl.envs.verifiers_tasksets import load_tasks
 from asyncrl.errors import UserError
-from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, DataRecipe
+from asyncrl.recipe.data import TABLE_FILES, TEXT_FILES, DataRecipe
 from asyncrl.task import REASONING_GYM, VERIFIERS
 
 _REASONING_GYM_SIZE = 10_000

@@ -21,7 +21,7 @@ from asyncrl.control.controller import Controller
 from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, PromptReader
 from asyncrl.data.source import Rows, columns_of, digest
 from asyncrl.errors import UserError, is_of_the_program
-from asyncrl.recipe.schema import DataRecipe
+from asyncrl.recipe.data import DataRecipe
 from asyncrl.task import Message, Task
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from asyncrl.recipe.schema import TABLE_FILES, TEXT_FILES, Recipe
+from asyncrl.recipe.data import TABLE_FILES, TEXT_FILES
+from asyncrl.recipe.schema import Recipe
 from asyncrl.task import MADE
 
 logger = logging.getLogger(__name__)

@@ -6,191 +6,21 @@ Checks that need only the recipe are here; those that look at files are in `chec
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
+from asyncrl.recipe.data import DataRecipe
 from asyncrl.recipe.env import Env
 from asyncrl.recipe.experimental import ExperimentalRecipe
-from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Processes, Seconds, listed, no_range
+from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, listed
+from asyncrl.recipe.rewards import RewardsRecipe
+from asyncrl.recipe.rollout import RolloutRecipe
+from asyncrl.recipe.trainer import TrainerRecipe
 from asyncrl.registry import TRANSPORTS
-from asyncrl.task import MADE
-
-TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
-TABLE_FILES = (".parquet", ".arrow")
-"""Local data files, by the end of their name."""
-ADAMW = {"betas": [0.9, 0.95], "weight_decay": 0.0}
-
-
-class DataRecipe(Part):
-    path: str | Annotated[list[str], Field(min_length=1)]
-    """`reasoning_gym:NAME`, `verifiers:NAME`, a hub data set name, or one or more local files: .jsonl, .json or .csv
-    (also .gz), whose values reach the reward as the file has them, or .parquet or .arrow."""
-    options: dict[str, Any] = {}
-    """Passed to `reasoning_gym.create_dataset` (size and seed among them) or to `datasets.load_dataset`. For a .json
-    file: `field`, the key that holds the rows; for a .csv file: `sep`, `quotechar`, `escapechar`, `encoding`; for a
-    taskset of verifiers: its settings, `size`, and `python`, the one that has it."""
-    split: str = "train"
-    """Split of a hub data set; local files, reasoning_gym and verifiers have only `train`."""
-    prompt_column: str | None = None
-    """Column of text or of chat messages; default: the first of prompt, question, problem, messages."""
-    chat: bool = False
-    """Wrap a text prompt as one user message and apply the model's chat template."""
-    system: str | None = None
-    """System message put before every chat prompt; needs `chat: true` or message prompts."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Variables of the model's chat template, such as `enable_thinking: false`; a row's column of this name wins."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """Rows without a usable prompt (null, empty, images, ending with an answer): refuse the data before anything
-    starts, or filter them when they are drawn (counted by reason)."""
-    shuffle: bool = True
-    """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
-
-    @property
-    def paths(self) -> list[str]:
-        return [self.path] if isinstance(self.path, str) else self.path
-
-    @property
-    def is_here(self) -> bool:
-        """Whether nothing must be fetched: local text or table files, or what a package makes."""
-        local = (*TEXT_FILES, *TABLE_FILES)
-        return all(path.startswith(MADE) or path.endswith(local) for path in self.paths)
-
-    @property
-    def name(self) -> str:
-        """The data set in words; what verl's rewards get as data_source if the row has none."""
-        return ", ".join(self.paths)
-
-
-class RolloutRecipe(Part):
-    engine: str = "vllm"
-    """`vllm`, `simulated` (no model: random tokens at a set speed, for tests), or your own Engine by path."""
-    replicas: Annotated[Processes, BeforeValidator(no_range)] = 1
-    """Number of generator actors, each with its own engine; the run goes on while one is left, and starts lost ones
-    again when there is room. `{min: 2, max: 8}`: begins with 2, takes up to 8 when there is room, needs 2 to go on."""
-    min_replicas: Processes | None = None
-    """Said with `replicas: {min: 2, max: 8}`; default: all of `replicas` to begin, one to go on."""
-    max_new_tokens: PositiveInt = 256
-    """Longest completion, in tokens."""
-    max_prompt_tokens: PositiveInt = 1024
-    """Tasks with a longer prompt are filtered (counted under `prompt_too_long`)."""
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(listed)] = []
-    """Texts that end a completion, beside its end-of-sequence token, such as "</answer>". The tokens that complete one
-    are sampled, trained and seen by the reward."""
-    stop_token_ids: Annotated[list[NonNegativeInt], BeforeValidator(listed)] = []
-    """Tokens that do, by their ids."""
-    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Sampling temperature; the trainer divides its logits by the same number."""
-    kv_after_update: Literal["keep", "recompute"] = "keep"
-    """Running requests at a weight update: go on with their old KV cache, or prefill again under the new weights. One
-    that waits is computed with the new weights from its first token on, either way."""
-    gpus_per_replica: Gpus = 0
-    """GPUs of one engine (its tensor-parallel size is `engine_args.tensor_parallel_size`); 0 = CPU; 0.4 = that share
-    of one GPU and of its memory, so that others may have the rest."""
-    cpu_cores: Annotated[str | None, BeforeValidator(lambda cores: str(cores) if type(cores) is int else cores)] = None
-    """Cores the CPU engine binds its threads to, such as "0-1" or "0"; default: all, or half of them beside a trainer
-    on CPUs, shared by the replicas of one machine (`recipe/cores.py`)."""
-    kv_cache_gib: Gib = 1.0
-    """KV cache of an engine on CPUs or on a share of a GPU, in GiB (whole GPUs: `engine_args.gpu_memory_utilization`).
-    """
-    engine_args: dict[str, Any] = {}
-    """Passed to vLLM's AsyncEngineArgs, or to your engine's constructor, untouched."""
-
-    @property
-    def first_replicas(self) -> int:
-        """Generators that the run begins with."""
-        return self.min_replicas or self.replicas
-
-    @property
-    def fewest_replicas(self) -> int:
-        """Generators that must be left for it to go on."""
-        return self.min_replicas or 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apart(cls, values: Any) -> Any:
-        """`replicas: {min, max}` as two keys."""
-        said = values.get("replicas") if isinstance(values, Mapping) else None
-        if not isinstance(said, Mapping) or set(said) != {"min", "max"}:
-            return values
-        return {**values, "replicas": said["max"], "min_replicas": said["min"]}
-
-
-class RewardsRecipe(Part):
-    workers: Processes = 1
-    """Reward processes per generator."""
-    timeout_s: Seconds = 30.0
-    """A reward call that takes longer is killed; its trajectories are masked and counted."""
-    kwargs: dict[str, Any] = {}
-    """Further keyword arguments of every call (verl's `reward_kwargs`); of a class, of its constructor."""
-    skip_special_tokens: bool = True
-    """Leave special tokens out of the text that the reward gets; false for a reward that looks for such marks."""
-    memory_gib: Gib | None = None
-    """What a reward process and all that it starts may hold together, in GiB; with more they are killed, as after
-    timeout_s. Default: half of the machine's memory."""
-    file_gib: Gib = 16.0
-    """No file that they write may be longer, in GiB."""
-
-
-class LoraRecipe(Part):
-    rank: NonNegativeInt = 0
-    """Train adapters of this rank and send only them; 0 trains all weights."""
-    alpha: PositiveFloat = 32.0
-    """The adapters' product counts alpha/rank times."""
-    targets: str | list[str] = "all-linear"
-    """peft's `target_modules`: names of linear layers or embeddings such as q_proj or [q_proj, v_proj], a regular
-    expression of whole names, or all linear layers but the output (fused experts and their routers are none)."""
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank if self.rank else 0.0
-
-    @property
-    def names(self) -> list[str]:
-        """The targets, unless they are `all-linear` or a regular expression."""
-        if isinstance(self.targets, list):
-            return self.targets
-        return [self.targets] if re.fullmatch(r"[\w.]+", self.targets) else []
-
-
-class TrainerRecipe(Part):
-    ranks: Processes = 1
-    """Trainer processes, which divide model and batch among them (FSDP2)."""
-    shard_ranks: PositiveInt | None = None
-    """So many ranks hold one copy of the model, and ranks/shard_ranks copies are kept in step (HSDP); default: all."""
-    backend: str = "fsdp"
-    """What trains: `fsdp`, or your own by `package.module:name` or `./file.py:name` (asyncrl.trainer.backend)."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.0e-6
-    """Constant after the warm-up."""
-    warmup_steps: NonNegativeInt = 0
-    """Steps over which the learning rate rises linearly from 0."""
-    epochs: PositiveInt = 1
-    """Passes over each batch."""
-    minibatches: PositiveInt = 1
-    """Optimizer steps per pass; each takes its share of the groups. The staleness that this adds is reported."""
-    critic_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.0e-5
-    """Of the value model of `algorithm.advantage: gae`."""
-    lora: LoraRecipe = LoraRecipe()
-    """Low-rank adapters instead of all weights."""
-    tokens_per_microbatch: PositiveInt = 4096
-    """Upper limit of tokens in one forward pass; the longest trajectory must fit."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this global L2 norm."""
-    optimizer: Annotated[dict[str, Any], AfterValidator(lambda own: {**ADAMW, **own})] = ADAMW
-    """Passed to torch.optim.AdamW untouched, over betas [0.9, 0.95] and weight_decay 0."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16, fp16: weights and what goes between layers, over fp32 masters; fp16 with the loss scaled, so that gradients
-    stay in its range. fp32: all in fp32 (exact, slow)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    gpus_per_rank: Annotated[Gpus, Field(le=1)] = 0
-    """1 trains on a GPU, 0 on CPU, 0.6 on that share of a GPU and of its memory."""
-    cpu_threads: PositiveInt | None = None
-    """torch threads of a rank on CPU; default: its share of all cores, or of the half that CPU engines leave."""
 
 
 class WeightsRecipe(Part):

@@ -25,7 +25,7 @@ from asyncrl.errors import RunFailed
 from asyncrl.observe import relay, trace
 from asyncrl.processes import orphans, stacks
 from asyncrl.processes.crossing import crossing
-from asyncrl.recipe.schema import RewardsRecipe
+from asyncrl.recipe.rewards import RewardsRecipe
 from asyncrl.registry import ENGINES, find
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead

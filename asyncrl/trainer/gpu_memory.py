@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from asyncrl.errors import RunFailed
-from asyncrl.recipe.schema import TrainerRecipe
+from asyncrl.recipe.trainer import TrainerRecipe
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
 from asyncrl.models import weight_files
-from asyncrl.recipe.schema import LoraRecipe
+from asyncrl.recipe.trainer import LoraRecipe
 from asyncrl.trainer.loading import some
 from asyncrl.trainer.sharding import master
 from asyncrl.weights.lora import Adapters, adapted_modules, merge, weights_of

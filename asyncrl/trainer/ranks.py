@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from asyncrl.cluster.rendezvous import Rendezvous, SealedStore, require_members
-from asyncrl.recipe.schema import TrainerRecipe
+from asyncrl.recipe.trainer import TrainerRecipe
 from asyncrl.trainer.precision import TYPES, place
 
 

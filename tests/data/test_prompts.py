@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from asyncrl.data.prompts import BadPrompt, PromptReader
-from asyncrl.recipe.schema import DataRecipe
+from asyncrl.recipe.data import DataRecipe
 
 USER = {"role": "user", "content": "two plus two"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}

@@ -5,7 +5,7 @@ import pytest
 
 from asyncrl.data.source import load_rows
 from asyncrl.errors import UserError
-from asyncrl.recipe.schema import DataRecipe
+from asyncrl.recipe.data import DataRecipe
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "2+2?", "answer": "4"}]
 

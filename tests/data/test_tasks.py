@@ -11,7 +11,7 @@ from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import Task, TaskSource, tokenize
 from asyncrl.errors import UserError
-from asyncrl.recipe.schema import DataRecipe
+from asyncrl.recipe.data import DataRecipe
 
 WORDS = ["<unk>", "<bos>", "user", "assistant", "system", "two", "plus", "terse"]
 TEMPLATE = (

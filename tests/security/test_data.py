@@ -21,7 +21,7 @@ from pyarrow import parquet
 from asyncrl.data import bounds, tasks
 from asyncrl.data.source import columns_of, load_rows
 from asyncrl.errors import UserError
-from asyncrl.recipe.schema import DataRecipe
+from asyncrl.recipe.data import DataRecipe
 
 LINE = b'{"prompt": "a", "answer": "b"}\n'
 

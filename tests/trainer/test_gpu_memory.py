@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asyncrl.errors import RunFailed
-from asyncrl.recipe.schema import TrainerRecipe
+from asyncrl.recipe.trainer import TrainerRecipe
 from asyncrl.trainer.gpu_memory import explained
 
 

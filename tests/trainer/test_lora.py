@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from asyncrl.errors import UserError
 from asyncrl.headers import read_headers
 from asyncrl.models import TINY_MODULES
-from asyncrl.recipe.schema import LoraRecipe
+from asyncrl.recipe.trainer import LoraRecipe
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import outline
 from asyncrl.trainer.lora import adapters, inject, require_in_folder
