@@ -1,0 +1,78 @@
+"""Commands that read a run directory, and doctor."""
+
+from __future__ import annotations
+
+import argparse
+
+from asyncrl.cli.common import check_run_dir, importing, local, say
+
+
+def report(arguments: argparse.Namespace) -> int:
+    check_run_dir(arguments.run_dir)
+    from asyncrl.report.report import write_report
+
+    say(write_report(arguments.run_dir, arguments.out))
+    return 0
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    check_run_dir(arguments.run_dir)
+    from asyncrl.report import watch
+
+    watch.watch(arguments.run_dir, arguments.host, arguments.port)
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    run_dirs = [local(name, whole=False) for name in arguments.run_dirs]
+    for run_dir in run_dirs:
+        check_run_dir(run_dir)
+    from asyncrl.report.compare import write_comparison
+
+    say(write_comparison(run_dirs, arguments.out).resolve())
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    check_run_dir(arguments.run_dir)
+    from asyncrl.report import inspection
+
+    reward, age = (value and inspection.parse_range(value) for value in (arguments.reward, arguments.age))
+    filters = inspection.Filters(arguments.task, reward, age)
+    found = inspection.inspect(arguments.run_dir, filters, arguments.limit, arguments.show, arguments.export)
+    return 0 if found else 1
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    from asyncrl.recipe.stored import load_stored
+
+    run_dir, verify = arguments.run_dir, arguments.verify
+    check_run_dir(run_dir)
+    _, recipe = load_stored(run_dir, [], arguments.trust)
+    with importing(for_a_run=False):
+        from asyncrl.orchestrator.replay import replay_run
+
+    found = replay_run(run_dir.resolve(), recipe, verify)
+    print(f"history    {found.num_entries} entries; every decision comes out again")
+    print(f"batches    steps {found.steps.start} to {found.steps.stop - 1}: {found.trained} groups, none twice")
+    if verify:
+        versions = ", ".join(map(str, found.compared))
+        print(f"weights    versions {versions} trained again: bit for bit as in their checkpoints")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from asyncrl.observe import doctor
+
+    if arguments.recipe is None:
+        return doctor.doctor()
+    from asyncrl.recipe.load import load
+
+    recipe = load(arguments.recipe, [])
+    with importing(for_a_run=False):
+        from asyncrl.trainer.model import would_take_trees
+    if would_take_trees(recipe):
+        found = doctor.Finding("ok", "attention", f"{recipe.model} takes prefix trees")
+    else:
+        found = doctor.Finding("warn", "attention", f"{recipe.model} is trained one trajectory at a time", "see above")
+    return doctor.doctor([found], arguments.recipe)

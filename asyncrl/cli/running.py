@@ -1,0 +1,176 @@
+"""Commands that start something or say how it would run: train, resume, submit, plan, recipes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncrl.cli.common import check_run_dir, importing, local, say
+from asyncrl.errors import UserError
+
+if TYPE_CHECKING:
+    from asyncrl.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from asyncrl.recipe.check import check
+    from asyncrl.recipe.load import dump
+    from asyncrl.recipe.stored import load_stored
+    from asyncrl.storage import mirror, writers
+
+    path, base_dir = arguments.recipe, Path.cwd()
+    recipe = loaded(path, arguments.overrides)
+    if arguments.or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
+        # What is run is this user's own recipe. The copy of a URL is this user's too, whoever wrote what is in it.
+        _, stored = load_stored(there, [], trust=mirror.is_url(recipe.run_dir))
+        _check_same(recipe, stored)
+        if (there / writers.FETCHED).exists():
+            logger.warning(
+                "%s: your recipe goes on with the weights and the history that are there, whoever wrote them",
+                recipe.run_dir,
+            )
+        return _go_on(there, recipe, stored, [])
+    check(recipe, base_dir)
+    if arguments.dry_run:
+        from asyncrl.data.check import preview
+
+        first = preview(recipe, base_dir)
+        say(dump(recipe), *_sizes(recipe), *first, "ok")
+        return 0
+    with importing():
+        from asyncrl.orchestrator import run
+
+    return run.train(recipe, path.stem, base_dir)
+
+
+def loaded(path: Path, overrides: list[str]) -> Recipe:
+    """The recipe that this user names, as one names a script; says so if others may have written it."""
+    from asyncrl.recipe.load import load
+    from asyncrl.storage.writers import of_status
+
+    recipe = load(path, overrides)
+    if fault := of_status(path, path.stat()):
+        logger.warning("%s, and the code that a recipe names runs as you", fault)
+    return recipe
+
+
+def recipes(arguments: argparse.Namespace) -> int:
+    from asyncrl.recipe import catalogue
+
+    if arguments.action == "copy":
+        print(*catalogue.copy(arguments.name, arguments.folder), sep="\n")
+        return 0
+    listed = list(catalogue.entries())
+    widths = [max(len(getattr(entry, field)) for entry in listed) for field in ("name", "needs")]
+    for entry in listed:
+        print(f"{entry.name:<{widths[0]}}  {entry.needs:<{widths[1]}}  {entry.what}")
+    print("\nasyncrl recipes copy NAME [DIR] makes one yours")
+    return 0
+
+
+def _existing(run_dir: str) -> Path | None:
+    """The run that is there already."""
+    from asyncrl.storage import mirror
+
+    if mirror.is_url(run_dir):
+        return mirror.fetch(run_dir) if mirror.exists(run_dir) else None
+    return Path(run_dir) if (Path(run_dir) / "recipe.yaml").exists() else None
+
+
+def _check_same(recipe: Recipe, before: Recipe) -> None:
+    """UserError if the run that is there was started with another recipe."""
+    from asyncrl.recipe.paths import changed_keys
+
+    if changed := changed_keys(before, recipe):
+        raise UserError(
+            f"run_dir {recipe.run_dir} holds a run of another recipe (other {', '.join(changed)}); choose another "
+            f"run_dir, or say the change to it: asyncrl resume {recipe.run_dir} key=value"
+        )
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from asyncrl.planner.show import report
+    from asyncrl.recipe.check import check
+
+    base_dir, recipe = Path.cwd(), loaded(arguments.recipe, arguments.overrides)
+    check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
+    profile = arguments.profile and local(arguments.profile, whole=False)
+    say(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens))
+    return 0
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    from asyncrl.recipe.check import check
+
+    base_dir, name = Path.cwd(), arguments.recipe.stem
+    recipe = loaded(arguments.recipe, arguments.overrides)
+    check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
+    if arguments.slurm:
+        from asyncrl.cluster import slurm
+
+        print(slurm.script(recipe, name, base_dir, arguments.gpus_per_node, arguments.nodes), end="")
+        return 0
+    if arguments.kuberay:
+        from asyncrl.cluster import kuberay
+
+        sizes = arguments.gpus_per_node, arguments.nodes
+        print(kuberay.manifest(recipe, name, base_dir, *sizes, arguments.image, arguments.claim), end="")
+        return 0
+    from asyncrl.cluster import jobs
+
+    return jobs.submit(recipe, name, base_dir, arguments.address, arguments.detach)
+
+
+def job(arguments: argparse.Namespace) -> int:
+    """attach, stop."""
+    from asyncrl.cluster import jobs
+
+    of_job = {"attach": jobs.attach, "stop": jobs.stop}
+    return of_job[arguments.command](arguments.job, arguments.address)
+
+
+def _sizes(recipe: Recipe) -> list[str]:
+    """How large each loop of the run is, and the bound on staleness."""
+    from asyncrl.control.staleness import slots, worst_case
+    from asyncrl.recipe.load import control_settings
+
+    settings = control_settings(recipe)
+    rollout, trainer = recipe.rollout, recipe.trainer
+    groups, num_slots = recipe.groups_per_step, slots(settings)
+    turns = f" and {recipe.env.max_turns} turns" if recipe.env else ""
+    engines = "" if rollout.first_replicas == rollout.replicas else f"{rollout.first_replicas} to "
+    return [
+        f"slots      {num_slots} groups in flight = (max_staleness {recipe.max_staleness} + 1) x {groups} per step"
+        + (f" + {settings.backup_groups} backup" if settings.backup_groups else ""),
+        f"staleness  no trained token is older than {worst_case(settings)} update(s) "
+        f"(policy {settings.policy}, on_stale {recipe.on_stale})",
+        f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
+        f"on {engines}{rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
+        f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",
+        f"trainer    {recipe.max_steps} steps of {groups * recipe.group_size} trajectories, "
+        f"<= {trainer.tokens_per_microbatch} tokens at once on {trainer.ranks} rank ({_device(trainer.gpus_per_rank)})",
+        f"weights    {recipe.max_steps} pushes in {recipe.weights.dtype}, channel {recipe.weights.channel}",
+    ]
+
+
+def _device(num_gpus: int) -> str:
+    return f"{num_gpus} GPU" if num_gpus else "CPU"
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    from asyncrl.recipe.stored import load_stored
+
+    check_run_dir(arguments.run_dir)
+    stored = load_stored(arguments.run_dir, arguments.overrides, arguments.trust)
+    return _go_on(arguments.run_dir, *stored, arguments.accept)
+
+
+def _go_on(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: list[str]) -> int:
+    with importing():
+        from asyncrl.orchestrator import run
+
+    return run.resume(run_dir, recipe, stored, accepted)
