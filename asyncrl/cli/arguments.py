@@ -72,6 +72,22 @@ def _parser() -> _Parser:
         help=f"go on although these differ from what the run was begun with: {', '.join(KINDS)}",
     )
 
+    evaluate = commands.add_parser(
+        "eval",
+        help="score a model, or a run's checkpoint, on a recipe's held-out tasks",
+        usage="asyncrl eval MODEL|RUN_DIR[@STEP] [key=value ...] [--recipe RECIPE] [--out DIR] [--trust]",
+        epilog="exit code 1: an evaluation has no score",
+    )
+    evaluate.add_argument("model", metavar="MODEL|RUN_DIR[@STEP]", help="a model's folder or hub name, or a run's")
+    _add_overrides(evaluate)
+    evaluate.add_argument(
+        "--recipe", type=Path, metavar="RECIPE", help="whose `eval` and `rollout` count (default: the run's)"
+    )
+    evaluate.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the scores go (default: RUN_DIR, or runs/eval-MODEL-TIME)"
+    )
+    _add_trust(evaluate)
+
     plan = commands.add_parser(
         "plan",
         help="how much memory a recipe takes on GPUs, how fast it would be, and how best to divide them",

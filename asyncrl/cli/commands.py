@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from asyncrl.cli import reading, running
+from asyncrl.cli import evaluating, reading, running
 from asyncrl.cli.arguments import parse
 from asyncrl.cli.common import local
 from asyncrl.errors import RunFailed, UserError
@@ -31,6 +31,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": running.train,
     "recipes": running.recipes,
     "resume": running.resume,
+    "eval": evaluating.evaluate,
     "plan": running.plan,
     "submit": running.submit,
     "attach": running.job,

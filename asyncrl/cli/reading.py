@@ -62,17 +62,18 @@ def replay(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from asyncrl.observe import doctor
+    from asyncrl.observe.doctor import Finding
+    from asyncrl.observe.doctor import doctor as look
 
     if arguments.recipe is None:
-        return doctor.doctor()
+        return look()
     from asyncrl.recipe.load import load
 
     recipe = load(arguments.recipe, [])
     with importing(for_a_run=False):
         from asyncrl.trainer.model import would_take_trees
     if would_take_trees(recipe):
-        found = doctor.Finding("ok", "attention", f"{recipe.model} takes prefix trees")
+        found = Finding("ok", "attention", f"{recipe.model} takes prefix trees")
     else:
-        found = doctor.Finding("warn", "attention", f"{recipe.model} is trained one trajectory at a time", "see above")
-    return doctor.doctor([found], arguments.recipe)
+        found = Finding("warn", "attention", f"{recipe.model} is trained one trajectory at a time", "see above")
+    return look([found], arguments.recipe)

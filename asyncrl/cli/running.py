@@ -42,9 +42,9 @@ def train(arguments: argparse.Namespace) -> int:
         say(dump(recipe), *_sizes(recipe), *first, "ok")
         return 0
     with importing():
-        from asyncrl.orchestrator import run
+        from asyncrl.orchestrator.run import train as run
 
-    return run.train(recipe, path.stem, base_dir)
+    return run(recipe, path.stem, base_dir)
 
 
 def loaded(path: Path, overrides: list[str]) -> Recipe:
@@ -171,6 +171,6 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def _go_on(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: list[str]) -> int:
     with importing():
-        from asyncrl.orchestrator import run
+        from asyncrl.orchestrator.run import resume as go_on
 
-    return run.resume(run_dir, recipe, stored, accepted)
+    return go_on(run_dir, recipe, stored, accepted)

@@ -43,7 +43,7 @@ class Places:
         return "SPREAD"
 
 
-def reserve(recipe: Recipe, say: Callable[[str], None]) -> Places:
+def reserve(recipe: Recipe, say: Callable[[str], object]) -> Places:
     """Raises UserError if the cluster is too small for the recipe, DeadlineExceeded if it stays too full; either names
     what is asked, what is there, and where."""
     asked = pieces(recipe, recipe.rollout.first_replicas)

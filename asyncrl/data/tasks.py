@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -109,6 +110,12 @@ class TaskSource:
     def _where(self, index: int) -> str:
         where = getattr(self._rows, "where", None)
         return f"{where(index) if where else f'row {index}'}, column '{self.column}',"
+
+    def prompts(self, most: int) -> Iterator[str]:
+        """A text for each of the first usable prompts, the same for the same prompt."""
+        for index in range(min(most, len(self._rows))):
+            with contextlib.suppress(BadPrompt):
+                yield json.dumps(self._reader.read(self._rows[index]).value)
 
     def check_prompts(self) -> None:
         """Reads the prompt of every row. Bad ones are refused with a UserError, or logged if the recipe skips them."""

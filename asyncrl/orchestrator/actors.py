@@ -20,11 +20,14 @@ from asyncrl.envs.wire import Load
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.processes.nodes import ALMOST_NO_CPU
 from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads
+from asyncrl.recipe.evaluation import EvalRecipe
 from asyncrl.recipe.load import control_settings
+from asyncrl.recipe.rollout import RolloutRecipe
 from asyncrl.recipe.schema import Recipe
 from asyncrl.registry import ENGINES, find
 from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.episode import RolloutSettings
+from asyncrl.rollout.evaluation import EvalSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
 from asyncrl.rollout.policy import SamplingLimits
 from asyncrl.storage.sight import Sight
@@ -106,7 +109,7 @@ class Actors:
             model=self.model,
             dtype=recipe.weights.dtype,
             channel=resolve_channel(recipe, self.base_dir),
-            max_tokens=recipe.max_tokens,
+            max_tokens=recipe.max_context,
             kv_after_update=rollout.kv_after_update,
             # Of machines that are to be found yet, nothing is known of who shares them.
             cpu_cores=engine_cores(recipe, _number(name), rollout.replicas if num_nodes() == 1 else 1),
@@ -119,15 +122,7 @@ class Actors:
             group_size=recipe.group_size,
             redundant_rollouts=recipe.env.redundant_rollouts if recipe.env else 0,
             max_prompt_tokens=rollout.max_prompt_tokens,
-            limits=SamplingLimits(
-                max_new_tokens=rollout.max_new_tokens,
-                max_tokens=recipe.max_tokens,
-                temperature=rollout.temperature,
-                seed=recipe.seed,
-                max_turns=recipe.env.max_turns if recipe.env else 1,
-                stop=tuple(rollout.stop),
-                stop_token_ids=tuple(rollout.stop_token_ids),
-            ),
+            limits=self._limits(rollout, recipe.max_tokens),
             filter_equal_rewards=recipe.algorithm.filter_equal_rewards,
             skip_special_tokens=recipe.rewards.skip_special_tokens,
             max_steps=recipe.max_steps,
@@ -139,11 +134,34 @@ class Actors:
             settings=settings,
             reward=recipe.reward,
             env=self._env_settings(),
+            evaluations=tuple(map(self._eval_settings, recipe.eval)),
             base_dir=self.base_dir,
             rewards=recipe.rewards,
             dataset=recipe.data.name,
             sight=self.sight,
         )
+
+    def _limits(self, rollout: RolloutRecipe, max_tokens: int) -> SamplingLimits:
+        return SamplingLimits(
+            max_new_tokens=rollout.max_new_tokens,
+            max_tokens=max_tokens,
+            temperature=rollout.temperature,
+            seed=self.recipe.seed,
+            max_turns=self.recipe.env.max_turns if self.recipe.env else 1,
+            stop=tuple(rollout.stop),
+            stop_token_ids=tuple(rollout.stop_token_ids),
+        )
+
+    def _eval_settings(self, part: EvalRecipe) -> EvalSettings:
+        settings = RolloutSettings(
+            group_size=part.n,
+            max_prompt_tokens=self.recipe.rollout.max_prompt_tokens,
+            limits=self._limits(self.recipe.evaluated(part), self.recipe.max_context),
+            skip_special_tokens=self.recipe.rewards.skip_special_tokens,
+            max_steps=self.recipe.max_steps,
+            prefix=f"eval.{part.name}.",
+        )
+        return EvalSettings(part.name, settings, part.reward, part.data.name)
 
     def _env_settings(self) -> EnvSettings | None:
         env, variables = self.recipe.env, dict(self.recipe.data.chat_template_kwargs)

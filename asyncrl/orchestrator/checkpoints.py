@@ -25,6 +25,7 @@ from asyncrl.checkpoint.snapshots import Snapshots
 from asyncrl.control.controller import Controller
 from asyncrl.control.messages import Train
 from asyncrl.errors import RunFailed, is_of_a_disk, nearest
+from asyncrl.observe.evaluations import EVALUATION, scores
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.orchestrator.trainer_link import TrainerLink
 from asyncrl.orchestrator.waiting import WaitingFor
@@ -90,7 +91,7 @@ class Checkpoints:
         trainer = await self._trainer.ready()
         version = controller.steps_done
         best = self._recipe.checkpoint.keep_best
-        if best is not None and best not in metrics:
+        if best is not None and not best.startswith(EVALUATION) and best not in metrics:
             logger.warning("checkpoint.keep_best: step %d has no metric %s%s", version, best, nearest(best, metrics))
         part = atomic.begin(self._root, version)
         state = controller.state()
@@ -156,7 +157,9 @@ class Checkpoints:
     def _prune(self, version: int, segment: int, controller: Controller) -> None:
         """What is older than the checkpoint has done its duty."""
         recipe = self._recipe.checkpoint
-        atomic.prune(self._root, recipe.keep_last, recipe.keep_every, recipe.keep_best)
+        best = recipe.keep_best
+        known = scores(self._root.parent, best) if best and best.startswith(EVALUATION) else None
+        atomic.prune(self._root, recipe.keep_last, recipe.keep_every, best, known)
         for step in [step for step in self.batches if step < version]:
             del self.batches[step]
         if self._journal.may_forget(self._recipe.journal.keep):

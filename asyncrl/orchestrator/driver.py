@@ -29,9 +29,6 @@ from asyncrl.control.messages import (
     Decision,
     Discard,
     Event,
-    GroupFailed,
-    GroupFiltered,
-    GroupFinished,
     GroupLost,
     Publish,
     PublishFailed,
@@ -40,6 +37,7 @@ from asyncrl.control.messages import (
     Train,
     WeightsLive,
 )
+from asyncrl.data.held_out import HeldOut
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import BudgetSpent, DeadlineExceeded, RunFailed
@@ -47,9 +45,12 @@ from asyncrl.observe import otel
 from asyncrl.observe.trace import TraceFile
 from asyncrl.orchestrator.actors import Actors
 from asyncrl.orchestrator.budget import Budget
+from asyncrl.orchestrator.buffer_link import BufferLink
 from asyncrl.orchestrator.checkpoints import Checkpoints
+from asyncrl.orchestrator.evaluations import Evaluations
 from asyncrl.orchestrator.fleet import Fleet, PushBroken
 from asyncrl.orchestrator.notices import Notices
+from asyncrl.orchestrator.outcome import outcome
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.orchestrator.recorder import Recorder
 from asyncrl.orchestrator.recovery import Recovered
@@ -61,8 +62,7 @@ from asyncrl.processes import stacks
 from asyncrl.processes.orphans import ProcessTable
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
-from asyncrl.rollout.summary import GroupSummary, filtered, summarise
-from asyncrl.rollout.trajectory import decode
+from asyncrl.rollout.summary import GroupSummary, filtered
 from asyncrl.terminal.live import LiveView
 from asyncrl.trainer.messages import role
 from asyncrl.weights.verify import Verification
@@ -80,6 +80,7 @@ class Driver:
         actors: Actors,
         recovered: Recovered,
         tasks: TaskSource,
+        held_out: list[HeldOut],
         recorder: Recorder,
         view: LiveView,
     ) -> None:
@@ -92,10 +93,12 @@ class Driver:
         self.processes = ProcessTable(run_dir / "processes.json")
         self.processes.put("ray", own_processes())
         self.waiting = WaitingFor(recipe.deadlines.warn_s, self._look_into)
-        self.inbox: asyncio.Queue[Event | BaseException | Stop] = asyncio.Queue()
+        self.inbox: asyncio.Queue[Event | BaseException | Stop | None] = asyncio.Queue()
+        """None: an evaluation has ended."""
         self.journal = ControlLog(run_dir / "journal", self.controller.state())
         self.notices = Notices()
         self.buffer = self.notices.of("buffer", actors.buffer())
+        self.groups = BufferLink(self.buffer, self.waiting, recipe.deadlines.start_s)
         self._sight = actors.sight
         every = recipe.checkpoint.snapshot_every_steps
         self.snapshots = (
@@ -126,6 +129,16 @@ class Driver:
             self._spawn,
             self.trace,
             verification,
+        )
+        self.evaluations = Evaluations(
+            recipe,
+            held_out,
+            run_dir,
+            self.waiting,
+            lambda: self.fleet.serving,
+            self.fleet.lost,
+            recorder.evaluated,
+            ended=lambda: self.inbox.put_nowait(None),
         )
         self.checkpoints = Checkpoints(
             recipe,
@@ -165,7 +178,7 @@ class Driver:
                     raise event
                 if isinstance(event, Stop):
                     self.stopping = self.stopping or event
-                else:
+                elif event is not None:
                     await self._handle(event)
             await self._save_last()
             await self.trainer.compare_export(self.checkpoints.folder)
@@ -191,7 +204,9 @@ class Driver:
 
     def _finished(self) -> bool:
         """Done; or told to stop, and no step is running."""
-        return self.controller.finished or (self.stopping is not None and self.controller.training is None)
+        if self.controller.finished and not self.evaluations.running:
+            return True
+        return self.stopping is not None and self.controller.training is None
 
     def _decide(self) -> None:
         decisions = self.controller.decide()
@@ -207,6 +222,13 @@ class Driver:
             serving, wanted = len(self.fleet.serving), self.recipe.rollout.replicas
             self.view.step(self.recorder.step(event.step, self.controller.ledger, stats, serving, wanted))
         self.journal.event(event)
+        if isinstance(event, StepDone):
+            self.evaluations.step_done(event.step)
+        if isinstance(event, WeightsLive):
+            for evaluation in self.evaluations.live(event.version):
+                self._spawn(evaluation)
+            if self.controller.finished and self.evaluations.running:
+                self.view.phase("completing the last evaluation")
         if isinstance(event, StepDone) and self.checkpoints.due(self.controller.steps_done):
             await self._checkpoint()
 
@@ -215,11 +237,10 @@ class Driver:
     async def start(self) -> None:
         """Start all actors side by side, resume what was in flight, connect the weight channel, make weights live."""
         fresh = self.controller.live < 0 and self.controller.steps_done == 0
-        over = self.controller.steps_done >= self.recipe.max_steps
+        over = self.controller.steps_done >= self.recipe.max_steps and not self.evaluations.due(self.controller.live)
         if not fresh:
             self.view.phase("taking up the groups in the journal")
-        deadline_s = self.recipe.deadlines.start_s
-        await self.waiting(self.buffer.see.remote(self._sight), "buffer", "to see the run directory", deadline_s)
+        await self.groups.see(self._sight)
         await self._take_up()
         roles = "the trainer" if over else f"{self.recipe.rollout.first_replicas} generator(s) and the trainer"
         starting = self.view.phase(f"starting {roles}", total=1 if over else self.recipe.rollout.first_replicas + 1)
@@ -240,30 +261,21 @@ class Driver:
         """Tell the controller what the crash before this did to its groups; those that were committed count."""
         ready, running = self.controller.ready(), self.controller.running()
         leased = list(self.controller.training.groups) if self.controller.training else []
-        held = set(await self._ask_buffer("holds", ready + running + leased)) if ready + running + leased else set()
+        held = await self.groups.holds(ready + running + leased)
         if missing := [key for key in leased if key not in held]:
             raise RunFailed(
                 f"the journal lacks task {missing[0][0]} of the batch in flight; restore {self.run_dir}/journal"
             )
-        for summary in await self._summaries([key for key in running if key in held]):
+        for summary in await self.groups.summaries([key for key in running if key in held]):
             self.recorder.group(summary)
-            await self._handle(_event(summary))
+            await self._handle(outcome(summary))
         for task, attempt in ready:
             if (task, attempt) not in held:
                 await self._handle(GroupLost(task, attempt))
         for event in self.controller.interrupt():
             await self._handle(event)
-        for summary in await self._summaries([key for key in ready + leased if key in held]):
+        for summary in await self.groups.summaries([key for key in ready + leased if key in held]):
             self.recorder.known(summary)
-
-    async def _summaries(self, keys: list[tuple[int, int]]) -> list[GroupSummary]:
-        frames = await self._ask_buffer("take", keys) if keys else []
-        return [summarise(decode(frame)) for frame in frames]
-
-    async def _ask_buffer(self, method: str, keys: list[tuple[int, int]]) -> Any:
-        deadline_s = self.recipe.deadlines.start_s
-        answer = await self.waiting(getattr(self.buffer, method).remote(keys), "buffer", method, deadline_s)
-        return [tuple(key) for key in answer] if method == "holds" else answer
 
     async def _go_live(self, fresh: bool) -> None:
         self.view.phase("connecting the weight channel" if fresh else "sending the weights to the generators")
@@ -323,7 +335,7 @@ class Driver:
         if summary.outcome == "finished":
             self.fleet.finished_group(name)
         self.recorder.group(summary)
-        self.inbox.put_nowait(_event(summary))
+        self.inbox.put_nowait(outcome(summary))
         self.budget.group(summary)
 
     async def _train(self, train: Train) -> None:
@@ -336,6 +348,7 @@ class Driver:
         try:
             # What the generators get to see must be in the journal for good.
             await asyncio.to_thread(self.journal.sync)
+            await self.evaluations.before_push(version)
             report = await self.fleet.publish(version)
         except PushBroken as error:
             logger.warning("the push of version %d failed (%s); it is tried again", version, error)
@@ -384,17 +397,3 @@ class Driver:
         await asyncio.to_thread(self.trace.close)
         await self.trainer.close()
         stacks.tidy(self.run_dir / "stacks")
-
-
-def _event(summary: GroupSummary) -> Event:
-    task, attempt = summary.task, summary.attempt
-    if summary.outcome == "finished":
-        return GroupFinished(task, attempt, summary.oldest_version, summary.newest_version, summary.num_tokens)
-    if summary.outcome == "filtered":
-        return GroupFiltered(task, attempt, summary.reason)
-    if summary.outcome == "aborted":
-        # Cancelled by a decision, it is obsolete and the controller ignores this; by the engine, it has failed.
-        return GroupFailed(task, attempt, "aborted")
-    if not summary.errors:  # the recorder says what rewards fail of
-        logger.warning("task %d failed: %s", task, summary.reason)
-    return GroupFailed(task, attempt, summary.reason)

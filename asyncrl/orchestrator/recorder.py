@@ -107,6 +107,10 @@ class Recorder:
     def published(self, report: PublishReport) -> None:
         self._publish = report
 
+    def evaluated(self, figures: dict[str, Any]) -> None:
+        """An evaluation is done; viewers get its figures with the step that is the newest."""
+        self._trackers.log(int(self.last.get("step", 0)), figures)
+
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
         """Nothing can be trained meanwhile."""

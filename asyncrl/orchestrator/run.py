@@ -23,6 +23,7 @@ from asyncrl.cluster import ray_cluster
 from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
 from asyncrl.data.check import check_vocabulary, described, load_tasks
+from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import RunFailed, UserError, remedy
 from asyncrl.models import (
@@ -77,9 +78,9 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
             raise UserError(f"run_dir {url} exists; choose another run_dir, or `asyncrl resume` it")
     with LiveView(recipe.max_steps, name, worst_case_staleness(recipe)) as view:
         view.phase("loading the data")
-        tasks, begun_with = _tasks(recipe, base_dir)
+        tasks, held_out, begun_with = _tasks(recipe, base_dir)
         _check_model(recipe, base_dir, view)
-        with _ray(recipe, view) as places:
+        with with_ray(recipe, view.phase) as places:
             run_dir = make_run_dir(run_dir, may_rename=not recipe.run_dir)
             with open_to(run_dir, recipe.readable_by), RunLock(run_dir):
                 (run_dir / "checkpoints").mkdir()
@@ -88,7 +89,7 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
                 begun_with.write(run_dir)
                 recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
                 with _uploader(recipe, run_dir):
-                    return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places))
+                    return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, held_out, view, recovered, places))
 
 
 def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[str] = ()) -> int:
@@ -107,7 +108,7 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
         trained = _check_model(recipe, base_dir, view)
         same_model.require_same(run_dir, recipe, stored, trained, recovered.checkpoint)
         view.phase("loading the data")
-        tasks, now = _tasks(recipe, base_dir)
+        tasks, held_out, now = _tasks(recipe, base_dir)
         controller, keys = recovered.controller, changed_keys(stored, recipe)
         again = controller.steps_done - recovered.version
         goes_on_with = fingerprint.compared(run_dir, now, accepted, controller, keys, again)
@@ -119,8 +120,8 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
             goes_on_with.write(run_dir)
             (run_dir / "summary.json").unlink(missing_ok=True)
 
-        with _ray(recipe, view) as places, open_to(run_dir, recipe.readable_by), _uploader(recipe, run_dir):
-            return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, view, recovered, places, begun))
+        with with_ray(recipe, view.phase) as places, open_to(run_dir, recipe.readable_by), _uploader(recipe, run_dir):
+            return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, held_out, view, recovered, places, begun))
 
 
 def _uploader(recipe: Recipe, run_dir: Path) -> Uploader:
@@ -161,15 +162,15 @@ def _recovered(recipe: Recipe, run_dir: Path, view: LiveView) -> Recovered:
 
 
 @contextmanager
-def _ray(recipe: Recipe, view: LiveView) -> Iterator[Places]:
+def with_ray(recipe: Recipe, say: Callable[[str], object]) -> Iterator[Places]:
     """Ray, with room for what the recipe asks for. An OSError of the run becomes a sentence: the disk is full, say."""
-    view.phase("starting Ray")
+    say("starting Ray")
     if fault := others(Path.cwd()):
         logger.warning("%s: Ray's workers import from the working directory first; start in a folder of yours", fault)
     ray_cluster.start(recipe)
     failed = True
     try:
-        yield reserve(recipe, view.phase)
+        yield reserve(recipe, say)
         failed = False
     except (UserError, KeyboardInterrupt):
         failed = False
@@ -197,7 +198,7 @@ def make_run_dir(run_dir: Path, may_rename: bool) -> Path:
             free = run_dir.with_name(f"{run_dir.name}-{number}")
 
 
-def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, Fingerprint]:
+def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, list[HeldOut], Fingerprint]:
     """Load the data and see that prompts, chat template and reward columns are there; and what all of them are."""
     tasks = load_tasks(recipe, base_dir)
     tokenizer = tiny_tokenizer() if recipe.model == TINY_LLAMA else load_tokenizer(recipe.model)
@@ -208,7 +209,8 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, Fingerprint]:
         check_vocabulary(config, tokenizer, tokens)
     tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
-    return tasks, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
+    held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
+    return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
 
 
 async def _run(
@@ -216,6 +218,7 @@ async def _run(
     run_dir: Path,
     base_dir: Path,
     tasks: TaskSource,
+    held_out: list[HeldOut],
     view: LiveView,
     recovered: Recovered,
     places: Places,
@@ -224,14 +227,14 @@ async def _run(
     """`begun` is called once all actors have started."""
     controller = recovered.controller
     logger.info("staleness is at most %d update(s)", controller.worst_case_staleness)
-    model, sight = _model(recipe, run_dir), Sight.begin(run_dir)
+    model, sight = model_folder(recipe, run_dir), Sight.begin(run_dir)
     actors = Actors(recipe, model, sight, ray_cluster.base_dir_of_actors(base_dir), places)
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
     trackers = _trackers(recipe, run_dir, base_dir)
     recorder = Recorder(run_dir, writer, trackers)
-    driver = Driver(recipe, run_dir, actors, recovered, tasks, recorder, view)
+    driver = Driver(recipe, run_dir, actors, recovered, tasks, held_out, recorder, view)
     # Until all is closed: a signal while the engines stop is no other than one before.
     with stop_on_signals(driver):
         try:
@@ -326,7 +329,7 @@ def stop_on_signals(driver: Driver) -> Iterator[None]:
             raise RunFailed(f"the run did not stop within {late[0]:.0f} s (deadlines.stop_s); resume it") from None
 
 
-def _model(recipe: Recipe, run_dir: Path) -> str:
+def model_folder(recipe: Recipe, run_dir: Path) -> str:
     """Where the engines and the trainer load the initial model from."""
     if recipe.model != TINY_LLAMA:
         path = Path(recipe.model)

@@ -24,6 +24,7 @@ from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, local_config,
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.check_algorithm import check_algorithm
+from asyncrl.recipe.check_evaluation import check_best, check_evaluations
 from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
@@ -78,9 +79,14 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     _check_keep_best(recipe)
     if not (elsewhere and _is_away(recipe.model)):
         _check_model(recipe, base_dir)
-    for path in recipe.data.paths:
-        if not (elsewhere and _is_away(path)):
-            _check_data(path, base_dir)
+    check_evaluations(recipe)
+    for key, data in [
+        ("data.path", recipe.data),
+        *((f"eval.{i}.data.path", p.data) for i, p in enumerate(recipe.eval)),
+    ]:
+        for path in data.paths:
+            if not (elsewhere and _is_away(path)):
+                _check_data(key, path, base_dir)
     with _no_bytecode():
         _check_reward(recipe, base_dir)
         _own("algorithm.loss", recipe.algorithm.loss, LOSSES, base_dir)
@@ -135,12 +141,12 @@ def _check_rollout(recipe: Recipe) -> None:
     for name, instead in _SET_BY_ASYNCRL.items():
         if name in args:
             raise UserError(f"rollout.engine_args.{name} is set by asyncrl; leave it out: {instead}")
-    longest = recipe.max_tokens
+    longest = recipe.max_context
     max_model_len = _whole_number(args, "max_model_len", longest)
     if max_model_len < longest:
         raise UserError(
-            f"rollout.engine_args.max_model_len {max_model_len} is below {recipe.max_tokens_key} = {longest}; leave it "
-            "out, or lower one of those"
+            f"rollout.engine_args.max_model_len {max_model_len} is below {recipe.max_context_key} = {longest}; leave "
+            "it out, or lower one of those"
         )
     gpus = _whole_number(args, "tensor_parallel_size", 1) * _whole_number(args, "pipeline_parallel_size", 1)
     if gpus > 1 and not rollout.gpus_per_replica:
@@ -188,14 +194,16 @@ def _check_trainer(recipe: Recipe) -> None:
     longest = recipe.max_tokens
     if trainer.tokens_per_microbatch < longest:
         raise UserError(
-            f"trainer.tokens_per_microbatch {trainer.tokens_per_microbatch} is below {recipe.max_tokens_key} = "
+            f"trainer.tokens_per_microbatch {trainer.tokens_per_microbatch} is below {recipe.max_context_key} = "
             f"{longest}, the longest trajectory; raise it, or lower one of those"
         )
 
 
 def _check_keep_best(recipe: Recipe) -> None:
     best, known = recipe.checkpoint.keep_best, (*STEP_KEYS, *MORE_KEYS)
-    if best is not None and best not in known and not best.startswith("reward/"):
+    if best is not None and best.startswith("eval/"):
+        check_best(recipe, best)
+    elif best is not None and best not in known and not best.startswith("reward/"):
         raise UserError(
             f"checkpoint.keep_best: a step has no metric {best}{nearest(best, known)}; it has reward/mean, reward/NAME "
             "for what a reward names, and what metrics.jsonl shows"
@@ -253,11 +261,11 @@ def _check_targets(recipe: Recipe, parts: Collection[str]) -> None:
 
 def check_context(recipe: Recipe, context: int | None) -> None:
     """Raises UserError if the longest trajectory has more tokens than the model has positions (None: not known)."""
-    longest = recipe.max_tokens
+    longest = recipe.max_context
     # Overrides of the model's config may give it more.
     if context is not None and longest > context and "hf_overrides" not in recipe.rollout.engine_args:
         raise UserError(
-            f"{recipe.max_tokens_key} = {longest}, but model {recipe.model} has "
+            f"{recipe.max_context_key} = {longest}, but model {recipe.model} has "
             f"{context} positions (config.json); lower one of those, or take a model with a longer context"
         )
 
@@ -280,16 +288,16 @@ def context_of(config: dict[str, Any]) -> int | None:
     return positions
 
 
-def _check_data(path: str, base_dir: Path) -> None:
+def _check_data(key: str, path: str, base_dir: Path) -> None:
     if path.startswith(MADE):
         return
     if path.endswith(DATA_FILES):
         if not (base_dir / path).is_file():
-            raise UserError(f"data.path {path} does not exist{nearest_file(Path(path), DATA_FILES, base_dir)}")
+            raise UserError(f"{key} {path} does not exist{nearest_file(Path(path), DATA_FILES, base_dir)}")
         return
     if (base_dir / path).is_file() or not ((base_dir / path).is_dir() or _HUB_DATA.fullmatch(path)):
         raise UserError(
-            f"data.path '{path}' is neither {'NAME, '.join(MADE)}NAME, a {', '.join(DATA_FILES)} file, nor a hub name"
+            f"{key} '{path}' is neither {'NAME, '.join(MADE)}NAME, a {', '.join(DATA_FILES)} file, nor a hub name"
         )
 
 
@@ -299,6 +307,9 @@ def _check_reward(recipe: Recipe, base_dir: Path) -> None:
 
     if recipe.reward is not None:
         load(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
+    for part in recipe.eval:
+        if part.reward is not None:
+            load(part.reward, base_dir, part.data.name, recipe.rewards.kwargs)
     if recipe.env is not None:
         environment.check(recipe.env.path, base_dir, recipe.env.kwargs)
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 DATA_FILES = (*TEXT_FILES, *TABLE_FILES)
 _CODE = (
     *("reward", "env", "env.path", "algorithm.loss", "algorithm.advantage", "algorithm.correction"),
-    *("rollout.engine", "trainer.backend", "track.also"),
+    *("rollout.engine", "trainer.backend", "track.also", "eval.reward"),
 )
 
 
@@ -72,7 +72,9 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
     def program(key: str, path: str) -> str:
         return found(key, path, False) if os.sep in path else path
 
-    changes = {"model": model, "data.path": data, "data.options.python": program, **dict.fromkeys(_CODE, code)}
+    changes = {"model": model, **dict.fromkeys(_CODE, code)}
+    for place in ("data", "eval.data"):
+        changes |= {f"{place}.path": data, f"{place}.options.python": program}
     for key, change in changes.items():
         keys = _changed(keys, key.split("."), lambda value, change=change, key=key: change(key, value))
     return keys
@@ -80,12 +82,12 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
 
 def _changed(keys: Any, place: list[str], change: Callable[[str], str]) -> Any:
     """A copy in which the text at a place, or every text of a list there, is changed; what is not there stays so."""
+    if isinstance(keys, list):
+        return [_changed(item, place, change) for item in keys]
     if place:
         if not isinstance(keys, dict) or place[0] not in keys:
             return keys
         return {**keys, place[0]: _changed(keys[place[0]], place[1:], change)}
-    if isinstance(keys, list):
-        return [_changed(item, [], change) for item in keys]
     return change(keys) if isinstance(keys, str) else keys
 
 

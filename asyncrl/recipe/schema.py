@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.data import DataRecipe
 from asyncrl.recipe.env import Env
+from asyncrl.recipe.evaluation import EvalRecipe, Evaluations, alike
 from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, listed
 from asyncrl.recipe.rewards import RewardsRecipe
@@ -137,6 +138,8 @@ class Recipe(Part):
     """Who may read the run directory: you alone (mode 0700, files 0600), or its folder's group too (0750, 0640)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seeds the data order, the sampling of every rollout, and a random model."""
+    eval: Evaluations = []
+    """Held-out tasks to evaluate on while training; one or a list."""
     algorithm: AlgorithmRecipe = AlgorithmRecipe()
     """Objective and correction."""
     rollout: RolloutRecipe = RolloutRecipe()
@@ -175,6 +178,14 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
+    def _held_out_as_trained(cls, values: Any) -> Any:
+        """What an evaluation's data does not say of its prompts, the training data says."""
+        if not isinstance(values, Mapping) or not values.get("eval"):
+            return values
+        return {**values, "eval": alike(values["eval"], values.get("data"))}
+
+    @model_validator(mode="before")
+    @classmethod
     def _environments_may_score(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("env") is not None:
             return {"reward": None, **values}
@@ -196,6 +207,23 @@ class Recipe(Part):
         return self.env.max_context_tokens or max(turns, prompt + completion)
 
     @property
+    def max_context(self) -> int:
+        """Longest sequence that an engine samples, in evaluations too."""
+        prompt = self.rollout.max_prompt_tokens
+        return max([self.max_tokens, *(prompt + (part.max_new_tokens or 0) for part in self.eval)])
+
+    @property
+    def max_context_key(self) -> str:
+        """What sets it, for messages."""
+        own = self.max_context > self.max_tokens
+        return "rollout.max_prompt_tokens + eval.max_new_tokens" if own else self.max_tokens_key
+
+    def evaluated(self, part: EvalRecipe) -> RolloutRecipe:
+        """The rollouts of an evaluation."""
+        said = {key: getattr(part, key) for key in ("temperature", "max_new_tokens")}
+        return self.rollout.model_copy(update={key: value for key, value in said.items() if value is not None})
+
+    @property
     def max_tokens_key(self) -> str:
         """What sets it, for messages."""
         return "env.max_context_tokens" if self.env else "rollout.max_prompt_tokens + rollout.max_new_tokens"
@@ -209,6 +237,7 @@ class Recipe(Part):
     def code(self) -> dict[str, str]:
         """What is imported, by key: `package.module:name` or `./file.py:name`; names of our own too."""
         named = {f"track.also.{place}": tracker for place, tracker in enumerate(self.track.also)}
+        named |= {f"eval.{place}.reward": part.reward for place, part in enumerate(self.eval)}
         named |= {"reward": self.reward, "env": self.env and self.env.path}
         named |= {f"algorithm.{key}": getattr(self.algorithm, key) for key in ("loss", "advantage", "correction")}
         named |= {"rollout.engine": self.rollout.engine, "trainer.backend": self.trainer.backend}

@@ -66,8 +66,10 @@ class Series:
     colour: str
     """Name of a CSS variable, without its dashes."""
     dashed: bool = False
-    spread: Sequence[float | None] | None = None
-    """Half the height of a band around the line, such as a standard deviation."""
+    band: Sequence[tuple[float, float] | None] | None = None
+    """Its lower and its upper edge, such as those of a confidence interval."""
+    joined: bool = False
+    """The line goes on over steps that have no figure."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Chart:
     percent: bool = False
     stacked: bool = False
     from_zero: bool = True
+    x: str = "step"
+    """What `steps` are numbers of."""
 
 
 def script(nonce: str = "") -> str:
@@ -90,13 +94,13 @@ def script(nonce: str = "") -> str:
     return f'<script nonce="{nonce}">{get_plotlyjs()}{_SCRIPT}</script>'
 
 
-def grid(charts: Iterable[Chart]) -> str:
-    """Side by side, as far as they fit."""
-    return (
+def grid(charts: Iterable[Chart], first: bool = True) -> str:
+    """Side by side, as far as they fit. first: the page has said nothing of charts yet."""
+    said = (
         "<noscript><p>The charts need JavaScript; the tables have the figures.</p></noscript>"
         '<p class="soft">Click a name to hide its curve. With a mouse, drag to zoom, and double-click to go back.</p>'
-        f'<div class="charts">{"".join(map(_figure, charts))}</div>'
     )
+    return f'{said if first else ""}<div class="charts">{"".join(map(_figure, charts))}</div>'
 
 
 def plot(label: str, traces: Sequence[dict[str, Any]], layout: dict[str, Any], height_px: int = _HEIGHT_PX) -> str:
@@ -123,7 +127,7 @@ def _figure(chart: Chart) -> str:
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
-    x = {"title": {"text": "step"}, "unifiedhovertitle": {"text": "step %{x}"}}
+    x = {"title": {"text": chart.x}, "unifiedhovertitle": {"text": f"{chart.x} %{{x}}"}}
     y = {"title": {"text": chart.unit}, "rangemode": "tozero" if chart.from_zero else "normal"}
     return {
         "xaxis": x | ({"dtick": 1} if chart.steps[-1] - chart.steps[0] < _WHOLE_STEPS else {}),
@@ -145,7 +149,9 @@ def _traces(chart: Chart, series: Series) -> list[dict[str, Any]]:
     line = {"mode": "lines+markers" if _has_lone(values) else "lines", "line": {"width": 2}}
     if series.dashed:
         line["line"] = {"width": 1.5, "dash": "dash"}
-    if series.spread is None:
+    if series.joined:
+        line |= {"mode": "lines+markers", "connectgaps": True}
+    if series.band is None:
         return [{**trace, **line}]
     return [_band(chart.steps, values, series), {**trace, **line, "legendgroup": series.name}]
 
@@ -153,13 +159,15 @@ def _traces(chart: Chart, series: Series) -> list[dict[str, Any]]:
 def _band(steps: Sequence[int], values: Sequence[float | None], series: Series) -> dict[str, Any]:
     """A shape for each stretch of steps that have figures, there along its upper edge and back along its lower one."""
     x, y = [], []
-    entries = zip(steps, values, series.spread or (), strict=True)
+    entries = list(zip(steps, values, series.band or (), strict=True))
+    if series.joined:
+        entries = [entry for entry in entries if entry[1] is not None]
     for has_figure, stretch in groupby(entries, lambda entry: entry[1] is not None):
         if has_figure:
-            there = [(step, value, _shown(spread) or 0.0) for step, value, spread in stretch]
+            there = [(step, *(band or (value, value))) for step, value, band in stretch]
             x += [step for step, _, _ in [*there, *there[::-1]]] + [None]
-            y += [value + spread for _, value, spread in there]
-            y += [value - spread for _, value, spread in there[::-1]] + [None]
+            y += [_shown(high) for _, _, high in there]
+            y += [_shown(low) for _, low, _ in there[::-1]] + [None]
     looks = {
         "mode": "lines",
         "line": {"width": 0},

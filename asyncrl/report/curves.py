@@ -25,7 +25,8 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     steps = [r["step"] for r in records]
 
     def line(name: str, key: str, colour: str, spread: str | None = None) -> Series:
-        return Series(name, column(records, key), colour, spread=column(records, spread) if spread else None)
+        values = column(records, key)
+        return Series(name, values, colour, band=_around(values, column(records, spread)) if spread else None)
 
     bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
     return [
@@ -80,6 +81,14 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
             [line("effective sample size", "offpolicy/ess", "blue"), line("clipped", "offpolicy/clip_fraction", "red")],
             percent=True,
         ),
+    ]
+
+
+def _around(means: Sequence[float | None], spreads: Sequence[float | None]) -> list[tuple[float, float] | None]:
+    """Mean ± spread of each step."""
+    return [
+        None if mean is None else (mean - (spread or 0.0), mean + (spread or 0.0))
+        for mean, spread in zip(means, spreads, strict=True)
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from asyncrl.observe.bottleneck import SHARES, bottleneck
 from asyncrl.recipe.secret import masked
-from asyncrl.report import page, samples, standing
+from asyncrl.report import evaluations, page, samples, standing
 from asyncrl.report.charts import grid, script
 from asyncrl.report.curves import charts, column, thin
 from asyncrl.report.run_files import RunFiles, Signature
@@ -101,6 +101,7 @@ def _headline(files: RunFiles) -> str:
     worst = max((r["staleness/max"] for r in records if r.get("staleness/max") is not None), default=None)
     word = "final" if summary else "last"
     figures = [
+        *evaluations.tiles(files.evaluations),
         (_percent(last.get("accuracy/mean")), f"{word} accuracy", f"first step {_percent(first.get('accuracy/mean'))}"),
         (number(last.get("reward/mean")), f"{word} reward", f"first step {number(first.get('reward/mean'))}"),
         (f"{last['step'] + 1}", "steps", f"of {planned} planned" if planned else ""),
@@ -114,6 +115,10 @@ def _headline(files: RunFiles) -> str:
     return page.tiles(figures) + "".join(map(page.line, [limits, *changes]))
 
 
+def _evaluations(files: RunFiles) -> str:
+    return evaluations.html(files.evaluations)
+
+
 def _warnings(files: RunFiles) -> str:
     return page.section("Warnings", standing.warnings(files.health, files.records) + standing.logged(files.status))
 
@@ -121,7 +126,8 @@ def _warnings(files: RunFiles) -> str:
 def _charts(files: RunFiles) -> str:
     if not files.records:
         return ""
-    return page.section("By step", grid(charts(thin(files.records, _MOST_COLUMNS))) + _listed(files.records))
+    drawn = grid(charts(thin(files.records, _MOST_COLUMNS)), first=not files.evaluations)
+    return page.section("By step", drawn + _listed(files.records))
 
 
 def _listed(records: Sequence[Mapping[str, Any]]) -> str:
@@ -157,9 +163,10 @@ def _recipe(files: RunFiles) -> str:
 
 _PARTS: dict[str, tuple[Callable[[RunFiles], str], tuple[str, ...]]] = {
     "title": (_title, ("recipe.yaml",)),
-    "headline": (_headline, ("recipe.yaml", "metrics.jsonl", "summary.json")),
+    "headline": (_headline, ("recipe.yaml", "metrics.jsonl", "summary.json", "evaluations.jsonl")),
+    "evaluations": (_evaluations, ("evaluations.jsonl",)),
     "warnings": (_warnings, ("metrics.jsonl", "status.json")),
-    "charts": (_charts, ("recipe.yaml", "metrics.jsonl", "summary.json")),
+    "charts": (_charts, ("recipe.yaml", "metrics.jsonl", "summary.json", "evaluations.jsonl")),
     "timeline": (_timeline, ("trace.json",)),
     "generators": (_generators, ("status.json",)),
     "ledger": (_ledger, ("status.json", "metrics.jsonl", "summary.json")),

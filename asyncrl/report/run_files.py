@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from asyncrl.errors import UserError
+from asyncrl.observe.evaluations import FILE as EVALUATIONS
 from asyncrl.observe.health import Health
+from asyncrl.observe.metrics import read_lines
 from asyncrl.recipe.unfolded import yaml_object
-from asyncrl.report.shapes import SAMPLE, STATUS, SUMMARY, fitting, record
+from asyncrl.report.shapes import EVALUATION, SAMPLE, STATUS, SUMMARY, fitting, record
 from asyncrl.storage.run_dir import json_object, lines, open_file, parsed, text
 
 _STEP = re.compile(rb'\{"step": (\d{1,9})\b')
@@ -132,6 +134,12 @@ class RunFiles:
     @property
     def recipe(self) -> dict[str, Any]:
         return yaml_object(self.recipe_text, str(self.run_dir / "recipe.yaml"))
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Of held-out tasks, those that are whole."""
+        found = (fitting(line, EVALUATION) for line in read_lines(self.run_dir / EVALUATIONS))
+        return [line for line in found if len(line) == len(EVALUATION)]
 
     @property
     def summary(self) -> dict[str, Any]:

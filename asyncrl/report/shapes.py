@@ -57,6 +57,21 @@ STATUS: dict[str, Any] = {
     "warnings": list[str],
     "log": list[tuple[Time, str]],
 }
+EVALUATION: dict[str, Any] = {
+    "name": str,
+    "version": Step,
+    "tasks": Count,
+    "n": Count,
+    "accuracy": Figure | None,
+    "accuracy_low": Figure | None,
+    "accuracy_high": Figure | None,
+    "reward": Figure | None,
+    "reward_low": Figure | None,
+    "reward_high": Figure | None,
+    "pass_at": dict[str, Figure],
+    "failed_share": Figure,
+    "other_versions_share": Figure,
+}
 SAMPLE: dict[str, Any] = {
     "step": Step,
     "task": Count,

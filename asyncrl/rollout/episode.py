@@ -45,6 +45,8 @@ class RolloutSettings:
     max_steps: int = 0
     redundant_rollouts: int = 0
     """Beyond `group_size`; the first that end without failing are kept."""
+    prefix: str = ""
+    """Of the names of its rollouts, which tells them from those of others on the same engine."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class GroupRunner:
         if the group was, else the first exception of a policy; when all have ended."""
         needed, limits = self.settings.group_size, self.settings.limits
         members = range(needed + self.settings.redundant_rollouts)
-        policies = [EnginePolicy(self.engine, limits, task.number, attempt, member) for member in members]
+        policies = [
+            EnginePolicy(self.engine, limits, task.number, attempt, member, self.settings.prefix) for member in members
+        ]
         running = [
             asyncio.create_task(self.environment.rollout(task, prompt, policy, policy.name)) for policy in policies
         ]

@@ -30,6 +30,7 @@ from asyncrl.registry import ENGINES, find
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupRunner, RolloutSettings
+from asyncrl.rollout.evaluation import EvalSettings, TaskScores
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.outbox import Outbox
 from asyncrl.rollout.policy import GroupAborted
@@ -53,6 +54,7 @@ class GeneratorConfig:
     settings: RolloutSettings
     reward: str | None
     env: EnvSettings | None
+    evaluations: tuple[EvalSettings, ...]
     base_dir: Path
     rewards: RewardsRecipe
     dataset: str
@@ -86,29 +88,41 @@ class Generator:
         if config.engine_config.channel == "disk" or Path(config.engine_config.model).is_relative_to(run_dir):
             await asyncio.to_thread(config.sight.require, config.name)
         stacks.record(run_dir / "stacks", config.name)
-        self.rewards = self._reward_pool(run_dir.resolve() / "rewards.log")
+        log = run_dir.resolve() / "rewards.log"
+        self.rewards = self._reward_pool(config.reward, config.dataset, log)
+        self.held_out = {
+            one.name: self._reward_pool(one.reward, one.dataset, log) if one.reward else self.rewards
+            for one in config.evaluations
+        }
+        """Who scores each evaluation."""
         self.environment = EnvPool(config.env) if config.env else None
         self.engine = find(ENGINES, config.engine, config.base_dir, "rollout.engine")(config.engine_config)
         await asyncio.gather(self.engine.start(), *([self.environment.start()] if self.environment else []))
         tokenizer = load_tokenizer(config.engine_config.model)
-        self.probe = probe_tokens(tokenizer, config.engine_config.max_tokens)
+        self.probe = probe_tokens(tokenizer, config.settings.limits.max_tokens)
         self.runner = GroupRunner(
             self.engine, tokenizer, self.rewards, config.settings, self.occupancy, self.environment
         )
+        self.evaluations = {
+            one.name: GroupRunner(
+                self.engine, tokenizer, self.held_out[one.name], one.rollout, self.occupancy, self.environment
+            )
+            for one in config.evaluations
+        }
         probe = await self._first_probe()
         self.occupancy.take()
         return {**orphans.here(), "num_workers": config.engine_config.num_workers, "probe": probe}
 
-    def _reward_pool(self, log: Path) -> RewardPool | None:
-        config, rewards = self.config, self.config.rewards
-        if config.reward is None:
+    def _reward_pool(self, reward: str | None, dataset: str, log: Path) -> RewardPool | None:
+        rewards = self.config.rewards
+        if reward is None:
             return None
         return RewardPool(
-            config.reward,
-            config.base_dir,
+            reward,
+            self.config.base_dir,
             rewards.workers,
             rewards.timeout_s,
-            dataset=config.dataset,
+            dataset=dataset,
             kwargs=rewards.kwargs,
             memory_gib=rewards.memory_gib,
             file_gib=rewards.file_gib,
@@ -148,6 +162,24 @@ class Generator:
         except Exception as error:
             logger.exception("task %d failed on %s", task.number, self.config.name, extra={relay.TOLD: True})
             return GroupSummary(task.number, attempt, "failed", f"{type(error).__name__}: {error}"[:300])
+        finally:
+            self.occupancy.add_running(-1)
+
+    async def evaluate(self, name: str, task: Task) -> TaskScores:
+        """Roll a held-out task out and score it; an error that is the task's counts as a failure of its rollouts.
+        Raises EngineDead."""
+        runner = self.evaluations[name]
+        self.occupancy.add_running(+1)
+        try:
+            finished = await runner.run(task, 0)
+            scores = TaskScores.of(task, finished)
+            self.tokens_generated += scores.num_tokens
+            return scores
+        except EngineDead:
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, BadPrompt) else f"{type(error).__name__}: {error}"
+            return TaskScores.failed(task, runner.settings.group_size, what[:300])
         finally:
             self.occupancy.add_running(-1)
 
@@ -213,8 +245,8 @@ class Generator:
         return relay.take()
 
     async def close(self) -> None:
-        if self.rewards is not None:
-            self.rewards.close()
+        for pool in {self.rewards, *self.held_out.values()} - {None}:
+            pool.close()
         if self.environment is not None:
             await self.environment.close()
         await self.engine.close()

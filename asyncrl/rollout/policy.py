@@ -80,10 +80,12 @@ class _Sequence:
 class EnginePolicy:
     """Of one member of a group."""
 
-    def __init__(self, engine: Engine, limits: SamplingLimits, task: int, attempt: int, member: int) -> None:
+    def __init__(
+        self, engine: Engine, limits: SamplingLimits, task: int, attempt: int, member: int, prefix: str = ""
+    ) -> None:
         self._engine, self._limits = engine, limits
         self._task, self._member = task, member
-        self.name = request_id(task, attempt, member)
+        self.name = prefix + request_id(task, attempt, member)
         """Tells it from all others that run."""
         self._sequences: list[_Sequence] = []
         self.last: Completion | None = None

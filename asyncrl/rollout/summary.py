@@ -58,7 +58,7 @@ def summarise(group: Group, filter_equal_rewards: bool = False) -> GroupSummary:
     """The summary of a group that ran to its end; a group in which every reward failed has failed. One whose rewards
     are all equal teaches nothing and may be filtered (DAPO, arXiv:2503.14476)."""
     members = [[group.trajectories[place] for place in places] for places in group.members]
-    firsts = [next((t for t in member if not t.agent), member[0]) for member in members]
+    firsts = group.firsts
     versions = [np.concatenate([t.versions for t in member]) for member in members]
     sampled = [v[v >= 0] for v in versions]
     spans = [int(v.max() - v.min()) if len(v) else 0 for v in sampled]

@@ -123,6 +123,12 @@ class Group:
         return list(found.values())
 
     @property
+    def firsts(self) -> list[Trajectory]:
+        """Of each rollout the trajectory that carries its reward: the first of the agent that every rollout has."""
+        rollouts = [[self.trajectories[place] for place in places] for places in self.members]
+        return [next((t for t in rollout if not t.agent), rollout[0]) for rollout in rollouts]
+
+    @property
     def version_range(self) -> tuple[int, int]:
         """Oldest and newest version among trained tokens; (-1, -1) if there are none."""
         trained = [t.versions[t.loss_mask] for t in self.trajectories]

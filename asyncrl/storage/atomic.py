@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from asyncrl.errors import UserError
@@ -48,18 +49,25 @@ def complete(root: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
-def prune(root: Path, keep_last: int, keep_every: int | None = None, best: str | None = None) -> None:
+def prune(
+    root: Path,
+    keep_last: int,
+    keep_every: int | None = None,
+    best: str | None = None,
+    known: Mapping[int, float] | None = None,
+) -> None:
     """Delete all but the newest `keep_last` complete checkpoints, and every incomplete one.
 
-    Kept besides: those whose step is a multiple of `keep_every`; the one with the highest value of the metric `best`
-    in its control.json (the newest of equal ones).
+    Kept besides: those whose step is a multiple of `keep_every`; the one with the highest value (the newest of equal
+    ones) of the metric `best`: by step in `known`, or in its control.json.
     """
     found = complete(root)
     keep = set(found[-keep_last:])
     if keep_every is not None:
         keep |= {folder for folder in found if _step(folder) % keep_every == 0}
     if best is not None:
-        scored = [(value, _step(folder), folder) for folder in found if (value := _metric(folder, best)) is not None]
+        values = [(_metric(folder, best) if known is None else known.get(_step(folder)), folder) for folder in found]
+        scored = [(value, _step(folder), folder) for value, folder in values if value is not None]
         keep |= {max(scored)[2]} if scored else set()
     for folder in [*root.glob("step_*"), *root.glob(".step_*.part")]:
         if folder not in keep:

@@ -83,6 +83,13 @@ def check(world: World, driver: Driver) -> None:
     assert len(tasks) == ledger.trained
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(newest))
+    lines = (
+        [json.loads(line) for line in (run_dir / "evaluations.jsonl").read_text().splitlines()] if recipe.eval else []
+    )
+    assert len({line["version"] for line in lines}) == len(lines), "a version was evaluated twice"
+    assert all(0 <= line["other_versions_share"] < 1 for line in lines)
+    if recipe.eval and driver.controller.live == newest and world.now < recipe.deadlines.start_s:
+        assert newest in {line["version"] for line in lines}
     if driver.controller.live == newest:  # else there was no generator left when the last step was done
         assert all(generator.version == newest for generator in driver.fleet.serving.values() if generator.alive)
 
@@ -91,7 +98,7 @@ SMALL = {"max_steps": 3, "groups_per_step": 1, "rollout": {"replicas": 1, "engin
 RANKS = {"trainer": {"ranks": 2}}
 EVERY_STEP = {"checkpoint": {"every_steps": 1, "keep_last": 1}}
 SNAPSHOTS = {"checkpoint": {"every_steps": 2, "keep_last": 1, "snapshot_every_steps": 1}}
-SLOW = ("", "saved", "export", "commit", "train", "train_again", "start", "publish", "take_stats")
+SLOW = ("", "saved", "export", "commit", "train", "train_again", "start", "publish", "take_stats", "evaluate")
 
 
 @pytest.mark.parametrize("slow", SLOW)
@@ -103,6 +110,15 @@ def test_a_rank_is_lost_at_every_await(slow: str, shared_memory: Path) -> None:
     for iteration in range(1 + SLOW.index(slow) % 2, num_iterations, 2):
         death = {iteration: "trainer-1 noticed" if iteration % 4 < 2 else "trainer-0"}
         run(recipe, replace(plan, deaths=death), shared_memory / str(iteration))
+
+
+@pytest.mark.parametrize("slow", ["", "evaluate"])
+def test_a_generator_is_lost_beside_an_evaluation(slow: str, shared_memory: Path) -> None:
+    recipe = recipe_of(**SMALL, eval={"data": {"path": "y"}, "every_steps": 1})
+    plan = Plan(last=slow)
+    num_iterations = run(recipe, plan, shared_memory / "calm")
+    for iteration in range(1, num_iterations, 3):
+        run(recipe, replace(plan, deaths={iteration: "generator-0"}), shared_memory / str(iteration))
 
 
 @pytest.mark.parametrize("slow", ["", "commit"])
@@ -118,6 +134,7 @@ VARIANTS = {
     "snapshots": recipe_of(**SNAPSHOTS),
     "sync": recipe_of(policy="sync", max_staleness=0, **EVERY_STEP),
     "lag": recipe_of(experimental={"policy": "stale_k"}, max_staleness=2),
+    "eval": recipe_of(eval={"data": {"path": "y"}, "every_steps": 2}, **EVERY_STEP),
     "drop": recipe_of(on_stale="drop", experimental={"backup_groups": 1}, **SNAPSHOTS),
 }
 VICTIMS = ("trainer-0", "trainer-0 noticed", "generator-0", "generator-1", "buffer", "holders", "driver")

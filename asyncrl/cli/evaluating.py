@@ -1,0 +1,70 @@
+"""`asyncrl eval`: which weights, by which recipe, and where the scores go."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncrl.cli.common import check_run_dir, importing, local, say
+from asyncrl.cli.running import loaded
+from asyncrl.errors import UserError
+
+if TYPE_CHECKING:
+    from asyncrl.recipe.schema import Recipe
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Exit code 0 if every evaluation has a score, else 1."""
+    from asyncrl.recipe.check import check
+
+    base_dir = Path.cwd()
+    recipe, model, version, out = _of_run(arguments) or _of_model(arguments)
+    recipe = recipe.model_copy(update={"model": model, "run_dir": None})
+    if not recipe.eval:
+        raise UserError("the recipe has no evaluation; add `eval: {data: {path: ...}}` to it (docs/evaluation.md)")
+    check(recipe, base_dir)
+    with importing(for_a_run=False):
+        from asyncrl.orchestrator import evaluate as evaluation
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = evaluation.evaluate(recipe, version, out, base_dir)
+    say(f"scores: {out / 'evaluations.jsonl'}, completions: {out / 'evaluations'}")
+    return 0 if all(line["reward"] is not None for line in lines) else 1
+
+
+_Target = tuple["Recipe", str, int, Path]
+
+
+def _of_run(arguments: argparse.Namespace) -> _Target | None:
+    """A run directory, or RUN_DIR@STEP; None: the target is a model."""
+    name, at, step = arguments.model.rpartition("@")
+    if not (at and step.isdecimal()):
+        name, step = arguments.model, ""
+    if not (Path(name) / "recipe.yaml").exists() and "://" not in name:
+        return None
+    run_dir = local(name, whole=True)
+    check_run_dir(run_dir)
+    from asyncrl.recipe.stored import load_stored
+    from asyncrl.storage.atomic import complete
+
+    recipe, _ = load_stored(run_dir, [] if arguments.recipe else arguments.overrides, arguments.trust)
+    if arguments.recipe:
+        recipe = loaded(arguments.recipe, arguments.overrides)
+    steps = {int(folder.name.removeprefix("step_")): folder for folder in complete(run_dir / "checkpoints")}
+    if not steps or (step and int(step) not in steps):
+        there = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{run_dir} has no checkpoint{f' of step {step}' if step else ''}; it has {there}")
+    version = int(step) if step else max(steps)
+    return recipe, str(steps[version] / "model"), version, arguments.out or run_dir
+
+
+def _of_model(arguments: argparse.Namespace) -> _Target:
+    if arguments.recipe is None:
+        raise UserError(
+            f"{arguments.model} is no run directory; name the recipe whose evaluations are wanted with --recipe"
+        )
+    name = re.sub(r"[^\w.-]", "-", arguments.model.rstrip("/").rpartition("/")[2])
+    out = arguments.out or Path(f"runs/eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return loaded(arguments.recipe, arguments.overrides), arguments.model, 0, out

@@ -1,0 +1,66 @@
+"""Held-out tasks of a recipe's evaluations, and whether they are held out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asyncrl.data.source import load_rows
+from asyncrl.data.tasks import TaskSource
+from asyncrl.errors import UserError
+from asyncrl.recipe.evaluation import EvalRecipe
+from asyncrl.recipe.schema import Recipe
+from asyncrl.rewards.load import load as load_reward
+
+logger = logging.getLogger(__name__)
+
+_MOST_COMPARED = 100_000
+"""Rows of the training data that held-out prompts are looked for in."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The tasks of one evaluation."""
+
+    part: EvalRecipe
+    tasks: TaskSource
+    num_tasks: int
+    num_trained: int = 0
+    """Of them whose prompts are in the training data too."""
+
+
+def load_held_out(recipe: Recipe, base_dir: Path, tokenizer: Any, training: TaskSource | None) -> list[HeldOut]:
+    """The tasks of every evaluation. Raises UserError as for the training data; prompts that are trained too are
+    warned of."""
+    found = []
+    for place, part in enumerate(recipe.eval):
+        try:
+            found.append(_load(recipe, part, base_dir, tokenizer, training))
+        except UserError as error:
+            raise UserError(f"eval.{place} ({part.name}): {error}") from error
+    return found
+
+
+def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, training: TaskSource | None) -> HeldOut:
+    rows = load_rows(part.data, recipe.seed)
+    reward = part.reward or recipe.reward
+    if reward is not None:
+        load_reward(reward, base_dir, part.data.name, recipe.rewards.kwargs).check_columns(rows.column_names)
+    tasks = TaskSource(rows, part.data.model_copy(update={"shuffle": False}), recipe.seed)
+    tasks.check_prompts()
+    tasks.first_prompt(tokenizer)
+    tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
+    number = min(part.max_tasks or tasks.num_rows, tasks.num_rows)
+    prompts = list(tasks.prompts(number))
+    trained = set(prompts).intersection(training.prompts(_MOST_COMPARED)) if training else set()
+    num_trained = sum(prompt in trained for prompt in prompts)
+    if num_trained:
+        logger.warning(
+            "evaluation %s: %d of its %d prompts are in the training data too; its score says less of new ones",
+            part.name,
+            num_trained,
+            number,
+        )
+    return HeldOut(part, tasks, number, num_trained)

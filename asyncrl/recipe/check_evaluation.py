@@ -1,0 +1,46 @@
+"""Whether evaluations can say something: names that tell them apart, tasks that are not trained."""
+
+from __future__ import annotations
+
+from asyncrl.errors import UserError, nearest
+from asyncrl.recipe.schema import Recipe
+
+_SCORES = ("accuracy", "reward")
+
+
+def check_best(recipe: Recipe, metric: str) -> None:
+    """Raises UserError unless the checkpoints have the score of an evaluation."""
+    name, _, key = metric.removeprefix("eval/").rpartition("/")
+    part = next((part for part in recipe.eval if part.name == name), None)
+    known = [f"eval/{part.name}/{key}" for part in recipe.eval for key in _SCORES]
+    if part is None or not (key in _SCORES or key.startswith("pass_at_")):
+        raise UserError(
+            f"checkpoint.keep_best: there is no score {metric}{nearest(metric, known)}; the recipe's evaluations have "
+            f"{', '.join(known) or 'none: it has no eval'}"
+        )
+    saved = recipe.checkpoint.every_steps
+    if saved % part.every_steps:
+        raise UserError(
+            f"checkpoint.keep_best is {metric}, which is known every {part.every_steps} steps, but checkpoints are "
+            f"made every {saved}; make checkpoint.every_steps a multiple of eval.every_steps"
+        )
+
+
+def check_evaluations(recipe: Recipe) -> None:
+    """Raises UserError."""
+    names = [part.name for part in recipe.eval]
+    for place, part in enumerate(recipe.eval):
+        key = f"eval.{place}"
+        if part.name in names[:place]:
+            raise UserError(f"{key}.name: another evaluation is called {part.name}; give each a name of its own")
+        data = part.data
+        if (data.path, data.split, data.options) == (recipe.data.path, recipe.data.split, recipe.data.options):
+            raise UserError(
+                f"{key}.data is the training data; name held-out tasks: another file or split, or another seed in "
+                f"{key}.data.options"
+            )
+        if part.n > 1 and recipe.evaluated(part).temperature == 0:
+            raise UserError(
+                f"{key}.n is {part.n}, but at temperature 0 all rollouts of a task are the same; set {key}.n=1, or a "
+                "temperature above 0"
+            )

@@ -1,0 +1,68 @@
+"""The part of a recipe that names held-out tasks to evaluate on while training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from asyncrl.recipe.data import DataRecipe
+from asyncrl.recipe.part import Part, PositiveInt
+
+
+class EvalRecipe(Part):
+    data: DataRecipe
+    """Held-out tasks, in the order of the file; the training data itself is refused. How prompts are made of the rows
+    (prompt_column, chat, system, chat_template_kwargs) is as in `data`, unless it is said here."""
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")] = ""
+    """Of its metrics, eval/NAME/...; default: the name of the data."""
+    reward: str | None = None
+    """`package.module:name` or `./file.py:name`; default: the recipe's."""
+    every_steps: PositiveInt = 10
+    """Training steps between evaluations; the untrained and the last weights are always evaluated."""
+    n: PositiveInt = 1
+    """Rollouts per task; with more than one, pass@k is given for k up to n."""
+    max_tasks: PositiveInt | None = None
+    """Only so many tasks, the first ones; default: all."""
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Sampling temperature; 0: the most likely token; default: that of the rollouts."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest completion, in tokens; default: that of the rollouts."""
+
+
+_OF_PROMPTS = ("prompt_column", "chat", "system", "chat_template_kwargs")
+
+
+def alike(parts: Any, training: Any) -> Any:
+    """Evaluations whose prompts are made as those of the training data, unless they say otherwise."""
+    if not isinstance(training, Mapping):
+        return parts
+    said = {key: training[key] for key in _OF_PROMPTS if key in training}
+
+    def one(part: Any) -> Any:
+        data = part.get("data") if isinstance(part, Mapping) else None
+        return {**part, "data": {**said, **data}} if isinstance(data, Mapping) else part
+
+    return one(parts) if isinstance(parts, Mapping) else [*map(one, parts)] if isinstance(parts, list) else parts
+
+
+def named(parts: Any) -> Any:
+    """A single part as a list, and each with a name."""
+    parts = [parts] if isinstance(parts, dict) else parts
+    if not isinstance(parts, list):
+        return parts
+    return [_named(part) if isinstance(part, dict) else part for part in parts]
+
+
+def _named(part: dict[str, Any]) -> dict[str, Any]:
+    path = (part.get("data") or {}).get("path") if isinstance(part.get("data"), dict) else None
+    first = path[0] if isinstance(path, list) and path else path
+    if part.get("name") or not isinstance(first, str):
+        return part
+    stem = re.split(r"[/:]", first)[-1].split(".")[0]
+    return {**part, "name": re.sub(r"[^\w.-]", "-", stem)[:64] or "held-out"}
+
+
+Evaluations = Annotated[list[EvalRecipe], BeforeValidator(named)]

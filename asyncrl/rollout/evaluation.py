@@ -1,0 +1,65 @@
+"""One task of an evaluation, on a generator: its rollouts are scored, and neither stored nor trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from asyncrl.rollout.episode import Finished, RolloutSettings
+from asyncrl.task import Task
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """The part of a recipe that a generator needs for an evaluation."""
+
+    name: str
+    rollout: RolloutSettings
+    reward: str | None
+    """None: the reward function of the run."""
+    dataset: str
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What the n rollouts of a task came to."""
+
+    row: int
+    prompt: str
+    completions: list[str]
+    rewards: list[float | None]
+    """None of a rollout that failed: it is no zero (I7)."""
+    extras: list[dict[str, float]]
+    errors: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+    """Sampled ones."""
+    num_truncated: int = 0
+    versions: dict[int, int] = field(default_factory=dict)
+    """Sampled tokens by the version that sampled them."""
+
+    @classmethod
+    def failed(cls, task: Task, number: int, error: str) -> TaskScores:
+        """All of them, for one reason."""
+        return cls(task.row_index, _asked(task), [""] * number, [None] * number, [{}] * number, [error] * number)
+
+    @classmethod
+    def of(cls, task: Task, finished: Finished) -> TaskScores:
+        group, firsts = finished.group, finished.group.firsts
+        versions: Counter[int] = Counter()
+        for trajectory in group.trajectories:
+            versions.update(int(version) for version in trajectory.versions if version >= 0)
+        return cls(
+            row=task.row_index,
+            prompt=_asked(task),
+            completions=finished.texts,
+            rewards=[t.reward for t in firsts],
+            extras=[t.extras for t in firsts],
+            errors=[t.error for t in firsts if t.error],
+            num_tokens=versions.total(),
+            num_truncated=sum(t.finish_reason == "length" for t in firsts),
+            versions=dict(versions),
+        )
+
+
+def _asked(task: Task) -> str:
+    return task.prompt if isinstance(task.prompt, str) else str(task.prompt[-1]["content"])
