@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
 
-def __getattr__(name: str) -> str:
-    """`__version__`, looked up when it is asked for: `asyncrl --help` need not wait for it."""
+_API = {
+    "Recipe": "asyncrl.recipe.schema",
+    "Run": "asyncrl.api.run",
+    "Callback": "asyncrl.api.callbacks",
+    **dict.fromkeys(("train", "resume", "evaluate"), "asyncrl.api.calls"),
+}
+"""Where each name is."""
+
+
+def __getattr__(name: str) -> Any:
+    """Looked up when it is asked for: `asyncrl --help` need not wait for it."""
+    if name in _API:
+        from importlib import import_module
+
+        return getattr(import_module(_API[name]), name)
     if name != "__version__":
         raise AttributeError(f"module 'asyncrl' has no attribute '{name}'")
     from importlib.metadata import PackageNotFoundError, version

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import logging
 import os
 import select
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +21,9 @@ from pathlib import Path
 from asyncrl.cli import evaluating, reading, running
 from asyncrl.cli.arguments import parse
 from asyncrl.cli.common import local
+from asyncrl.cli.quiet import quiet
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.recipe.cores import SPIN
-from asyncrl.terminal.escape import VisibleFormatter, visible
+from asyncrl.terminal.escape import visible
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": running.train,
@@ -42,15 +40,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": reading.inspect,
     "replay": reading.replay,
     "doctor": reading.doctor,
-}
-
-_SILENCE = {
-    "DATASETS_VERBOSITY": "critical",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "WANDB_SILENT": "true",
 }
 
 
@@ -118,22 +107,10 @@ def _is_unread(file: int) -> bool:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _quiet()
+    quiet()
     if "run_dir" in arguments:
         arguments.run_dir = local(arguments.run_dir, whole=arguments.command in ("resume", "replay"))
     if arguments.command is None:
         return 0
     found: int = _COMMANDS[arguments.command](arguments)
     return found
-
-
-def _quiet() -> None:
-    """Only asyncrl speaks, unless the environment asks a library to."""
-    for name, value in (*_SILENCE.items(), *SPIN.items()):
-        os.environ.setdefault(name, value)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    handler = logging.StreamHandler()
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(level=logging.ERROR, handlers=[handler])
-    logging.getLogger("asyncrl").setLevel(logging.INFO)

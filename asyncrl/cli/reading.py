@@ -62,11 +62,11 @@ def replay(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from asyncrl.observe.doctor import Finding
     from asyncrl.observe.doctor import doctor as look
 
     if arguments.recipe is None:
         return look()
+    from asyncrl.observe.doctor import Finding
     from asyncrl.recipe.load import load
 
     recipe = load(arguments.recipe, [])

@@ -44,7 +44,8 @@ def train(arguments: argparse.Namespace) -> int:
     with importing():
         from asyncrl.orchestrator.run import train as run
 
-    return run(recipe, path.stem, base_dir)
+    run(recipe, path.stem, base_dir)
+    return 0
 
 
 def loaded(path: Path, overrides: list[str]) -> Recipe:
@@ -173,4 +174,5 @@ def _go_on(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: list[str]) -
     with importing():
         from asyncrl.orchestrator.run import resume as go_on
 
-    return go_on(run_dir, recipe, stored, accepted)
+    go_on(run_dir, recipe, stored, accepted)
+    return 0

@@ -23,6 +23,7 @@ from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.errors import RunFailed
 from asyncrl.models import load_tokenizer
 from asyncrl.orchestrator.actors import Actors, max_concurrency
+from asyncrl.orchestrator.loop import complete
 from asyncrl.orchestrator.run import model_folder, with_ray
 from asyncrl.orchestrator.scoring import Scoring, line_of, say, write
 from asyncrl.orchestrator.waiting import WaitingFor
@@ -48,7 +49,7 @@ def evaluate(recipe: Recipe, version: int, out: Path, base_dir: Path) -> list[di
         held_out = load_held_out(recipe, base_dir, load_tokenizer(model), None)
         with with_ray(recipe, logger.info) as places:
             actors = Actors(recipe, model, Sight.begin(work_dir), ray_cluster.base_dir_of_actors(base_dir), places)
-            return asyncio.run(_evaluate(actors, held_out, version, out))
+            return complete(_evaluate(actors, held_out, version, out))
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
 

@@ -6,6 +6,7 @@ Nothing is written before everything that can be checked has been: recipe, data,
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -42,7 +43,7 @@ from asyncrl.orchestrator import fingerprint, same_model
 from asyncrl.orchestrator.actors import Actors
 from asyncrl.orchestrator.driver import Driver
 from asyncrl.orchestrator.fingerprint import Fingerprint
-from asyncrl.orchestrator.loop import complete
+from asyncrl.orchestrator.loop import Hooks, complete
 from asyncrl.orchestrator.recorder import Recorder
 from asyncrl.orchestrator.recovery import Recovered, recover
 from asyncrl.orchestrator.status import told
@@ -67,8 +68,9 @@ from asyncrl.trainer.backend import backend_class
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, name: str, base_dir: Path) -> int:
-    """Run a checked recipe from the start; returns the exit code."""
+def train(recipe: Recipe, name: str, base_dir: Path, hooks: Hooks | None = None) -> Path:
+    """Run a checked recipe from the start; returns the run directory."""
+    hooks = hooks or Hooks()
     url = recipe.run_dir if recipe.run_dir and mirror.is_url(recipe.run_dir) else None
     # A recipe's name may be as long as a file system takes; so may not what is made of it.
     run_dir = Path(recipe.run_dir or f"runs/{name[:200]}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -89,16 +91,19 @@ def train(recipe: Recipe, name: str, base_dir: Path) -> int:
                 begun_with.write(run_dir)
                 recovered = Recovered(Controller(control_settings(recipe)), None, 0, {})
                 with _uploader(recipe, run_dir):
-                    return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, held_out, view, recovered, places))
+                    running = _run(recipe, run_dir.resolve(), base_dir, tasks, held_out, view, recovered, places, hooks)
+                    return complete(running, hooks)
 
 
-def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[str] = ()) -> int:
-    """Take a run up where it broke off; returns the exit code. A URL's run is resumed by its local copy.
+def resume(
+    run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[str] = (), hooks: Hooks | None = None
+) -> Path:
+    """Take a run up where it broke off; returns its directory. A URL's run is resumed by its local copy.
 
     `recipe`: to go on by; `stored`: what its directory says; `recipe.stored.load_stored` gives both. `accepted`: the
     kinds of `kinds.KINDS` that may differ from what the run was begun with.
     """
-    base_dir = Path.cwd()
+    hooks, base_dir = hooks or Hooks(), Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
     with RunLock(run_dir), LiveView(recipe.max_steps, run_dir.name, worst_case_staleness(recipe)) as view:
         view.phase("ending what the run before this left behind")
@@ -121,7 +126,9 @@ def resume(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: Collection[s
             (run_dir / "summary.json").unlink(missing_ok=True)
 
         with with_ray(recipe, view.phase) as places, open_to(run_dir, recipe.readable_by), _uploader(recipe, run_dir):
-            return complete(_run(recipe, run_dir.resolve(), base_dir, tasks, held_out, view, recovered, places, begun))
+            where = run_dir.resolve(), base_dir
+            running = _run(recipe, *where, tasks, held_out, view, recovered, places, hooks, begun)
+            return complete(running, hooks)
 
 
 def _uploader(recipe: Recipe, run_dir: Path) -> Uploader:
@@ -222,8 +229,9 @@ async def _run(
     view: LiveView,
     recovered: Recovered,
     places: Places,
+    hooks: Hooks,
     begun: Callable[[], None] = lambda: None,
-) -> int:
+) -> Path:
     """`begun` is called once all actors have started."""
     controller = recovered.controller
     logger.info("staleness is at most %d update(s)", controller.worst_case_staleness)
@@ -232,9 +240,15 @@ async def _run(
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
-    trackers = _trackers(recipe, run_dir, base_dir)
+    trackers = _trackers(recipe, run_dir, base_dir, hooks)
     recorder = Recorder(run_dir, writer, trackers)
     driver = Driver(recipe, run_dir, actors, recovered, tasks, held_out, recorder, view)
+    loop = asyncio.get_running_loop()
+
+    def stop(why: str) -> None:
+        loop.call_soon_threadsafe(driver.inbox.put_nowait, Stop(why))
+
+    hooks.stop = stop
     # Until all is closed: a signal while the engines stop is no other than one before.
     with stop_on_signals(driver):
         try:
@@ -270,12 +284,14 @@ async def _run(
     if not controller.finished and driver.stopping:
         done = f"{driver.stopping.why} after step {controller.steps_done}; `asyncrl resume {run_dir}` goes on"
     view.phase(f"{done}; model: {driver.checkpoints.folder}/model; report: {report}")
-    return 0
+    return run_dir
 
 
-def _trackers(recipe: Recipe, run_dir: Path, base_dir: Path) -> Trackers:
+def _trackers(recipe: Recipe, run_dir: Path, base_dir: Path, hooks: Hooks) -> Trackers:
     run = TrackedRun.of(run_dir, recipe.track.project, recipe.model_dump())
     more = {"Prometheus": lambda: Prometheus(run_dir, {"max_steps": recipe.max_steps})}
+    for name, make in hooks.trackers.items():
+        more[name] = functools.partial(make, run_dir, lambda why: hooks.stop(why))
     return Trackers(run, recipe.track, recipe.max_steps, base_dir, more)
 
 

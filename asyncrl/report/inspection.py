@@ -158,6 +158,12 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
     return num_shown
 
 
+def rows(run_dir: Path, filters: Filters) -> Iterator[dict[str, Any]]:
+    """The trajectories that pass, as they are exported."""
+    tokenizer = _tokenizer(run_dir)
+    return (_row(found, tokenizer.decode) for found in find(run_dir, filters))
+
+
 def _tokenizer(run_dir: Path) -> Any:
     model = RunFiles(run_dir).recipe.get("model")
     if not isinstance(model, str):

@@ -19,7 +19,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
-from asyncrl.cli.commands import _SILENCE
+from asyncrl.cli.quiet import SILENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 _FORKS = multiprocessing.get_context("forkserver")
@@ -42,7 +42,7 @@ class Forked:
         self._output.touch()
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         # The one who forks: quiet from the start, as the command line makes itself before it imports anything.
-        with mock.patch.dict(os.environ, {**_SILENCE, "PYTHONPATH": str(ROOT)}):
+        with mock.patch.dict(os.environ, {**SILENCE, "PYTHONPATH": str(ROOT)}):
             forkserver.ensure_running()
         self._process = _FORKS.Process(target=_run, args=(arguments, environment, self._output))
         self._process.start()

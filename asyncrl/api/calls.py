@@ -1,0 +1,112 @@
+"""The commands as functions: `train`, `resume`, `evaluate`. They take what a recipe file and `key=value` take, and
+Python objects where those name code; they raise what the commands say (`asyncrl.errors`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from asyncrl.api import objects
+from asyncrl.api.callbacks import Callback, Callbacks
+from asyncrl.api.run import Run
+from asyncrl.cli.quiet import quiet
+from asyncrl.orchestrator.evaluate import evaluate as evaluate_model
+from asyncrl.orchestrator.loop import Hooks
+from asyncrl.orchestrator.run import resume as resume_run
+from asyncrl.orchestrator.run import train as train_recipe
+from asyncrl.recipe.check import check
+from asyncrl.recipe.load import dump, load
+from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.stored import load_stored
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Keys = Mapping[str, Any]
+
+
+def recipe_of(recipe: Recipe | str | Path | Keys, keys: Keys) -> Recipe:
+    """A recipe, the path of a file, or its keys as a mapping, with `keys` over it: nested, or with dots in their names.
+    Raises UserError as the command does."""
+    overrides = _overrides(keys)
+    if isinstance(recipe, str | Path):
+        return load(Path(recipe), overrides)
+    text = dump(recipe) if isinstance(recipe, Recipe) else yaml.safe_dump(objects.named(recipe))
+    return load(Path("recipe.yaml"), overrides, text)
+
+
+def train(recipe: Recipe | str | Path | Keys, *, callbacks: Sequence[Callback] = (), **keys: Any) -> Run:
+    """Run a recipe to its end. Functions and classes may stand where a recipe names code (`reward=my_function`).
+
+    In a notebook an interrupt finishes the step and saves; a second one ends the run at once. Raises UserError for bad
+    input, RunFailed if the run cannot go on.
+    """
+    quiet()
+    checked, base_dir = recipe_of(recipe, keys), Path.cwd()
+    check(checked, base_dir)
+    name = Path(recipe).stem if isinstance(recipe, str | Path) else "python"
+    return Run(train_recipe(checked, name, base_dir, _hooks(callbacks)))
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    accept: Sequence[str] = (),
+    trust: bool = False,
+    **keys: Any,
+) -> Run:
+    """Go on from a run's newest checkpoint; `accept` and `trust` as the options of `asyncrl resume`."""
+    quiet()
+    changed, stored = load_stored(Run(run_dir).dir, _overrides(keys), trust)
+    return Run(resume_run(Path(run_dir), changed, stored, accept, _hooks(callbacks)))
+
+
+def evaluate(
+    model: str | Path | Run,
+    recipe: Recipe | str | Path | Keys | None = None,
+    *,
+    out: str | Path | None = None,
+    trust: bool = False,
+    **keys: Any,
+) -> pd.DataFrame:
+    """Score a model, or the newest checkpoint of a run, on the held-out tasks of a recipe (default: the run's): a row
+    for each of its evaluations. `out`: folder for scores and completions."""
+    import pandas as pd
+
+    quiet()
+    run = model if isinstance(model, Run) else Run(model) if (Path(model) / "recipe.yaml").exists() else None
+    if recipe is None and run is not None:
+        chosen, _ = load_stored(run.dir, _overrides(keys), trust)
+    elif recipe is None:
+        raise TypeError(f"{model} is no run: name the recipe whose evaluations are wanted")
+    else:
+        chosen = recipe_of(recipe, keys)
+    folder = run.model if run is not None else model
+    version = max(run.checkpoints) if run is not None else 0
+    place = Path(out) if out else run.dir if run is not None else Path(f"runs/eval-{time.strftime('%Y%m%d-%H%M%S')}")
+    chosen = chosen.model_copy(update={"model": str(folder), "run_dir": None})
+    check(chosen, Path.cwd())
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return pd.DataFrame(evaluate_model(chosen, version, place, Path.cwd()))
+
+
+def _overrides(keys: Keys) -> list[str]:
+    named = {key: objects.named(value) for key, value in keys.items()}
+    return [f"{key}={_flow(value)}" for key, value in named.items()]
+
+
+def _flow(value: Any) -> str:
+    """YAML on a line, as the command line takes it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
+
+
+def _hooks(callbacks: Sequence[Callback]) -> Hooks:
+    trackers = {}
+    if callbacks:
+        trackers["callbacks"] = lambda run_dir, stop: Callbacks(callbacks, Run(run_dir, stop))
+    return Hooks(trackers)
