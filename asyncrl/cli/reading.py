@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from asyncrl.cli.common import check_run_dir, importing, local, say
 
@@ -41,6 +42,25 @@ def inspect(arguments: argparse.Namespace) -> int:
     filters = inspection.Filters(arguments.task, reward, age)
     found = inspection.inspect(arguments.run_dir, filters, arguments.limit, arguments.show, arguments.export)
     return 0 if found else 1
+
+
+def export(arguments: argparse.Namespace) -> int:
+    name, step = _split(arguments.checkpoint)
+    run_dir = local(name, whole=True)
+    check_run_dir(run_dir)
+    with importing(for_a_run=False):
+        from asyncrl.ship.export import Wish, export
+
+    say(export(run_dir, Wish(step, arguments.adapter, arguments.dtype), arguments.out))
+    return 0
+
+
+def _split(checkpoint: str) -> tuple[str, int | None]:
+    """RUN_DIR[@STEP]."""
+    name, at, step = checkpoint.rpartition("@")
+    return (
+        (name, int(step)) if at and name and step.isdecimal() and not Path(checkpoint).exists() else (checkpoint, None)
+    )
 
 
 def replay(arguments: argparse.Namespace) -> int:

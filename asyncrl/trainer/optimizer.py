@@ -38,16 +38,20 @@ class Optimizer:
         hidden = hidden_matrices(module) & self.parameters.keys() if recipe.name == "muon" else set()
         self._muon = {name: p for name, p in self.named.items() if name in hidden}
         others = {name: p for name, p in self.named.items() if name not in hidden}
-        decayed = {"params": [p for name, p in others.items() if is_decayed(name, p)]}
-        spared = {"params": [p for name, p in others.items() if not is_decayed(name, p)], "weight_decay": 0.0}
-        decay = {"lr": learning_rate, "weight_decay": recipe.weight_decay}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in others.items() if is_decayed(name, p)], "weight_decay": recipe.weight_decay},
+            {"params": [p for name, p in others.items() if not is_decayed(name, p)], "weight_decay": 0.0},
+        ]
         betas = recipe.betas[0], recipe.betas[1]
-        adamw = torch.optim.AdamW([decayed, spared], betas=betas, eps=recipe.eps, fused=True, **decay)
+        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=recipe.eps, fused=True)
         self.optimizers: list[torch.optim.Optimizer] = [adamw]
         if self._muon:
-            matrices = list(self._muon.values())
             muon = torch.optim.Muon(
-                matrices, momentum=recipe.momentum, nesterov=True, adjust_lr_fn="match_rms_adamw", **decay
+                list(self._muon.values()),
+                lr=learning_rate,
+                weight_decay=recipe.weight_decay,
+                momentum=recipe.momentum,
+                adjust_lr_fn="match_rms_adamw",
             )
             self.optimizers.append(muon)
         self.prefix = prefix

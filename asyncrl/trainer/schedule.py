@@ -16,9 +16,6 @@ import math
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.trainer import TrainerRecipe
 
-_FALL = {"linear": lambda p: 1 - p, "cosine": lambda p: (1 + math.cos(math.pi * p)) / 2, "wsd": lambda p: 1 - p}
-"""From 1 to 0 while p goes from 0 to 1."""
-
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Of training step `step`, which begins after as many steps."""
@@ -29,7 +26,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     begin = _begin_of_fall(trainer, recipe.max_steps)
     progress = min(max((step - begin) / max(recipe.max_steps - begin, 1), 0.0), 1.0)
     lowest = trainer.min_lr_ratio
-    return highest * (lowest + (1 - lowest) * _FALL[trainer.schedule](progress))
+    return highest * (lowest + (1 - lowest) * _fallen(trainer.schedule, progress))
+
+
+def _fallen(schedule: str, progress: float) -> float:
+    """From 1 to 0 while progress goes from 0 to 1."""
+    return (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
 
 
 def _begin_of_fall(trainer: TrainerRecipe, max_steps: int) -> int:
