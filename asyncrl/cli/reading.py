@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from asyncrl.cli.common import check_run_dir, importing, local, say
+from asyncrl.cli.common import check_run_dir, importing, local, of_step, say
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -45,7 +44,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    name, step = _split(arguments.checkpoint)
+    name, step = of_step(arguments.checkpoint)
     run_dir = local(name, whole=True)
     check_run_dir(run_dir)
     with importing(for_a_run=False):
@@ -53,14 +52,6 @@ def export(arguments: argparse.Namespace) -> int:
 
     say(export(run_dir, Wish(step, arguments.adapter, arguments.dtype), arguments.out))
     return 0
-
-
-def _split(checkpoint: str) -> tuple[str, int | None]:
-    """RUN_DIR[@STEP]."""
-    name, at, step = checkpoint.rpartition("@")
-    return (
-        (name, int(step)) if at and name and step.isdecimal() and not Path(checkpoint).exists() else (checkpoint, None)
-    )
 
 
 def replay(arguments: argparse.Namespace) -> int:

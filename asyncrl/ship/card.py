@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import asyncrl
+from asyncrl.observe.evaluations import sentence
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
 from asyncrl.report.run_files import RunFiles
@@ -36,6 +37,7 @@ def card(run_dir: Path, recipe: Recipe, step: int, adapter: bool, dtype: torch.d
         _table(["", ""], _facts(recipe, step, adapter, dtype)),
         "## Reward",
         _curve([record for record in files.records if record["step"] < step]),
+        *_held_out([line for line in files.evaluations if line["version"] <= step]),
         "## Use",
         _use(recipe, adapter),
         "## Recipe",
@@ -88,6 +90,18 @@ def _curve(records: Sequence[Mapping[str, Any]]) -> str:
     parts = [records[start : start + size] for start in range(0, len(records), size)]
     rows = [[_steps(part), *(_mean(part, key) for key in columns)] for part in parts]
     return _table(["step", *columns.values()], rows)
+
+
+def _held_out(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Of each evaluation its first score and its last."""
+    if not lines:
+        return
+    yield "## Held-out tasks"
+    by_name: dict[str, dict[int, str]] = {}
+    for line in sorted(lines, key=lambda line: line["version"]):
+        by_name.setdefault(line["name"], {})[line["version"]] = sentence(line)
+    said = [said for found in by_name.values() for said in dict.fromkeys([*found.values()][:: max(len(found) - 1, 1)])]
+    yield "\n".join(f"- {_cell(text)}" for text in said)
 
 
 def _steps(part: Sequence[Mapping[str, Any]]) -> str:

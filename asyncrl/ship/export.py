@@ -65,7 +65,7 @@ def export(run_dir: Path, wish: Wish, out: Path | None) -> Path:
         )
     if wish.adapter and not lora:
         raise UserError(f"export: {run_dir} has trained all weights (trainer.lora.rank 0); leave --adapter out")
-    checkpoint = _checkpoint(run_dir, wish.step)
+    checkpoint = atomic.chosen(run_dir, wish.step)
     step = atomic.step_of(checkpoint)
     out = out or Path(f"{run_dir.resolve().name}-step-{step}{'-adapter' if wish.adapter else ''}")
     dtype: torch.dtype = getattr(torch, wish.dtype or recipe.weights.dtype)
@@ -86,16 +86,6 @@ def export(run_dir: Path, wish: Wish, out: Path | None) -> Path:
         for path in folder.glob("*.safetensors"):
             shutil.copymode(readme, path)  # whose library lets only the owner read
     return out
-
-
-def _checkpoint(run_dir: Path, step: int | None) -> Path:
-    found = {atomic.step_of(folder): folder for folder in atomic.complete(run_dir / "checkpoints")}
-    if not found:
-        raise UserError(f"export: {run_dir} has no complete checkpoint; one comes every checkpoint.every_steps steps")
-    if step is not None and step not in found:
-        there = ", ".join(map(str, found))
-        raise UserError(f"export: {run_dir} has no checkpoint of step {step}; it has those of {there}")
-    return found[max(found) if step is None else step]
 
 
 @contextmanager

@@ -48,6 +48,15 @@ def complete(root: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def chosen(run_dir: Path, step: int | None) -> Path:
+    """The checkpoint after `step` steps; None: the newest. Raises UserError if it is not there."""
+    found = {step_of(folder): folder for folder in complete(run_dir / "checkpoints")}
+    if not found or step not in (None, *found):
+        there = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{run_dir} has no checkpoint{'' if step is None else f' of step {step}'}; it has {there}")
+    return found[max(found) if step is None else step]
+
+
 def prune(
     root: Path,
     keep_last: int,

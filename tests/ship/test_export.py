@@ -216,7 +216,13 @@ def test_an_index_names_the_shards_that_are_there_and_a_lost_one_is_refused(
 
 
 def test_the_card_says_where_it_comes_from_and_nothing_of_this_machine(tiny_run: Path, tmp_path: Path) -> None:
+    scores = [{"name": "math", "version": v, "tasks": 10, "n": 1, "accuracy": v / 4} for v in range(3)]
+    none = dict.fromkeys(("accuracy_low", "accuracy_high", "reward", "reward_low", "reward_high"))
+    more = {**none, "pass_at": {}, "failed_share": 0.0, "other_versions_share": 0.0}
+    (tiny_run / "evaluations.jsonl").write_text("".join(json.dumps({**line, **more}) + "\n" for line in scores))
     card = (export(tiny_run, Wish(1), tmp_path / "out") / "README.md").read_text()
+    assert "- math of version 0: accuracy 0.0 % (10 tasks)\n- math of version 1: accuracy 25.0 % (10 tasks)\n" in card
+    assert "version 2" not in card  # of a later step
     assert card.startswith('---\nlibrary_name: "transformers"\n')
     assert 'datasets: ["openai/gsm8k"]' in card
     assert "| 1 | 0.25 | 7 |" in card
@@ -235,7 +241,7 @@ def test_what_cannot_be_had_is_refused_and_leaves_nothing(tiny_model: Path, tiny
     (out / "mine").touch()
     with pytest.raises(UserError, match=r"there exists; move it away, or name another folder"):
         export(tiny_run, Wish(), out)
-    with pytest.raises(UserError, match=r"no checkpoint of step 7; it has those of 1, 2"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; it has 1, 2"):
         export(tiny_run, Wish(7), tmp_path / "out")
     with pytest.raises(UserError, match=r"has trained all weights .*; leave --adapter out"):
         export(tiny_run, Wish(adapter=True), tmp_path / "out")
@@ -244,7 +250,7 @@ def test_what_cannot_be_had_is_refused_and_leaves_nothing(tiny_model: Path, tiny
         export(tied, Wish(adapter=True), tmp_path / "out")
     shutil.rmtree(tiny_run / "checkpoints/step_000001")
     shutil.rmtree(tiny_run / "checkpoints/step_000002")
-    with pytest.raises(UserError, match=r"has no complete checkpoint"):
+    with pytest.raises(UserError, match=r"has no checkpoint; it has none"):
         export(tiny_run, Wish(), tmp_path / "out")
     own = load(tiny_run / "recipe.yaml", ["trainer.backend=./mine.py:Mine"])
     (tiny_run / "recipe.yaml").write_text(dump(own))
