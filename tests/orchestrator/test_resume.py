@@ -30,9 +30,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "summary.json").write_text("{}")
     ControlLog(tmp_path / "journal", Controller(control_settings(recipe)).state()).close()
     same = SimpleNamespace(draws=(), write=lambda _: None)
-    monkeypatch.setattr(run, "_tasks", lambda *_: (SimpleNamespace(), None))
+    monkeypatch.setattr(run, "_tasks", lambda *_: (SimpleNamespace(), [], None))
     monkeypatch.setattr(run.fingerprint, "compared", lambda *_: same)
-    monkeypatch.setattr(run, "_ray", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "with_ray", lambda *_: nullcontext())
     # It would start a Ray to ask.
     monkeypatch.setattr(run.ray_cluster, "base_dir_of_actors", lambda base_dir: base_dir)
     return tmp_path
