@@ -11,6 +11,8 @@ import asyncrl
 from asyncrl.errors import UserError
 from asyncrl.orchestrator.kinds import KINDS
 
+TYPES = ("bfloat16", "float16", "float32")
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Raises UserError for what it does not know. Prints the version or the help if that is all that is asked."""
@@ -159,6 +161,22 @@ def _parser() -> _Parser:
     inspect.add_argument("--limit", type=_count, default=20, metavar="N", help="at most so many (default: 20)")
     inspect.add_argument("--show", action="store_true", help="whole texts, coloured by version")
     inspect.add_argument("--export", type=Path, metavar="FILE", help="write all of them to a parquet file")
+
+    export = commands.add_parser(
+        "export",
+        help="write a checkpoint as a model folder to hand over",
+        usage="asyncrl export RUN_DIR[@STEP] [--out DIR] [--merge | --adapter] [--dtype TYPE]",
+    )
+    export.add_argument(
+        "checkpoint", metavar="RUN_DIR[@STEP]", help=f"{run_dir_help}, and a step (default: the newest)"
+    )
+    export.add_argument("--out", type=Path, metavar="DIR", help="the folder, which is made (default: RUN-step-N here)")
+    form = export.add_mutually_exclusive_group()
+    form.add_argument("--merge", action="store_true", help="LoRA: adapters merged into the base model (the default)")
+    form.add_argument("--adapter", action="store_true", help="LoRA: the adapters alone, as PEFT has them")
+    export.add_argument(
+        "--dtype", choices=TYPES, metavar="TYPE", help=f"{', '.join(TYPES)} (default: the run's weights.dtype)"
+    )
 
     replay = commands.add_parser(
         "replay", help="check a run against its journal", usage="asyncrl replay RUN_DIR [--verify] [--trust]"

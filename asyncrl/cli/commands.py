@@ -38,6 +38,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "watch": reading.watch,
     "compare": reading.compare,
     "inspect": reading.inspect,
+    "export": reading.export,
     "replay": reading.replay,
     "doctor": reading.doctor,
 }

@@ -30,6 +30,13 @@ def local(run_dir: str, whole: bool) -> Path:
     return mirror.fetch(run_dir, checkpoints=whole) if mirror.is_url(run_dir) else Path(run_dir)
 
 
+def of_step(target: str) -> tuple[str, int | None]:
+    """RUN_DIR@STEP, or RUN_DIR alone, whose name may have such an end itself."""
+    name, at, step = target.rpartition("@")
+    named = at and step.isdecimal() and not Path(target).exists()
+    return (name, int(step)) if named else (target, None)
+
+
 def importing(for_a_run: bool = True) -> AbstractContextManager[Any]:
     """ray, torch and transformers: some seconds, more on a machine that has not read them yet. Said in a run's log, or
     beside what a command prints."""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asyncrl.cli.common import check_run_dir, importing, local, say
+from asyncrl.cli.common import check_run_dir, importing, local, of_step, say
 from asyncrl.cli.running import loaded
 from asyncrl.errors import UserError
 
@@ -39,25 +39,19 @@ _Target = tuple["Recipe", str, int, Path]
 
 def _of_run(arguments: argparse.Namespace) -> _Target | None:
     """A run directory, or RUN_DIR@STEP; None: the target is a model."""
-    name, at, step = arguments.model.rpartition("@")
-    if not (at and step.isdecimal()):
-        name, step = arguments.model, ""
+    name, step = of_step(arguments.model)
     if not (Path(name) / "recipe.yaml").exists() and "://" not in name:
         return None
     run_dir = local(name, whole=True)
     check_run_dir(run_dir)
     from asyncrl.recipe.stored import load_stored
-    from asyncrl.storage.atomic import complete
+    from asyncrl.storage.atomic import chosen, step_of
 
     recipe, _ = load_stored(run_dir, [] if arguments.recipe else arguments.overrides, arguments.trust)
     if arguments.recipe:
         recipe = loaded(arguments.recipe, arguments.overrides)
-    steps = {int(folder.name.removeprefix("step_")): folder for folder in complete(run_dir / "checkpoints")}
-    if not steps or (step and int(step) not in steps):
-        there = ", ".join(map(str, steps)) or "none"
-        raise UserError(f"{run_dir} has no checkpoint{f' of step {step}' if step else ''}; it has {there}")
-    version = int(step) if step else max(steps)
-    return recipe, str(steps[version] / "model"), version, arguments.out or run_dir
+    checkpoint = chosen(run_dir, step)
+    return recipe, str(checkpoint / "model"), step_of(checkpoint), arguments.out or run_dir
 
 
 def _of_model(arguments: argparse.Namespace) -> _Target:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from asyncrl.cli.common import check_run_dir, importing, local, say
+from asyncrl.cli.common import check_run_dir, importing, local, of_step, say
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -41,6 +41,17 @@ def inspect(arguments: argparse.Namespace) -> int:
     filters = inspection.Filters(arguments.task, reward, age)
     found = inspection.inspect(arguments.run_dir, filters, arguments.limit, arguments.show, arguments.export)
     return 0 if found else 1
+
+
+def export(arguments: argparse.Namespace) -> int:
+    name, step = of_step(arguments.checkpoint)
+    run_dir = local(name, whole=True)
+    check_run_dir(run_dir)
+    with importing(for_a_run=False):
+        from asyncrl.ship.export import Wish, export
+
+    say(export(run_dir, Wish(step, arguments.adapter, arguments.dtype), arguments.out))
+    return 0
 
 
 def replay(arguments: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ from asyncrl.orchestrator.loop import Hooks, complete
 from asyncrl.orchestrator.recorder import Recorder
 from asyncrl.orchestrator.recovery import Recovered, recover
 from asyncrl.orchestrator.status import told
-from asyncrl.orchestrator.stop import Stop, StopSignals
+from asyncrl.orchestrator.stop import Stop, StopSignals, stop_in_time
 from asyncrl.plugins import one_line
 from asyncrl.processes.deaths import reason
 from asyncrl.processes.lock import RunLock
@@ -63,6 +63,7 @@ from asyncrl.storage.sight import Sight
 from asyncrl.storage.uploader import Uploader
 from asyncrl.storage.writers import others
 from asyncrl.terminal.live import LiveView
+from asyncrl.trainer import schedule
 from asyncrl.trainer.backend import backend_class
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ def resume(
         same_model.require_same(run_dir, recipe, stored, trained, recovered.checkpoint)
         view.phase("loading the data")
         tasks, held_out, now = _tasks(recipe, base_dir)
-        controller, keys = recovered.controller, changed_keys(stored, recipe)
+        controller = recovered.controller
+        keys = changed_keys(stored, recipe) | _bent(stored, recipe, controller.steps_done)
         again = controller.steps_done - recovered.version
         goes_on_with = fingerprint.compared(run_dir, now, accepted, controller, keys, again)
         tasks.draws = goes_on_with.draws
@@ -129,6 +131,18 @@ def resume(
             where = run_dir.resolve(), base_dir
             running = _run(recipe, *where, tasks, held_out, view, recovered, places, hooks, begun)
             return complete(running, hooks)
+
+
+def _bent(stored: Recipe, recipe: Recipe, steps_done: int) -> dict[str, tuple[int, int]]:
+    """What another max_steps changes of the learning rates of steps that are done; said, if the rate jumps."""
+    was, now = (schedule.learning_rate(r, steps_done) for r in (stored, recipe))
+    found = schedule.bent(stored, recipe, steps_done)
+    if found:
+        logger.warning(
+            "step %d has the learning rate %g, and would have had %g with max_steps %d, where trainer.schedule ended",
+            *(steps_done, now, was, stored.max_steps),
+        )
+    return found
 
 
 def _uploader(recipe: Recipe, run_dir: Path) -> Uploader:
@@ -250,7 +264,7 @@ async def _run(
 
     hooks.stop = stop
     # Until all is closed: a signal while the engines stop is no other than one before.
-    with stop_on_signals(driver):
+    with stop_on_signals(driver), stop_in_time(recipe.max_hours, driver.inbox.put_nowait):
         try:
             watched = ray_cluster.watched(f"asyncrl resume {run_dir}")
             async with told(run_dir / "status.json", driver.status, view.state), driver.notices.said(), watched:

@@ -4,9 +4,13 @@ an end at once."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -16,6 +20,22 @@ class Stop:
 
     def __init__(self, why: str, *, failed: bool = False) -> None:
         self.why, self.failed = why, failed
+
+
+@contextmanager
+def stop_in_time(hours: float | None, ask: Callable[[Stop], None]) -> Iterator[None]:
+    """Ask for an end when the block has run for so many hours (None: never). In an event loop."""
+
+    def over() -> None:
+        logger.warning("max_hours %g are over: the run stops after this step", hours)
+        ask(Stop(f"stopped by max_hours {hours:g}"))
+
+    timer = asyncio.get_running_loop().call_later(hours * 3600, over) if hours is not None else None
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 class StopSignals:

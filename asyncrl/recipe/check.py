@@ -25,6 +25,7 @@ from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.check_evaluation import check_best, check_evaluations
+from asyncrl.recipe.check_trainer import check_trainer
 from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
@@ -75,7 +76,7 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     _check_run_dir(recipe, base_dir)
     control_settings(recipe)
     _check_rollout(recipe)
-    _check_trainer(recipe)
+    check_trainer(recipe)
     _check_keep_best(recipe)
     if not (elsewhere and _is_away(recipe.model)):
         _check_model(recipe, base_dir)
@@ -180,23 +181,6 @@ def _whole_number(engine_args: dict[str, Any], name: str, default: int) -> int:
     if type(value) is not int:
         raise UserError(f"rollout.engine_args.{name} must be a whole number, got {value!r}")
     return value
-
-
-def _check_trainer(recipe: Recipe) -> None:
-    trainer = recipe.trainer
-    if trainer.shard_ranks and trainer.ranks % trainer.shard_ranks:
-        raise UserError(
-            f"trainer.shard_ranks {trainer.shard_ranks} does not divide trainer.ranks {trainer.ranks}; "
-            "set it to a divisor, or leave it out"
-        )
-    if trainer.ranks > 1 and recipe.checkpoint.snapshot_every_steps:
-        raise UserError("checkpoint.snapshot_every_steps is for one rank; set it to 0, or trainer.ranks=1")
-    longest = recipe.max_tokens
-    if trainer.tokens_per_microbatch < longest:
-        raise UserError(
-            f"trainer.tokens_per_microbatch {trainer.tokens_per_microbatch} is below {recipe.max_context_key} = "
-            f"{longest}, the longest trajectory; raise it, or lower one of those"
-        )
 
 
 def _check_keep_best(recipe: Recipe) -> None:

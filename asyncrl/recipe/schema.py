@@ -124,6 +124,9 @@ class Recipe(Part):
     """Groups trained in one step (P)."""
     max_steps: PositiveInt
     """Training steps of the run."""
+    max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = None
+    """So many hours after its start the run finishes its step, saves and ends, as at Ctrl-C; a resume has as many
+    again."""
     policy: Literal["bounded", "sync"] = "bounded"
     """`bounded`: no trained token is older than max_staleness updates. `sync`: max_staleness 0."""
     max_staleness: Annotated[int | float, Field(ge=0, le=10**6)] = 1

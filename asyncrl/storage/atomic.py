@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from asyncrl.errors import UserError
+from asyncrl.errors import RunFailed, UserError, is_of_a_disk
 from asyncrl.storage.run_dir import json_object, sync
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -30,10 +32,7 @@ def begin(root: Path, step: int) -> Path:
 
 def commit(part: Path) -> Path:
     """Make the written folder durable, give it its name and mark it complete."""
-    for folder, _, files in os.walk(part):
-        for name in files:
-            sync(Path(folder, name))
-        sync(Path(folder))
+    _sync_below(part)
     final = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
     _remove(final)
     part.rename(final)
@@ -46,7 +45,16 @@ def commit(part: Path) -> Path:
 def complete(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [p for p in root.glob("step_*") if _NAME.fullmatch(p.name) and (p / "COMPLETE").exists()]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
+
+
+def chosen(run_dir: Path, step: int | None) -> Path:
+    """The checkpoint after `step` steps; None: the newest. Raises UserError if it is not there."""
+    found = {step_of(folder): folder for folder in complete(run_dir / "checkpoints")}
+    if not found or step not in (None, *found):
+        there = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{run_dir} has no checkpoint{'' if step is None else f' of step {step}'}; it has {there}")
+    return found[max(found) if step is None else step]
 
 
 def prune(
@@ -64,17 +72,51 @@ def prune(
     found = complete(root)
     keep = set(found[-keep_last:])
     if keep_every is not None:
-        keep |= {folder for folder in found if _step(folder) % keep_every == 0}
+        keep |= {folder for folder in found if step_of(folder) % keep_every == 0}
     if best is not None:
-        values = [(_metric(folder, best) if known is None else known.get(_step(folder)), folder) for folder in found]
-        scored = [(value, _step(folder), folder) for value, folder in values if value is not None]
+        values = [(_metric(folder, best) if known is None else known.get(step_of(folder)), folder) for folder in found]
+        scored = [(value, step_of(folder), folder) for value, folder in values if value is not None]
         keep |= {max(scored)[2]} if scored else set()
     for folder in [*root.glob("step_*"), *root.glob(".step_*.part")]:
         if folder not in keep:
             _remove(folder)
 
 
-def _step(folder: Path) -> int:
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write, which is `path`, whole and durable, once the block has ended well; else nothing is left.
+
+    Raises UserError if there is something of that name, or where it cannot be made; RunFailed if the disk is full.
+    """
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        if os.path.lexists(path):
+            raise FileExistsError
+        part.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{path} exists; move it away, or name another folder") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be made: {error.strerror}; name another folder") from error
+    try:
+        yield part
+        _sync_below(part)
+        part.rename(path)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if is_of_a_disk(error):
+            raise RunFailed(f"{path} could not be written: {error}; free or repair the disk") from error
+        raise
+    sync(path.parent)
+
+
+def _sync_below(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 

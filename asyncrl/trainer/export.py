@@ -16,11 +16,15 @@ from typing import Any
 import torch
 
 from asyncrl.errors import RunFailed, UserError
-from asyncrl.models import is_local
+from asyncrl.headers import read_headers
+from asyncrl.models import is_local, weight_files
 from asyncrl.trainer.loading import from_folder, some
 from asyncrl.trainer.lora import base_weights, without_adapters
 
 _GENERATION = "generation_config.json"
+_SHARD = "5GB"
+"""Largest file of weights: what hubs and slow links bear."""
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def names_of(model: Any) -> frozenset[str]:
@@ -39,14 +43,27 @@ def write_model(
     _require_same(weights.keys(), names)
     tensors = {name: tensor.to("cpu", exported_type(model, name, dtype)) for name, tensor in weights.items()}
     with _generation_config(model, folder):
-        model.save_pretrained(folder, state_dict={**tensors, **dict(buffers(model))})
+        model.save_pretrained(folder, state_dict={**tensors, **dict(buffers(model))}, max_shard_size=_SHARD)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _require_types(model, folder, dtype)
     try:
         from_folder(str(folder), device_map="meta")
     except UserError as error:
         raise RunFailed(f"the exported model would not load: {error}") from error
+
+
+def _require_types(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Raises RunFailed if a tensor in the files is of another type than was asked for."""
+    own = {name for name, _ in buffers(model)}
+    others = {
+        name
+        for name, header in read_headers(weight_files(str(folder))).items()
+        if name not in own and header.dtype != _NAMES[exported_type(model, name, dtype)]
+    }
+    if others:
+        raise RunFailed(f"the exported model was to be of {dtype}, and its files hold others: {some(others)}")
 
 
 def exported_type(model: Any, name: str, dtype: torch.dtype) -> torch.dtype:

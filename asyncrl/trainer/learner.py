@@ -4,7 +4,7 @@ Data flow of a step:
     groups -> rewards, advantages per group -> mini-batches of groups -> micro-batches under the token budget, packed
     -> no-grad forwards, where the objective needs them: reference, critic, log-probs at the start of the step
     -> per epoch and mini-batch: forward, log-probs of trained tokens, objective -> backward -> global gradient
-       norm, AdamW.
+       norm, optimizer.
 Trajectories that cannot have a gradient cost no forward pass; they still count in the global means. A gradient that
 is not finite changes nothing: the update is skipped and counted, the batch is used up.
 With several ranks each does all this for all groups, but for the passes, of which it makes its share (`balance.py`).
@@ -41,6 +41,7 @@ from asyncrl.trainer.precision import TYPES, hold
 from asyncrl.trainer.ranks import ProcessGroup
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.samples import choose
+from asyncrl.trainer.schedule import learning_rate
 from asyncrl.trainer.sharding import fill, held, weight_shards
 from asyncrl.trainer.step_report import Sums, compounded, replayed
 from asyncrl.weights.shards import Held
@@ -159,7 +160,7 @@ class Learner:
             "trainer/loss": sums.loss / number,
             "trainer/grad_norm": norms[-1],
             "trainer/entropy": sums.entropy / with_gradient if with_gradient else None,
-            "trainer/learning_rate": self._learning_rate(step),
+            "trainer/learning_rate": learning_rate(self.recipe, step),
             "trainer/step_s": time.perf_counter() - began,
             "trainer/forward_tokens": sums.tokens_forward,
             "trainer/trajectory_tokens": sums.tokens_of_trajectories,
@@ -262,7 +263,7 @@ class Learner:
         self.before_update()
         with span("optimizer"):
             if np.isfinite(norm):
-                self.optimizer.step(self._learning_rate(step))
+                self.optimizer.step(learning_rate(self.recipe, step))
             else:
                 self.optimizer.skip()
         if self.critic:
@@ -293,10 +294,6 @@ class Learner:
             return self.reference(batch, self.recipe.rollout.temperature)[0]
         with switched_off(self.model):
             return self._score(batch)[0]
-
-    def _learning_rate(self, step: int) -> float:
-        warmup = self.recipe.trainer.warmup_steps
-        return self.recipe.trainer.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
 
     @torch.no_grad()
     def _maybe_reset_reference(self, step: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,13 +26,12 @@ def inject(model: Any, recipe: LoraRecipe) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = _targets(model, recipe)
-    stored_in_out = any(map(_is_transposed, targets.values()))
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         target_modules=[f"model.{name}" for name in targets],
         lora_dropout=0.0,
-        fan_in_fan_out=stored_in_out,
+        fan_in_fan_out=stored_in_out(targets.values()),
     )
     # In a model that it knows peft would take some names for those of fused experts.
     inject_adapter_in_model(config, torch.nn.ModuleDict({"model": model}))
@@ -64,6 +63,11 @@ def _takes_adapter(module: torch.nn.Module, embedding: bool = True) -> bool:
     """Whether an adapter of it can be merged: it multiplies by one matrix."""
     kinds = (torch.nn.Linear, torch.nn.Embedding) if embedding else torch.nn.Linear
     return isinstance(module, kinds) or _is_transposed(module)
+
+
+def stored_in_out(modules: Iterable[torch.nn.Module]) -> bool:
+    """peft's `fan_in_fan_out`, of the modules to adapt."""
+    return any(map(_is_transposed, modules))
 
 
 def _is_transposed(module: torch.nn.Module) -> bool:
@@ -112,11 +116,17 @@ def switched_off(model: torch.nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def has_tied_head(model: Any) -> bool:
+    """Whether the output head's weight is the embedding's, which may have an adapter."""
+    embedding = model.get_input_embeddings()
+    return getattr(embedding, "base_layer", embedding).weight is model.get_output_embeddings().weight
+
+
 def head_weight(model: Any) -> torch.Tensor:
     """The output head's weight [V, d]. Where it is the embedding's, an adapter on that counts in both places."""
     embedding, weight = model.get_input_embeddings(), model.get_output_embeddings().weight
-    tied = getattr(getattr(embedding, "base_layer", None), "weight", None) is weight
-    if not tied or embedding.disable_adapters:
+    adapted = hasattr(embedding, "base_layer")
+    if not adapted or not has_tied_head(model) or embedding.disable_adapters:
         return weight
     return weight + embedding.get_delta_weight("default")
 

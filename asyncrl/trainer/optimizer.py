@@ -1,40 +1,59 @@
-"""One trained module: its gradients, its AdamW and what of both goes into a checkpoint."""
+"""One trained module: its gradients, its optimizer and what of both goes into a checkpoint."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from asyncrl.recipe.trainer import OptimizerRecipe
+from asyncrl.trainer.loading import some
 from asyncrl.trainer.precision import loss_scale, round_masters
 from asyncrl.trainer.sharding import fill, held, master
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+logger = logging.getLogger(__name__)
+
+_ADAMW, _MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+"""What they keep of each parameter."""
 
 
 class Optimizer:
-    """AdamW over the masters of the parameters of `module` that need a gradient; `prefix` starts their names in a
-    checkpoint.
-
-    Weight decay is for matrices: scales of norms, biases and all else of one dimension are not pulled to zero.
-    """
+    """AdamW, with Muon for the hidden matrices if the recipe says so, over the masters of the parameters of `module`
+    that need a gradient; `prefix` starts their names in a checkpoint."""
 
     def __init__(
         self,
         module: torch.nn.Module,
         learning_rate: float,
-        settings: Mapping[str, Any],
+        recipe: OptimizerRecipe,
         prefix: str,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """dtype: of products."""
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.named = {name: master(p) for name, p in self.parameters.items()}
-        matrices = [p for p in self.named.values() if p.ndim > 1]
-        vectors = {"params": [p for p in self.named.values() if p.ndim <= 1], "weight_decay": 0.0}
-        self.adamw = torch.optim.AdamW([{"params": matrices}, vectors], lr=learning_rate, fused=True, **settings)
+        hidden = hidden_matrices(module) & self.parameters.keys() if recipe.name == "muon" else set()
+        self._muon = {name: p for name, p in self.named.items() if name in hidden}
+        others = {name: p for name, p in self.named.items() if name not in hidden}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in others.items() if is_decayed(name, p)], "weight_decay": recipe.weight_decay},
+            {"params": [p for name, p in others.items() if not is_decayed(name, p)], "weight_decay": 0.0},
+        ]
+        betas = recipe.betas[0], recipe.betas[1]
+        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=recipe.eps, fused=True)
+        self.optimizers: list[torch.optim.Optimizer] = [adamw]
+        if self._muon:
+            muon = torch.optim.Muon(
+                list(self._muon.values()),
+                lr=learning_rate,
+                weight_decay=recipe.weight_decay,
+                momentum=recipe.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.optimizers.append(muon)
         self.prefix = prefix
         self._scaler = loss_scale(dtype, next(iter(self.named.values())).device)
 
@@ -58,14 +77,16 @@ class Optimizer:
 
     def clip(self, max_norm: float) -> float:
         """The gradient's global L2 norm before it is scaled down to `max_norm`."""
-        self._scaler.unscale_(self.adamw)
+        for optimizer in self.optimizers:
+            self._scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def step(self, learning_rate: float) -> None:
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
-        self._scaler.step(self.adamw)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._scaler.step(optimizer)
         self._scaler.update()
         round_masters(self.parameters)
 
@@ -79,7 +100,7 @@ class Optimizer:
         tensors = {}
         for name, parameter in self.named.items():
             tensors |= held(f"{self.prefix}model.{name}", parameter)
-            for key, value in self.adamw.state.get(parameter, {}).items():
+            for key, value in self._states(name).get(parameter, {}).items():
                 tensors |= held(f"{self.prefix}optimizer.{key}.{name}", value)
         if scale := self._scaler.state_dict():
             tensors[f"{self.prefix}loss_scale"] = torch.tensor([scale["scale"], scale["_growth_tracker"]])
@@ -89,18 +110,46 @@ class Optimizer:
     def restore(self, tensors: Mapping[str, Any]) -> None:
         """Inverse of `state`, bit for bit, from whole tensors, or what is sliced as they are, of which only this rank's
         rows are read. Raises KeyError if it is of another model."""
+        anew = []
         for name, parameter in self.named.items():
             fill(parameter, tensors[f"{self.prefix}model.{name}"])
-            saved = {key: f"{self.prefix}optimizer.{key}.{name}" for key in _MOMENTS}
+            kept = _MUON if name in self._muon else _ADAMW
+            saved = {key: f"{self.prefix}optimizer.{key}.{name}" for key in kept}
             if all(key in tensors for key in saved.values()):
-                self.adamw.state[parameter] = {
+                self._states(name)[parameter] = {
                     # Fused kernels want the step beside the moments.
                     key: tensors[where][...].to(parameter.device, copy=True)
                     if key == "step"
                     else fill(torch.empty_like(parameter), tensors[where])
                     for key, where in saved.items()
                 }
+            elif any(f"{self.prefix}optimizer.{key}.{name}" in tensors for key in (*_ADAMW, *_MUON)):
+                anew.append(name)
+        if anew:
+            logger.warning(
+                "trainer.optimizer: the checkpoint is of another optimizer, so that the running means of %s begin anew",
+                some(anew),
+            )
         round_masters(self.parameters)
         scale = tensors.get(f"{self.prefix}loss_scale")
         if scale is not None and (state := self._scaler.state_dict()):
             self._scaler.load_state_dict(state | {"scale": float(scale[0]), "_growth_tracker": int(scale[1])})
+
+    def _states(self, name: str) -> dict[Any, Any]:
+        """Of all parameters that have the same optimizer as this one."""
+        return self.optimizers[name in self._muon].state
+
+
+def is_decayed(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay pulls a parameter to zero: a matrix, embeddings too, but no norm and no bias, of whatever
+    class and shape (Cohere's norms and gpt-oss's biases of experts have two dimensions)."""
+    *modules, last = name.split(".")
+    return parameter.ndim > 1 and "norm" not in "".join(modules[-1:]).lower() and not last.endswith("bias")
+
+
+def hidden_matrices(model: torch.nn.Module) -> set[str]:
+    """Names of the matrices between embeddings and output head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    ends = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    ends |= {id(head.weight)} if head is not None else set()
+    return {name for name, p in model.named_parameters() if p.ndim == 2 and id(p) not in ends and is_decayed(name, p)}

@@ -141,6 +141,21 @@ def test_run_directory_that_cannot_be_made(
     assert "choose another run_dir" in said
 
 
+# -- time
+
+
+@pytest.mark.slow
+def test_max_hours_end_a_run_with_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    run_dir, seconds = tmp_path / "run", 15
+    overrides = [f"run_dir={run_dir}", f"max_hours={seconds / 3600}", "max_steps=10000"]
+    code, output = asyncrl("train", "recipes/tiny.yaml", *SIMULATED, *overrides)
+    assert code == 0, output
+    steps = len(records(run_dir))
+    assert f"stopped by max_hours {seconds / 3600:g} after step {steps}" in " ".join(output.split())
+    assert steps == saved(run_dir)
+    finished(run_dir, steps + 2, f"max_steps={steps + 2}", "max_hours=1")
+
+
 # -- numbers that are not
 
 NAN_LOSS = """

