@@ -87,6 +87,10 @@ class TaskSource:
         """A hash that tells these rows from others."""
         return digest(self._rows, self._recipe)
 
+    def described(self) -> list[str]:
+        """Nothing to say of shares: all tasks are of these rows."""
+        return []
+
     def row_of(self, draw: int) -> int:
         """Index of the row of sample index `draw`."""
         epoch, place = divmod(self.draws.place(draw), len(self._rows))
