@@ -1,8 +1,9 @@
-"""Commands that read a run directory, and doctor."""
+"""Commands that read a run directory, or the data of a recipe, and doctor."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from asyncrl.cli.common import check_run_dir, importing, local, say
 
@@ -41,6 +42,17 @@ def inspect(arguments: argparse.Namespace) -> int:
     filters = inspection.Filters(arguments.task, reward, age)
     found = inspection.inspect(arguments.run_dir, filters, arguments.limit, arguments.show, arguments.export)
     return 0 if found else 1
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from asyncrl.cli.running import loaded
+    from asyncrl.data.show import lines
+    from asyncrl.recipe.check import check
+
+    recipe, base_dir = loaded(arguments.recipe, arguments.overrides), Path.cwd()
+    check(recipe.model_copy(update={"run_dir": None}), base_dir)
+    say(*lines(recipe, base_dir, arguments.number))
+    return 0
 
 
 def replay(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ The order is a pure function of (seed, sample index), so a resumed run draws wha
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -78,6 +77,10 @@ class TaskSource:
         self._reader = PromptReader(recipe, self.column, columns, from_arrow=hasattr(rows, "features"))
         # Draws near the end of an epoch and the beginning of the next come interleaved.
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    @property
+    def columns(self) -> list[str]:
+        return self._rows.column_names
 
     @property
     def num_rows(self) -> int:
@@ -174,13 +177,20 @@ class TaskSource:
                 return task, tokens
         raise AssertionError("a table has at least one row")
 
+    def measured(self, tokenizer: Any, most: int) -> tuple[list[int], Counter[str]]:
+        """Tokens of the first `most` prompts drawn, and by reason how many of them are none."""
+        lengths, reasons = [], Counter[str]()
+        for draw in range(min(most, len(self._rows))):
+            try:
+                lengths.append(len(tokenize(self.task(draw), tokenizer)))
+            except BadPrompt as fault:
+                reasons[fault.reason] += 1
+        return lengths, reasons
+
     def check_lengths(self, tokenizer: Any, most: int) -> None:
         """Looks at the prompts drawn first. If all have more than `most` tokens that is a UserError, if some a warning:
         they are filtered."""
-        lengths = []
-        for draw in range(min(_NUM_MEASURED, len(self._rows))):
-            with contextlib.suppress(BadPrompt):
-                lengths.append(len(tokenize(self.task(draw), tokenizer)))
+        lengths, _ = self.measured(tokenizer, _NUM_MEASURED)
         number = sum(length > most for length in lengths)
         over = f"more than the {most} tokens of rollout.max_prompt_tokens"
         if lengths and number == len(lengths):

@@ -117,6 +117,8 @@ class RewardFunction:
             return functools.partial(self.call, **self.kwargs)
         try:
             made: Callable[..., Any] = self.call(**self.kwargs)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"reward '{self.spec}' cannot be instantiated: {one_line(error)}") from error
         return made

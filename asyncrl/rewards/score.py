@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from asyncrl.plugins import encodable, shown
+from asyncrl.plugins import encodable, one_line, shown
 
 _MAX_ERROR_CHARS = _MAX_NOTE_CHARS = 500
 RESERVED = ("mean", "std")
@@ -85,7 +85,10 @@ def failed(error: str) -> Score:
 
 
 def to_score(value: Any) -> Score:
-    """Reads what a reward function returned for one completion: a number, or a dict with `reward` or `score`."""
+    """Reads what a reward function returned for one completion: a number, a dict with `reward` or `score`, or, of one
+    that judges several, the exception that this one failed with."""
+    if isinstance(value, Exception):
+        return failed(one_line(value))
     if value is None:
         return Score(None, error="the reward is None, not a finite number", abstains=True)
     if not isinstance(value, dict):
