@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -68,7 +69,7 @@ class DataPart(DataRecipe):
 
     @property
     def label(self) -> str:
-        return self.name or self.title
+        return self.name or re.sub(r"[^\w./:-]+", "_", self.title)
 
 
 def _distinct(found: list[DataPart]) -> list[DataPart]:

@@ -108,7 +108,10 @@ class RewardFunction:
                 raise UserError(
                     f"reward '{self.spec}' takes '{name}', which only {owner} has; give the parameter a default"
                 )
-            raise UserError(f"reward '{self.spec}' needs column '{name}', the data set has: {', '.join(columns)}")
+            raise UserError(
+                f"reward '{self.spec}' needs column '{name}', the data set has: {', '.join(columns)}; take one of "
+                "these, or give it by kwargs"
+            )
 
     @functools.cached_property
     def ready(self) -> Callable[..., Any]:
@@ -213,6 +216,10 @@ def _check_kwargs(
     else:
         style_gives = style.value | _ON_REQUEST
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    for name, parameter in takes.items() if isinstance(call, type) else ():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.default is parameter.empty and name not in kwargs:
+            raise UserError(f"{key}: reward '{spec}' is instantiated with '{name}', which has no default; give it")
     for name in kwargs:
         if name in style_gives:
             raise UserError(f"{key}.{name}: reward '{spec}' gets '{name}' from asyncrl; rename it")

@@ -152,7 +152,7 @@ def test_styles_and_required_columns(function, style, columns):
 def test_missing_columns_are_reported_before_anything_starts():
     found = recognise(lambda completion, answer: 0, "m:f", "")
     found.check_columns(["question", "answer"])
-    with pytest.raises(UserError, match=r"^reward 'm:f' needs column 'answer', the data set has: question, gold$"):
+    with pytest.raises(UserError, match=r"^reward 'm:f' needs column 'answer', the data set has: question, gold; take"):
         found.check_columns(["question", "gold"])
     verl = recognise(lambda data_source, solution_str, ground_truth, extra_info=None: 0, "m:f", "")
     verl.check_columns(["prompt", "reward_model"])
