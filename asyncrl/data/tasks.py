@@ -5,6 +5,7 @@ The order is a pure function of (seed, sample index), so a resumed run draws wha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
