@@ -230,7 +230,7 @@ def test_a_reward_may_start_pools_of_its_own(pool_of):
 
 def test_a_class_is_made_with_the_arguments_of_the_recipe(pool_of):
     assert run(pool_of("Made", kwargs={"base": 10}), "xy") == [Score(12.0)]
-    with pytest.raises(UserError, match=r"cannot be instantiated: TypeError: .*missing"):
+    with pytest.raises(UserError, match=r"is instantiated with .base., which has no default; give it"):
         run(pool_of("Made"), "xy")
 
 
