@@ -32,6 +32,8 @@ class Task:
     """Where the prompt is from, for people: file and line, or number of the row; and column."""
     epoch: float = 0.0
     """Passes over the data at this draw."""
+    source: str = ""
+    """Name of the data source, where the recipe has several."""
 
     @property
     def messages(self) -> list[Message]:

@@ -105,6 +105,14 @@ def _parser() -> _Parser:
     )
     plan.add_argument("--mean-tokens", type=_count, metavar="N", help="of a completion, without a profile")
 
+    data = commands.add_parser(
+        "data",
+        help="show what the model will see: prompts as they are tokenised, lengths, shares of sources",
+        usage="asyncrl data RECIPE [key=value ...] [-n N]",
+    )
+    _add_recipe(data)
+    data.add_argument("-n", dest="number", type=_count, default=3, metavar="N", help="tasks to show (default: 3)")
+
     submit = commands.add_parser(
         "submit",
         help="run a recipe on a Ray cluster, or write the file that starts one",

@@ -31,6 +31,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "resume": running.resume,
     "eval": evaluating.evaluate,
     "plan": running.plan,
+    "data": reading.data,
     "submit": running.submit,
     "attach": running.job,
     "stop": running.job,

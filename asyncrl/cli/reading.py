@@ -1,8 +1,9 @@
-"""Commands that read a run directory, and doctor."""
+"""Commands that read a run directory, or the data of a recipe, and doctor."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from asyncrl.cli.common import check_run_dir, importing, local, of_step, say
 
@@ -51,6 +52,17 @@ def export(arguments: argparse.Namespace) -> int:
         from asyncrl.ship.export import Wish, export
 
     say(export(run_dir, Wish(step, arguments.adapter, arguments.dtype), arguments.out))
+    return 0
+
+
+def data(arguments: argparse.Namespace) -> int:
+    from asyncrl.cli.running import loaded
+    from asyncrl.data.show import lines
+    from asyncrl.recipe.check import check
+
+    recipe, base_dir = loaded(arguments.recipe, arguments.overrides), Path.cwd()
+    check(recipe.model_copy(update={"run_dir": None}), base_dir)
+    say(*lines(recipe, base_dir, arguments.number))
     return 0
 
 

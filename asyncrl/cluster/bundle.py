@@ -92,8 +92,8 @@ def named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     model = recipe.model
     if model != TINY_LLAMA and (model.startswith((".", "/", "models/")) or Path(model).exists()):
         yield "model", model
-    of_data = [("data.path", recipe.data), *((f"eval.{i}.data.path", part.data) for i, part in enumerate(recipe.eval))]
-    for key, data in of_data:
+    of_data = [("data.path", source) for source in recipe.sources]
+    for key, data in [*of_data, *((f"eval.{i}.data.path", part.data) for i, part in enumerate(recipe.eval))]:
         yield from ((key, path) for path in data.paths if not path.startswith(MADE) and Path(path).exists())
     for key, spec in recipe.code.items():
         if (file := spec.rpartition(":")[0]).endswith(".py"):

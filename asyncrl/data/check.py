@@ -5,55 +5,84 @@ Imports neither torch nor ray nor vllm, unless a user's own reward does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asyncrl.chat_template import FolderTokenizer
-from asyncrl.data.source import load_rows
-from asyncrl.data.tasks import Task, TaskSource
+from asyncrl.data.mixture import SOURCE_COLUMN, Mixture, Tasks
+from asyncrl.data.source import Rows, load_rows
+from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA, local_config, tiny_tokenizer
+from asyncrl.recipe.data import DataPart
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rewards.load import load as load_reward
-from asyncrl.task import VERIFIERS
+from asyncrl.rewards.load import load_part
+from asyncrl.rewards.parts import of_source
+from asyncrl.task import VERIFIERS, Task
 
 _NUM_LAST = 4
 _MAX_SHOWN_CHARS = 2000
 
 
-def load_tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
+def load_tasks(recipe: Recipe, base_dir: Path) -> Tasks:
     """The tasks of a recipe. Raises UserError if data cannot be read, or lacks the prompts or the reward's columns."""
-    if recipe.env is not None and recipe.env.path.startswith(VERIFIERS) and recipe.data.path != recipe.env.path:
-        raise UserError(f"env {recipe.env.path} plays its own tasks; set data.path={recipe.env.path}")
-    rows = load_rows(recipe.data, recipe.seed)
-    if recipe.reward is not None:
-        reward = load_reward(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
-        reward.check_columns(rows.column_names)
-    tasks = TaskSource(rows, recipe.data, recipe.seed)
+    env = recipe.env
+    if env is not None and env.path.startswith(VERIFIERS) and any(s.path != env.path for s in recipe.sources):
+        raise UserError(f"env {env.path} plays its own tasks; set data.path={env.path}")
+    tables = [load_rows(source, recipe.seed) for source in recipe.sources]
+    _check_columns(recipe, base_dir, tables)
+    tasks: Tasks
+    if isinstance(recipe.data, list):
+        if env is not None and any(s.chat_template_kwargs != recipe.data[0].chat_template_kwargs for s in recipe.data):
+            raise UserError("data: with env all sources need the same chat_template_kwargs; say them in each")
+        tasks = Mixture(recipe.data, tables, recipe.seed)
+    else:
+        tasks = TaskSource(tables[0], recipe.data, recipe.seed)
     tasks.check_prompts()
     return tasks
 
 
+def _check_columns(recipe: Recipe, base_dir: Path, tables: Sequence[Rows]) -> None:
+    """Raises UserError if a source lacks a column that a reward of its tasks needs."""
+    parts = recipe.reward_parts
+    functions = [load_part(part, base_dir) for part in parts]
+    for source, rows in zip(recipe.sources, tables, strict=True):
+        mixed = isinstance(source, DataPart)
+        columns = [*rows.column_names, *([SOURCE_COLUMN] if mixed and SOURCE_COLUMN not in rows.column_names else [])]
+        for place in of_source(parts, source.label if isinstance(source, DataPart) else ""):
+            functions[place].check_columns(columns)
+
+
 def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     """Lines with the first prompt. Raises UserError as a run would, for local data and models."""
-    if not recipe.data.is_here:
-        return [f"prompt     of {recipe.data.name}: read and shown when the run starts"]
+    if away := [source.title for source in recipe.sources if not source.is_here]:
+        return [f"prompt     of {', '.join(away)}: read and shown when the run starts"]
     tasks = load_tasks(recipe, base_dir)
-    tokenizer = (
-        tiny_tokenizer() if recipe.model == TINY_LLAMA else FolderTokenizer.load(_folder(recipe.model, base_dir))
-    )
+    shares = [f"source     {line}" for line in tasks.described()]
+    tokenizer = tokenizer_of(recipe, base_dir)
     if tokenizer is None:
-        return [f"prompt     {recipe.model} has no tokenizer.json here: shown when the run starts"]
+        return [*shares, f"prompt     {recipe.model} has no tokenizer.json here: shown when the run starts"]
     task, tokens = tasks.first_prompt(tokenizer)
     if recipe.model != TINY_LLAMA:
         check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
     tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
+    exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
+    return [*shares, f"prompt     {described(task, tokens, tokenizer)}{exact}", *rendered(tokens, tokenizer)]
+
+
+def tokenizer_of(recipe: Recipe, base_dir: Path) -> Any:
+    """The model's, without `transformers`; None if there is none here."""
+    return tiny_tokenizer() if recipe.model == TINY_LLAMA else FolderTokenizer.load(_folder(recipe.model, base_dir))
+
+
+def rendered(tokens: list[int], tokenizer: Any) -> list[str]:
+    """A prompt's text, special tokens too, line by line; of a long one both ends."""
     text = tokenizer.decode(tokens)
     if len(text) > _MAX_SHOWN_CHARS:
         half = _MAX_SHOWN_CHARS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
-    exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
-    return [f"prompt     {described(task, tokens, tokenizer)}{exact}", *(f"  | {line}" for line in text.split("\n"))]
+    return [f"  | {line}" for line in text.split("\n")]
 
 
 def check_vocabulary(config: dict[str, Any], tokenizer: Any, tokens: list[int]) -> None:

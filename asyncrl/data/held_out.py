@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asyncrl.data.mixture import Tasks
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import UserError
 from asyncrl.recipe.evaluation import EvalRecipe
 from asyncrl.recipe.schema import Recipe
-from asyncrl.rewards.load import load as load_reward
+from asyncrl.rewards.load import load_part
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class HeldOut:
     """Of them whose prompts are in the training data too."""
 
 
-def load_held_out(recipe: Recipe, base_dir: Path, tokenizer: Any, training: TaskSource | None) -> list[HeldOut]:
+def load_held_out(recipe: Recipe, base_dir: Path, tokenizer: Any, training: Tasks | None) -> list[HeldOut]:
     """The tasks of every evaluation. Raises UserError as for the training data; prompts that are trained too are
     warned of."""
     found = []
@@ -43,11 +44,13 @@ def load_held_out(recipe: Recipe, base_dir: Path, tokenizer: Any, training: Task
     return found
 
 
-def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, training: TaskSource | None) -> HeldOut:
+def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, training: Tasks | None) -> HeldOut:
     rows = load_rows(part.data, recipe.seed)
-    reward = part.reward or recipe.reward
-    if reward is not None:
-        load_reward(reward, base_dir, part.data.name, recipe.rewards.kwargs).check_columns(rows.column_names)
+    judging = recipe.parts_of(part) or [one for one in recipe.reward_parts if not one.source]
+    if not judging and recipe.env is None:
+        raise UserError("only sources of the training data have rewards; name the reward of this evaluation")
+    for one in judging:
+        load_part(one, base_dir).check_columns(rows.column_names)
     tasks = TaskSource(rows, part.data.model_copy(update={"shuffle": False}), recipe.seed)
     tasks.check_prompts()
     tasks.first_prompt(tokenizer)

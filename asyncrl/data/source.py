@@ -42,7 +42,7 @@ def load_rows(recipe: DataRecipe, seed: int) -> Rows:
     say. Nothing is written outside the Hugging Face cache. Raises UserError if there is no such data, an option is
     wrong, or there are no rows.
     """
-    paths, shown = recipe.paths, recipe.name
+    paths, shown = recipe.paths, recipe.title
     if recipe.split != "train" and recipe.is_here:
         raise UserError(f"data.split is '{recipe.split}', but {shown} has only 'train'; leave data.split out")
     rows: Rows
@@ -83,7 +83,7 @@ def digest(rows: Rows, recipe: DataRecipe) -> str:
         return rows.digest()
     found = hashlib.sha256()
     if isinstance(rows, _ReasoningGymRows):
-        found.update(json.dumps([recipe.name, recipe.options, version("reasoning-gym")], sort_keys=True).encode())
+        found.update(json.dumps([recipe.title, recipe.options, version("reasoning-gym")], sort_keys=True).encode())
     elif recipe.is_here:
         for path in recipe.paths:
             with Path(path).open("rb") as file:

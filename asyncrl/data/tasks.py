@@ -80,12 +80,20 @@ class TaskSource:
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
 
     @property
+    def columns(self) -> list[str]:
+        return self._rows.column_names
+
+    @property
     def num_rows(self) -> int:
         return len(self._rows)
 
     def digest(self) -> str:
         """A hash that tells these rows from others."""
         return digest(self._rows, self._recipe)
+
+    def described(self) -> list[str]:
+        """Nothing to say of shares: all tasks are of these rows."""
+        return []
 
     def row_of(self, draw: int) -> int:
         """Index of the row of sample index `draw`."""
@@ -170,13 +178,20 @@ class TaskSource:
                 return task, tokens
         raise AssertionError("a table has at least one row")
 
+    def measured(self, tokenizer: Any, most: int) -> tuple[list[int], Counter[str]]:
+        """Tokens of the first `most` prompts drawn, and by reason how many of them are none."""
+        lengths, reasons = [], Counter[str]()
+        for draw in range(min(most, len(self._rows))):
+            try:
+                lengths.append(len(tokenize(self.task(draw), tokenizer)))
+            except BadPrompt as fault:
+                reasons[fault.reason] += 1
+        return lengths, reasons
+
     def check_lengths(self, tokenizer: Any, most: int) -> None:
         """Looks at the prompts drawn first. If all have more than `most` tokens that is a UserError, if some a warning:
         they are filtered."""
-        lengths = []
-        for draw in range(min(_NUM_MEASURED, len(self._rows))):
-            with contextlib.suppress(BadPrompt):
-                lengths.append(len(tokenize(self.task(draw), tokenizer)))
+        lengths, _ = self.measured(tokenizer, _NUM_MEASURED)
         number = sum(length > most for length in lengths)
         over = f"more than the {most} tokens of rollout.max_prompt_tokens"
         if lengths and number == len(lengths):

@@ -132,12 +132,11 @@ class Actors:
             engine=rollout.engine,
             engine_config=engine_config,
             settings=settings,
-            reward=recipe.reward,
+            reward=tuple(recipe.reward_parts),
             env=self._env_settings(),
             evaluations=tuple(map(self._eval_settings, recipe.eval)),
             base_dir=self.base_dir,
             rewards=recipe.rewards,
-            dataset=recipe.data.name,
             sight=self.sight,
         )
 
@@ -161,10 +160,10 @@ class Actors:
             max_steps=self.recipe.max_steps,
             prefix=f"eval.{part.name}.",
         )
-        return EvalSettings(part.name, settings, part.reward, part.data.name)
+        return EvalSettings(part.name, settings, tuple(self.recipe.parts_of(part)))
 
     def _env_settings(self) -> EnvSettings | None:
-        env, variables = self.recipe.env, dict(self.recipe.data.chat_template_kwargs)
+        env, variables = self.recipe.env, dict(self.recipe.sources[0].chat_template_kwargs)
         if env is None:
             return None
         load = Load(

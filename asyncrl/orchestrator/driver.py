@@ -38,8 +38,8 @@ from asyncrl.control.messages import (
     WeightsLive,
 )
 from asyncrl.data.held_out import HeldOut
+from asyncrl.data.mixture import Tasks
 from asyncrl.data.prompts import BadPrompt
-from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import BudgetSpent, DeadlineExceeded, RunFailed
 from asyncrl.observe import otel
 from asyncrl.observe.trace import TraceFile
@@ -79,7 +79,7 @@ class Driver:
         run_dir: Path,
         actors: Actors,
         recovered: Recovered,
-        tasks: TaskSource,
+        tasks: Tasks,
         held_out: list[HeldOut],
         recorder: Recorder,
         view: LiveView,

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 
 from asyncrl.control.controller import Controller
-from asyncrl.data.tasks import Draws, TaskSource
+from asyncrl.data.mixture import Tasks
+from asyncrl.data.tasks import Draws
 from asyncrl.errors import UserError
 from asyncrl.orchestrator.kinds import KINDS
 from asyncrl.recipe.schema import Recipe
@@ -54,25 +55,31 @@ class Fingerprint:
         replace_file(run_dir / _FILE, json.dumps(asdict(self), indent=1))
 
 
-def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> Fingerprint:
+def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Fingerprint:
     """Of what a recipe names, as it is now."""
-    data = recipe.data
+    data, parts_of_reward = recipe.sources, recipe.reward_parts
     template = getattr(tokenizer, "chat_template", None)
     parts: Parts = {
-        "data": {"rows": tasks.num_rows, "content": tasks.digest(), "seed": recipe.seed, "shuffle": data.shuffle},
+        "data": {
+            "rows": tasks.num_rows,
+            "content": tasks.digest(),
+            "seed": recipe.seed,
+            "shuffle": _each(s.shuffle for s in data),
+        },
         "reward": {
-            "function": (recipe.reward or "").rpartition(":")[2],
-            "source": _source(recipe.reward or "", base_dir),
-            "kwargs": recipe.rewards.kwargs,
+            "function": _each(p.fn.rpartition(":")[2] for p in parts_of_reward) or "",
+            "source": _each(_source(p.fn, base_dir) for p in parts_of_reward) or None,
+            "kwargs": _each(dict(p.kwargs) for p in parts_of_reward) or {},
+            "weights": _each([p.source, p.name, p.weight] for p in parts_of_reward if p.name),
             "skip_special_tokens": recipe.rewards.skip_special_tokens,
             **_environment(recipe, base_dir),
         },
         "prompt": {
             "column": tasks.column,
-            "chat": data.chat,
-            "system": data.system,
+            "chat": _each(s.chat for s in data),
+            "system": _each(s.system for s in data),
             "chat template": _hash(json.dumps(template, sort_keys=True).encode()),
-            "chat_template_kwargs": data.chat_template_kwargs,
+            "chat_template_kwargs": _each(s.chat_template_kwargs for s in data),
         },
         "training": {
             "loss": _source(recipe.algorithm.loss, base_dir),
@@ -84,6 +91,12 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
     }
     # As it comes back from the file.
     return Fingerprint(json.loads(json.dumps(parts)))
+
+
+def _each(values: Iterable[Any]) -> Any:
+    """One as it is, for a recipe that has one; several as a list."""
+    found = [*values]
+    return found[0] if len(found) == 1 else found
 
 
 def _environment(recipe: Recipe, base_dir: Path) -> dict[str, Any]:

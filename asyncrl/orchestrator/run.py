@@ -25,7 +25,7 @@ from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
 from asyncrl.data.check import check_vocabulary, described, load_tasks
 from asyncrl.data.held_out import HeldOut, load_held_out
-from asyncrl.data.tasks import TaskSource
+from asyncrl.data.mixture import Tasks
 from asyncrl.errors import RunFailed, UserError, remedy
 from asyncrl.models import (
     TINY_LLAMA,
@@ -219,7 +219,7 @@ def make_run_dir(run_dir: Path, may_rename: bool) -> Path:
             free = run_dir.with_name(f"{run_dir.name}-{number}")
 
 
-def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, list[HeldOut], Fingerprint]:
+def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Fingerprint]:
     """Load the data and see that prompts, chat template and reward columns are there; and what all of them are."""
     tasks = load_tasks(recipe, base_dir)
     tokenizer = tiny_tokenizer() if recipe.model == TINY_LLAMA else load_tokenizer(recipe.model)
@@ -229,6 +229,8 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, list[HeldOut], F
         check_context(recipe, context_of(config))
         check_vocabulary(config, tokenizer, tokens)
     tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
+    for line in tasks.described():
+        logger.info("data: %s", line)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
     held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
     return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
@@ -238,7 +240,7 @@ async def _run(
     recipe: Recipe,
     run_dir: Path,
     base_dir: Path,
-    tasks: TaskSource,
+    tasks: Tasks,
     held_out: list[HeldOut],
     view: LiveView,
     recovered: Recovered,

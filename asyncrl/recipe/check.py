@@ -82,7 +82,7 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
         _check_model(recipe, base_dir)
     check_evaluations(recipe)
     for key, data in [
-        ("data.path", recipe.data),
+        *(("data.path", source) for source in recipe.sources),
         *((f"eval.{i}.data.path", p.data) for i, p in enumerate(recipe.eval)),
     ]:
         for path in data.paths:
@@ -222,7 +222,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
     if recipe.trainer.lora.rank:
         names = (name.removesuffix(".weight") for name in read_headers(weight_files(str(folder))))
         _check_targets(recipe, {part for name in names for part in name.split(".")})
-    if recipe.data.chat:
+    if any(source.chat for source in recipe.sources):
         from asyncrl.chat_template import chat_template
 
         if not chat_template(folder):
@@ -287,13 +287,10 @@ def _check_data(key: str, path: str, base_dir: Path) -> None:
 
 def _check_reward(recipe: Recipe, base_dir: Path) -> None:
     from asyncrl.envs import load as environment
-    from asyncrl.rewards.load import load
+    from asyncrl.rewards.load import load_part
 
-    if recipe.reward is not None:
-        load(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
-    for part in recipe.eval:
-        if part.reward is not None:
-            load(part.reward, base_dir, part.data.name, recipe.rewards.kwargs)
+    for part in (*recipe.reward_parts, *(own for held_out in recipe.eval for own in recipe.parts_of(held_out))):
+        load_part(part, base_dir)
     if recipe.env is not None:
         environment.check(recipe.env.path, base_dir, recipe.env.kwargs)
 

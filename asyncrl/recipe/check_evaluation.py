@@ -34,7 +34,7 @@ def check_evaluations(recipe: Recipe) -> None:
         if part.name in names[:place]:
             raise UserError(f"{key}.name: another evaluation is called {part.name}; give each a name of its own")
         data = part.data
-        if (data.path, data.split, data.options) == (recipe.data.path, recipe.data.split, recipe.data.options):
+        if any((data.path, data.split, data.options) == (s.path, s.split, s.options) for s in recipe.sources):
             raise UserError(
                 f"{key}.data is the training data; name held-out tasks: another file or split, or another seed in "
                 f"{key}.data.options"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
-from asyncrl.recipe.part import Part
+from asyncrl.recipe.part import LIST, ONE, Part, one_or_list
+from asyncrl.recipe.rewards import Reward
 from asyncrl.task import MADE
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -49,6 +52,37 @@ class DataRecipe(Part):
         return all(path.startswith(MADE) or path.endswith(local) for path in self.paths)
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
         """The data set in words; what verl's rewards get as data_source if the row has none."""
         return ", ".join(self.paths)
+
+
+class DataPart(DataRecipe):
+    """One of several data sources that tasks are drawn from."""
+
+    weight: Annotated[float, Field(gt=0, le=10**6)] = 1.0
+    """Its share of the tasks is its weight divided by the sum of all weights, however many rows it has."""
+    name: Annotated[str, Field(pattern=r"^[\w./:-]{1,100}$")] | None = None
+    """Logged as `reward/mean/NAME`, and in the column `data_source` unless the rows have one; default: the path."""
+    reward: Reward | None = None
+    """Judges its tasks in the place of the recipe's `reward`."""
+
+    @property
+    def label(self) -> str:
+        return self.name or re.sub(r"[^\w./:-]+", "_", self.title)
+
+
+def _distinct(found: list[DataPart]) -> list[DataPart]:
+    labels = [part.label for part in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise PydanticCustomError("same_name", "two parts are called {name}; give each a name", {"name": label})
+    return found
+
+
+Data = Annotated[
+    Annotated[DataRecipe, Tag(ONE)]
+    | Annotated[list[DataPart], Field(min_length=1), AfterValidator(_distinct), Tag(LIST)],
+    Discriminator(one_or_list),
+]
+"""One data source, or several with weights."""

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from asyncrl.recipe.data import DataRecipe
 from asyncrl.recipe.part import Part, PositiveInt
+from asyncrl.recipe.rewards import Reward
 
 
 class EvalRecipe(Part):
@@ -18,8 +19,8 @@ class EvalRecipe(Part):
     (prompt_column, chat, system, chat_template_kwargs) is as in `data`, unless it is said here."""
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,64}$")] = ""
     """Of its metrics, eval/NAME/...; default: the name of the data."""
-    reward: str | None = None
-    """`package.module:name` or `./file.py:name`; default: the recipe's."""
+    reward: Reward | None = None
+    """A function, or a list with weights, as the recipe's; default: the recipe's."""
     every_steps: PositiveInt = 10
     """Training steps between evaluations; the untrained and the last weights are always evaluated."""
     n: PositiveInt = 1

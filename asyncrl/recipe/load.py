@@ -30,6 +30,7 @@ from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError, nearest
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
+from asyncrl.recipe.part import LIST, ONE
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.renamed import today
 from asyncrl.recipe.schema import Recipe
@@ -39,7 +40,7 @@ from asyncrl.storage.small_files import read
 _MAX_SHOWN_CHARS = 60
 _MOST_PARTS = 50
 """Of a key, with dots."""
-_NO_KEYS = ("[key]", "str", "list[str]")
+_NO_KEYS = ("[key]", "str", "list[str]", ONE, LIST)
 """What pydantic puts into the place of a fault beside keys."""
 _UNKNOWN = ("extra_forbidden", "invalid_key")
 _EXPECTED = {
@@ -51,6 +52,7 @@ _EXPECTED = {
     "bool": "true or false",
     "string": "text",
     "string_too_short": "text that is not empty",
+    "too_short": "a list that is not empty",
     "dict": "a mapping of keys to values",
     "model": "a mapping of keys to values",
     "greater_than": "greater than {gt}",
@@ -64,6 +66,8 @@ _RECIPE_FILES = (".yaml", ".yml")
 SHIPPED = Path(__file__).with_name("shipped")
 """The recipes that come with asyncrl (`recipe/catalogue.py`)."""
 
+_ONE_OR_LIST = ("data", "reward")
+"""Keys that are one thing or a list of parts."""
 _OF_ONE_DATA_SET = ("options", "split", "prompt_column")
 """Keys of `data` that say nothing about any other path."""
 
@@ -244,6 +248,9 @@ def _merge(levels: list[list[Layer]], layers: list[Layer]) -> dict[str, Any]:
             for key in _OF_ONE_DATA_SET:
                 merged.data.pop(key, None)
         for layer in level:
+            for key in _ONE_OR_LIST:
+                if OmegaConf.is_list(_value(layer.keys, key)) or OmegaConf.is_list(_value(merged, key)):
+                    _drop_other_kind(merged, layer, key)
             for key in layer.replaced:
                 if OmegaConf.is_dict(_value(merged, key)):
                     OmegaConf.update(merged, key, {}, merge=False)
@@ -259,9 +266,26 @@ def _merge(levels: list[list[Layer]], layers: list[Layer]) -> dict[str, Any]:
         raise UserError(f"{where or layers[0].where}: {error.full_key}: {_cause(error)}") from error
 
 
+def _drop_other_kind(merged: DictConfig, layer: Layer, key: str) -> None:
+    """Where a layer has a list, and what is below is none, or the reverse, the layer says all. Raises UserError for a
+    key of what is a list below."""
+    above = _value(layer.keys, key)
+    if above is None:
+        return
+    if OmegaConf.is_dict(above) and "path" not in above and OmegaConf.is_list(_value(merged, key)):
+        name = next(iter(above), "")
+        raise UserError(
+            f"{layer.where}: {key} is a list below, so {key}.{name} is of none of them; give the whole list"
+        )
+    merged.pop(key, None)
+
+
 def _value(keys: DictConfig, key: str) -> Any:
     """None for what is not there, or cannot be worked out yet."""
-    return OmegaConf.select(keys, key, throw_on_resolution_failure=False)
+    try:
+        return OmegaConf.select(keys, key, throw_on_resolution_failure=False)
+    except OmegaConfBaseException:  # a key of a list
+        return None
 
 
 def _origin(layers: list[Layer], place: tuple[Any, ...]) -> str | None:
@@ -269,7 +293,7 @@ def _origin(layers: list[Layer], place: tuple[Any, ...]) -> str | None:
     for layer in reversed(layers):
         node: Any = OmegaConf.to_container(layer.keys)
         for part in place:
-            if not isinstance(node, dict) or part not in node:
+            if not (part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)):
                 break
             node = node[part]
         else:
@@ -310,8 +334,11 @@ def _sentence(fault: ErrorDetails, key: str) -> str:
 
 def _nearest_key(key: str) -> str:
     """A key of the same part that looks like it, one of that name elsewhere, or else what the part has."""
+    key = ".".join(part for part in key.split(".") if not part.isdecimal())  # of a place in a list
     parents, _, name = key.rpartition(".")
-    keys = list(_keys(Recipe, ""))
+    keys = list(dict.fromkeys(_keys(Recipe, "")))
+    if key in keys:
+        return f" here: it is one where {parents} is a list of parts"
     siblings = [k for k in keys if k.rpartition(".")[0] == parents]
     by_name = {k.rpartition(".")[2]: k for k in [*keys, *siblings]}
     # Everything looks like two letters.
@@ -325,9 +352,16 @@ def _nearest_key(key: str) -> str:
 def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        for part in (field.annotation, *get_args(field.annotation)):  # one may be left out: Part | None
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from _keys(part, f"{prefix}{name}.")
+        for part in _named_in(field.annotation):
+            yield from _keys(part, f"{prefix}{name}.")
+
+
+def _named_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The parts that a type names: itself, or those of `Part | None` or `list[Part]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _named_in(argument)
 
 
 def _shown(value: Any) -> str:

@@ -44,3 +44,12 @@ def no_range(value: Any) -> Any:
 def listed(value: Any) -> Any:
     """One text or number as the list of it."""
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+ONE, LIST = "[one]", "[list]"
+"""Which of both a value is, where a recipe may have either."""
+
+
+def one_or_list(value: Any) -> str:
+    """For pydantic's `Discriminator`: then the faults are those of the kind that is meant."""
+    return LIST if isinstance(value, list) else ONE

@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 
 DATA_FILES = (*TEXT_FILES, *TABLE_FILES)
 _CODE = (
-    *("reward", "env", "env.path", "algorithm.loss", "algorithm.advantage", "algorithm.correction"),
-    *("rollout.engine", "trainer.backend", "track.also", "eval.reward"),
+    *(f"{part}reward{fn}" for part in ("", "data.", "eval.") for fn in ("", ".fn")),
+    *("env", "env.path", "algorithm.loss", "algorithm.advantage", "algorithm.correction"),
+    *("rollout.engine", "trainer.backend", "track.also"),
 )
 
 
@@ -81,7 +82,8 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
 
 
 def _changed(keys: Any, place: list[str], change: Callable[[str], str]) -> Any:
-    """A copy in which the text at a place, or every text of a list there, is changed; what is not there stays so."""
+    """A copy in which the text at a place, or every text of a list there, is changed; what is not there stays so. In a
+    list on the way that is so of each item."""
     if isinstance(keys, list):
         return [_changed(item, place, change) for item in keys]
     if place:

@@ -1,10 +1,73 @@
-"""What a recipe may say of the processes that run its reward."""
+"""What a recipe may say of its reward, and of the processes that run it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from asyncrl.recipe.part import Gib, Part, Processes, Seconds
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from asyncrl.recipe.part import LIST, ONE, Gib, Part, Processes, Seconds, one_or_list
+from asyncrl.rewards import parts
+from asyncrl.rewards.score import RESERVED
+
+
+class RewardPart(Part):
+    """One of several functions whose weighted sum is the reward."""
+
+    fn: str
+    """`package.module:name` or `./file.py:name`; the signature decides how it is called."""
+    weight: float = 1.0
+    """The reward is the sum of weight times value; 0 only logs it."""
+    name: Annotated[str, Field(pattern=r"^[\w-]{1,60}$")] | None = None
+    """It is logged as `reward/NAME`; default: the function's name."""
+    kwargs: dict[str, Any] = {}
+    """Further keyword arguments of every call; of a class, of its constructor."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.fn.rpartition(":")[2]
+
+
+def _as_part(value: Any) -> Any:
+    return {"fn": value} if isinstance(value, str) else value
+
+
+def _distinct(found: list[RewardPart]) -> list[RewardPart]:
+    labels = [part.label for part in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise PydanticCustomError("same_name", "two parts are called {name}; give each a name", {"name": label})
+        if label in (*RESERVED, *parts.VERDICTS):
+            raise PydanticCustomError(
+                "reserved_name", "a part is called {name}, which the records use; give it another name", {"name": label}
+            )
+    return found
+
+
+Reward = Annotated[
+    Annotated[str, Tag(ONE)]
+    | Annotated[
+        list[Annotated[RewardPart, BeforeValidator(_as_part)]],
+        Field(min_length=1),
+        AfterValidator(_distinct),
+        Tag(LIST),
+    ],
+    Discriminator(one_or_list),
+]
+"""A function, or several with weights."""
+
+
+def reward_parts(
+    reward: str | list[RewardPart] | None, kwargs: Mapping[str, Any], dataset: str, source: str = ""
+) -> Iterator[parts.Part]:
+    """What runs. `kwargs`: of a reward that is one function; `dataset`: data_source of verl's functions; `source`: name
+    of the only data source whose tasks it judges."""
+    if isinstance(reward, str):
+        yield parts.Part(reward, kwargs=kwargs, dataset=dataset, source=source)
+    for part in reward if isinstance(reward, list) else ():
+        yield parts.Part(part.fn, part.label, part.weight, part.kwargs, dataset, source)
 
 
 class RewardsRecipe(Part):
@@ -13,7 +76,8 @@ class RewardsRecipe(Part):
     timeout_s: Seconds = 30.0
     """A reward call that takes longer is killed; its trajectories are masked and counted."""
     kwargs: dict[str, Any] = {}
-    """Further keyword arguments of every call (verl's `reward_kwargs`); of a class, of its constructor."""
+    """Further keyword arguments of every call (verl's `reward_kwargs`); of a class, of its constructor. In a list
+    of rewards each has its own."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text that the reward gets; false for a reward that looks for such marks."""
     memory_gib: Gib | None = None

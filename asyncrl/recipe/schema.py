@@ -13,15 +13,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
-from asyncrl.recipe.data import DataRecipe
+from asyncrl.recipe.data import Data, DataPart, DataRecipe
 from asyncrl.recipe.env import Env
 from asyncrl.recipe.evaluation import EvalRecipe, Evaluations, alike
 from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, listed
-from asyncrl.recipe.rewards import RewardsRecipe
+from asyncrl.recipe.rewards import Reward, RewardsRecipe, reward_parts
 from asyncrl.recipe.rollout import RolloutRecipe
 from asyncrl.recipe.trainer import TrainerRecipe
 from asyncrl.registry import TRANSPORTS
+from asyncrl.rewards import parts
 
 
 class WeightsRecipe(Part):
@@ -111,11 +112,12 @@ class DeadlinesRecipe(Part):
 class Recipe(Part):
     model: str
     """Local directory, hub name, or `random:tiny-llama` (made on the spot, for tests)."""
-    data: DataRecipe
-    """Where the tasks come from."""
-    reward: str | None
-    """`package.module:name` or `./file.py:name`; the signature decides how it is called. With `env` it may be left out:
-    then the environment gives every reward."""
+    data: Data
+    """Where the tasks come from; a list of sources with weights draws from all of them."""
+    reward: Reward | None
+    """`package.module:name` or `./file.py:name`; the signature decides how it is called. A list of functions with
+    weights: their weighted sum. With `env` it may be left out: then the environment gives every reward; so it may if
+    every source of `data` has its own."""
     env: Env = None
     """Rolls each task out over several turns, with tools if it likes; a text is its `path`. Default: one completion."""
     group_size: PositiveInt = 8
@@ -189,16 +191,37 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _environments_may_score(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("env") is not None:
+    def _others_may_score(cls, values: Any) -> Any:
+        """Environments, and rewards of data sources."""
+        if isinstance(values, Mapping) and (values.get("env") is not None or isinstance(values.get("data"), list)):
             return {"reward": None, **values}
         return values
 
     @model_validator(mode="after")
     def _someone_scores(self) -> Recipe:
-        if self.reward is None and self.env is None:
+        unscored = any(not isinstance(source, DataPart) or source.reward is None for source in self.sources)
+        if self.reward is None and self.env is None and unscored:
             raise PydanticCustomError("no_reward", "neither `reward` nor `env` is set; name a reward function")
+        if self.rewards.kwargs and not isinstance(self.reward, str):
+            raise PydanticCustomError(
+                "kwargs_of_none", "rewards.kwargs are of a reward that is one function; give each part its own kwargs"
+            )
         return self
+
+    @property
+    def sources(self) -> list[DataRecipe]:
+        """Of the data; one if it is no list."""
+        return [*self.data] if isinstance(self.data, list) else [self.data]
+
+    @property
+    def reward_parts(self) -> list[parts.Part]:
+        """All functions that judge: the recipe's, and those of data sources."""
+        mixed = self.data if isinstance(self.data, list) else []
+        dataset = ", ".join(source.title for source in self.sources)
+        found = [*reward_parts(self.reward, self.rewards.kwargs, dataset)]
+        for source in mixed:
+            found += reward_parts(source.reward, {}, source.label, source.label)
+        return found
 
     @property
     def max_tokens(self) -> int:
@@ -236,12 +259,19 @@ class Recipe(Part):
         """Longest that one rollout samples."""
         return self.rollout.max_new_tokens if self.env is None else self.max_tokens
 
+    def parts_of(self, held_out: EvalRecipe) -> list[parts.Part]:
+        """Functions that judge the tasks of an evaluation in the place of the recipe's; none: those do."""
+        kwargs = self.rewards.kwargs if isinstance(self.reward, str) else {}
+        return [*reward_parts(held_out.reward, kwargs, held_out.data.title)]
+
     @property
     def code(self) -> dict[str, str]:
         """What is imported, by key: `package.module:name` or `./file.py:name`; names of our own too."""
         named = {f"track.also.{place}": tracker for place, tracker in enumerate(self.track.also)}
-        named |= {f"eval.{place}.reward": part.reward for place, part in enumerate(self.eval)}
-        named |= {"reward": self.reward, "env": self.env and self.env.path}
+        for place, held_out in enumerate(self.eval):
+            named |= {".".join(filter(None, (f"eval.{place}.reward", p.name))): p.fn for p in self.parts_of(held_out)}
+        named |= {".".join(filter(None, ("reward", p.source, p.name))): p.fn for p in self.reward_parts}
+        named |= {"env": self.env and self.env.path}
         named |= {f"algorithm.{key}": getattr(self.algorithm, key) for key in ("loss", "advantage", "correction")}
         named |= {"rollout.engine": self.rollout.engine, "trainer.backend": self.trainer.backend}
         return {key: spec for key, spec in named.items() if spec}

@@ -36,8 +36,8 @@ def _fault_of_named(recipe: Recipe) -> str | None:
     model = Path(recipe.model)
     if model.is_dir() and (fault := others_below(model, lambda entry: not entry.is_dir())):
         return fault
-    for data in (recipe.data, *(part.data for part in recipe.eval)):
-        if data.name.startswith(VERIFIERS) and (fault := others(Path(str(data.options.get("python", ""))))):
+    for data in (*recipe.sources, *(part.data for part in recipe.eval)):
+        if data.title.startswith(VERIFIERS) and (fault := others(Path(str(data.options.get("python", ""))))):
             return fault
     for place in dict.fromkeys(place for spec in recipe.code.values() if ":" in spec for place in places(spec)):
         if fault := others_below(place, is_importable):

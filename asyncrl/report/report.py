@@ -85,7 +85,11 @@ class Sections:
 def _title(files: RunFiles) -> str:
     recipe = files.recipe
     data = recipe.get("data")
-    source = str(data.get("path", "")) if isinstance(data, dict) else str(data or "")
+    paths = [
+        part.get("path", "") if isinstance(part, dict) else part
+        for part in (data if isinstance(data, list) else [data or ""])
+    ]
+    source = ", ".join(map(str, paths))
     model = f"{recipe['model']}, {source}" if "model" in recipe else "recipe.yaml is missing or not readable"
     return f'<h1>{escape(files.run_dir.resolve().name)}</h1><p class="soft">{escape(model)}</p>'
 

@@ -69,6 +69,10 @@ class RewardFunction:
     """Further arguments, of every call, or of a class's one instance."""
 
     @property
+    def name(self) -> str:
+        return self.spec.rpartition(":")[2]
+
+    @property
     def per_group(self) -> bool:
         """Whether one call scores all completions of a request."""
         return self.style in (Style.TRL, Style.VERL_BATCH)
@@ -104,7 +108,10 @@ class RewardFunction:
                 raise UserError(
                     f"reward '{self.spec}' takes '{name}', which only {owner} has; give the parameter a default"
                 )
-            raise UserError(f"reward '{self.spec}' needs column '{name}', the data set has: {', '.join(columns)}")
+            raise UserError(
+                f"reward '{self.spec}' needs column '{name}', the data set has: {', '.join(columns)}; take one of "
+                "these, or give it by kwargs"
+            )
 
     @functools.cached_property
     def ready(self) -> Callable[..., Any]:
@@ -113,6 +120,8 @@ class RewardFunction:
             return functools.partial(self.call, **self.kwargs)
         try:
             made: Callable[..., Any] = self.call(**self.kwargs)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"reward '{self.spec}' cannot be instantiated: {one_line(error)}") from error
         return made
@@ -133,11 +142,11 @@ class RewardFunction:
                 if self.per_group and isinstance(value, NO_LISTS):
                     kind = type(value).__name__
                     return [
-                        failed(f"{kind} was returned for {number} completions; return a list, a reward each")
+                        failed(f"{self.name} returned {kind} for {number} completions; return a list, a reward each")
                     ] * number
                 values = list(value) if self.per_group else [value]
                 if len(values) != number:
-                    return [failed(f"{len(values)} rewards were returned for {number} completions")] * number
+                    return [failed(f"{self.name} returned {len(values)} rewards for {number} completions")] * number
                 return logs.onto([to_score(value) for value in values])
         except MemoryError:
             raise
@@ -162,9 +171,14 @@ class RewardFunction:
 
 
 def recognise(
-    call: Callable[..., Any], spec: str, dataset: str, kwargs: Mapping[str, Any] | None = None
+    call: Callable[..., Any],
+    spec: str,
+    dataset: str,
+    kwargs: Mapping[str, Any] | None = None,
+    key: str = "rewards.kwargs",
 ) -> RewardFunction:
-    """Finds out the style. Raises UserError if the signature is none of those above, or does not take `kwargs`."""
+    """Finds out the style. Raises UserError if the signature is none of those above, or does not take `kwargs`, which
+    the recipe has under `key`."""
     if isinstance(call, type) and "__call__" not in dir(call):
         raise UserError(f"reward '{spec}' is a class whose instances cannot be called; give it a method __call__")
     parameters = _parameters(call.__call__, bound=False) if isinstance(call, type) else _parameters(call)
@@ -176,7 +190,7 @@ def recognise(
             "(completion, **row), TRL's (prompts, completions, **columns) or verl's "
             "(data_source, solution_str, ground_truth, extra_info), by name"
         )
-    _check_kwargs(call, spec, style, parameters, kwargs or {})
+    _check_kwargs(call, spec, style, parameters, kwargs or {}, key)
     return RewardFunction(spec, call, style, parameters, dataset, kwargs or {})
 
 
@@ -194,6 +208,7 @@ def _check_kwargs(
     style: Style,
     parameters: Mapping[str, inspect.Parameter],
     kwargs: Mapping[str, Any],
+    key: str,
 ) -> None:
     takes = parameters
     if isinstance(call, type):
@@ -201,13 +216,15 @@ def _check_kwargs(
     else:
         style_gives = style.value | _ON_REQUEST
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    for name, parameter in takes.items() if isinstance(call, type) else ():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.default is parameter.empty and name not in kwargs:
+            raise UserError(f"{key}: reward '{spec}' is instantiated with '{name}', which has no default; give it")
     for name in kwargs:
         if name in style_gives:
-            raise UserError(f"rewards.kwargs.{name}: reward '{spec}' gets '{name}' from asyncrl; rename it")
+            raise UserError(f"{key}.{name}: reward '{spec}' gets '{name}' from asyncrl; rename it")
         if name not in takes and not takes_all:
-            raise UserError(
-                f"rewards.kwargs.{name}: reward '{spec}' has no parameter '{name}', only {', '.join(takes)}"
-            )
+            raise UserError(f"{key}.{name}: reward '{spec}' has no parameter '{name}', only {', '.join(takes)}")
 
 
 def _on_request(request: RewardRequest, logs: Logs, per_group: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs a reward function in processes that can be killed.
+"""Runs reward functions in processes that can be killed.
 
 A reward is the user's code, fed with whatever a model wrote: it may hang, hold the GIL for ever, exhaust memory
 or crash. So it runs in `workers` processes. Each has its own socket and its own thread here, which starts it,
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -28,6 +29,7 @@ from asyncrl.errors import UserError
 from asyncrl.plugins import one_line
 from asyncrl.processes.keeper import Code
 from asyncrl.processes.kept import Kept
+from asyncrl.rewards.parts import Part, combined, of_source
 from asyncrl.rewards.score import RewardRequest, Score, failed
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Call:
+    place: int
+    """Of the part that is called."""
     request: RewardRequest
     scores: Future[list[Score]] = field(default_factory=Future)
 
@@ -44,33 +48,31 @@ class RewardPool:
 
     def __init__(
         self,
-        spec: str,
+        parts: Sequence[Part],
         base_dir: Path,
         workers: int,
         timeout_s: float,
         *,
-        dataset: str = "",
-        kwargs: Mapping[str, Any] | None = None,
         memory_gib: float | None = None,
         file_gib: float = 16.0,
         start_timeout_s: float = 300.0,
         log: Path | None = None,
     ) -> None:
-        """Starts the workers without waiting for them; they import the function meanwhile.
+        """Starts the workers without waiting for them; they import the functions of all parts meanwhile.
 
-        `timeout_s` bounds one call of the function in the worker, not its wait for a free worker nor a worker's
-        start, which `start_timeout_s` bounds. `dataset` is the data_source of verl's functions, `kwargs` are the
-        recipe's further arguments. `memory_gib` bounds what a worker and all that it starts hold together, by
-        default half of the memory there is, and `file_gib` each file that they write.
+        `timeout_s` bounds one call of one function in the worker, not its wait for a free worker nor a worker's
+        start, which `start_timeout_s` bounds. `memory_gib` bounds what a worker and all that it starts hold together,
+        by default half of the memory there is, and `file_gib` each file that they write.
         `log` is the file that takes what they print, made when they do; by default it goes where this process prints.
         """
-        self._settings = (spec, str(base_dir), dataset, kwargs or {})
+        self._parts = tuple(parts)
+        self._settings = (self._parts, str(base_dir))
         limit = memory_gib or memory.total() / 2**31
         self._code = Code("reward", "asyncrl.rewards.worker", limit, "rewards.memory_gib", file_gib, str(log or ""))
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._per_group: Future[bool] = Future()
+        self._per_group: Future[list[bool]] = Future()
         self._closed = False
         self._lock = threading.Lock()
         # Readable once the pool is closed: wakes every thread that waits for its worker.
@@ -83,18 +85,22 @@ class RewardPool:
         """One Score per completion, in order. A call that fails, hangs or crashes gives failed Scores.
 
         A function for single completions is called once for each, with a time-out each; one for groups once for all.
-        Waits for workers only, which have time-outs. Raises UserError if no worker could load the function.
+        Waits for workers only, which have time-outs. Raises UserError if no worker could load the functions.
         """
         # Shielded: the cancellation of one group must not cancel what all wait for.
         per_group = await asyncio.shield(asyncio.wrap_future(self._per_group))
-        calls = [_Call(part) for part in ([request] if per_group else request.split())]
+        if not (places := of_source(self._parts, request.source)):
+            return [failed("the recipe names no reward function for it")] * len(request.completions)
+        calls = [[_Call(p, one) for one in ([request] if per_group[p] else request.split())] for p in places]
         with self._lock:
             if self._closed:
                 raise RuntimeError("the reward pool is closed")
-            for call in calls:
+            for call in itertools.chain(*calls):
                 self._calls.put(call)
-        results = await asyncio.gather(*(asyncio.wrap_future(call.scores) for call in calls))
-        return [score for result in results for score in result]
+        answers = (asyncio.gather(*(asyncio.wrap_future(call.scores) for call in of_part)) for of_part in calls)
+        results = await asyncio.gather(*answers)
+        scores = [list(itertools.chain(*of_part)) for of_part in results]
+        return combined([self._parts[place] for place in places], scores)
 
     def close(self, deadline_s: float = 30.0) -> None:
         """Kills the workers; calls not yet answered get failed Scores. Blocks for `deadline_s` at most."""
@@ -121,7 +127,7 @@ class RewardPool:
                 # It may have died in peace, by the out-of-memory killer say: that costs no call.
                 if worker is None or worker.is_dead():
                     worker = self._start()
-                scores = worker.ask(call.request, self._timeout_s)
+                scores = worker.ask((call.place, call.request), self._timeout_s)
                 if isinstance(scores, str):
                     worker.kill()
                     raise _WorkerLost(scores)

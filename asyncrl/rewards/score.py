@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from asyncrl.plugins import encodable, shown
+from asyncrl.plugins import encodable, one_line, shown
 
 _MAX_ERROR_CHARS = _MAX_NOTE_CHARS = 500
 RESERVED = ("mean", "std")
@@ -46,6 +46,8 @@ class RewardRequest:
     row: dict[str, Any]
     """All columns of the task's row."""
     state: TrainerState = TrainerState()
+    source: str = ""
+    """Name of the data source that the task is of; empty: there is one."""
 
     def split(self) -> list[RewardRequest]:
         """One request per completion."""
@@ -65,6 +67,8 @@ class Score:
     error: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
     """Texts that the reward returned or logged, for people."""
+    abstains: bool = False
+    """It returned None: beside other parts of a reward it has no say, alone it failed."""
 
     def __post_init__(self) -> None:
         """Its texts can be written down, whatever the JSON of a model had."""
@@ -81,7 +85,12 @@ def failed(error: str) -> Score:
 
 
 def to_score(value: Any) -> Score:
-    """Reads what a reward function returned for one completion: a number, or a dict with `reward` or `score`."""
+    """Reads what a reward function returned for one completion: a number, a dict with `reward` or `score`, or, of one
+    that judges several, the exception that this one failed with."""
+    if isinstance(value, Exception):
+        return failed(one_line(value))
+    if value is None:
+        return Score(None, error="the reward is None, not a finite number", abstains=True)
     if not isinstance(value, dict):
         reward = finite(value)
         return failed(f"the reward is {shown(value, repr)}, not a finite number") if reward is None else Score(reward)
@@ -94,7 +103,7 @@ def to_score(value: Any) -> Score:
     extras, notes = sorted_out({name: other for name, other in value.items() if name != key})
     if wrong := [name for name in ("accuracy", "acc") if name in notes]:
         return failed(f"'{wrong[0]}' is {notes[wrong[0]]}, not a finite number")
-    return Score(main.reward, extras, main.error, notes)
+    return Score(main.reward, extras, main.error, notes, main.abstains)
 
 
 def sorted_out(values: Mapping[Any, Any]) -> tuple[dict[str, float], dict[str, str]]:

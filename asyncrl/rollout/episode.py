@@ -110,7 +110,7 @@ class GroupRunner:
         texts = await self._beside(self._texts, [p.last.tokens if p.last else [] for p in policies])
         with trace.span("reward", lane), self.occupancy.scoring():
             scores = [
-                replace(score, extras={**score.extras, **episode.rewards})
+                replace(score, extras={**score.extras, **episode.rewards, **_by_source(task, score)})
                 for score, episode in zip(await self._scores(task, policies, episodes, texts), episodes, strict=True)
             ]
         trajectories = [
@@ -180,6 +180,7 @@ class GroupRunner:
                 [episodes[i].finish_reason for i in asked],
                 task.row,
                 TrainerState(self.engine.version(), self.settings.max_steps, task.epoch),
+                task.source,
             )
             judged = await self.rewards.score(request)
         of = dict(zip(asked, judged, strict=True))
@@ -219,6 +220,11 @@ async def _enough(rollouts: list[asyncio.Task[Episode]], needed: int) -> set[asy
             return set()
         good += sum(not _has_failed(rollout.result()) for rollout in done)
     return running
+
+
+def _by_source(task: Task, score: Score) -> dict[str, float]:
+    """What makes the curve `reward/mean/SOURCE`."""
+    return {f"mean/{task.source}": score.reward} if task.source and score.reward is not None else {}
 
 
 def _has_failed(episode: Episode) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from asyncrl.rewards.parts import Part
 from asyncrl.rollout.episode import Finished, RolloutSettings
 from asyncrl.task import Task
 
@@ -15,9 +16,8 @@ class EvalSettings:
 
     name: str
     rollout: RolloutSettings
-    reward: str | None
-    """None: the reward function of the run."""
-    dataset: str
+    reward: tuple[Part, ...]
+    """Empty: the reward of the run."""
 
 
 @dataclass(frozen=True)

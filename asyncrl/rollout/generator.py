@@ -27,6 +27,7 @@ from asyncrl.processes import orphans, stacks
 from asyncrl.processes.crossing import crossing
 from asyncrl.recipe.rewards import RewardsRecipe
 from asyncrl.registry import ENGINES, find
+from asyncrl.rewards.parts import Part
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupRunner, RolloutSettings
@@ -52,12 +53,11 @@ class GeneratorConfig:
     engine: str
     engine_config: EngineConfig
     settings: RolloutSettings
-    reward: str | None
+    reward: tuple[Part, ...]
     env: EnvSettings | None
     evaluations: tuple[EvalSettings, ...]
     base_dir: Path
     rewards: RewardsRecipe
-    dataset: str
     sight: Sight
     """Of the run directory."""
 
@@ -89,10 +89,9 @@ class Generator:
             await asyncio.to_thread(config.sight.require, config.name)
         stacks.record(run_dir / "stacks", config.name)
         log = run_dir.resolve() / "rewards.log"
-        self.rewards = self._reward_pool(config.reward, config.dataset, log)
+        self.rewards = self._reward_pool(config.reward, log)
         self.held_out = {
-            one.name: self._reward_pool(one.reward, one.dataset, log) if one.reward else self.rewards
-            for one in config.evaluations
+            one.name: self._reward_pool(one.reward, log) if one.reward else self.rewards for one in config.evaluations
         }
         """Who scores each evaluation."""
         self.environment = EnvPool(config.env) if config.env else None
@@ -113,17 +112,15 @@ class Generator:
         self.occupancy.take()
         return {**orphans.here(), "num_workers": config.engine_config.num_workers, "probe": probe}
 
-    def _reward_pool(self, reward: str | None, dataset: str, log: Path) -> RewardPool | None:
+    def _reward_pool(self, reward: tuple[Part, ...], log: Path) -> RewardPool | None:
         rewards = self.config.rewards
-        if reward is None:
+        if not reward:
             return None
         return RewardPool(
             reward,
             self.config.base_dir,
             rewards.workers,
             rewards.timeout_s,
-            dataset=dataset,
-            kwargs=rewards.kwargs,
             memory_gib=rewards.memory_gib,
             file_gib=rewards.file_gib,
             log=log,

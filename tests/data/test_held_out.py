@@ -68,3 +68,26 @@ def test_prompts_are_made_as_the_training_prompts_unless_said_otherwise() -> Non
     ]
     assert [part.name for part in recipe.eval] == ["test", "b"]
     assert recipe == Recipe.model_validate(recipe.model_dump())
+
+
+def mixture(folder: Path, **part: Any) -> Recipe:
+    """Two sources with rewards of their own, of which the second is the held-out data unless `part` names another."""
+    plain = recipe_of(folder, ["a", "b"], ["x", "b"], **part).model_dump()
+    own = {"reward": "asyncrl.rewards.math:exact_match"}
+    data = [{"path": str(folder / "train.jsonl"), **own}, {"path": str(folder / "test.jsonl"), "weight": 2, **own}]
+    return Recipe.model_validate({**plain, "data": data, "reward": None})
+
+
+def test_sources_of_a_mixture_are_no_held_out_data_and_are_all_looked_through(tmp_path: Path) -> None:
+    recipe = mixture(tmp_path, reward=["asyncrl.rewards.math:last_number"])
+    with pytest.raises(UserError, match=r"eval.0.data is the training data"):
+        check_evaluations(recipe)
+    (one,) = load_held_out(recipe, tmp_path, tiny_tokenizer(), load_tasks(recipe, tmp_path))
+    assert (one.num_tasks, one.num_trained) == (2, 2)
+    assert [part.name for part in recipe.parts_of(one.part)] == ["last_number"]
+
+
+def test_an_evaluation_that_nobody_judges_is_told(tmp_path: Path) -> None:
+    recipe = mixture(tmp_path)
+    with pytest.raises(UserError, match=r"only sources of the training data have rewards; name the reward of this"):
+        load_held_out(recipe, tmp_path, tiny_tokenizer(), None)

@@ -14,7 +14,7 @@ from asyncrl.observe.failures import RewardFailures
         ["ValueError: two\nlines (mine.py:3)", "ValueError (mine.py:3)"],
         ["timed out after 30 s", "timed out after 2.5 s"],
         ["the reward is 'yes', not a finite number", "the reward is 'no', not a finite number"],
-        ["3 rewards were returned for 4 completions", "1 rewards were returned for 4 completions"],
+        ["reward returned 3 rewards for 4 completions", "reward returned 1 rewards for 4 completions"],
     ],
 )
 def test_messages_of_one_kind_are_one(others: list[str]) -> None:

@@ -160,7 +160,18 @@ BAD_FILES = {
     "base: rr.yaml": r"bad\.yaml: base rr\.yaml does not exist; did you mean r\.yaml\?",
     "base: bad.yaml": r"bad\.yaml: base goes in a circle, bad\.yaml -> bad\.yaml; remove one of them",
     "base: .": r"bad\.yaml: base \. cannot be read as a recipe: Is a directory",
-    "base: r.yaml\ndata: [x]": r"bad\.yaml: puts a list where keys are needed, or keys where a list is",
+    "base: r.yaml\ndata: [x]": r"bad\.yaml: data\.0 must be a mapping of keys to values, got 'x'",
+    "data: [{path: a.jsonl, pth: b}]": r"bad\.yaml: data\.0\.pth is not a key; did you mean data\.path\?",
+    "data: [{path: a.jsonl, weight: 0}]": r"bad\.yaml: data\.0\.weight must be greater than 0, got 0",
+    "data: [{path: a.jsonl}, {path: a.jsonl}]": r"bad\.yaml: data: two parts are called a\.jsonl; give each a name, .*",
+    "data: {path: a.jsonl, weight: 2}": r"bad\.yaml: data\.weight is not a key here: it is one where data is a list of "
+    "parts",
+    "reward: [{fn: 'm:f', wieght: 2}]": r"bad\.yaml: reward\.0\.wieght is not a key; did you mean reward\.weight\?",
+    "reward: []": r"bad\.yaml: reward must be a list that is not empty, got \[\]",
+    "reward: ['m:f', 'n:f']": r"bad\.yaml: reward: two parts are called f; give each a name, .*",
+    "reward: ['m:mean']": r"bad\.yaml: reward: a part is called mean, which the records use; give it another name, .*",
+    "reward: ['m:f']\nrewards: {kwargs: {a: 1}}": r".*rewards\.kwargs are of a reward that is one function; give each "
+    "part its own kwargs.*",
 }
 
 
@@ -322,3 +333,35 @@ def test_load_of_dump_is_the_same_recipe(
 )
 def test_worst_case_staleness(folder: Path, overrides: list[str], bound: int) -> None:
     assert worst_case_staleness(load(Path("r.yaml"), overrides)) == bound
+
+
+def test_a_list_of_rewards_or_data_takes_the_place_of_one_below_and_the_reverse(folder: Path) -> None:
+    parts = load(Path("r.yaml"), ["reward=[m:f, {fn: n:g, weight: -0.5, name: short, kwargs: {most: 3}}]"]).reward_parts
+    assert [(p.fn, p.name, p.weight, p.kwargs) for p in parts] == [
+        ("m:f", "f", 1.0, {}),
+        ("n:g", "short", -0.5, {"most": 3}),
+    ]
+    text = MINIMAL.replace("{path: rows.jsonl}", "[{path: a.jsonl}, {path: b.jsonl, weight: 3, reward: 'n:g'}]")
+    recipe = load(write("mixed.yaml", text))
+    assert [(source.label, source.weight) for source in recipe.sources] == [("a.jsonl", 1.0), ("b.jsonl", 3.0)]
+    assert [(part.fn, part.source) for part in recipe.reward_parts] == [("m:f", ""), ("n:g", "b.jsonl")]
+    assert load(write("stored.yaml", dump(recipe))) == recipe
+    assert load(Path("mixed.yaml"), ["data.path=c.jsonl"]).data.path == "c.jsonl"
+    with pytest.raises(UserError, match=r"data is a list below, so data\.chat is of none of them; give the whole list"):
+        load(Path("mixed.yaml"), ["data.chat=true"])
+
+
+def test_a_mixture_needs_no_reward_if_every_source_has_one(folder: Path) -> None:
+    text = "model: random:tiny-llama\nmax_steps: 3\ndata: [{path: a.jsonl, reward: 'm:f'}, {path: b.jsonl%s}]\n"
+    assert load(write("all.yaml", text % ", reward: [n:g]")).reward is None
+    with pytest.raises(UserError, match="neither `reward` nor `env` is set"):
+        load(write("one.yaml", text % ""))
+
+
+def test_paths_in_lists_are_beside_the_recipe(folder: Path) -> None:
+    write("sub/mine.py", "")
+    write("sub/a.jsonl", "")
+    lists = "data: [{path: a.jsonl, reward: './mine.py:g'}]\nreward: ['./mine.py:f', {fn: './mine.py:h'}]\n"
+    recipe = load(write("sub/own.yaml", f"model: random:tiny-llama\nmax_steps: 3\n{lists}"))
+    assert {part.fn for part in recipe.reward_parts} == {f"sub/mine.py:{name}" for name in "fgh"}
+    assert recipe.sources[0].path == "sub/a.jsonl"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from asyncrl.errors import UserError
+from asyncrl.rewards.parts import Part
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score
 
@@ -182,7 +183,8 @@ def pool_of(tmp_path):
 
     def make(name="do", workers=1, timeout_s=30.0, **kwargs):
         spec = name if ":" in name else f"./rewards.py:{name}"
-        pools.append(RewardPool(spec, tmp_path, workers, timeout_s, **kwargs))
+        settings = {key: kwargs.pop(key) for key in ("dataset", "kwargs") if key in kwargs}
+        pools.append(RewardPool([Part(spec, **settings)], tmp_path, workers, timeout_s, **kwargs))
         return pools[-1]
 
     yield make
@@ -228,7 +230,7 @@ def test_a_reward_may_start_pools_of_its_own(pool_of):
 
 def test_a_class_is_made_with_the_arguments_of_the_recipe(pool_of):
     assert run(pool_of("Made", kwargs={"base": 10}), "xy") == [Score(12.0)]
-    with pytest.raises(UserError, match=r"cannot be instantiated: TypeError: .*missing"):
+    with pytest.raises(UserError, match=r"is instantiated with .base., which has no default; give it"):
         run(pool_of("Made"), "xy")
 
 
@@ -500,12 +502,13 @@ def test_killing_the_owner_leaves_no_orphan_and_its_main_script_is_not_run_again
         textwrap.dedent("""
         import asyncio
         from pathlib import Path
+        from asyncrl.rewards.parts import Part
         from asyncrl.rewards.pool import RewardPool
         from asyncrl.rewards.score import RewardRequest
         base = Path(__file__).parent
         with open(base / "runs", "a") as file:
             file.write("run\\n")
-        pool = RewardPool("./rewards.py:do", base, 1, 1000.0)
+        pool = RewardPool([Part("./rewards.py:do")], base, 1, 1000.0)
         asyncio.run(pool.score(RewardRequest("p", ["report and spin"], [[1]], ["stop"], {"path": base / "fifo"})))
         """)
     )

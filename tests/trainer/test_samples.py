@@ -58,6 +58,15 @@ def test_a_group_compares_rollouts_however_many_trajectories_they_have(tiny_mode
     assert ours._updates(samples)[0].counts.num_sequences == 2
 
 
+def test_rollouts_without_a_reward_are_left_out_and_the_others_compared(tiny_model: Path) -> None:
+    """[1, 0, None, 1] has the mean 2/3; a group of which all have none is left out as a whole."""
+    ours = learner(tiny_model, recipe(algorithm={"advantage": "dr_grpo"}))
+    samples = of(ours, groups(5, [[1.0, 0.0, None, 1.0], [None, None, None, None]]))
+    assert [s.reward for s in samples] == [1.0, 0.0, 1.0]
+    assert [s.advantage for s in samples] == pytest.approx([1 / 3, -2 / 3, 1 / 3])
+    assert {s.group for s in samples} == {0}
+
+
 def test_a_rollout_that_was_cut_off_is_left_out_as_a_whole(tiny_model: Path) -> None:
     (group,) = groups(5, [[1.0, 0.0, 0.5]])
     members = cut_in_two(group.trajectories[0], group.trajectories[0].prompt_length + 1, 0)
