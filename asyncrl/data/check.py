@@ -29,7 +29,7 @@ def load_tasks(recipe: Recipe, base_dir: Path) -> TaskSource:
     if recipe.reward is not None:
         reward = load_reward(recipe.reward, base_dir, recipe.data.name, recipe.rewards.kwargs)
         reward.check_columns(rows.column_names)
-    tasks = TaskSource(rows, recipe.data, recipe.seed)
+    tasks = TaskSource(rows, recipe.data, recipe.seed, recipe.group_size if recipe.from_data else 0)
     tasks.check_prompts()
     return tasks
 
@@ -47,13 +47,21 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     task, tokens = tasks.first_prompt(tokenizer)
     if recipe.model != TINY_LLAMA:
         check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
-    tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
+    check_lengths(recipe, tasks, tokenizer)
     text = tokenizer.decode(tokens)
     if len(text) > _MAX_SHOWN_CHARS:
         half = _MAX_SHOWN_CHARS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
     exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
     return [f"prompt     {described(task, tokens, tokenizer)}{exact}", *(f"  | {line}" for line in text.split("\n"))]
+
+
+def check_lengths(recipe: Recipe, tasks: TaskSource, tokenizer: Any) -> None:
+    """Raises UserError if all of the first rows are too long."""
+    if recipe.from_data:
+        tasks.check_lengths(tokenizer, recipe.max_tokens, recipe.max_tokens_key)
+    else:
+        tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
 
 
 def check_vocabulary(config: dict[str, Any], tokenizer: Any, tokens: list[int]) -> None:

@@ -69,6 +69,7 @@ def taken(recipe: Recipe, base_dir: Path, tasks: TaskSource, tokenizer: Any) -> 
         },
         "prompt": {
             "column": tasks.column,
+            **({"answers": list(tasks.answers) or "chat"} if recipe.from_data else {}),
             "chat": data.chat,
             "system": data.system,
             "chat template": _hash(json.dumps(template, sort_keys=True).encode()),

@@ -64,7 +64,7 @@ _RECIPE_FILES = (".yaml", ".yml")
 SHIPPED = Path(__file__).with_name("shipped")
 """The recipes that come with asyncrl (`recipe/catalogue.py`)."""
 
-_OF_ONE_DATA_SET = ("options", "split", "prompt_column")
+_OF_ONE_DATA_SET = ("options", "split", "prompt_column", "completion_column")
 """Keys of `data` that say nothing about any other path."""
 
 
@@ -98,7 +98,8 @@ def load(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> 
         # A misspelt key is missing under its right name too: name the misspelling.
         fault = next((f for f in faults if f["type"] in _UNKNOWN), faults[0])
         place = tuple(part for part in fault["loc"] if part not in _NO_KEYS)
-        raise UserError(f"{_origin(layers, place) or path}: {_sentence(fault, '.'.join(map(str, place)))}") from error
+        where = _origin(layers, place) if place else None
+        raise UserError(f"{where or path}: {_sentence(fault, '.'.join(map(str, place)))}") from error
 
 
 def dump(recipe: Recipe) -> str:
@@ -301,6 +302,8 @@ def _sentence(fault: ErrorDetails, key: str) -> str:
         known = re.findall(r"'(\w+)'", context["expected"])
         return f"{key} must be {context['expected']}, got {_shown(value)}{nearest(str(value), known)}"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])
+    if not key:
+        return fault["msg"]
     if expected is None:
         return f"{key}: {fault['msg']}, got {_shown(value)}"
     quotes = "; put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""

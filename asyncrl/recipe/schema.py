@@ -21,7 +21,8 @@ from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, list
 from asyncrl.recipe.rewards import RewardsRecipe
 from asyncrl.recipe.rollout import RolloutRecipe
 from asyncrl.recipe.trainer import TrainerRecipe
-from asyncrl.registry import TRANSPORTS
+from asyncrl.registry import TRANSPORTS, loss_traits
+from asyncrl.task import DATA
 
 
 class WeightsRecipe(Part):
@@ -113,7 +114,7 @@ class Recipe(Part):
     """Local directory, hub name, or `random:tiny-llama` (made on the spot, for tests)."""
     data: DataRecipe
     """Where the tasks come from."""
-    reward: str | None
+    reward: str | None = None
     """`package.module:name` or `./file.py:name`; the signature decides how it is called. With `env` it may be left out:
     then the environment gives every reward."""
     env: Env = None
@@ -186,20 +187,40 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _environments_may_score(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("env") is not None:
-            return {"reward": None, **values}
-        return values
+    def _rows_have_the_answers(cls, values: Any) -> Any:
+        """What follows from `rollout.engine: data`, where the recipe does not say it."""
+        rollout = values.get("rollout") if isinstance(values, Mapping) else None
+        if not isinstance(rollout, Mapping) or rollout.get("engine") != DATA:
+            return values
+        algorithm = values.get("algorithm", {})
+        if not isinstance(algorithm, Mapping):
+            return values
+        algorithm = {"loss": "sft", "advantage": "none", **algorithm}
+        traits = loss_traits(str(algorithm["loss"]))
+        if traits.reference:
+            algorithm = {"aggregation": "sequence", **algorithm}
+        return {"group_size": 2 if traits.pairs else 1, **values, "algorithm": algorithm}
 
     @model_validator(mode="after")
     def _someone_scores(self) -> Recipe:
-        if self.reward is None and self.env is None:
-            raise PydanticCustomError("no_reward", "neither `reward` nor `env` is set; name a reward function")
+        if self.reward is None and self.env is None and not self.from_data:
+            raise PydanticCustomError(
+                "no_reward",
+                "neither `reward` nor `env` is set; name a reward function, or `asyncrl sft` the recipe if its data "
+                "has the answers",
+            )
         return self
+
+    @property
+    def from_data(self) -> bool:
+        """Whether nothing is sampled, as the rows have the answers: demonstrations, or preference pairs."""
+        return self.rollout.engine == DATA
 
     @property
     def max_tokens(self) -> int:
         """Longest trajectory, prompt and completions together."""
+        if self.from_data:
+            return self.data.max_tokens or self.trainer.tokens_per_microbatch
         prompt, completion = self.rollout.max_prompt_tokens, self.rollout.max_new_tokens
         if self.env is None:
             return prompt + completion
@@ -226,12 +247,14 @@ class Recipe(Part):
     @property
     def max_tokens_key(self) -> str:
         """What sets it, for messages."""
+        if self.from_data:
+            return "data.max_tokens" if self.data.max_tokens else "trainer.tokens_per_microbatch"
         return "env.max_context_tokens" if self.env else "rollout.max_prompt_tokens + rollout.max_new_tokens"
 
     @property
     def max_sampled_tokens(self) -> int:
         """Longest that one rollout samples."""
-        return self.rollout.max_new_tokens if self.env is None else self.max_tokens
+        return self.rollout.max_new_tokens if self.env is None and not self.from_data else self.max_tokens
 
     @property
     def code(self) -> dict[str, str]:
