@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.chat_template import FolderTokenizer
+from asyncrl.data.demonstrations import Renderer
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import Task, TaskSource
 from asyncrl.errors import UserError
@@ -48,12 +49,29 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     if recipe.model != TINY_LLAMA:
         check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
     check_lengths(recipe, tasks, tokenizer)
-    text = tokenizer.decode(tokens)
+    exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
+    return [f"prompt     {described(task, tokens, tokenizer)}{exact}", *_shown(tokenizer.decode(tokens))] + [
+        line for answer, text in answers(task, tokenizer) for line in (f"answer     {answer}", *_shown(text))
+    ]
+
+
+def _shown(text: str) -> list[str]:
     if len(text) > _MAX_SHOWN_CHARS:
         half = _MAX_SHOWN_CHARS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
-    exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
-    return [f"prompt     {described(task, tokens, tokenizer)}{exact}", *(f"  | {line}" for line in text.split("\n"))]
+    return [f"  | {line}" for line in text.split("\n")]
+
+
+def answers(task: Task, tokenizer: Any) -> list[tuple[str, str]]:
+    """Of each answer that the row has: what of it is learnt, and that as text, turn by turn."""
+    found = []
+    for sequences in Renderer(tokenizer).render(task):
+        turns = [s.tokens[start:end] for s in sequences for start, end in s.learnt]
+        ends = ", ".join(sorted({f"{turn[-1]} {tokenizer.decode([turn[-1]])!r}" for turn in turns}))
+        parts = f" in {len(turns)} turns" if len(turns) > 1 else ""
+        said = f"{sum(map(len, turns))} tokens are learnt{parts}, the last is {ends}"
+        found.append((said, "\n".join(tokenizer.decode(turn) for turn in turns)))
+    return found
 
 
 def check_lengths(recipe: Recipe, tasks: TaskSource, tokenizer: Any) -> None:

@@ -22,7 +22,7 @@ from asyncrl.buffer.records import control_bytes
 from asyncrl.cluster import ray_cluster
 from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
-from asyncrl.data.check import check_lengths, check_vocabulary, described, load_tasks
+from asyncrl.data.check import answers, check_lengths, check_vocabulary, described, load_tasks
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import RunFailed, UserError, remedy
@@ -209,6 +209,8 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[TaskSource, list[HeldOut], F
         check_vocabulary(config, tokenizer, tokens)
     check_lengths(recipe, tasks, tokenizer)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
+    for answer, _ in answers(task, tokenizer):
+        logger.info("its answer: %s", answer)
     held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
     return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
 

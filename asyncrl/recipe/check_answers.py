@@ -32,6 +32,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     for key in ("reward", "env"):
         if getattr(recipe, key) is not None:
             yield f"{key} judges what is sampled, and with rollout.engine data the rows have the answers; leave it out"
+    if recipe.eval:
+        yield (
+            "eval samples, and with rollout.engine data there is no engine; leave it out, and score the model by "
+            "`asyncrl eval RUN_DIR --recipe RECIPE`"
+        )
     if a.loss in LOSSES and a.loss not in _LEARNT:
         yield (
             f"algorithm.loss {a.loss} is for sampled tokens, and with rollout.engine data the rows have the answers; "

@@ -124,7 +124,7 @@ def _spans(sample: Mapping[str, Any], run: list[int], colours: Mapping[int, str]
     for (version, gap_class), piece in groupby(run, key=lambda place: (versions[place], _gap_class(gaps[place]))):
         places = list(piece)
         text = "".join(str(tokens[place]) for place in places)
-        tip = _tip(version, places, [gaps[place] for place in places])
+        tip = _tip(_who(sample, version), places, [gaps[place] for place in places])
         classes = f"{colours.get(version, '')} {gap_class}".strip()
         parts.append(f'<span class="{classes}" title="{tip}">{escape(text[:left])}</span>')
         left -= len(text)
@@ -133,9 +133,14 @@ def _spans(sample: Mapping[str, Any], run: list[int], colours: Mapping[int, str]
     return "".join(parts), left
 
 
-def _tip(version: int, places: list[int], gaps: list[float | None]) -> str:
+def _who(sample: Mapping[str, Any], version: int) -> str:
+    if not _is_sampled(sample):
+        return "learnt" if version >= 0 else "not learnt"
+    return f"version {version}" if version >= 0 else "not sampled"
+
+
+def _tip(who: str, places: list[int], gaps: list[float | None]) -> str:
     where = f"tokens {places[0]} to {places[-1]}" if len(places) > 1 else f"token {places[0]}"
-    who = f"version {version}" if version >= 0 else "not sampled"
     known = [f"{gap:.3g}" for gap in gaps if gap is not None]
     return f"{who}, {where}" + (f", gap {' '.join(known)}" if known else "")
 
