@@ -117,10 +117,15 @@ class FolderTokenizer:
     def get_vocab(self) -> dict[str, int]:
         return self.tokenizer.get_vocab()
 
-    def __call__(self, text: str) -> Any:
-        ids = self.tokenizer.encode(text).ids
+    @property
+    def eos_token_id(self) -> int | None:
+        eos = self.special_tokens.get("eos_token")
+        return None if eos is None else self.tokenizer.token_to_id(eos)
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+        ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         bos = self.bos_token_id
-        if self.adds_bos and bos is not None and ids[:1] != [bos]:
+        if add_special_tokens and self.adds_bos and bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
         return SimpleNamespace(input_ids=ids)
 
@@ -135,14 +140,16 @@ class FolderTokenizer:
         return templates[name]
 
     def render(self, messages: list[dict[str, Any]], tools: Any = None, **variables: Any) -> str:
-        given = {**self.special_tokens, **variables}
+        given = {**self.special_tokens, "add_generation_prompt": True, **variables}
         template = _environment().from_string(self.get_chat_template(tools))
-        return template.render(messages=messages, tools=tools, documents=None, add_generation_prompt=True, **given)
+        return template.render(messages=messages, tools=tools, documents=None, **given)
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], tools: Any = None, **variables: Any) -> list[int]:
-        for name in ("add_generation_prompt", "tokenize", "return_dict"):
-            variables.pop(name, None)
-        return self.tokenizer.encode(self.render(messages, tools, **variables), add_special_tokens=False).ids
+    def apply_chat_template(
+        self, messages: list[dict[str, Any]], tools: Any = None, tokenize: bool = True, **variables: Any
+    ) -> list[int] | str:
+        variables.pop("return_dict", None)
+        text = self.render(messages, tools, **variables)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids if tokenize else text
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)

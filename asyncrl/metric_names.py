@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 TRAINER_KEYS = tuple(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl"))
 """What a trainer says of each step; null if it does not."""
 STEP_KEYS: tuple[str, ...] = (
@@ -34,5 +37,11 @@ MORE_KEYS: tuple[str, ...] = (
     *(f"trainer/{name}" for name in ("loss", "value_loss", "grad_norm", "entropy", "learning_rate", "step_s")),
     *(f"trainer/{name}" for name in ("forward_tokens", "trajectory_tokens", "prefix_trees", "masked_truncated")),
     *(f"trainer/{name}" for name in ("skipped_zero_advantage", "skipped_steps")),
+    *("data/epoch", "sft/nll", "sft/perplexity", "pairs/margin", "pairs/accuracy"),
 )
 """Figures that a record may have besides, and those that a reward returns: reward/NAME."""
+
+
+def has_answers(record: Mapping[str, Any]) -> bool:
+    """Whether it is of a run whose data has the answers, so that nothing was sampled and no reward given."""
+    return "data/epoch" in record

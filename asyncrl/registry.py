@@ -50,6 +50,7 @@ LOSSES = {
     "kimi": Loss("asyncrl.algorithms.losses:kimi"),
     "gspo": Loss("asyncrl.algorithms.losses:gspo", linear=True),
     "m2po": Loss("asyncrl.algorithms.losses:m2po", linear=True),
+    "sft": Loss("asyncrl.algorithms.losses:sft"),
     "trajectory_balance": Loss("asyncrl.algorithms.sequence:trajectory_balance", reference=True),
     "dpo": Loss("asyncrl.algorithms.sequence:dpo", reference=True, pairs=True),
     "ipo": Loss("asyncrl.algorithms.sequence:ipo", reference=True, pairs=True),
@@ -104,6 +105,7 @@ class Engine(Entry):
 ENGINES = {
     "vllm": Engine("asyncrl.rollout.vllm_engine:VllmEngine"),
     "simulated": Engine("asyncrl.rollout.simulated:SimulatedEngine", provides_logprobs=False, holds_weights=False),
+    "data": Engine("asyncrl.rollout.demonstrations:NoEngine", provides_logprobs=False, holds_weights=False),
 }
 
 TRAINERS = {"fsdp": Entry("asyncrl.trainer.fsdp:Fsdp")}

@@ -9,6 +9,9 @@ from typing import Any
 REASONING_GYM, VERIFIERS = MADE = ("reasoning_gym:", "verifiers:")
 """What `data.path` begins with where a package makes the rows; the second, `env` too."""
 
+DATA = "data"
+"""`rollout.engine` where nothing is sampled, as the rows have the answers."""
+
 Message = dict[str, Any]
 """Of a chat: role, content, and what else a chat template knows."""
 
@@ -34,6 +37,9 @@ class Task:
     """Passes over the data at this draw."""
     source: str = ""
     """Name of the data source, where the recipe has several."""
+    answers: tuple[str | list[Message], ...] = ()
+    """What follows the prompt, of a row that has it: a demonstration; or the chosen and the rejected. Text, or
+    messages, of which the assistant's are to be learnt."""
 
     @property
     def messages(self) -> list[Message]:

@@ -54,6 +54,8 @@ FILES = {
     "broken.jsonl": '{"prompt": "a", "answer"\n',
     "rows.txt": "a\n",
     "problems.jsonl": '{"prompt": "a"}\n',
+    "demonstrations.yaml": "model: random:tiny-llama\ndata: {path: rows.jsonl}\nmax_steps: 1\n"
+    "trainer: {tokens_per_microbatch: 512}\n",
     "a_file": "",
     "rows.jsonl.gz": gzip.compress(b'{"prompt": "a", "answer": "b"}\n'),
     "runs/old/recipe.yaml": "model: x\n",

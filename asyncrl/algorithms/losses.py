@@ -28,6 +28,14 @@ def reinforce(
     return LossOutput(-a * logp, torch.zeros_like(mask))
 
 
+def sft(
+    logprobs: Tensor, behaviour_logprobs: Tensor, prox_logprobs: Tensor, advantages: Tensor, mask: Tensor, **_: Any
+) -> LossOutput:
+    """-log pi, the cross-entropy of demonstrations: nothing else that is given counts."""
+    (logp,) = kept(mask, logprobs)
+    return LossOutput(-logp, torch.zeros_like(mask))
+
+
 def _clip(r: Tensor, a: Tensor, clip_low: float, clip_high: float, dual_clip: float | None) -> LossOutput:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), and for A < 0 at most -dual_clip A; r and A float [N]."""
     unclipped = r * a

@@ -47,8 +47,16 @@ def _parser() -> _Parser:
 
     train = commands.add_parser("train", help="run a recipe", usage="asyncrl train RECIPE [key=value ...] [options]")
     _add_recipe(train)
-    train.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, run nothing")
-    train.add_argument("--or-resume", action="store_true", help="if run_dir has this run already, take it up")
+    _add_start(train)
+
+    sft = commands.add_parser(
+        "sft",
+        help="train on answers in the data: demonstrations, or preference pairs",
+        usage="asyncrl sft RECIPE [key=value ...] [options]",
+        description="As `asyncrl train` with rollout.engine=data, which a recipe may say itself.",
+    )
+    _add_recipe(sft)
+    _add_start(sft)
 
     recipes = commands.add_parser(
         "recipes", help="list the recipes that come with asyncrl, or copy one", usage="%(prog)s [copy NAME [DIR]]"
@@ -228,6 +236,11 @@ def _port(text: str) -> int:
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/tiny.yaml")
     _add_overrides(parser)
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="check and print the resolved recipe, run nothing")
+    parser.add_argument("--or-resume", action="store_true", help="if run_dir has this run already, take it up")
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:

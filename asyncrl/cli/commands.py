@@ -27,6 +27,7 @@ from asyncrl.terminal.escape import visible
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": running.train,
+    "sft": running.sft,
     "recipes": running.recipes,
     "resume": running.resume,
     "eval": evaluating.evaluate,

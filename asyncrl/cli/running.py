@@ -1,4 +1,4 @@
-"""Commands that start something or say how it would run: train, resume, submit, plan, recipes."""
+"""Commands that start something or say how it would run: train, sft, resume, submit, plan, recipes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from asyncrl.cli.common import check_run_dir, importing, local, say
 from asyncrl.errors import UserError
+from asyncrl.task import DATA
 
 if TYPE_CHECKING:
     from asyncrl.recipe.schema import Recipe
@@ -46,6 +47,12 @@ def train(arguments: argparse.Namespace) -> int:
 
     run(recipe, path.stem, base_dir)
     return 0
+
+
+def sft(arguments: argparse.Namespace) -> int:
+    """As `train`, of a recipe whose rows have the answers."""
+    arguments.overrides = [f"rollout.engine={DATA}", *arguments.overrides]
+    return train(arguments)
 
 
 def loaded(path: Path, overrides: list[str]) -> Recipe:
@@ -99,6 +106,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
     base_dir, recipe = Path.cwd(), loaded(arguments.recipe, arguments.overrides)
     check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
+    if recipe.from_data:
+        raise UserError("plan divides GPUs among engines and trainer, and with rollout.engine data there is no engine")
     profile = arguments.profile and local(arguments.profile, whole=False)
     say(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens))
     return 0
@@ -141,6 +150,13 @@ def _sizes(recipe: Recipe) -> list[str]:
 
     settings = control_settings(recipe)
     rollout, trainer = recipe.rollout, recipe.trainer
+    if recipe.from_data:
+        what = "demonstrations" if recipe.group_size == 1 else "pairs"
+        return [
+            f"trainer    {recipe.max_steps} steps of {recipe.groups_per_step} {what} of <= {recipe.max_tokens} tokens "
+            f"(longer ones are filtered), <= {trainer.tokens_per_microbatch} tokens at once on {trainer.ranks} rank "
+            f"({_device(trainer.gpus_per_rank)})",
+        ]
     groups, num_slots = recipe.groups_per_step, slots(settings)
     turns = f" and {recipe.env.max_turns} turns" if recipe.env else ""
     engines = "" if rollout.first_replicas == rollout.replicas else f"{rollout.first_replicas} to "

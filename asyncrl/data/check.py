@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.chat_template import FolderTokenizer
+from asyncrl.data.demonstrations import Renderer
 from asyncrl.data.mixture import SOURCE_COLUMN, Mixture, Tasks
 from asyncrl.data.source import Rows, load_rows
 from asyncrl.data.tasks import TaskSource
@@ -33,12 +34,13 @@ def load_tasks(recipe: Recipe, base_dir: Path) -> Tasks:
     tables = [load_rows(source, recipe.seed) for source in recipe.sources]
     _check_columns(recipe, base_dir, tables)
     tasks: Tasks
+    num_answers = recipe.group_size if recipe.from_data else 0
     if isinstance(recipe.data, list):
         if env is not None and any(s.chat_template_kwargs != recipe.data[0].chat_template_kwargs for s in recipe.data):
             raise UserError("data: with env all sources need the same chat_template_kwargs; say them in each")
-        tasks = Mixture(recipe.data, tables, recipe.seed)
+        tasks = Mixture(recipe.data, tables, recipe.seed, num_answers)
     else:
-        tasks = TaskSource(tables[0], recipe.data, recipe.seed)
+        tasks = TaskSource(tables[0], recipe.data, recipe.seed, num_answers)
     tasks.check_prompts()
     return tasks
 
@@ -66,9 +68,10 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     task, tokens = tasks.first_prompt(tokenizer)
     if recipe.model != TINY_LLAMA:
         check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
-    tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
+    check_lengths(recipe, tasks, tokenizer)
     exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
-    return [*shares, f"prompt     {described(task, tokens, tokenizer)}{exact}", *rendered(tokens, tokenizer)]
+    first = [f"prompt     {described(task, tokens, tokenizer)}{exact}", *rendered(tokens, tokenizer)]
+    return [*shares, *first, *answer_lines(task, tokenizer)]
 
 
 def tokenizer_of(recipe: Recipe, base_dir: Path) -> Any:
@@ -78,11 +81,43 @@ def tokenizer_of(recipe: Recipe, base_dir: Path) -> Any:
 
 def rendered(tokens: list[int], tokenizer: Any) -> list[str]:
     """A prompt's text, special tokens too, line by line; of a long one both ends."""
-    text = tokenizer.decode(tokens)
+    return _shown(tokenizer.decode(tokens))
+
+
+def answer_lines(task: Task, tokenizer: Any) -> list[str]:
+    """Of each answer that the row has, what of it is learnt, with its text."""
+    return [line for said, text in answers(task, tokenizer) for line in (f"answer     {said}", *_shown(text))]
+
+
+def _shown(text: str) -> list[str]:
     if len(text) > _MAX_SHOWN_CHARS:
         half = _MAX_SHOWN_CHARS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
     return [f"  | {line}" for line in text.split("\n")]
+
+
+def answers(task: Task, tokenizer: Any) -> list[tuple[str, str]]:
+    """Of each answer that the row has: what of it is learnt, and that as text, turn by turn."""
+    found = []
+    for sequences in Renderer(tokenizer).render(task):
+        turns = [s.tokens[start:end] for s in sequences for start, end in s.learnt]
+        ends = ", ".join(sorted({f"{turn[-1]} {tokenizer.decode([turn[-1]])!r}" for turn in turns}))
+        parts = f" in {len(turns)} turns" if len(turns) > 1 else ""
+        said = f"{sum(map(len, turns))} tokens are learnt{parts}, the last is {ends}"
+        found.append((said, "\n".join(tokenizer.decode(turn) for turn in turns)))
+    return found
+
+
+def longest(recipe: Recipe) -> tuple[int, str]:
+    """Most tokens of a prompt, or of a row with its answers, and the key that says so."""
+    if recipe.from_data:
+        return recipe.max_tokens, recipe.max_tokens_key
+    return recipe.rollout.max_prompt_tokens, "rollout.max_prompt_tokens"
+
+
+def check_lengths(recipe: Recipe, tasks: Tasks, tokenizer: Any) -> None:
+    """Raises UserError if all of the first rows are too long."""
+    tasks.check_lengths(tokenizer, *longest(recipe))
 
 
 def check_vocabulary(config: dict[str, Any], tokenizer: Any, tokens: list[int]) -> None:

@@ -48,11 +48,11 @@ class Shares:
 class Mixture:
     """Draws tasks from several sources; in the place of a TaskSource."""
 
-    def __init__(self, recipes: Sequence[DataPart], tables: Sequence[Any], seed: int) -> None:
-        """`tables`: the rows of each. Raises UserError if one has no prompt column."""
+    def __init__(self, recipes: Sequence[DataPart], tables: Sequence[Any], seed: int, num_answers: int = 0) -> None:
+        """`tables`: the rows of each; `num_answers` as TaskSource's. Raises UserError if one has no prompt column."""
         self.recipes = list(recipes)
         self.sources = [
-            TaskSource(rows, recipe, seed + place * _STRIDE)
+            TaskSource(rows, recipe, seed + place * _STRIDE, num_answers)
             for place, (recipe, rows) in enumerate(zip(recipes, tables, strict=True))
         ]
         self.shares = Shares([recipe.weight for recipe in recipes])
@@ -66,6 +66,11 @@ class Mixture:
     def column(self) -> list[str]:
         """Those of the prompts."""
         return [source.column for source in self.sources]
+
+    @property
+    def answers(self) -> list[list[str]]:
+        """Columns of the answers, of each source."""
+        return [list(source.answers) for source in self.sources]
 
     def digest(self) -> str:
         """A hash that tells these rows, and how they are mixed, from others."""
@@ -95,9 +100,9 @@ class Mixture:
         first, *_ = [source.first_prompt(tokenizer) for source in self.sources]
         return first
 
-    def check_lengths(self, tokenizer: Any, most: int) -> None:
+    def check_lengths(self, tokenizer: Any, most: int, key: str = "rollout.max_prompt_tokens") -> None:
         for source in self.sources:
-            source.check_lengths(tokenizer, most)
+            source.check_lengths(tokenizer, most, key)
 
     def described(self) -> list[str]:
         """A line for each source: rows, share, weight."""

@@ -35,6 +35,8 @@ class Prompt:
     """For the template: functions in OpenAI's form."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further variables of the template."""
+    answers: tuple[str | list[Message], ...] = ()
+    """What follows it, of a row that has that (`demonstrations.py`)."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,17 @@ class PromptReader:
     def read(self, row: dict[str, Any]) -> Prompt:
         """Raises BadPrompt."""
         value = row[self.column]
-        if self.from_arrow and isinstance(value, list):
-            value = [_without_others(message) for message in value]
         if value is None or (isinstance(value, str) and not value.strip()):
             raise BadPrompt("prompt_empty", "is null" if value is None else "is empty")
-        messages = _as_messages(value)
+        messages = self.messages(value)
         if messages is None and not isinstance(value, str):
             raise BadPrompt("prompt_malformed", f"must be text or a list of chat messages, not {_shown(value)}")
         if messages is None and not self.recipe.chat:
-            self._check_text(value)
+            self.check_text(value)
             return Prompt(value)
-        messages = [_message(m, i) for i, m in enumerate(messages or [{"role": "user", "content": value}])]
+        messages = messages or [{"role": "user", "content": value}]
         for message in messages:
-            self._check_text(message.get("content") or "")
+            self.check_text(message.get("content") or "")
         if not any((m.get("content") or "").strip() or m.get("tool_calls") for m in messages):
             raise BadPrompt("prompt_empty", "has only empty messages")
         if messages[-1]["role"] == "assistant":
@@ -78,6 +78,13 @@ class PromptReader:
             raise BadPrompt("prompt_malformed", f"has {KWARGS_COLUMN} that are no mapping: {_shown(own)}")
         return Prompt(messages, self._tools(row), {**self.recipe.chat_template_kwargs, **own})
 
+    def messages(self, value: Any) -> list[Message] | None:
+        """The chat that `value` is, with texts as contents. Raises BadPrompt for a message without one."""
+        if self.from_arrow and isinstance(value, list):
+            value = [_without_others(message) for message in value]
+        messages = _as_messages(value)
+        return None if messages is None else [_message(m, i) for i, m in enumerate(messages)]
+
     def _tools(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
         tools = _parsed(self._plain(row.get(TOOLS_COLUMN)), TOOLS_COLUMN)
         if not tools:
@@ -88,7 +95,7 @@ class PromptReader:
             )
         return tools
 
-    def _check_text(self, text: str) -> None:
+    def check_text(self, text: str) -> None:
         for kind in _MEDIA:
             if f"<{kind}>" in text and {kind, f"{kind}s"} & self.columns:
                 raise BadPrompt(

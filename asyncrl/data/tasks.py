@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 
 from asyncrl.chat_template import variables
 from asyncrl.control.controller import Controller
-from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, PromptReader
+from asyncrl.data.demonstrations import AnswerReader, Columns, Renderer, columns_of_answers
+from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, Prompt, PromptReader
 from asyncrl.data.source import Rows, columns_of, digest
 from asyncrl.errors import UserError, is_of_the_program
 from asyncrl.recipe.data import DataRecipe
@@ -65,17 +66,18 @@ class Draws:
 class TaskSource:
     """Draws tasks: every epoch visits each row once, in an order of its own."""
 
-    def __init__(self, rows: Rows, recipe: DataRecipe, seed: int) -> None:
-        """Raises UserError if there is no prompt column."""
+    def __init__(self, rows: Rows, recipe: DataRecipe, seed: int, num_answers: int = 0) -> None:
+        """`num_answers`: that each row has, 0 to 2. Raises UserError if there are no such columns."""
         self._rows = rows
         self._recipe = recipe
         self._seed = seed % 2**64
         self.draws = Draws()
         self._examples: dict[str, int] = {}
         """The first row with each trait of a prompt that a chat template may not take (`_traits`)."""
-        self.column = _prompt_column(rows.column_names, recipe.prompt_column)
-        columns = frozenset(rows.column_names)
-        self._reader = PromptReader(recipe, self.column, columns, from_arrow=hasattr(rows, "features"))
+        columns = _columns(rows.column_names, recipe, num_answers)
+        self.column, self.answers = columns.prompt, columns.answers
+        prompts = PromptReader(recipe, self.column, frozenset(rows.column_names), from_arrow=hasattr(rows, "features"))
+        self._reader = AnswerReader(prompts, columns) if num_answers else prompts
         # Draws near the end of an epoch and the beginning of the next come interleaved.
         self._order = functools.lru_cache(maxsize=2)(self._make_order)
 
@@ -113,7 +115,8 @@ class TaskSource:
             raise BadPrompt(fault.reason, f"{where} {fault}") from fault
         number = self.draws.first_row + index
         epoch = self.draws.place(draw) / len(self._rows)
-        return Task(draw, number, prompt.value, row, prompt.tools, prompt.template_kwargs, where, epoch)
+        said = prompt.value, row, prompt.tools, prompt.template_kwargs, where, epoch
+        return Task(draw, number, *said, answers=prompt.answers)
 
     def _where(self, index: int) -> str:
         where = getattr(self._rows, "where", None)
@@ -130,7 +133,7 @@ class TaskSource:
         faults: list[str] = []
         reasons: Counter[str] = Counter()
         num_rows = 0
-        for index, row in columns_of(self._rows, (self.column, TOOLS_COLUMN, KWARGS_COLUMN)):
+        for index, row in columns_of(self._rows, (self.column, *self.answers, TOOLS_COLUMN, KWARGS_COLUMN)):
             num_rows += 1
             try:
                 prompt = self._reader.read(row)
@@ -142,12 +145,13 @@ class TaskSource:
                     break
             else:
                 self._check_chat(prompt.value)
-                for trait in _traits(prompt.value, prompt.tools, prompt.template_kwargs):
+                for trait in _traits(prompt):
                     self._examples.setdefault(trait, index)
         if not reasons:
             return
         first = "" if num_rows == len(self._rows) else "the first "
-        bad = f"{reasons.total()} of {first}{num_rows} rows have no usable prompt"
+        what = "prompt and answer" if self._has_answers else "prompt"
+        bad = f"{reasons.total()} of {first}{num_rows} rows have no usable {what}"
         shown = "; ".join(faults) + ("; and others" if reasons.total() > len(faults) else "")
         if self._recipe.on_bad_row == "error" or reasons.total() == num_rows:
             raise UserError(f"data.path: {bad}: {shown}. Mend them, or set data.on_bad_row=skip to leave them out")
@@ -179,39 +183,46 @@ class TaskSource:
         raise AssertionError("a table has at least one row")
 
     def measured(self, tokenizer: Any, most: int) -> tuple[list[int], Counter[str]]:
-        """Tokens of the first `most` prompts drawn, and by reason how many of them are none."""
-        lengths, reasons = [], Counter[str]()
+        """Tokens of the first `most` prompts drawn, or rows with their answers, and by reason how many are none."""
+        lengths, reasons, renderer = [], Counter[str](), Renderer(tokenizer)
         for draw in range(min(most, len(self._rows))):
             try:
-                lengths.append(len(tokenize(self.task(draw), tokenizer)))
+                task = self.task(draw)
+                sequences = [sequence.tokens for answer in renderer.render(task) for sequence in answer]
+                lengths.append(max(map(len, sequences or [tokenize(task, tokenizer)])))
             except BadPrompt as fault:
                 reasons[fault.reason] += 1
         return lengths, reasons
 
-    def check_lengths(self, tokenizer: Any, most: int) -> None:
-        """Looks at the prompts drawn first. If all have more than `most` tokens that is a UserError, if some a warning:
-        they are filtered."""
+    def check_lengths(self, tokenizer: Any, most: int, key: str = "rollout.max_prompt_tokens") -> None:
+        """Looks at what is drawn first, prompts, or rows with their answers. If all have more than `most` tokens, which
+        `key` says, that is a UserError, if some a warning: they are filtered."""
+        what = "rows" if self._has_answers else "prompts"
         lengths, _ = self.measured(tokenizer, _NUM_MEASURED)
         number = sum(length > most for length in lengths)
-        over = f"more than the {most} tokens of rollout.max_prompt_tokens"
+        over = f"more than the {most} tokens of {key}"
         if lengths and number == len(lengths):
             raise UserError(
-                f"data.path: all of the first {number} prompts have {over}, {min(lengths)} and more; raise it, or take "
-                "shorter prompts"
+                f"data.path: all of the first {number} {what} have {over}, {min(lengths)} and more; raise it, or take "
+                f"shorter {what}"
             )
         if number:
             first, longest = len(lengths), max(lengths)
             logger.warning(
-                "%d of the first %d prompts have %s, up to %d, and are filtered", number, first, over, longest
+                "%d of the first %d %s have %s, up to %d, and are filtered", number, first, what, over, longest
             )
 
+    @property
+    def _has_answers(self) -> bool:
+        return isinstance(self._reader, AnswerReader)
+
     def _check_examples(self, first: Task, tokenizer: Any) -> None:
-        seen = set(_traits(first.prompt, first.tools, first.template_kwargs))
+        seen = set(_traits(first))
         for trait, index in self._examples.items():
             if trait in seen:
                 continue
             task = self._task(0, index)
-            seen.update(_traits(task.prompt, task.tools, task.template_kwargs))
+            seen.update(_traits(task))
             try:
                 self._tokens_of(task, tokenizer)
             except BadPrompt as fault:
@@ -223,6 +234,8 @@ class TaskSource:
 
     def _tokens_of(self, task: Task, tokenizer: Any) -> list[int]:
         self._check_template(task, tokenizer)
+        if self._has_answers:
+            Renderer(tokenizer).render(task)
         return tokenize(task, tokenizer)
 
     def _check_template(self, task: Task, tokenizer: Any) -> None:
@@ -249,17 +262,19 @@ class TaskSource:
         return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._rows))
 
 
-def _traits(prompt: str | list[Message], tools: Any, template_kwargs: Mapping[str, Any]) -> Iterator[str]:
+def _traits(of: Prompt | Task) -> Iterator[str]:
     """What a chat template may not take, or not show: which role follows which, tools, calls of them, variables."""
+    prompt = of.value if isinstance(of, Prompt) else of.prompt
     if isinstance(prompt, str):
         yield "text"
         return
-    yield from (f"{role} after {before}" for before, role in pairwise(["", *(str(m["role"]) for m in prompt)]))
-    if tools:
+    for messages in [[*prompt, *answer] for answer in of.answers] or [prompt]:
+        yield from (f"{role} after {before}" for before, role in pairwise(["", *(str(m["role"]) for m in messages)]))
+        if any(message.get("tool_calls") for message in messages):
+            yield "tool calls"
+    if of.tools:
         yield "tools"
-    if any(message.get("tool_calls") for message in prompt):
-        yield "tool calls"
-    yield from (f"variable {name}" for name in template_kwargs)
+    yield from (f"variable {name}" for name in of.template_kwargs)
 
 
 def tokenize(task: Task, tokenizer: Any) -> list[int]:
@@ -294,6 +309,18 @@ def tokenize(task: Task, tokenizer: Any) -> list[int]:
     if not tokens:
         raise BadPrompt("prompt_empty", f"{task.where} has no tokens")
     return tokens
+
+
+def _columns(names: list[str], recipe: DataRecipe, num_answers: int) -> Columns:
+    """Raises UserError if there are none."""
+    if not num_answers:
+        return Columns(_prompt_column(names, recipe.prompt_column))
+    pairs = num_answers > 1
+    if (found := columns_of_answers(names, pairs, recipe.prompt_column, recipe.completion_column)) is not None:
+        return found
+    wanted = "columns chosen and rejected" if pairs else "column of chats (messages), nor of prompts and answers"
+    cure = "rename them" if pairs else "name them by data.prompt_column and data.completion_column"
+    raise UserError(f"data.path: the data set has no {wanted}, only {', '.join(names)}; {cure}")
 
 
 def _prompt_column(columns: list[str], named: str | None) -> str:

@@ -49,7 +49,33 @@ def bottleneck(shares: Mapping[str, float]) -> str:
         role = "balanced"
     elif role == "generators" and rewards >= MOST:
         role = "rewards"
-    lines = {
+    return _lines(shares)[role]
+
+
+def bottleneck_of_answers(shares: Mapping[str, float]) -> str:
+    """The same for a run that samples nothing: only the trainer has work to do."""
+    losses = {
+        "rows": shares.get("trainer_time/wait_batch", 0.0),
+        "checkpoint": shares.get("trainer_time/checkpoint", 0.0),
+        "driver": shares.get("trainer_time/unaccounted", 0.0),
+    }
+    role = max(losses, key=lambda name: losses[name])
+    return _lines(shares)[role if losses[role] >= NOTICEABLE else "computes"]
+
+
+def _lines(shares: Mapping[str, float]) -> dict[str, str]:
+    waiting = shares.get("trainer_time/wait_batch", 0.0)
+    idle = shares.get("generator_time/idle", 0.0)
+    wait_publish = shares.get("trainer_time/wait_publish", 0.0)
+    rewards = shares.get("reward_time/waiting", 0.0)
+    paused = shares.get("generator_time/paused", 0.0)
+    saving = shares.get("trainer_time/checkpoint", 0.0)
+    unaccounted = shares.get("trainer_time/unaccounted", 0.0)
+    return {
+        "rows": f"data-bound: the trainer waits for rows {_percent(waiting)} of the time; its steps are short, raise "
+        "groups_per_step",
+        "computes": f"trainer-bound: it waits for rows {_percent(waiting)} of the time; to go faster, give it more "
+        "cores or GPUs",
         "trainer": f"trainer-bound: generators idle {_percent(idle)} of the time at the staleness bound; "
         "give the trainer more cores or GPUs, or shorten its step",
         "generators": f"generator-bound: the trainer waits for a batch {_percent(waiting)} of the time; "
@@ -67,7 +93,6 @@ def bottleneck(shares: Mapping[str, float]) -> str:
         "balanced": f"balanced: the trainer waits for a batch {_percent(waiting)} of the time and generators "
         f"idle {_percent(idle)}; to go faster, give both more cores or GPUs",
     }
-    return lines[role]
 
 
 def _percent(share: float) -> str:

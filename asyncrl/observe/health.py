@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asyncrl.metric_names import has_answers
+
 Record = Mapping[str, Any]
 
 GAP_LIMIT_NATS = 0.05
@@ -228,7 +230,8 @@ def _truncated(record: Record, history: Sequence[Record]) -> str | None:
 
 def _entropy(record: Record) -> str | None:
     entropy = _figure(record, "trainer/entropy")
-    if entropy is None or entropy >= ENTROPY_LIMIT_NATS:
+    # Answers that are given may be certain.
+    if entropy is None or entropy >= ENTROPY_LIMIT_NATS or has_answers(record):
         return None
     return (
         f"trainer/entropy is {entropy:.4f} nats per token: the policy hardly samples any more; raise "

@@ -238,12 +238,13 @@ class Driver:
         """Start all actors side by side, resume what was in flight, connect the weight channel, make weights live."""
         fresh = self.controller.live < 0 and self.controller.steps_done == 0
         over = self.controller.steps_done >= self.recipe.max_steps and not self.evaluations.due(self.controller.live)
+        replicas = self.recipe.rollout.first_replicas
         if not fresh:
             self.view.phase("taking up the groups in the journal")
         await self.groups.see(self._sight)
         await self._take_up()
-        roles = "the trainer" if over else f"{self.recipe.rollout.first_replicas} generator(s) and the trainer"
-        starting = self.view.phase(f"starting {roles}", total=1 if over else self.recipe.rollout.first_replicas + 1)
+        roles = "the trainer" if over or self.recipe.from_data else f"{replicas} generator(s) and the trainer"
+        starting = self.view.phase(f"starting {roles}", total=1 if over else replicas + 1)
 
         def up(_: object) -> None:
             starting.done += 1

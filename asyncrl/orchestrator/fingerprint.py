@@ -76,6 +76,7 @@ def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Finge
         },
         "prompt": {
             "column": tasks.column,
+            **({"answers": list(tasks.answers) or "chat"} if recipe.from_data else {}),
             "chat": _each(s.chat for s in data),
             "system": _each(s.system for s in data),
             "chat template": _hash(json.dumps(template, sort_keys=True).encode()),

@@ -17,7 +17,7 @@ from asyncrl.control.messages import Train
 from asyncrl.envs.environment import ToolUse
 from asyncrl.errors import naming
 from asyncrl.metric_names import TRAINER_KEYS
-from asyncrl.observe.bottleneck import bottleneck
+from asyncrl.observe.bottleneck import bottleneck, bottleneck_of_answers
 from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
 from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
@@ -35,9 +35,12 @@ logger = logging.getLogger(__name__)
 class Recorder:
     """One run's figures. Times in seconds; the window of a step goes from the end of the step before to its own."""
 
-    def __init__(self, run_dir: Path, writer: MetricsWriter, trackers: Trackers) -> None:
-        """Goes on from the last record there is, if any."""
-        self.run_dir = run_dir
+    def __init__(
+        self, run_dir: Path, writer: MetricsWriter, trackers: Trackers, num_answered: int | None = None
+    ) -> None:
+        """Goes on from the last record there is, if any. `num_answered`: rows of the data, if they have the answers, so
+        that there are epochs but no rewards."""
+        self.run_dir, self._num_answered = run_dir, num_answered
         self._writer = writer
         self._trackers = trackers
         records = writer.records()
@@ -154,6 +157,9 @@ class Recorder:
             **dict.fromkeys(TRAINER_KEYS),
             **result.report.metrics,
         }
+        if self._num_answered:
+            record |= {"reward/mean": None, "reward/std": None, "accuracy/mean": None, "rewards/failed_share": None}
+            record["data/epoch"] = (ledger.trained + ledger.filtered) / self._num_answered
         complete(record)
         for sentence in self._health.check(record):
             logger.warning("step %d: %s", step, sentence)
@@ -202,7 +208,7 @@ class Recorder:
             "reward_failure_reasons": self._failures.counts,
             "changes": fingerprint.changes(self.run_dir),
             "final": self.last,
-            "bottleneck": bottleneck(means) if means else "",
+            "bottleneck": (bottleneck_of_answers if self._num_answered else bottleneck)(means) if means else "",
             "warnings": [vars(said) for said in self._health.said.values()],
         }
         write_summary(self.run_dir / "summary.json", summary)

@@ -23,7 +23,7 @@ from asyncrl.buffer.records import control_bytes
 from asyncrl.cluster import ray_cluster
 from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
-from asyncrl.data.check import check_vocabulary, described, load_tasks
+from asyncrl.data.check import answers, check_lengths, check_vocabulary, described, load_tasks
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.mixture import Tasks
 from asyncrl.errors import RunFailed, UserError, remedy
@@ -228,10 +228,12 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Finger
         config = local_config(Path(recipe.model)) if is_local(recipe.model) else hub_config(recipe.model)
         check_context(recipe, context_of(config))
         check_vocabulary(config, tokenizer, tokens)
-    tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
+    check_lengths(recipe, tasks, tokenizer)
     for line in tasks.described():
         logger.info("data: %s", line)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
+    for answer, _ in answers(task, tokenizer):
+        logger.info("its answer: %s", answer)
     held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
     return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
 
@@ -250,14 +252,15 @@ async def _run(
 ) -> Path:
     """`begun` is called once all actors have started."""
     controller = recovered.controller
-    logger.info("staleness is at most %d update(s)", controller.worst_case_staleness)
+    if not recipe.from_data:
+        logger.info("staleness is at most %d update(s)", controller.worst_case_staleness)
     model, sight = model_folder(recipe, run_dir), Sight.begin(run_dir)
     actors = Actors(recipe, model, sight, ray_cluster.base_dir_of_actors(base_dir), places)
     writer = MetricsWriter(run_dir / "metrics.jsonl")
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
     trackers = _trackers(recipe, run_dir, base_dir, hooks)
-    recorder = Recorder(run_dir, writer, trackers)
+    recorder = Recorder(run_dir, writer, trackers, tasks.num_rows if recipe.from_data else None)
     driver = Driver(recipe, run_dir, actors, recovered, tasks, held_out, recorder, view)
     loop = asyncio.get_running_loop()
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt
+from asyncrl.registry import ENGINES
 
 
 class AlgorithmRecipe(Part):
@@ -31,7 +32,7 @@ class AlgorithmRecipe(Part):
     """0: one-step differences of the critic; 1: the reward less the critic's value."""
     loss: str = "ppo"
     """`ppo`, `decoupled_ppo`, `reinforce`, `tis`, `cispo`, `topr`, `kimi`, `gspo`, `m2po`, `trajectory_balance`,
-    `dpo`, `ipo`, or your own by `package.module:name` or `./file.py:name`."""
+    `dpo`, `ipo`, `sft` (of `rollout.engine: data`), or your own by `package.module:name` or `./file.py:name`."""
     loss_args: dict[str, Any] = {}
     """Keyword arguments of your own loss."""
     clip_low: PositiveFloat = 0.2
@@ -97,8 +98,8 @@ class AlgorithmRecipe(Part):
 def proximal_of(algorithm: Mapping[str, Any], engine: Any) -> str:
     """What `proximal: auto` means beside the other keys of the part, as they are written."""
     corrects = algorithm.get("correction", "none") != "none" or algorithm.get("loss") == "decoupled_ppo"
-    # The simulated engine has no log-probs that anything could be compared with.
-    return "recompute" if corrects or engine == "simulated" else "behaviour"
+    without = engine in ENGINES and not ENGINES[engine].provides_logprobs
+    return "recompute" if corrects or without else "behaviour"
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -24,6 +24,7 @@ from asyncrl.models import TINY_CONTEXT, TINY_LLAMA, TINY_MODULES, local_config,
 from asyncrl.plugins import load_object
 from asyncrl.recipe import secret
 from asyncrl.recipe.check_algorithm import check_algorithm
+from asyncrl.recipe.check_answers import check_answers
 from asyncrl.recipe.check_evaluation import check_best, check_evaluations
 from asyncrl.recipe.check_trainer import check_trainer
 from asyncrl.recipe.check_weights import check_weights
@@ -75,6 +76,7 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
         )
     _check_run_dir(recipe, base_dir)
     control_settings(recipe)
+    check_answers(recipe)
     _check_rollout(recipe)
     check_trainer(recipe)
     _check_keep_best(recipe)

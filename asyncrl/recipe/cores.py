@@ -41,7 +41,7 @@ def trainer_threads(recipe: Recipe) -> int:
 
 def _side_by_side(recipe: Recipe) -> bool:
     on_cpus = not (recipe.rollout.gpus_per_replica or recipe.trainer.gpus_per_rank)
-    return recipe.max_staleness > 0 and on_cpus and len(usable_cores()) > 1
+    return recipe.max_staleness > 0 and on_cpus and not recipe.from_data and len(usable_cores()) > 1
 
 
 def usable_cores() -> list[int]:

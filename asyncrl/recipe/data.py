@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from asyncrl.recipe.part import LIST, ONE, Part, one_or_list
+from asyncrl.recipe.part import LIST, ONE, Part, PositiveInt, one_or_list
 from asyncrl.recipe.rewards import Reward
 from asyncrl.task import MADE
 
@@ -29,6 +29,12 @@ class DataRecipe(Part):
     """Split of a hub data set; local files, reasoning_gym and verifiers have only `train`."""
     prompt_column: str | None = None
     """Column of text or of chat messages; default: the first of prompt, question, problem, messages."""
+    completion_column: str | None = None
+    """Column of the answers, with `rollout.engine: data`; default: the first of completion, answer, response, or else
+    the assistant's messages of a chat. Preference pairs are in the columns chosen and rejected."""
+    max_tokens: PositiveInt | None = None
+    """Rows that are longer, prompt and answer together, are filtered (counted under `row_too_long`), with
+    `rollout.engine: data`; default: trainer.tokens_per_microbatch."""
     chat: bool = False
     """Wrap a text prompt as one user message and apply the model's chat template."""
     system: str | None = None

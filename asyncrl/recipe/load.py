@@ -68,7 +68,7 @@ SHIPPED = Path(__file__).with_name("shipped")
 
 _ONE_OR_LIST = ("data", "reward")
 """Keys that are one thing or a list of parts."""
-_OF_ONE_DATA_SET = ("options", "split", "prompt_column")
+_OF_ONE_DATA_SET = ("options", "split", "prompt_column", "completion_column")
 """Keys of `data` that say nothing about any other path."""
 
 
@@ -102,7 +102,8 @@ def load(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> 
         # A misspelt key is missing under its right name too: name the misspelling.
         fault = next((f for f in faults if f["type"] in _UNKNOWN), faults[0])
         place = tuple(part for part in fault["loc"] if part not in _NO_KEYS)
-        raise UserError(f"{_origin(layers, place) or path}: {_sentence(fault, '.'.join(map(str, place)))}") from error
+        where = _origin(layers, place) if place else None
+        raise UserError(f"{where or path}: {_sentence(fault, '.'.join(map(str, place)))}") from error
 
 
 def dump(recipe: Recipe) -> str:
@@ -325,6 +326,8 @@ def _sentence(fault: ErrorDetails, key: str) -> str:
         known = re.findall(r"'(\w+)'", context["expected"])
         return f"{key} must be {context['expected']}, got {_shown(value)}{nearest(str(value), known)}"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])
+    if not key:
+        return fault["msg"]
     if expected is None:
         return f"{key}: {fault['msg']}, got {_shown(value)}"
     quotes = "; put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""

@@ -12,7 +12,8 @@ from asyncrl.recipe.part import Gib, Gpus, NonNegativeInt, Part, PositiveInt, Pr
 
 class RolloutRecipe(Part):
     engine: str = "vllm"
-    """`vllm`, `simulated` (no model: random tokens at a set speed, for tests), or your own Engine by path."""
+    """`vllm`, `simulated` (no model: random tokens at a set speed, for tests), `data` (nothing is sampled: the rows
+    have the answers, docs/sft.md), or your own Engine by path."""
     replicas: Annotated[Processes, BeforeValidator(no_range)] = 1
     """Number of generator actors, each with its own engine; the run goes on while one is left, and starts lost ones
     again when there is room. `{min: 2, max: 8}`: begins with 2, takes up to 8 when there is room, needs 2 to go on."""

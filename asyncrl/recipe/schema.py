@@ -21,8 +21,9 @@ from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, list
 from asyncrl.recipe.rewards import Reward, RewardsRecipe, reward_parts
 from asyncrl.recipe.rollout import RolloutRecipe
 from asyncrl.recipe.trainer import TrainerRecipe
-from asyncrl.registry import TRANSPORTS
+from asyncrl.registry import TRANSPORTS, loss_traits
 from asyncrl.rewards import parts
+from asyncrl.task import DATA
 
 
 class WeightsRecipe(Part):
@@ -114,7 +115,7 @@ class Recipe(Part):
     """Local directory, hub name, or `random:tiny-llama` (made on the spot, for tests)."""
     data: Data
     """Where the tasks come from; a list of sources with weights draws from all of them."""
-    reward: Reward | None
+    reward: Reward | None = None
     """`package.module:name` or `./file.py:name`; the signature decides how it is called. A list of functions with
     weights: their weighted sum. With `env` it may be left out: then the environment gives every reward; so it may if
     every source of `data` has its own."""
@@ -191,17 +192,29 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _others_may_score(cls, values: Any) -> Any:
-        """Environments, and rewards of data sources."""
-        if isinstance(values, Mapping) and (values.get("env") is not None or isinstance(values.get("data"), list)):
-            return {"reward": None, **values}
-        return values
+    def _rows_have_the_answers(cls, values: Any) -> Any:
+        """What follows from `rollout.engine: data`, where the recipe does not say it."""
+        rollout = values.get("rollout") if isinstance(values, Mapping) else None
+        if not isinstance(rollout, Mapping) or rollout.get("engine") != DATA:
+            return values
+        algorithm = values.get("algorithm", {})
+        if not isinstance(algorithm, Mapping):
+            return values
+        algorithm = {"loss": "sft", "advantage": "none", **algorithm}
+        traits = loss_traits(str(algorithm["loss"]))
+        if traits.reference:
+            algorithm = {"aggregation": "sequence", **algorithm}
+        return {"group_size": 2 if traits.pairs else 1, **values, "algorithm": algorithm}
 
     @model_validator(mode="after")
     def _someone_scores(self) -> Recipe:
         unscored = any(not isinstance(source, DataPart) or source.reward is None for source in self.sources)
-        if self.reward is None and self.env is None and unscored:
-            raise PydanticCustomError("no_reward", "neither `reward` nor `env` is set; name a reward function")
+        if self.reward is None and self.env is None and unscored and not self.from_data:
+            raise PydanticCustomError(
+                "no_reward",
+                "neither `reward` nor `env` is set; name a reward function, or `asyncrl sft` the recipe if its data "
+                "has the answers",
+            )
         if self.rewards.kwargs and not isinstance(self.reward, str):
             raise PydanticCustomError(
                 "kwargs_of_none", "rewards.kwargs are of a reward that is one function; give each part its own kwargs"
@@ -224,13 +237,25 @@ class Recipe(Part):
         return found
 
     @property
+    def from_data(self) -> bool:
+        """Whether nothing is sampled, as the rows have the answers: demonstrations, or preference pairs."""
+        return self.rollout.engine == DATA
+
+    @property
     def max_tokens(self) -> int:
         """Longest trajectory, prompt and completions together."""
+        if self.from_data:
+            return self._longest_row or self.trainer.tokens_per_microbatch
         prompt, completion = self.rollout.max_prompt_tokens, self.rollout.max_new_tokens
         if self.env is None:
             return prompt + completion
         turns = min(prompt + self.env.max_turns * completion, self.trainer.tokens_per_microbatch)
         return self.env.max_context_tokens or max(turns, prompt + completion)
+
+    @property
+    def _longest_row(self) -> int | None:
+        """That the data may have, prompt and answer together, if it says so."""
+        return max((source.max_tokens or 0 for source in self.sources), default=0) or None
 
     @property
     def max_context(self) -> int:
@@ -252,12 +277,14 @@ class Recipe(Part):
     @property
     def max_tokens_key(self) -> str:
         """What sets it, for messages."""
+        if self.from_data:
+            return "data.max_tokens" if self._longest_row else "trainer.tokens_per_microbatch"
         return "env.max_context_tokens" if self.env else "rollout.max_prompt_tokens + rollout.max_new_tokens"
 
     @property
     def max_sampled_tokens(self) -> int:
         """Longest that one rollout samples."""
-        return self.rollout.max_new_tokens if self.env is None else self.max_tokens
+        return self.rollout.max_new_tokens if self.env is None and not self.from_data else self.max_tokens
 
     def parts_of(self, held_out: EvalRecipe) -> list[parts.Part]:
         """Functions that judge the tasks of an evaluation in the place of the recipe's; none: those do."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import UserError
+from asyncrl.metric_names import has_answers
 from asyncrl.report import page
 from asyncrl.report.charts import Chart, Series, grid, script
 from asyncrl.report.curves import thin
@@ -30,6 +31,12 @@ _CHARTS = {
     "offpolicy/logprob_gap": ("Gap between trainer's and engine's log-probs", "nats per token"),
     "offpolicy/ess": ("Effective sample size", "share of tokens"),
 }
+_OF_ANSWERS = {
+    "trainer/loss": ("Loss", "loss"),
+    "sft/perplexity": ("Perplexity", "perplexity"),
+    "pairs/accuracy": ("Pairs in which the chosen is preferred", "share of pairs"),
+}
+"""Of runs that sample nothing."""
 _FIGURES = {"reward/mean": "final reward", "accuracy/mean": "final accuracy"}
 
 Records = Sequence[Mapping[str, Any]]
@@ -44,7 +51,9 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     runs = dict(zip(_names(run_dirs), map(_records, run_dirs), strict=True))
     longest = max(map(len, runs.values()))
     thinned = {name: thin(records, _MOST_COLUMNS, longest) for name, records in runs.items()}
-    charts = grid(_chart(key, *words, thinned) for key, words in _CHARTS.items())
+    answers = any(has_answers(records[-1]) for records in runs.values())
+    words_of = {**(_OF_ANSWERS if answers else {}), **_CHARTS}
+    charts = grid(_chart(key, *words, thinned) for key, words in words_of.items())
     parts = [
         f"<h1>{escape(' · '.join(runs))}</h1>",
         _table(runs),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from asyncrl.metric_names import has_answers
 from asyncrl.report.charts import Chart, Series
 
 _TRAINER = {
@@ -28,6 +29,8 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
         values = column(records, key)
         return Series(name, values, colour, band=_around(values, column(records, spread)) if spread else None)
 
+    if records and has_answers(records[-1]):
+        return _of_answers(steps, records)
     bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
     return [
         Chart(
@@ -90,6 +93,27 @@ def _around(means: Sequence[float | None], spreads: Sequence[float | None]) -> l
         None if mean is None else (mean - (spread or 0.0), mean + (spread or 0.0))
         for mean, spread in zip(means, spreads, strict=True)
     ]
+
+
+def _of_answers(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Of a run that samples nothing."""
+
+    def chart(title: str, unit: str, key: str, colour: str, from_zero: bool = True, percent: bool = False) -> Chart:
+        series = [Series(title.lower(), column(records, key), colour)]
+        return Chart(title, unit, steps, series, from_zero=from_zero, percent=percent)
+
+    found = [
+        chart("Loss", "loss", "trainer/loss", "blue", from_zero=False),
+        chart("Perplexity", "perplexity", "sft/perplexity", "green", from_zero=False),
+        chart("Margin of the chosen", "beta x nats", "pairs/margin", "green", from_zero=False),
+        chart("Pairs in which the chosen is preferred", "share of pairs", "pairs/accuracy", "teal", percent=True),
+        chart("Gradient norm", "norm", "trainer/grad_norm", "violet"),
+        chart("Learning rate", "learning rate", "trainer/learning_rate", "grey"),
+        chart("Samples trained", "samples/s", "throughput/samples_per_s", "teal"),
+        chart("Tokens trained", "tokens/s", "throughput/tokens_per_s", "teal"),
+    ]
+    shown = [one for one in found if any(value is not None for value in one.series[0].values)]
+    return [*shown, _stack("The trainer's time", "trainer_time", _TRAINER, steps, records)]
 
 
 def _stack(

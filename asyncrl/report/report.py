@@ -13,7 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asyncrl.observe.bottleneck import SHARES, bottleneck
+from asyncrl.metric_names import has_answers
+from asyncrl.observe.bottleneck import SHARES, bottleneck, bottleneck_of_answers
 from asyncrl.recipe.secret import masked
 from asyncrl.report import evaluations, page, samples, standing
 from asyncrl.report.charts import grid, script
@@ -40,6 +41,21 @@ _LISTED = {
     "time_s": "time (s)",
 }
 """Columns of the table that has in figures what the charts draw."""
+_OF_ANSWERS = {
+    "loss": "trainer/loss",
+    "perplexity": "sft/perplexity",
+    "margin": "pairs/margin",
+    "accuracy on pairs": "pairs/accuracy",
+}
+"""Of a run that samples nothing; those that it has."""
+_LISTED_OF_ANSWERS = {
+    "data/epoch": "epoch",
+    "trainer/grad_norm": "gradient norm",
+    "trainer/learning_rate": "learning rate",
+    "throughput/samples_per_s": "samples/s",
+    "throughput/tokens_per_s": "tokens/s",
+    "time_s": "time (s)",
+}
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -100,6 +116,12 @@ def _headline(files: RunFiles) -> str:
         return page.line("No step is done: metrics.jsonl has none.")
     first, last = records[0], records[-1]
     planned = recipe.get("max_steps")
+    changes = [f"From step {c['step']} on: {c['kind']}, {c['what']}" for c in summary.get("changes", ())]
+    answers = has_answers(last)
+    limits = summary.get("bottleneck") or (bottleneck_of_answers if answers else bottleneck)(_mean_shares(records))
+    lines = "".join(map(page.line, [limits, *changes]))
+    if answers:
+        return page.tiles(_figures_of_answers(files)) + lines
     failed = summary.get("reward_failures", last.get("rewards/failed"))
     share = next((s for r in reversed(records) if (s := r.get("rewards/failed_share")) is not None), None)
     worst = max((r["staleness/max"] for r in records if r.get("staleness/max") is not None), default=None)
@@ -114,9 +136,28 @@ def _headline(files: RunFiles) -> str:
         (f"{last.get('tokens/generated') or 0:,}", "tokens generated", ""),
         (f"{failed or 0:,}", "rewards failed", f"{_percent(share)} lately"),
     ]
-    changes = [f"From step {c['step']} on: {c['kind']}, {c['what']}" for c in summary.get("changes", ())]
-    limits = summary.get("bottleneck") or bottleneck(_mean_shares(records))
-    return page.tiles(figures) + "".join(map(page.line, [limits, *changes]))
+    return page.tiles(figures) + lines
+
+
+def _figures_of_answers(files: RunFiles) -> list[tuple[str, str, str]]:
+    """Tiles of a run that samples nothing."""
+    records, summary = files.records, files.summary
+    first, last = records[0], records[-1]
+    word = "final" if summary else "last"
+    figures = [
+        (number(last.get(key)), f"{word} {name}", f"first step {number(first.get(key))}")
+        for name, key in _OF_ANSWERS.items()
+        if last.get(key) is not None
+    ]
+    planned = files.recipe.get("max_steps")
+    return [
+        *figures,
+        (f"{last['step'] + 1}", "steps", f"of {planned} planned" if planned else ""),
+        (number(last.get("data/epoch"), 2), "epochs", "passes over the data"),
+        (duration(summary.get("wall_s") or last.get("time_s") or 0.0), "wall time", ""),
+        (f"{last.get('tokens/generated') or 0:,}", "tokens of answers", ""),
+        (number(last.get("throughput/tokens_per_s"), 0), "tokens/s", "of answers, in the last step"),
+    ]
 
 
 def _evaluations(files: RunFiles) -> str:
@@ -135,9 +176,13 @@ def _charts(files: RunFiles) -> str:
 
 
 def _listed(records: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[_figure(record.get(key)) for key in _LISTED] for record in reversed(records[-_MOST_LISTED:])]
+    keys = _LISTED
+    if has_answers(records[-1]):
+        keys = {key: name for name, key in _OF_ANSWERS.items() if records[-1].get(key) is not None}
+        keys = {"step": "step", **keys, **_LISTED_OF_ANSWERS}
+    rows = [[_figure(record.get(key)) for key in keys] for record in reversed(records[-_MOST_LISTED:])]
     return page.folded(
-        f"The last {len(rows)} steps in figures", page.table(list(_LISTED.values()), rows, "figures by step")
+        f"The last {len(rows)} steps in figures", page.table(list(keys.values()), rows, "figures by step")
     )
 
 
@@ -147,6 +192,8 @@ def _timeline(files: RunFiles) -> str:
 
 
 def _generators(files: RunFiles) -> str:
+    if files.records and has_answers(files.records[-1]):
+        return ""
     return page.section("Generators", standing.generators(files.status))
 
 
@@ -172,7 +219,7 @@ _PARTS: dict[str, tuple[Callable[[RunFiles], str], tuple[str, ...]]] = {
     "warnings": (_warnings, ("metrics.jsonl", "status.json")),
     "charts": (_charts, ("recipe.yaml", "metrics.jsonl", "summary.json", "evaluations.jsonl")),
     "timeline": (_timeline, ("trace.json",)),
-    "generators": (_generators, ("status.json",)),
+    "generators": (_generators, ("status.json", "metrics.jsonl")),
     "ledger": (_ledger, ("status.json", "metrics.jsonl", "summary.json")),
     "samples": (_samples, ("samples.jsonl",)),
     "recipe": (_recipe, ("recipe.yaml",)),

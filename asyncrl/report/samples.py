@@ -39,6 +39,8 @@ def html(samples: Sequence[Mapping[str, Any]]) -> str:
     """The switch, the legend of the gaps, and a card for each."""
     if not samples:
         return ""
+    if not any(map(_is_sampled, samples)):
+        return f'<div class="samples">{"".join(map(_card, samples))}</div>'
     choices = "".join(
         f'<label><input type="radio" name="colour" id="by-{key}"{checked}> {text}</label>'
         for key, text, checked in (("version", "policy version", " checked"), ("gap", "log-prob gap", ""))
@@ -56,23 +58,31 @@ def _gap_legend() -> str:
 
 def _card(sample: Mapping[str, Any]) -> str:
     reward = sample.get("reward")
-    shown = f"reward {reward:.3g}" if isinstance(reward, int | float) else "reward failed"
+    shown = f", reward {reward:.3g}" if isinstance(reward, int | float) else ", reward failed"
     versions = sorted({v for v in _versions(sample) if v >= 0})
+    if not _is_sampled(sample):
+        shown, versions = "", []
     colours = {version: f"c{index % _NUM_COLOURS}" for index, version in enumerate(versions)}
     keys = "".join(f'<span class="key version-only {colours[v]}">version {v}</span>' for v in versions)
-    title = f"step {sample['step']}, task {escape(str(sample.get('task', '?')))}, {shown}"
+    title = f"step {sample['step']}, task {escape(str(sample.get('task', '?')))}{shown}"
     gaps = [gap for gap in _gaps(sample) or () if gap is not None]
     said = (
         f"mean gap {sum(gaps) / len(gaps):.3g}"
         if gaps
         else "no gaps: it was not trained, or the engine gives no log-probs"
     )
+    coloured = f'{keys}<span class="gap-only soft">{said}</span>' if _is_sampled(sample) else ""
     return (
-        f'<article class="card"><h3>{title}</h3> {keys}<span class="gap-only soft">{said}</span>'
+        f'<article class="card"><h3>{title}</h3> {coloured}'
         f"<dl><dt>prompt</dt>{_text(_cut(str(sample.get('prompt', ''))), f'prompt of {title}')}"
         f"<dt>completion</dt>{_text(_completion(sample, colours), f'completion of {title}')}"
         f"{_notes(sample)}</dl></article>"
     )
+
+
+def _is_sampled(sample: Mapping[str, Any]) -> bool:
+    """An answer that the data has was sampled by no version, and nobody judged it."""
+    return "reward" in sample
 
 
 def _notes(sample: Mapping[str, Any]) -> str:
@@ -114,7 +124,7 @@ def _spans(sample: Mapping[str, Any], run: list[int], colours: Mapping[int, str]
     for (version, gap_class), piece in groupby(run, key=lambda place: (versions[place], _gap_class(gaps[place]))):
         places = list(piece)
         text = "".join(str(tokens[place]) for place in places)
-        tip = _tip(version, places, [gaps[place] for place in places])
+        tip = _tip(_who(sample, version), places, [gaps[place] for place in places])
         classes = f"{colours.get(version, '')} {gap_class}".strip()
         parts.append(f'<span class="{classes}" title="{tip}">{escape(text[:left])}</span>')
         left -= len(text)
@@ -123,9 +133,14 @@ def _spans(sample: Mapping[str, Any], run: list[int], colours: Mapping[int, str]
     return "".join(parts), left
 
 
-def _tip(version: int, places: list[int], gaps: list[float | None]) -> str:
+def _who(sample: Mapping[str, Any], version: int) -> str:
+    if not _is_sampled(sample):
+        return "learnt" if version >= 0 else "not learnt"
+    return f"version {version}" if version >= 0 else "not sampled"
+
+
+def _tip(who: str, places: list[int], gaps: list[float | None]) -> str:
     where = f"tokens {places[0]} to {places[-1]}" if len(places) > 1 else f"token {places[0]}"
-    who = f"version {version}" if version >= 0 else "not sampled"
     known = [f"{gap:.3g}" for gap in gaps if gap is not None]
     return f"{who}, {where}" + (f", gap {' '.join(known)}" if known else "")
 

@@ -7,12 +7,9 @@ barrier.
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.tasks import tokenize
@@ -23,11 +20,11 @@ from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
 from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.policy import EnginePolicy, GroupAborted, SamplingLimits
+from asyncrl.rollout.texts import Texts
 from asyncrl.rollout.trajectory import Group
 from asyncrl.task import Task
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 _Rollout = tuple[EnginePolicy, Episode]
 _NO_REWARD = "the environment returned no reward"
 
@@ -86,8 +83,7 @@ class GroupRunner:
         self._running: dict[tuple[int, int], list[tuple[EnginePolicy, asyncio.Task[Episode]]]] = {}
         self.occupancy = occupancy
         self.tokenizer = tokenizer
-        # Long texts must not hold up the engine's event loop. No tokenizer may be used by two threads.
-        self._decoder, self._thread = copy.deepcopy(tokenizer), ThreadPoolExecutor(1, "text")
+        self.texts = Texts(tokenizer)
         self.rewards = rewards
         self.settings = settings
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -107,7 +103,7 @@ class GroupRunner:
             rollouts = await self._roll_out(task, prompt_tokens, attempt)
         kept, replaced = _kept(rollouts, self.settings.group_size)
         policies, episodes = [policy for policy, _ in kept], [episode for _, episode in kept]
-        texts = await self._beside(self._texts, [p.last.tokens if p.last else [] for p in policies])
+        texts = await self.texts.beside(self._texts, [p.last.tokens if p.last else [] for p in policies])
         with trace.span("reward", lane), self.occupancy.scoring():
             scores = [
                 replace(score, extras={**score.extras, **episode.rewards, **_by_source(task, score)})
@@ -186,17 +182,6 @@ class GroupRunner:
         of = dict(zip(asked, judged, strict=True))
         return [of[i] if score is None else score for i, score in enumerate(scores)]
 
-    async def words(self, tokens: list[int]) -> list[str]:
-        """The text of each token."""
-        return await self._beside(lambda: [self._decoder.decode([token]) for token in tokens])
-
-    async def text(self, tokens: list[int]) -> str:
-        """All of it, special tokens too."""
-        return await self._beside(self._decoder.decode, tokens)
-
-    async def _beside(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
     def _texts(self, completions: list[list[int]]) -> list[str]:
         skip = self.settings.skip_special_tokens
         if skip and (hidden := self._marks.intersection(token for tokens in completions for token in tokens)):
@@ -204,9 +189,9 @@ class GroupRunner:
             logger.warning(
                 "completions have special tokens (%s) that the reward does not see; "
                 "set rewards.skip_special_tokens=false if it should",
-                self._decoder.decode(sorted(hidden)),
+                self.texts.tokenizer.decode(sorted(hidden)),
             )
-        return [self._decoder.decode(tokens, skip_special_tokens=skip) for tokens in completions]
+        return [self.texts.tokenizer.decode(tokens, skip_special_tokens=skip) for tokens in completions]
 
 
 async def _enough(rollouts: list[asyncio.Task[Episode]], needed: int) -> set[asyncio.Task[Episode]]:

@@ -29,6 +29,7 @@ from asyncrl.recipe.rewards import RewardsRecipe
 from asyncrl.registry import ENGINES, find
 from asyncrl.rewards.parts import Part
 from asyncrl.rewards.pool import RewardPool
+from asyncrl.rollout.demonstrations import RowRunner
 from asyncrl.rollout.engine import EngineConfig, EngineDead
 from asyncrl.rollout.episode import GroupRunner, RolloutSettings
 from asyncrl.rollout.evaluation import EvalSettings, TaskScores
@@ -38,7 +39,7 @@ from asyncrl.rollout.policy import GroupAborted
 from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.storage.sight import Sight
-from asyncrl.task import Task
+from asyncrl.task import DATA, Task
 from asyncrl.weights.update import WeightUpdate
 from asyncrl.weights.verify import probe_tokens
 
@@ -99,9 +100,11 @@ class Generator:
         await asyncio.gather(self.engine.start(), *([self.environment.start()] if self.environment else []))
         tokenizer = load_tokenizer(config.engine_config.model)
         self.probe = probe_tokens(tokenizer, config.settings.limits.max_tokens)
-        self.runner = GroupRunner(
+        self.runner: GroupRunner | RowRunner = GroupRunner(
             self.engine, tokenizer, self.rewards, config.settings, self.occupancy, self.environment
         )
+        if config.engine == DATA:
+            self.runner = RowRunner(self.engine, tokenizer, config.settings.limits.max_tokens)
         self.evaluations = {
             one.name: GroupRunner(
                 self.engine, tokenizer, self.held_out[one.name], one.rollout, self.occupancy, self.environment
@@ -184,16 +187,16 @@ class Generator:
         """The first trajectory in words, for people."""
         first = group.trajectories[0]
         prompt = task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"]
-        if self.environment is not None:  # which may ask otherwise, and more than once
-            prompt = await self.runner.text(first.tokens[: first.prompt_length].tolist())
-            text = await self.runner.text(first.tokens[first.prompt_length :].tolist())
+        if self.environment is not None or task.answers:  # which may ask otherwise, and more than once
+            prompt = await self.runner.texts.text(first.tokens[: first.prompt_length].tolist())
+            text = await self.runner.texts.text(first.tokens[first.prompt_length :].tolist())
         return {
             "task": group.task,
             "prompt": prompt,
             "completion": text,
-            "tokens": await self.runner.words(first.tokens[first.prompt_length :].tolist()),
+            "tokens": await self.runner.texts.words(first.tokens[first.prompt_length :].tolist()),
             "versions": first.versions[first.prompt_length :].tolist(),
-            "reward": first.reward,
+            **({} if task.answers else {"reward": first.reward}),
             **({"notes": first.notes} if first.notes else {}),
         }
 

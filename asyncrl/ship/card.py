@@ -57,7 +57,7 @@ def _front_matter(recipe: Recipe, adapter: bool) -> str:
     }
     if _is_of_a_hub(recipe.model):
         keys["base_model"] = recipe.model
-    if sets := [path for path in recipe.data.paths if _is_of_a_hub(path)]:
+    if sets := [path for source in recipe.sources for path in source.paths if _is_of_a_hub(path)]:
         keys["datasets"] = sets
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in keys.items()), "---"])
 
@@ -69,11 +69,13 @@ def _facts(recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> Iter
     preset = f"preset {algorithm.preset}: " if algorithm.preset else ""
     yield "objective", f"{preset}loss {_short(algorithm.loss)}, advantage {_short(algorithm.advantage)}"
     yield "max_staleness", f"{recipe.max_staleness:g}, in updates between sampling and training"
-    yield "data", ", ".join(map(_short, recipe.data.paths))
-    yield "reward", _short(recipe.reward or "of the environment")
+    yield "data", ", ".join(_short(path) for source in recipe.sources for path in source.paths)
+    if recipe.reward_parts or recipe.env:
+        yield "reward", ", ".join(_short(part.fn) for part in recipe.reward_parts) or "of the environment"
     if recipe.env is not None:
         yield "environment", _short(recipe.env.path)
-    yield "sampled", f"at temperature {rollout.temperature:g}, at most {rollout.max_new_tokens} tokens at once"
+    if not recipe.from_data:
+        yield "sampled", f"at temperature {rollout.temperature:g}, at most {rollout.max_new_tokens} tokens at once"
     if rollout.stop:
         yield "ends", f"also at the texts {', '.join(map(json.dumps, rollout.stop))}, which a server must be told"
     form = "a PEFT adapter" if adapter else "merged into the base model"
@@ -128,9 +130,8 @@ def _use(recipe: Recipe, adapter: bool) -> str:
             'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
         ]
-    how = (
-        "Prompts were rendered by the chat template." if recipe.data.chat or recipe.env else "Prompts were plain text."
-    )
+    chat = recipe.env is not None or any(source.chat for source in recipe.sources)
+    how = "Prompts were rendered by the chat template." if chat else "Prompts were plain text."
     return "\n".join(["```python", *lines, "```", "", how])
 
 

@@ -143,7 +143,7 @@ def _end_as_in_training(folder: Path, recipe: Recipe) -> None:
     tokenizer, path = load_tokenizer(str(folder)), folder / _GENERATION
     ends = {*recipe.rollout.stop_token_ids, tokenizer.eos_token_id}
     if recipe.env is not None and tokenizer.chat_template:
-        ends |= set(Template(tokenizer, recipe.data.chat_template_kwargs).stop_token_ids)
+        ends |= set(Template(tokenizer, recipe.sources[0].chat_template_kwargs).stop_token_ids)
     config = json.loads(path.read_text()) if path.exists() else {}
     known = config.get("eos_token_id")
     known = known if isinstance(known, list) else [known]

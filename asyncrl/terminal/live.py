@@ -26,6 +26,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from asyncrl.metric_names import has_answers
 from asyncrl.terminal.console import RunConsole
 from asyncrl.terminal.progress import Heartbeat, Phase, duration
 
@@ -39,6 +40,14 @@ _ETA_STEPS = 10
 _MOST_GENERATORS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
+_FIGURES = {"reward": "reward/mean", "accuracy": "accuracy/mean"}
+_OF_ANSWERS = {
+    "loss": "trainer/loss",
+    "perplexity": "sft/perplexity",
+    "margin": "pairs/margin",
+    "accuracy": "pairs/accuracy",
+}
+"""Of a run that samples nothing; those that it has."""
 _TRAINER_STYLES = {
     "busy": "green",
     "wait_batch": "yellow",
@@ -67,7 +76,7 @@ class LiveView:
         self._clock = clock
         self._phase = Phase("starting", clock())
         self._record: Mapping[str, Any] = {}
-        self._history: dict[str, list[float]] = {"reward/mean": [], "accuracy/mean": []}
+        self._history: dict[str, list[float]] = {key: [] for key in (*_FIGURES.values(), *_OF_ANSWERS.values())}
         self._times_s: list[float] = []
         self._status: Mapping[str, Any] = {}
         self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
@@ -186,7 +195,7 @@ class LiveView:
         if self._record:
             self._add_figures(rows)
         status = self._status
-        for row in generator_lines(status.get("generators", ())):
+        for row in () if has_answers(self._record) else generator_lines(status.get("generators", ())):
             rows.add_row(*row)
         if "ledger" in status:
             rows.add_row("tasks", _counts(status["ledger"]))
@@ -214,13 +223,20 @@ class LiveView:
     def _add_figures(self, rows: Table) -> None:
         record = self._record
         blocks = _ASCII_BLOCKS if self.console.options.ascii_only else _BLOCKS
-        for name, key in (("reward", "reward/mean"), ("accuracy", "accuracy/mean")):
+        answers = has_answers(record)
+        for name, key in _OF_ANSWERS.items() if answers else _FIGURES.items():
+            if answers and record.get(key) is None:
+                continue
             figure = Text(f"{number(record.get(key)):>7}  ")
             rows.add_row(name, figure.append(sparkline(self._history[key], blocks), "cyan"))
         mean, oldest = number(record.get("staleness/mean"), 2), number(record.get("staleness/max"), 0)
-        rows.add_row("staleness", Text(f"mean {mean}   max {oldest}   bound {self.bound}"))
+        if answers:
+            rows.add_row("epoch", Text(f"{number(record.get('data/epoch'), 2):>7}"))
+        else:
+            rows.add_row("staleness", Text(f"mean {mean}   max {oldest}   bound {self.bound}"))
         rows.add_row("trainer", _share_line(record, "trainer_time", _TRAINER_STYLES))
-        rows.add_row("generators", _share_line(record, "generator_time", _GENERATOR_STYLES))
+        if not answers:
+            rows.add_row("generators", _share_line(record, "generator_time", _GENERATOR_STYLES))
         samples, tokens = record.get("throughput/samples_per_s"), record.get("throughput/tokens_per_s")
         rows.add_row("throughput", Text(f"{number(samples, 1)} samples/s   {number(tokens, 0)} tokens/s"))
 
@@ -240,6 +256,19 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
         return f"{number(_times_100(record.get(key)), 0):>3} %"
 
     width = len(str(total_steps))
+    if has_answers(record):
+        known = {name: record[key] for name, key in _OF_ANSWERS.items() if record.get(key) is not None}
+        return "  ".join(
+            (
+                f"{record['step'] + 1:>{width}}/{total_steps}",
+                *(f"{name} {number(value):>6}" for name, value in known.items()),
+                f"epoch {number(record.get('data/epoch'), 2)}",
+                f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
+                f"{number(record.get('throughput/samples_per_s'), 1):>5} samples/s",
+                f"{number(record.get('throughput/tokens_per_s'), 0):>5} tok/s",
+                duration(record["time_s"]),
+            )
+        )
     mean, oldest = number(record.get("staleness/mean"), 2), number(record.get("staleness/max"), 0)
     return "  ".join(
         (

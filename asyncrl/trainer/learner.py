@@ -43,7 +43,7 @@ from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.samples import choose
 from asyncrl.trainer.schedule import learning_rate
 from asyncrl.trainer.sharding import fill, held, weight_shards
-from asyncrl.trainer.step_report import Sums, compounded, replayed
+from asyncrl.trainer.step_report import Sums, compounded, learnt, replayed
 from asyncrl.weights.shards import Held
 
 Called = TypeVar("Called", Policy, Values)
@@ -103,7 +103,8 @@ class Learner:
         # With adapters the model without them is the reference, at no cost.
         self.adapted = trainer.lora.rank > 0
         if self.objective.needs_reference and not self.adapted:
-            sent: torch.dtype = getattr(torch, recipe.weights.dtype)
+            # What an engine holds; without one the policy is its own reference, to the last bit.
+            sent: torch.dtype = torch.float32 if recipe.from_data else getattr(torch, recipe.weights.dtype)
             frozen = load().to(sent if self.dtype == torch.float32 else self.dtype).requires_grad_(False)
             self.reference = self._called(Policy, frozen)
         algorithm = recipe.algorithm
@@ -157,6 +158,7 @@ class Learner:
             **sums.off_policy.metrics(),
             **compounded(ages, number),
             **replayed(chosen.past_ages, len(samples)),
+            **learnt(sums, self.recipe.algorithm.loss, self.objective.in_pairs),
             "trainer/loss": sums.loss / number,
             "trainer/grad_norm": norms[-1],
             "trainer/entropy": sums.entropy / with_gradient if with_gradient else None,
@@ -247,6 +249,9 @@ class Learner:
             left_out = [left_out[0] + terms.tokens_left_out, left_out[1] + terms.sequences_left_out]
             sums.entropy += float(entropies.sum())
             sums.off_policy += terms.off_policy
+            sums.nll -= float(logprobs.detach().sum())
+            sums.margin, sums.preferred = sums.margin + terms.preferred[0], sums.preferred + terms.preferred[1]
+            sums.trajectories += batch.num_trajectories
             gaps.look(batch, logprobs)
             sums.tokens_forward += batch.tokens.numel()
             sums.tokens_of_trajectories += sum(len(s.trajectory.tokens) for s in batch.samples)

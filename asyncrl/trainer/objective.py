@@ -53,6 +53,9 @@ class Terms:
     tokens_left_out: float
     sequences_left_out: float
     """Rollouts of which no token counts; of one with several trajectories their share of it."""
+    preferred: tuple[float, float] = (0.0, 0.0)
+    """Of pairs, seen from each of their trajectories: sum of beta (Delta(chosen) - Delta(rejected)), and how many of
+    these are above 0."""
 
 
 class Objective:
@@ -261,7 +264,16 @@ class Objective:
             (per_token * weights).sum(),
             off_policy_sums(current, behaviour, affected, ~keep, same),
             *left_out,
+            self._preferred(batch, current) if self.in_pairs else (0.0, 0.0),
         )
+
+    def _preferred(self, batch: PackedBatch, current: torch.Tensor) -> tuple[float, float]:
+        segments, columns = batch.segments, batch.columns
+        delta = segment_sum(current - columns["ref_logprobs"], segments, batch.num_trajectories)
+        margins = self.recipe.beta * columns["side"] * (delta[segments] - columns["partner"])
+        # Each trajectory has its own on all of its tokens.
+        tokens = segment_sum(torch.ones_like(margins), segments, batch.num_trajectories)[segments]
+        return float((margins / tokens).sum()), float(((margins > 0) / tokens).sum())
 
     def share_counted(self, counts: Counts, tokens_left_out: float, sequences_left_out: float) -> float:
         """What the sum of all micro-batches' losses is to be divided by, so that the same rows are above and below

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass, field
 
 from asyncrl.algorithms.offpolicy import OffPolicySums
 from asyncrl.trainer.ranks import ProcessGroup
+
+_MOST_NATS = 50.0
+"""More is a model that is broken; the perplexity stays a number that JSON has."""
 
 
 @dataclass
@@ -19,12 +23,33 @@ class Sums:
     tokens_of_trajectories: float = 0.0
     """Those that passed, each trajectory's: what they share is in `tokens_forward` once."""
     tokens_with_gradient: float = 0.0
+    nll: float = 0.0
+    """Of the tokens with a gradient, nats."""
+    margin: float = 0.0
+    preferred: float = 0.0
+    """This and the one before: `Terms.preferred`."""
+    trajectories: float = 0.0
+    """Those that passed with a gradient."""
     off_policy: OffPolicySums = field(default_factory=OffPolicySums)
 
     def over(self, process_group: ProcessGroup) -> Sums:
         *numbers, off_policy = vars(self).values()
         total = process_group.sum([*numbers, *astuple(off_policy)])
         return Sums(*total[: len(numbers)], OffPolicySums(*total[len(numbers) :]))  # type: ignore[arg-type]
+
+
+def learnt(sums: Sums, loss: str, in_pairs: bool) -> dict[str, float | None]:
+    """sft/*: nats per token, and the perplexity that it is. pairs/*: mean of beta (Delta(chosen) - Delta(rejected)),
+    and the share of pairs in which that is above 0. As they were before each update; of these losses alone."""
+    if loss == "sft" and sums.tokens_with_gradient:
+        nll = sums.nll / sums.tokens_with_gradient
+        return {"sft/nll": nll, "sft/perplexity": math.exp(min(nll, _MOST_NATS))}
+    if in_pairs and sums.trajectories:
+        return {
+            "pairs/margin": sums.margin / sums.trajectories,
+            "pairs/accuracy": sums.preferred / sums.trajectories,
+        }
+    return {}
 
 
 def compounded(ages: list[int], number: int) -> dict[str, float | None]:

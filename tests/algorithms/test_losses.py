@@ -116,6 +116,7 @@ BY_HAND: dict[str, Callable[[Trajectory], tuple[list[float], Callable[..., Any]]
     "kimi": of_token(kimi),
     "m2po": of_token(m2po),
     "gspo": gspo,
+    "sft": of_token(lambda lp, beh, prox, a: (-lp, -1.0)),
     "trajectory_balance": whole(balance),
     "dpo": whole(dpo),
     "ipo": whole(ipo),

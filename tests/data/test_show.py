@@ -36,7 +36,7 @@ def test_rows_lengths_and_the_first_tasks_are_shown(capsys):
     assert lines[0] == "source     a.jsonl: 20 rows"
     assert lines[1] == "columns    prompt, answer; the prompt is 'prompt'"
     # "long 1" has 6 bytes, each a token, and so on to "long ... 20" with 102.
-    assert lines[2] == "tokens     min 6, median 57, p95 97, max 102 of the first 20 prompts"
+    assert lines[2] == "tokens     min 6, median 57, p95 97, max 102 of the first 20 rows"
     assert lines[3] == "filtered   none of these (rollout.max_prompt_tokens 128)"
     assert [line[:9] for line in lines if line.startswith("task")] == ["task 0   ", "task 1   "]
     assert lines[5].startswith("task 0     6 tokens, the last are ")

@@ -42,6 +42,8 @@ ELSEWHERE = {
     "docker build": "nowhere: it needs a registry of images",
 }
 
+USER, ANSWER = '{"role": "user", "content": "What is 2 + 3?"}', '{"role": "assistant", "content": "5"}'
+
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
@@ -70,6 +72,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (model / "config.json").write_text("{}")
     (model / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "What is 2 + 3?", "answer": "5"}\n')
+    (tmp_path / "talks.jsonl").write_text(f'{{"messages": [{USER}, {ANSWER}]}}\n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "What is 2 + 3?", "chosen": "5", "rejected": "23"}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -92,7 +96,7 @@ def test_a_command_of_the_docs(
     write_files(page, project)
     if command == "asyncrl train tiny.yaml":  # after `asyncrl recipes copy tiny`
         copy("tiny", project)
-    if words[1] == "train" and "--dry-run" not in words:
+    if words[1] in ("train", "sft") and "--dry-run" not in words:
         words.append("--dry-run")
     assert main(words[1:]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out

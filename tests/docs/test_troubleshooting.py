@@ -18,7 +18,10 @@ ERRORS = {
     "ClusterDied",
     "WeightMismatch",
 }
-GENERATED = {ROOT / "asyncrl" / name for name in ("recipe/check_algorithm.py", "observe/health.py", "planner/split.py")}
+GENERATED = {
+    ROOT / "asyncrl" / name
+    for name in ("recipe/check_algorithm.py", "recipe/check_answers.py", "observe/health.py", "planner/split.py")
+}
 """Files whose functions yield or return such sentences."""
 
 

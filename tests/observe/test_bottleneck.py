@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncrl.observe.bottleneck import bottleneck
+from asyncrl.observe.bottleneck import bottleneck, bottleneck_of_answers
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,17 @@ def test_bottleneck(shares: dict[str, float], begins: str, says: str) -> None:
     line = bottleneck(shares)
     assert line.startswith(begins)
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("shares", "begins"),
+    [
+        ({"trainer_time/busy": 0.95, "generator_time/idle": 0.99}, "trainer-bound"),
+        ({"trainer_time/wait_batch": 0.5, "generator_time/idle": 0.4}, "data-bound"),
+        ({"trainer_time/checkpoint": 0.5}, "checkpoint-bound"),
+    ],
+)
+def test_who_has_nothing_to_sample_limits_nothing(shares: dict[str, float], begins: str) -> None:
+    line = bottleneck_of_answers(shares)
+    assert line.startswith(begins)
+    assert "generators idle" not in line

@@ -146,10 +146,18 @@ def test_a_run_that_learns_raises_none(made_up: ModuleType) -> None:
     assert [sentence for record in made_up.records() for sentence in health.check(record)] == []
 
 
-def _recorder(folder: Path) -> Recorder:
+def test_a_run_on_answers_has_epochs_and_no_rewards_and_may_be_certain(tmp_path: Path) -> None:
+    recorder = _recorder(tmp_path, num_answered=8)
+    record = _step(recorder, 0, {"trainer/entropy": 0.0001, "trainer/grad_norm": 1.0})
+    assert record["data/epoch"] == 1 / 8
+    assert (record["reward/mean"], record["accuracy/mean"], record["rewards/failed_share"]) == (None, None, None)
+    assert recorder.warnings == []
+
+
+def _recorder(folder: Path, num_answered: int | None = None) -> Recorder:
     track = TrackRecipe(wandb="off", tensorboard=False)
     trackers = Trackers(TrackedRun.of(folder, track.project, {}), track, 1, folder)
-    recorder = Recorder(folder, MetricsWriter(folder / "metrics.jsonl"), trackers)
+    recorder = Recorder(folder, MetricsWriter(folder / "metrics.jsonl"), trackers, num_answered)
     recorder.begin()
     return recorder
 

@@ -134,7 +134,7 @@ BAD = {
     "reward=./plugins.py:odd": r"reward '\./plugins\.py:odd' takes \(x, y\), but must take .*",
     "algorithm.loss=po": (r"algorithm\.loss 'po' is neither ppo, .*, ipo nor package\.module:name; did you mean ppo\?"),
     "algorithm.loss=./plugins.py:number": r"algorithm\.loss '.*' is of type int, not a function or class",
-    "rollout.engine=vlm": r"rollout\.engine 'vlm' is neither vllm, simulated nor .*; did you mean vllm\?",
+    "rollout.engine=vlm": r"rollout\.engine 'vlm' is neither vllm, simulated, data nor .*; did you mean vllm\?",
     "rollout.engine=./plugins.py:number": r"rollout\.engine '.*' is of type int, not a function or class",
     # objective
     f"{SIMULATED} algorithm.correction=tis": (

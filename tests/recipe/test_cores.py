@@ -25,6 +25,7 @@ RECIPE = Path(__file__).parents[2] / "recipes/tiny.yaml"
         (8, "max_staleness=0 on_stale=drop", "0,1,2,3,4,5,6,7", 8),
         (8, "max_staleness=1 rollout.gpus_per_replica=1", "0,1,2,3,4,5,6,7", 8),
         (8, "max_staleness=1 trainer.gpus_per_rank=1", "0,1,2,3,4,5,6,7", 8),
+        (8, "max_staleness=1 rollout.engine=data", "0,1,2,3,4,5,6,7", 8),
         (8, "max_staleness=1 rollout.cpu_cores=5,7 trainer.cpu_threads=3", "5,7", 3),
     ],
 )

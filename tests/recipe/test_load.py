@@ -186,11 +186,34 @@ def test_a_bad_file_is_told_in_one_sentence(folder: Path, lines: str, message: s
     assert re.fullmatch(message, str(caught.value))
 
 
-@pytest.mark.parametrize("key", ["model", "data", "reward", "max_steps"])
+@pytest.mark.parametrize("key", ["model", "data", "max_steps"])
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     text = "".join(f"{line}\n" for line in MINIMAL.splitlines() if not line.startswith(key))
     with pytest.raises(UserError, match=rf"^bad\.yaml: {key} is missing; add it$"):
         load(write("bad.yaml", text))
+
+
+def test_without_a_reward_it_is_said_what_else_may_be_meant(folder: Path) -> None:
+    text = "".join(f"{line}\n" for line in MINIMAL.splitlines() if not line.startswith("reward"))
+    with pytest.raises(UserError, match=r"^bad\.yaml: neither `reward` nor `env` is set; .* `asyncrl sft` the recipe"):
+        load(write("bad.yaml", text))
+
+
+def test_rows_with_answers_need_no_reward_and_say_what_that_means(folder: Path) -> None:
+    text = "".join(f"{line}\n" for line in MINIMAL.splitlines() if not line.startswith("reward"))
+    said = {
+        "": ("sft", "none", "token", 1),
+        "algorithm.loss=dpo": ("dpo", "none", "sequence", 2),
+        "algorithm.preset=online_dpo": ("dpo", "none", "sequence", 2),
+        "algorithm.aggregation=sequence": ("sft", "none", "sequence", 1),
+    }
+    for override, expected in said.items():
+        recipe = load(write("rows.yaml", text), ["rollout.engine=data", *filter(None, [override])])
+        a = recipe.algorithm
+        assert (a.loss, a.advantage, a.aggregation, recipe.group_size) == expected
+        assert (a.proximal, recipe.reward) == ("recompute", None)
+        assert (recipe.max_tokens, recipe.max_tokens_key) == (4096, "trainer.tokens_per_microbatch")
+        assert load(write("stored.yaml", dump(recipe))) == recipe
 
 
 def test_a_misspelt_required_key_is_named_by_what_was_written(folder: Path) -> None:

@@ -83,6 +83,18 @@ def _record(step: int, rng: random.Random) -> dict[str, Any]:
     return record
 
 
+def of_answers(num_steps: int = NUM_STEPS) -> list[dict[str, Any]]:
+    """Of a run whose data has the answers."""
+    none = dict.fromkeys(("reward/mean", "reward/std", "accuracy/mean", "rewards/failed_share"))
+    made = []
+    for record in records(num_steps):
+        loss = 3.0 / (1 + record["step"])
+        learnt = {"trainer/loss": loss, "sft/nll": loss, "sft/perplexity": math.exp(loss)}
+        learnt |= {"trainer/grad_norm": 1.0, "trainer/learning_rate": 1e-5, "data/epoch": 0.25 * (1 + record["step"])}
+        made.append({**record, **none, **learnt})
+    return made
+
+
 def samples() -> list[dict[str, Any]]:
     """One trajectory per step; its first half was sampled by an older version from step 2 on."""
     words = ["The", " answer", " to", " 3", " +", " 5", " is", " <", "b", ">8", "</b>", ".", "<|im_end|>"]

@@ -65,6 +65,23 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
+def test_a_run_on_answers_has_loss_and_perplexity_and_no_reward(made_up: Any, tmp_path: Path) -> None:
+    run = run_dir(made_up, tmp_path, 0)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in made_up.of_answers(20)))
+    sample = {"step": 0, "task": 1, "prompt": "2+2", "completion": "4</s>", "tokens": ["4", "</s>"], "versions": [0, 0]}
+    (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    text = write_report(run).read_text()
+    assert list(figures(text)) == [
+        *("Loss", "Perplexity", "Gradient norm", "Learning rate", "Samples trained", "Tokens trained"),
+        "The trainer's time",
+    ]
+    assert "<span>last loss</span><b>0.150</b><span>first step 3.000</span>" in text
+    assert "<b>5.00</b><span>passes over the data</span>" in text
+    for silly in ("reward", "Generators", "staleness", "Colour the tokens", "version 0"):
+        assert silly not in text.partition('<section id="recipe">')[0].partition("<body>")[2]
+    assert 'title="learnt, tokens 0 to 1"' in text
+
+
 def test_a_crashed_run_has_what_there_is(made_up: Any, tmp_path: Path) -> None:
     drawn = figures(write_report(run_dir(made_up, tmp_path, 7)).read_text())
     assert len(drawn) == 13

@@ -115,7 +115,7 @@ def test_long_texts_do_not_hold_up_the_engine() -> None:
         await runner.engine.start()
         beating = asyncio.create_task(beat())
         await runner.run(TASK, 0)
-        words = await runner.words([1, 2, 3])
+        words = await runner.texts.words([1, 2, 3])
         beating.cancel()
         return words
 

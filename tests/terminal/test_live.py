@@ -51,6 +51,25 @@ def test_the_panel_shows_progress_tasks_and_waits(made_up: Any) -> None:
         assert text in panel
 
 
+def test_a_run_on_answers_shows_loss_and_perplexity_and_no_reward(made_up: Any) -> None:
+    panel, log = io.StringIO(), io.StringIO()
+    for out, terminal in ((panel, True), (log, False)):
+        console = Console(file=out, force_terminal=terminal, width=110, height=40)
+        with LiveView(20, "sums", 1, console) as view:
+            for record in made_up.of_answers():
+                view.step(record)
+            view.state({"generators": [{"name": "generator-0", "state": "serving", "version": 1, "groups": 0}]})
+            if view._live:
+                view._live.refresh()
+    shown = panel.getvalue().rpartition("progress")[2]
+    assert all(word in shown for word in ("loss", "0.150", "perplexity", "1.162", "epoch", "5.00", "tokens/s"))
+    line = log.getvalue().splitlines()[-1]
+    assert "20/20  loss  0.150  perplexity  1.162  epoch 5.00  trainer busy" in line
+    for silly in ("reward", " acc", "stale", "gen"):
+        assert silly not in shown
+        assert silly not in line
+
+
 class Clock:
     def __init__(self) -> None:
         self.now_s = 0.0

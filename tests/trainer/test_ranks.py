@@ -39,6 +39,10 @@ CASES: dict[str, dict[str, Any]] = {
     "whole mini-batch": {"algorithm": {"loss": "m2po", "second_moment_limit": 0.04, "correction": "none"}},
     "sums of groups": {"algorithm": {"loss": "trajectory_balance", "correction": "none"}},
     "adapters": {"trainer": {"lora": {"rank": 4}}},
+    "demonstrations": {"algorithm": {"loss": "sft", "advantage": "none", "correction": "none"}},
+    "pairs": {
+        "algorithm": {"loss": "dpo", "advantage": "none", "aggregation": "sequence", "correction": "none"},
+    },
     "checkpointing": {"trainer": {"gradient_checkpointing": True}},
     "left out": {"algorithm": {"reject_kl": 1.0}},
     "bf16": {"trainer": {"precision": "bf16"}},
