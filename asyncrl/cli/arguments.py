@@ -82,6 +82,16 @@ def _parser() -> _Parser:
         help=f"go on although these differ from what the run was begun with: {', '.join(KINDS)}",
     )
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a recipe with every combination of some values",
+        usage="asyncrl sweep RECIPE key=[a,b,...] [key=value ...] [--out DIR] [--jobs N]",
+        epilog="exit code 1: a run failed; the same command with --out goes on with what is not done",
+    )
+    _add_recipe(sweep)
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="its runs (default: runs/sweep-RECIPE-TIME)")
+    sweep.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs side by side (default: 1)")
+
     evaluate = commands.add_parser(
         "eval",
         help="score a model, or a run's checkpoint, on a recipe's held-out tasks",
@@ -156,8 +166,10 @@ def _parser() -> _Parser:
         help="the page (default: RUN_DIR/report.html; NAME.html here if the directory is another user's)",
     )
 
-    watch = commands.add_parser("watch", help="serve the report as a page that follows the run")
-    watch.add_argument("run_dir", metavar="RUN_DIR", help=run_dir_help)
+    watch = commands.add_parser(
+        "watch", help="serve the report as a page that follows the run, or all runs of a folder"
+    )
+    watch.add_argument("run_dir", metavar="RUN_DIR", help=f"{run_dir_help}; or a folder with several, such as runs/")
     watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     watch.add_argument("--port", type=_port, default=8642, help="port to listen at (default: 8642; 0: any free one)")
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from asyncrl.cli import evaluating, reading, running
+from asyncrl.cli import evaluating, reading, running, sweeping
 from asyncrl.cli.arguments import parse
 from asyncrl.cli.common import local
 from asyncrl.cli.quiet import quiet
@@ -30,6 +30,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sft": running.sft,
     "recipes": running.recipes,
     "resume": running.resume,
+    "sweep": sweeping.sweep,
     "eval": evaluating.evaluate,
     "plan": running.plan,
     "data": reading.data,

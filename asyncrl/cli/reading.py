@@ -17,10 +17,13 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    check_run_dir(arguments.run_dir)
-    from asyncrl.report import watch
+    from asyncrl.report import watch, watch_many
 
-    watch.watch(arguments.run_dir, arguments.host, arguments.port)
+    folder = arguments.run_dir
+    many = folder.is_dir() and not (folder / "recipe.yaml").exists()
+    if not many:
+        check_run_dir(folder)
+    watch.serve(folder, arguments.host, arguments.port, watch_many.app if many else watch.app)
     return 0
 
 

@@ -86,6 +86,10 @@ class TrackRecipe(Part):
     """offline writes under the run directory and needs no key; online needs one."""
     project: str = "asyncrl"
     """Project of wandb and trackio, experiment of MLflow."""
+    notes: str = ""
+    """What the run is for; shown in the report and by wandb."""
+    tags: Annotated[list[str], BeforeValidator(listed)] = []
+    """Words to find it by, in wandb."""
     tensorboard: bool = True
     """Write TensorBoard events under the run directory."""
     also: Annotated[list[str], BeforeValidator(listed)] = []

@@ -48,7 +48,8 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     path = out or page.of_ours(Path("compare.html"))
     if len(run_dirs) > len(_COLOURS):
         raise UserError(f"compare: {len(run_dirs)} runs are more than the {len(_COLOURS)} that can be told apart")
-    runs = dict(zip(_names(run_dirs), map(_records, run_dirs), strict=True))
+    names = _names(run_dirs)
+    runs = dict(zip(names, map(_records, run_dirs), strict=True))
     longest = max(map(len, runs.values()))
     thinned = {name: thin(records, _MOST_COLUMNS, longest) for name, records in runs.items()}
     answers = any(has_answers(records[-1]) for records in runs.values())
@@ -57,6 +58,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     parts = [
         f"<h1>{escape(' · '.join(runs))}</h1>",
         _table(runs),
+        page.section("What the recipes say otherwise", _differences(dict(zip(names, run_dirs, strict=True)))),
         page.section("By step", charts),
         script(),
     ]
@@ -101,6 +103,23 @@ def _table(runs: Mapping[str, Records]) -> str:
         rows.append((name, str(last["step"] + 1), duration(time_s), *figures, number(_samples_per_s(records))))
     heads = ("run", "steps", "elapsed", *_FIGURES.values(), "samples/s, mean")
     return page.table(heads, rows, "the runs")
+
+
+def _differences(run_dirs: Mapping[str, Path]) -> str:
+    """Keys whose values are not the same in all recipes."""
+    recipes = [dict(_leaves(RunFiles(run_dir).recipe)) for run_dir in run_dirs.values()]
+    keys = [key for key in {key: None for recipe in recipes for key in recipe} if key != "run_dir"]
+    rows = [[key, *(str(recipe.get(key, "-")) for recipe in recipes)] for key in keys]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    return page.table(["key", *run_dirs], differing, "keys that differ") if differing else ""
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _leaves(part, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 def _samples_per_s(records: Records) -> float | None:

@@ -107,7 +107,10 @@ def _title(files: RunFiles) -> str:
     ]
     source = ", ".join(map(str, paths))
     model = f"{recipe['model']}, {source}" if "model" in recipe else "recipe.yaml is missing or not readable"
-    return f'<h1>{escape(files.run_dir.resolve().name)}</h1><p class="soft">{escape(model)}</p>'
+    track = recipe.get("track")
+    notes = str(track.get("notes") or "") if isinstance(track, dict) else ""
+    lines = "".join(f'<p class="soft">{escape(line)}</p>' for line in (model, notes) if line)
+    return f"<h1>{escape(files.run_dir.resolve().name)}</h1>{lines}"
 
 
 def _headline(files: RunFiles) -> str:

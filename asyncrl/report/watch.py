@@ -77,12 +77,16 @@ follow();
 """
 
 
-def watch(run_dir: Path, host: str, port: int) -> None:
-    """Serve until Ctrl-C. Raises UserError if the address cannot be had, or the run cannot be shown."""
+App = Callable[..., Awaitable[None]]
+
+
+def serve(run_dir: Path, host: str, port: int, application: Callable[[Path, str], App]) -> None:
+    """Serve until Ctrl-C what `application` makes of the folder and a token. Raises UserError if the address cannot be
+    had, or the folder cannot be shown."""
     import uvicorn
 
     token = secrets.token_urlsafe(16)
-    served = app(run_dir, token)
+    served = application(run_dir, token)
     listening = _listen(host, port)
     url = f"http://{host}:{listening.getsockname()[1]}/{token}/"
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
@@ -102,7 +106,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"watch: cannot listen at {host}:{port}: {error.strerror}; set --port or --host") from error
 
 
-def app(run_dir: Path, token: str) -> Callable[..., Awaitable[None]]:
+def app(run_dir: Path, token: str) -> App:
     """The ASGI application. Raises UserError for a run that cannot be shown."""
     following = Following(run_dir)
     following.changed(0)
@@ -122,14 +126,20 @@ def app(run_dir: Path, token: str) -> Callable[..., Awaitable[None]]:
 
     async def served(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         nonce = secrets.token_urlsafe(16)
-        found = await asyncio.to_thread(answer, scope, nonce)
-        kind, text = found or ("text/plain", "Not Found")
-        named = {"content-type": f"{kind}; charset=utf-8", **_HEADERS, "content-security-policy": _policy(nonce)}
-        headers = [(name.encode(), value.encode()) for name, value in named.items()]
-        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
-        await send({"type": "http.response.body", "body": text.encode(errors="replace")})
+        kind, text = await asyncio.to_thread(answer, scope, nonce) or ("text/plain", None)
+        await send_page(send, text, kind, nonce)
 
     return served
+
+
+async def send_page(send: Any, text: str | None, kind: str = "text/html", nonce: str = "") -> None:
+    """Answer a request; None: nothing is there. `nonce` lets the page's own scripts run."""
+    kind, body = (kind, text) if text is not None else ("text/plain", "Not Found")
+    policy = _policy(nonce or secrets.token_urlsafe(16))
+    named = {"content-type": f"{kind}; charset=utf-8", **_HEADERS, "content-security-policy": policy}
+    headers = [(name.encode(), value.encode()) for name, value in named.items()]
+    await send({"type": "http.response.start", "status": 404 if text is None else 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode(errors="replace")})
 
 
 def _whole(run_dir: Path, seen: int, html: Mapping[str, str], nonce: str) -> str:
@@ -179,7 +189,7 @@ class Following:
 
     def _now(self) -> dict[str, str]:
         own = self._sections.html()
-        running = _is_running(self._run_dir)
+        running = is_running(self._run_dir)
         status = self._sections.files.status
         if status.get("time_s") != self._said[0]:
             self._said = status.get("time_s"), self._clock()
@@ -202,7 +212,7 @@ def _state(run_dir: Path, running: bool, status: Mapping[str, Any], silent_s: fl
     return page.line(f"running{doing}; this page follows it.{shown}", warn=bool(overdue) or silent)
 
 
-def _is_running(run_dir: Path) -> bool:
+def is_running(run_dir: Path) -> bool:
     """Whether a driver holds the run's lock; on another machine, whether one took it and did not end the run. Nothing
     is locked here, not even for a moment, in which a driver might start."""
     try:

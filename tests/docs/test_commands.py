@@ -27,6 +27,8 @@ ELSEWHERE = {
     "pip install": "tests/test_packaging.py, without its GPU packages",
     "export RAY_AUTH_MODE": "scripts/new_user",
     "ray start": "scripts/new_user, at other ports",
+    "asyncrl sweep": "tests/test_sweep.py, with stand-ins for the runs",
+    "asyncrl watch runs": "tests/report/test_watch_many.py",
     "asyncrl submit recipes/tiny.yaml run_dir=/shared/runs/tiny --address": "scripts/new_user, at other ports",
     "asyncrl attach": "scripts/new_user, at other ports",
     "asyncrl stop": "scripts/new_user, at other ports",

@@ -23,6 +23,7 @@ class Wandb:
             console="off",
             silent=True,
         )
+        track = run.config.get("track", {})
         self._run = wandb.init(
             project=run.project,
             name=run.name,
@@ -31,6 +32,8 @@ class Wandb:
             mode=mode,
             dir=str(run.dir),
             config=dict(run.config),
+            notes=track.get("notes") or None,
+            tags=track.get("tags") or None,
             settings=settings,
         )
 
