@@ -50,7 +50,7 @@ def passes(tasks: Sequence[Sequence[float]], num: int) -> dict[str, float]:
     return {str(k): statistics.fmean(pass_at_k(num, round(sum(values)), k) for values in whole) for k in powers(num)}
 
 
-def scores(run_dir: Path, metric: str) -> dict[int, float]:
+def scores_by_version(run_dir: Path, metric: str) -> dict[int, float]:
     """By version, of the evaluations that are done."""
     lines = (line for line in read_lines(run_dir / FILE) if {"name", "version"} <= line.keys())
     found = {line["version"]: flat(line).get(metric) for line in lines if metric in flat(line)}

@@ -25,7 +25,7 @@ from asyncrl.checkpoint.snapshots import Snapshots
 from asyncrl.control.controller import Controller
 from asyncrl.control.messages import Train
 from asyncrl.errors import RunFailed, is_of_a_disk, nearest
-from asyncrl.observe.evaluations import EVALUATION, scores
+from asyncrl.observe.evaluations import EVALUATION, scores_by_version
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.orchestrator.trainer_link import TrainerLink
 from asyncrl.orchestrator.waiting import WaitingFor
@@ -158,7 +158,7 @@ class Checkpoints:
         """What is older than the checkpoint has done its duty."""
         recipe = self._recipe.checkpoint
         best = recipe.keep_best
-        known = scores(self._root.parent, best) if best and best.startswith(EVALUATION) else None
+        known = scores_by_version(self._root.parent, best) if best and best.startswith(EVALUATION) else None
         atomic.prune(self._root, recipe.keep_last, recipe.keep_every, best, known)
         for step in [step for step in self.batches if step < version]:
             del self.batches[step]

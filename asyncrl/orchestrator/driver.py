@@ -138,7 +138,7 @@ class Driver:
             lambda: self.fleet.serving,
             self.fleet.lost,
             recorder.evaluated,
-            ended=lambda: self.inbox.put_nowait(None),
+            self.inbox.put_nowait,
         )
         self.checkpoints = Checkpoints(
             recipe,

@@ -20,9 +20,11 @@ from ray.actor import ActorHandle
 from asyncrl.control.staleness import slots
 from asyncrl.data.held_out import HeldOut
 from asyncrl.errors import DeadlineExceeded
-from asyncrl.observe.evaluations import FILE, flat
+from asyncrl.observe.evaluations import FILE, flat, scores_by_version
 from asyncrl.observe.metrics import read_lines
+from asyncrl.orchestrator.early_stop import reason
 from asyncrl.orchestrator.scoring import Scoring, line_of, say, write
+from asyncrl.orchestrator.stop import Stop
 from asyncrl.orchestrator.waiting import WaitingFor
 from asyncrl.recipe.load import control_settings
 from asyncrl.recipe.schema import Recipe
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 class Evaluations:
     """Those of one run. `generators`: who serves, by name; `lost` is told of one that is gone; `told` gets the figures
-    of an evaluation by the names of metrics, `ended` hears of the end of each."""
+    of an evaluation by the names of metrics, `post` hears of the end of each, and whether the run has learnt enough."""
 
     def __init__(
         self,
@@ -44,13 +46,13 @@ class Evaluations:
         generators: Callable[[], Mapping[str, ActorHandle]],
         lost: Callable[[str, ActorHandle, Exception], None],
         told: Callable[[dict[str, Any]], None],
-        ended: Callable[[], None] = lambda: None,
+        post: Callable[[Stop | None], None],
     ) -> None:
         self._recipe, self._held_out, self._run_dir = recipe, held_out, run_dir
         # Half of what a generator has to do: training goes on.
         most = slots(control_settings(recipe)) * recipe.group_size // 2
         self._scoring = Scoring(recipe, waiting, generators, lost, most)
-        self._told, self._ended = told, ended
+        self._told, self._post = told, post
         self._begun = {(line.get("name"), line.get("version", -1)) for line in read_lines(run_dir / FILE)}
         self._running: dict[tuple[str, int], asyncio.Event] = {}
         self._released = asyncio.Event()
@@ -139,6 +141,7 @@ class Evaluations:
             write(self._run_dir, line, scores)
             self._told(flat(line))
             say(line, scores)
+            self._stop_early()
         except asyncio.CancelledError:
             logger.warning("evaluation %s of version %d was broken off with the run", one.part.name, version)
             raise
@@ -147,4 +150,10 @@ class Evaluations:
         finally:
             del self._running[one.part.name, version]
             ended.set()
-            self._ended()
+            self._post(None)
+
+    def _stop_early(self) -> None:
+        wish = self._recipe.early_stop
+        if wish is not None and (why := reason(wish, scores_by_version(self._run_dir, wish.metric))):
+            logger.info("%s", why)
+            self._post(Stop(why))

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from asyncrl.errors import UserError, nearest
+from asyncrl.recipe.evaluation import EvalRecipe
 from asyncrl.recipe.schema import Recipe
 
 _SCORES = ("accuracy", "reward")
 
 
-def check_best(recipe: Recipe, metric: str) -> None:
-    """Raises UserError unless the checkpoints have the score of an evaluation."""
-    name, _, key = metric.removeprefix("eval/").rpartition("/")
-    part = next((part for part in recipe.eval if part.name == name), None)
-    known = [f"eval/{part.name}/{key}" for part in recipe.eval for key in _SCORES]
-    if part is None or not (key in _SCORES or key.startswith("pass_at_")):
+def _of_score(recipe: Recipe, key: str, metric: str) -> EvalRecipe:
+    """The evaluation that gives it. Raises UserError if there is none."""
+    name, _, score = metric.removeprefix("eval/").rpartition("/")
+    part = next((part for part in recipe.eval if part.name == name and metric.startswith("eval/")), None)
+    known = [f"eval/{part.name}/{score}" for part in recipe.eval for score in _SCORES]
+    if part is None or not (score in _SCORES or score.startswith("pass_at_")):
         raise UserError(
-            f"checkpoint.keep_best: there is no score {metric}{nearest(metric, known)}; the recipe's evaluations have "
+            f"{key}: there is no score {metric}{nearest(metric, known)}; the recipe's evaluations have "
             f"{', '.join(known) or 'none: it has no eval'}"
         )
+    return part
+
+
+def check_best(recipe: Recipe, metric: str) -> None:
+    """Raises UserError unless the checkpoints have the score of an evaluation."""
+    part = _of_score(recipe, "checkpoint.keep_best", metric)
     saved = recipe.checkpoint.every_steps
     if saved % part.every_steps:
         raise UserError(
@@ -28,6 +35,8 @@ def check_best(recipe: Recipe, metric: str) -> None:
 
 def check_evaluations(recipe: Recipe) -> None:
     """Raises UserError."""
+    if recipe.early_stop is not None:
+        _of_score(recipe, "early_stop.metric", recipe.early_stop.metric)
     names = [part.name for part in recipe.eval]
     for place, part in enumerate(recipe.eval):
         key = f"eval.{place}"

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.data import DataRecipe
 from asyncrl.recipe.part import Part, PositiveInt
@@ -31,6 +32,21 @@ class EvalRecipe(Part):
     """Sampling temperature; 0: the most likely token; default: that of the rollouts."""
     max_new_tokens: PositiveInt | None = None
     """Longest completion, in tokens; default: that of the rollouts."""
+
+
+class EarlyStopRecipe(Part):
+    metric: str
+    """Score of an evaluation, such as eval/NAME/accuracy."""
+    patience: PositiveInt | None = None
+    """Evaluations in a row that are not better than the best one, after which the run ends."""
+    target: float | None = None
+    """The run ends when the score has come so far."""
+
+    @model_validator(mode="after")
+    def _says_when(self) -> EarlyStopRecipe:
+        if self.patience is None and self.target is None:
+            raise PydanticCustomError("early_stop", "neither `patience` nor `target` is set; say when the run ends")
+        return self
 
 
 _OF_PROMPTS = ("prompt_column", "chat", "system", "chat_template_kwargs")

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.data import Data, DataPart, DataRecipe
 from asyncrl.recipe.env import Env
-from asyncrl.recipe.evaluation import EvalRecipe, Evaluations, alike
+from asyncrl.recipe.evaluation import EarlyStopRecipe, EvalRecipe, Evaluations, alike
 from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, listed
 from asyncrl.recipe.rewards import Reward, RewardsRecipe, reward_parts
@@ -131,6 +131,8 @@ class Recipe(Part):
     """Groups trained in one step (P)."""
     max_steps: PositiveInt
     """Training steps of the run."""
+    early_stop: EarlyStopRecipe | None = None
+    """End the run by a score on held-out tasks, with a checkpoint."""
     max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = None
     """So many hours after its start the run finishes its step, saves and ends, as at Ctrl-C; a resume has as many
     again."""

@@ -16,8 +16,11 @@ import pytest
 from ray.exceptions import RayActorError
 
 from asyncrl.data.held_out import HeldOut
+from asyncrl.orchestrator.early_stop import reason
 from asyncrl.orchestrator.evaluations import Evaluations
+from asyncrl.orchestrator.stop import Stop
 from asyncrl.orchestrator.waiting import WaitingFor
+from asyncrl.recipe.evaluation import EarlyStopRecipe
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.evaluation import TaskScores
 from asyncrl.task import Task
@@ -50,7 +53,7 @@ class Run:
     """Evaluations with generators that answer by `answer`, `delay_s` later."""
 
     def __init__(self, run_dir: Path, answer: Answer, num_tasks: int = 5, delay_s: float = 0.0, **part: Any) -> None:
-        self.recipe, self.figures, self.num_ended = recipe_of(**part), [], 0
+        self.recipe, self.figures, self.stops, self.num_ended = recipe_of(**part), [], [], 0
         self.serving = {"a": SimpleNamespace(evaluate=SimpleNamespace(remote=self._evaluate))}
         self.asked: list[int] = []
         self._answer, self._delay_s = answer, delay_s
@@ -68,8 +71,9 @@ class Run:
         self.run_dir = run_dir
         run_dir.mkdir(exist_ok=True)
 
-    def _ended(self) -> None:
-        self.num_ended += 1
+    def _ended(self, stop: Stop | None) -> None:
+        self.num_ended += stop is None
+        self.stops += [stop.why] if stop else []
 
     async def _evaluate(self, name: str, task: Task) -> TaskScores:
         self.asked.append(task.number)
@@ -199,3 +203,31 @@ def test_an_evaluation_that_nobody_can_do_is_given_up(tmp_path: Path, caplog: py
     assert "evaluation out of version 0 is given up" in caplog.text
     assert not run.evaluations.running
     assert run.lines == []
+
+
+CURVE = {0: 0.2, 10: 0.5, 20: 0.5, 30: 0.4}
+
+
+@pytest.mark.parametrize(
+    ("keys", "scores", "ends"),
+    [
+        ({"patience": 2}, {0: 0.2, 10: 0.5, 20: 0.5}, False),
+        ({"patience": 2}, CURVE, True),
+        ({"patience": 3}, CURVE, False),
+        ({"target": 0.5}, {0: 0.2, 10: 0.5}, True),
+        ({"target": 0.5}, CURVE, False),
+        ({"target": 0.9, "patience": 2}, CURVE, True),
+        ({"patience": 1}, {}, False),
+    ],
+)
+def test_a_run_ends_when_it_has_learnt_enough(keys: Any, scores: dict[int, float], ends: bool) -> None:
+    why = reason(EarlyStopRecipe(metric="eval/out/accuracy", **keys), scores)
+    assert bool(why) == ends
+
+
+def test_an_evaluation_may_end_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda task: scored(task, [1.0]))
+    wish = EarlyStopRecipe(metric="eval/out/accuracy", target=0.9)
+    run.evaluations._recipe = run.recipe.model_copy(update={"early_stop": wish})
+    asyncio.run(run.live(10))
+    assert run.stops == ["early_stop: eval/out/accuracy is 1 at version 10, the target is 0.9"]
