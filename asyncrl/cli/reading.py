@@ -51,10 +51,14 @@ def export(arguments: argparse.Namespace) -> int:
     name, step = of_step(arguments.checkpoint)
     run_dir = local(name, whole=True)
     check_run_dir(run_dir)
-    with importing(for_a_run=False):
-        from asyncrl.ship.export import Wish, export
+    from asyncrl.ship.wish import Wish, checked
 
-    say(export(run_dir, Wish(step, arguments.adapter, arguments.dtype), arguments.out))
+    wish = Wish(step, arguments.adapter, arguments.dtype)
+    checked(run_dir, wish)
+    with importing(for_a_run=False):
+        from asyncrl.ship.export import export
+
+    say(export(run_dir, wish, arguments.out))
     return 0
 
 

@@ -13,7 +13,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,12 +23,11 @@ from asyncrl.envs.template import Template
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA, load_tokenizer, make_tiny_llama
 from asyncrl.orchestrator import same_model
-from asyncrl.recipe.load import load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.ship.adapter import write_adapter
 from asyncrl.ship.card import card
+from asyncrl.ship.wish import Wish, checked
 from asyncrl.storage import atomic
-from asyncrl.storage.run_dir import require_plain, text
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.loading import as_stored, from_folder
 from asyncrl.trainer.lora import inject, merged
@@ -40,32 +38,11 @@ logger = logging.getLogger(__name__)
 _GENERATION = "generation_config.json"
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What is to be made of which checkpoint."""
-
-    step: int | None = None
-    """None: the newest."""
-    adapter: bool = False
-    """LoRA's adapters as PEFT has them, in place of the merged model."""
-    dtype: str | None = None
-    """bfloat16, float16 or float32; None: that of the weights that the generators had."""
-
-
 def export(run_dir: Path, wish: Wish, out: Path | None) -> Path:
     """Write the folder and return it; `out` None: RUN-step-N here. Raises UserError for what cannot be had, or if the
     folder exists; RunFailed if what was written would not load."""
-    require_plain(run_dir)
-    recipe = load(run_dir / "recipe.yaml", (), text(run_dir, "recipe.yaml"))
+    recipe, checkpoint = checked(run_dir, wish)
     lora = recipe.trainer.lora.rank > 0
-    if recipe.trainer.backend != "fsdp":
-        raise UserError(
-            f"export: only the weights of trainer.backend fsdp are known here, not those of {recipe.trainer.backend}; "
-            f"what it exports itself is in the folders model of {run_dir}/checkpoints"
-        )
-    if wish.adapter and not lora:
-        raise UserError(f"export: {run_dir} has trained all weights (trainer.lora.rank 0); leave --adapter out")
-    checkpoint = atomic.chosen(run_dir, wish.step)
     step = atomic.step_of(checkpoint)
     out = out or Path(f"{run_dir.resolve().name}-step-{step}{'-adapter' if wish.adapter else ''}")
     dtype: torch.dtype = getattr(torch, wish.dtype or recipe.weights.dtype)

@@ -25,7 +25,8 @@ from asyncrl.orchestrator import same_model
 from asyncrl.recipe.load import dump, load
 from asyncrl.recipe.schema import Recipe
 from asyncrl.ship import export as shipping
-from asyncrl.ship.export import Wish, export
+from asyncrl.ship.export import export
+from asyncrl.ship.wish import Wish
 from asyncrl.storage import atomic
 from asyncrl.trainer import export as writing
 from asyncrl.trainer.learner import Learner
