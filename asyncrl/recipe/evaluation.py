@@ -67,7 +67,7 @@ def alike(parts: Any, training: Any) -> Any:
 
 def named(parts: Any) -> Any:
     """A single part as a list, and each with a name."""
-    parts = [parts] if isinstance(parts, dict) else parts
+    parts = [] if parts is None else [parts] if isinstance(parts, dict) else parts
     if not isinstance(parts, list):
         return parts
     return [_named(part) if isinstance(part, dict) else part for part in parts]

@@ -66,7 +66,7 @@ _RECIPE_FILES = (".yaml", ".yml")
 SHIPPED = Path(__file__).with_name("shipped")
 """The recipes that come with asyncrl (`recipe/catalogue.py`)."""
 
-_ONE_OR_LIST = ("data", "reward")
+_ONE_OR_LIST = ("data", "reward", "eval")
 """Keys that are one thing or a list of parts."""
 _OF_ONE_DATA_SET = ("options", "split", "prompt_column", "completion_column")
 """Keys of `data` that say nothing about any other path."""
