@@ -49,6 +49,12 @@ LOSSES = {
     "topr": Loss("asyncrl.algorithms.losses:topr", linear=True),
     "kimi": Loss("asyncrl.algorithms.losses:kimi"),
     "gspo": Loss("asyncrl.algorithms.losses:gspo", linear=True),
+    "gmpo": Loss("asyncrl.algorithms.losses:gmpo", linear=True),
+    "dppo_tv": Loss("asyncrl.algorithms.divergence:dppo_tv", linear=True),
+    "dppo_kl": Loss("asyncrl.algorithms.divergence:dppo_kl", linear=True),
+    "flash_reinforce": Loss("asyncrl.algorithms.divergence:flash_reinforce", linear=True),
+    "clip_cov": Loss("asyncrl.algorithms.losses:clip_cov"),
+    "kl_cov": Loss("asyncrl.algorithms.losses:kl_cov"),
     "m2po": Loss("asyncrl.algorithms.losses:m2po", linear=True),
     "sft": Loss("asyncrl.algorithms.losses:sft"),
     "trajectory_balance": Loss("asyncrl.algorithms.sequence:trajectory_balance", reference=True),
@@ -70,6 +76,8 @@ class Advantage(Entry):
     """The members of a group with one another, so that one alone has advantage 0."""
     picks: bool = False
     """Members to be trained."""
+    baseline: Literal["none", "batch", "task"] = "none"
+    """What it takes off a reward that it does not compare: a mean of the batch, or what the task's have been before."""
 
 
 ADVANTAGES = {
@@ -78,6 +86,8 @@ ADVANTAGES = {
     "rloo": Advantage("asyncrl.algorithms.advantages:rloo"),
     "best_of_n": Advantage("asyncrl.algorithms.advantages:best_of_n", picks=True),
     "none": Advantage("asyncrl.algorithms.advantages:none", compares=False),
+    "batch_mean": Advantage("asyncrl.algorithms.advantages:less_baseline", compares=False, baseline="batch"),
+    "running": Advantage("asyncrl.algorithms.advantages:less_baseline", compares=False, baseline="task"),
     "gae": Advantage("asyncrl.algorithms.advantages:of_critic", compares=False),
 }
 

@@ -53,6 +53,8 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         yield f"loss {a.loss} needs no importance weights; set algorithm.correction=none"
     if a.loss_args and a.loss in LOSSES:
         yield f"loss_args go to a loss of your own, but loss is {a.loss}; its coefficients are keys of algorithm"
+    if a.cov_low >= a.cov_high:
+        yield f"cov_low {a.cov_low:g} must be below cov_high {a.cov_high:g}"
     if a.mis_low >= a.mis_high:
         yield f"mis_low {a.mis_low:g} must be below mis_high {a.mis_high:g}"
     without_reference = a.loss in LOSSES and not traits.reference and a.kl_coef == 0
@@ -69,7 +71,10 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         yield "replay_share replaces single completions, and a rollout of env may have several; set it to 0"
     if a.credit == "turn" and recipe.env is None:
         yield "credit turn is for the turns of an environment, and there is no env; set it to episode"
-    if a.credit == "turn" and (a.advantage == "gae" or advantage_traits(a.advantage).picks):
+    baseline = advantage_traits(a.advantage).baseline
+    if baseline != "none" and a.replay_share:
+        yield f"advantage {a.advantage} would count the reward of a replayed trajectory twice; set replay_share to 0"
+    if a.credit == "turn" and (a.advantage == "gae" or advantage_traits(a.advantage).picks or baseline != "none"):
         yield f"credit turn needs an advantage of each turn, and {a.advantage} gives none; take grpo, dr_grpo or rloo"
     if recipe.trainer.lora.rank and a.reference_reset_steps:
         yield "reference_reset_steps cannot move a reference that is the model without its adapters; leave it out"
@@ -80,6 +85,8 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
             f"trainer.minibatches {recipe.trainer.minibatches} is more than the groups of a step; "
             f"set it to groups_per_step ({recipe.groups_per_step}) or less"
         )
+    if recipe.group_size == 1 and a.filter_equal_rewards:
+        yield "filter_equal_rewards would filter every group, as group_size is 1; set it to false"
     compares = traits.pairs or advantage_traits(a.advantage).compares
     if recipe.group_size == 1 and compares:
         yield (
