@@ -36,6 +36,8 @@ class Loss(Entry):
     """In the advantage, so that a trajectory of advantage 0 has no gradient."""
     reference: bool = False
     """It compares whole trajectories with a reference policy."""
+    covariances: bool = False
+    """It asks which tokens of the mini-batch take the entropy away: a pass before the first gradient."""
     pairs: bool = False
     """Only the best and the worst of a group are trained."""
 
@@ -53,8 +55,8 @@ LOSSES = {
     "dppo_tv": Loss("asyncrl.algorithms.divergence:dppo_tv", linear=True),
     "dppo_kl": Loss("asyncrl.algorithms.divergence:dppo_kl", linear=True),
     "flash_reinforce": Loss("asyncrl.algorithms.divergence:flash_reinforce", linear=True),
-    "clip_cov": Loss("asyncrl.algorithms.losses:clip_cov"),
-    "kl_cov": Loss("asyncrl.algorithms.losses:kl_cov"),
+    "clip_cov": Loss("asyncrl.algorithms.losses:clip_cov", covariances=True),
+    "kl_cov": Loss("asyncrl.algorithms.losses:kl_cov", covariances=True),
     "m2po": Loss("asyncrl.algorithms.losses:m2po", linear=True),
     "sft": Loss("asyncrl.algorithms.losses:sft"),
     "trajectory_balance": Loss("asyncrl.algorithms.sequence:trajectory_balance", reference=True),

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from asyncrl.errors import UserError
 from asyncrl.recipe.algorithm import AlgorithmRecipe
 from asyncrl.recipe.schema import Recipe
-from asyncrl.registry import LOSSES, advantage_traits, loss_traits
+from asyncrl.registry import ENGINES, LOSSES, Engine, advantage_traits, loss_traits
+
+STALE = 4
+"""`max_staleness` from which an uncorrected objective was seen to lose (docs/objectives/choosing.md)."""
 
 
 def check_algorithm(recipe: Recipe, provides_logprobs: bool) -> None:
@@ -20,6 +23,29 @@ def check_algorithm(recipe: Recipe, provides_logprobs: bool) -> None:
         raise UserError(
             f"algorithm: {cause} needs behaviour log-probs, but engine {recipe.rollout.engine} gives none; "
             f"set algorithm.{cure}, or take another rollout.engine"
+        )
+
+
+def doubts(recipe: Recipe) -> Iterator[str]:
+    """What would run and hardly be meant, in sentences."""
+    a = recipe.algorithm
+    traits, own = loss_traits(a.loss), a.loss not in LOSSES
+    corrected = a.correction != "none" or a.loss == "decoupled_ppo" or a.second_moment_limit or a.reject_kl
+    picks = advantage_traits(a.advantage).picks
+    unknown = not ENGINES.get(recipe.rollout.engine, Engine("")).provides_logprobs
+    if recipe.max_staleness < STALE or own or corrected or picks or traits.reference or unknown:
+        return
+    if a.loss == "reinforce":
+        yield (
+            f"max_staleness {recipe.max_staleness:g} trains stale tokens as if they were fresh, for loss reinforce has "
+            "no ratio and algorithm.correction is none; set algorithm.loss=topr with algorithm.proximal=behaviour, or "
+            "another objective of docs/objectives/choosing.md"
+        )
+    elif a.proximal != "behaviour":
+        yield (
+            f"max_staleness {recipe.max_staleness:g} trains stale tokens as if they were fresh, for the ratio is to "
+            f"the weights of the step (proximal {a.proximal}) and algorithm.correction is none; set "
+            "algorithm.proximal=behaviour, or another objective of docs/objectives/choosing.md"
         )
 
 
