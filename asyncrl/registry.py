@@ -36,6 +36,8 @@ class Loss(Entry):
     """In the advantage, so that a trajectory of advantage 0 has no gradient."""
     reference: bool = False
     """It compares whole trajectories with a reference policy."""
+    covariances: bool = False
+    """It asks which tokens of the mini-batch take the entropy away: a pass before the first gradient."""
     pairs: bool = False
     """Only the best and the worst of a group are trained."""
 
@@ -49,6 +51,12 @@ LOSSES = {
     "topr": Loss("asyncrl.algorithms.losses:topr", linear=True),
     "kimi": Loss("asyncrl.algorithms.losses:kimi"),
     "gspo": Loss("asyncrl.algorithms.losses:gspo", linear=True),
+    "gmpo": Loss("asyncrl.algorithms.losses:gmpo", linear=True),
+    "dppo_tv": Loss("asyncrl.algorithms.divergence:dppo_tv", linear=True),
+    "dppo_kl": Loss("asyncrl.algorithms.divergence:dppo_kl", linear=True),
+    "flash_reinforce": Loss("asyncrl.algorithms.divergence:flash_reinforce", linear=True),
+    "clip_cov": Loss("asyncrl.algorithms.losses:clip_cov", covariances=True),
+    "kl_cov": Loss("asyncrl.algorithms.losses:kl_cov", covariances=True),
     "m2po": Loss("asyncrl.algorithms.losses:m2po", linear=True),
     "sft": Loss("asyncrl.algorithms.losses:sft"),
     "trajectory_balance": Loss("asyncrl.algorithms.sequence:trajectory_balance", reference=True),
@@ -70,6 +78,8 @@ class Advantage(Entry):
     """The members of a group with one another, so that one alone has advantage 0."""
     picks: bool = False
     """Members to be trained."""
+    baseline: Literal["none", "batch", "task"] = "none"
+    """What it takes off a reward that it does not compare: a mean of the batch, or what the task's have been before."""
 
 
 ADVANTAGES = {
@@ -78,6 +88,8 @@ ADVANTAGES = {
     "rloo": Advantage("asyncrl.algorithms.advantages:rloo"),
     "best_of_n": Advantage("asyncrl.algorithms.advantages:best_of_n", picks=True),
     "none": Advantage("asyncrl.algorithms.advantages:none", compares=False),
+    "batch_mean": Advantage("asyncrl.algorithms.advantages:less_baseline", compares=False, baseline="batch"),
+    "running": Advantage("asyncrl.algorithms.advantages:less_baseline", compares=False, baseline="task"),
     "gae": Advantage("asyncrl.algorithms.advantages:of_critic", compares=False),
 }
 

@@ -39,7 +39,7 @@ class Runs:
         self._runs: dict[tuple[str, int, int], Run] = {}
         if path.exists() and not fresh:
             kept = json.loads(path.read_text())
-            if kept["settings"] != settings:
+            if _differ(kept["settings"], settings):
                 raise SystemExit(f"{path} has runs of other settings: start anew with --fresh, or choose another --out")
             self._runs = {self._key(run): run for run in kept["runs"]}
 
@@ -58,6 +58,13 @@ class Runs:
     def of(self, objectives: Iterable[str], stalenesses: Iterable[int], seeds: int) -> dict[tuple[str, int], list[Run]]:
         """The seeds' runs by objective and staleness, in the order given."""
         return {(o, s): [self._runs[o, s, seed] for seed in range(seeds)] for o in objectives for s in stalenesses}
+
+
+def _differ(kept: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether runs of the one say nothing of the other. One may have objectives that the other has not."""
+    before, now = kept["objectives"], settings["objectives"]
+    same = all(before[name] == now[name] for name in before.keys() & now.keys())
+    return not same or {**kept, "objectives": {}} != {**settings, "objectives": {}}
 
 
 # -- table and words

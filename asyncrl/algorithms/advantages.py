@@ -46,6 +46,12 @@ def none(rewards: Tensor) -> Tensor:
     return promote(rewards)
 
 
+def less_baseline(rewards: Tensor, baseline: float = 0.0) -> Tensor:
+    """R - baseline, a number that the member's own reward has no part in, or a small one: of the batch, or of the task
+    (`trainer/baseline.py`). For groups of one. Not zero if all are equal."""
+    return promote(rewards) - baseline
+
+
 def of_critic(rewards: Tensor) -> Tensor:
     """Zeros: those of the tokens come from a critic, once it has seen them (`gae`)."""
     return torch.zeros_like(promote(rewards))

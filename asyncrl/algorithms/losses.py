@@ -179,6 +179,71 @@ def gspo(
     return _clip(s, a, clip_low, clip_high, None)
 
 
+def gmpo(
+    logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    prox_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    segments: Tensor,
+    num_segments: int,
+    clip_low: float = 0.4,
+    clip_high: float = 0.4,
+    **_: Any,
+) -> LossOutput:
+    """-s A, s = exp(mean_t d_t), d = log pi - log pi_prox, at most clip_high if A > 0, at least -clip_low if A < 0.
+
+    GMPO (arXiv:2507.20673): the geometric mean of clipped ratios, whose bounds are those of log r. s is the
+    trajectory's, on each of its tokens: aggregated by `sequence` it is the paper's loss. All tokens of a trajectory
+    must be in the call; segments int64 [N] as in `segments.py`.
+    """
+    logp, old, a = kept(mask, logprobs, prox_logprobs, advantages)
+    d = logp - old
+    clipped = ((a > 0) & (d > clip_high)) | ((a < 0) & (d < -clip_low))
+    limited = torch.where(clipped, d.detach().clamp(-clip_low, clip_high), d)
+    s = exp_clamped(segment_mean(limited, segments, num_segments, mask))[segments]
+    return LossOutput(-s * a, clipped)
+
+
+def clip_cov(
+    logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    prox_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    cov_band: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    **_: Any,
+) -> LossOutput:
+    """ppo, and 0 on the tokens of cov_band, bool [N], from `masks.cov_band`. Clip-Cov (arXiv:2505.22617)."""
+    logp, old, a = kept(mask, logprobs, prox_logprobs, advantages)
+    out = _clip(ratio(logp, old), a, clip_low, clip_high, None)
+    return LossOutput(torch.where(cov_band, 0.0, out.per_token), (out.clipped | cov_band) & mask)
+
+
+def kl_cov(
+    logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    prox_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    cov_top: Tensor,
+    beta: float = 1.0,
+    **_: Any,
+) -> LossOutput:
+    """-r A, without a clip, + beta |log pi - log pi_prox| on the tokens of cov_top, bool [N], from `masks.cov_top`.
+
+    KL-Cov (arXiv:2505.22617), with the estimate of the KL that its authors' code has.
+    """
+    logp, old, a = kept(mask, logprobs, prox_logprobs, advantages)
+    penalty = torch.where(cov_top, beta * (logp - old).abs(), 0.0)
+    return LossOutput(-ratio(logp, old) * a + penalty, torch.zeros_like(mask))
+
+
 def m2po(
     logprobs: Tensor, behaviour_logprobs: Tensor, prox_logprobs: Tensor, advantages: Tensor, mask: Tensor, **_: Any
 ) -> LossOutput:

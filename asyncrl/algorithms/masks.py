@@ -1,4 +1,5 @@
-"""Which tokens a step leaves out because of what they are: too far off policy, or with too little entropy."""
+"""Which tokens of a batch are treated apart because of what they are: too far off policy, of little entropy, or those
+that take the entropy away."""
 
 from __future__ import annotations
 
@@ -23,6 +24,45 @@ def m2po_mask(logprobs: Tensor, behaviour_logprobs: Tensor, advantages: Tensor, 
     keep = torch.empty_like(removable)
     keep[order] = rank <= num_kept
     return keep | ~removable
+
+
+def covariances(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """(log pi - mean)(A - mean) of each token, float64 [N]: how much a step on it lowers the entropy.
+
+    The entropy mechanism (arXiv:2505.22617). Means over the tokens of mask, bool [N]; -inf outside it.
+    """
+    x, a = logprobs.detach().double(), advantages.detach().double()
+    number = mask.sum().clamp(min=1)
+    means = (torch.where(mask, v, 0.0).sum() / number for v in (x, a))
+    product = (x - next(means)) * (a - next(means))
+    return torch.where(mask, product, -torch.inf)
+
+
+def cov_top(logprobs: Tensor, advantages: Tensor, mask: Tensor, share: float) -> Tensor:
+    """Of the tokens of mask the share with the largest covariances, rounded down, at least one, bool [N] (KL-Cov)."""
+    found = torch.zeros_like(mask)
+    if mask.any():
+        order = covariances(logprobs, advantages, mask).sort(descending=True, stable=True).indices
+        found[order[: _number(mask, share)]] = True
+    return found
+
+
+def cov_band(logprobs: Tensor, advantages: Tensor, mask: Tensor, share: float, low: float, high: float) -> Tensor:
+    """As many tokens, but any of those with covariances between low and high, bool [N] (Clip-Cov).
+
+    Where more lie there, the paper draws by chance; here they are evenly spread over the batch, so that the same batch
+    gives the same tokens.
+    """
+    found = torch.zeros_like(mask)
+    c = covariances(logprobs, advantages, mask)
+    inside = ((c > low) & (c < high)).nonzero()[:, 0]
+    number = min(_number(mask, share), len(inside))
+    found[inside[torch.arange(number, device=mask.device) * len(inside) // max(number, 1)]] = True
+    return found
+
+
+def _number(mask: Tensor, share: float) -> int:
+    return max(int(share * int(mask.sum())), 1)
 
 
 def entropy_mask(entropies: Tensor, groups: Tensor, num_groups: int, quantile: float = 0.2) -> Tensor:

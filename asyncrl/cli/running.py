@@ -38,9 +38,11 @@ def train(arguments: argparse.Namespace) -> int:
     check(recipe, base_dir)
     if arguments.dry_run:
         from asyncrl.data.check import preview
+        from asyncrl.recipe.check_algorithm import doubts
 
         first = preview(recipe, base_dir)
-        say(dump(recipe), *_sizes(recipe), *first, "ok")
+        doubted = [f"warning    {doubt}" for doubt in doubts(recipe)]
+        say(dump(recipe), *_sizes(recipe), *first, *doubted, "ok")
         return 0
     with importing():
         from asyncrl.orchestrator.run import train as run

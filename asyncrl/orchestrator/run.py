@@ -53,6 +53,7 @@ from asyncrl.processes.deaths import reason
 from asyncrl.processes.lock import RunLock
 from asyncrl.processes.orphans import end_leftovers
 from asyncrl.recipe.check import check, check_context, context_of
+from asyncrl.recipe.check_algorithm import doubts
 from asyncrl.recipe.load import control_settings, dump, worst_case_staleness
 from asyncrl.recipe.paths import anchored, changed_keys
 from asyncrl.recipe.schema import Recipe
@@ -273,6 +274,8 @@ async def _run(
         try:
             watched = ray_cluster.watched(f"asyncrl resume {run_dir}")
             async with told(run_dir / "status.json", driver.status, view.state), driver.notices.said(), watched:
+                for doubt in doubts(recipe):
+                    logger.warning("%s", doubt)
                 await driver.start()
                 begun()
                 view.phase("training")

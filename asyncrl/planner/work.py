@@ -84,7 +84,8 @@ def passes_without_gradient(recipe: Recipe) -> int:
     a, trainer = recipe.algorithm, recipe.trainer
     several = trainer.epochs * trainer.minibatches > 1 and a.proximal == "recompute"
     proximal = several or (a.kl_coef > 0 and a.kl_in == "reward")
-    sees_whole = a.second_moment_limit is not None or a.entropy_quantile > 0 or loss_traits(a.loss).reference
+    loss = loss_traits(a.loss)
+    sees_whole = a.second_moment_limit is not None or a.entropy_quantile > 0 or loss.reference or loss.covariances
     return needs_reference(recipe) + proximal + has_critic(recipe) + trainer.epochs * sees_whole
 
 

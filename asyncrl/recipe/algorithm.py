@@ -20,7 +20,10 @@ class AlgorithmRecipe(Part):
     keys beside it, and in later layers, change it."""
     advantage: str = "grpo"
     """How the rewards of a group become advantages: `grpo`, `dr_grpo`, `rloo`, `best_of_n`, `none` (the reward itself),
+    `batch_mean` and `running` (less the mean of the batch, or what the task has earned before: for groups of one),
     `gae` (with a critic), or your own by `package.module:name` or `./file.py:name`."""
+    rho: float = Field(default=0.9, gt=0, lt=1)
+    """Weight that each further reward of a task leaves to those before it, in `advantage: running`."""
     credit: Literal["episode", "turn"] = "episode"
     """What is compared in a group: whole episodes, or the turns of the same number by what was earned from there on
     (`policy.reward` in an environment, the steps' rewards of a game)."""
@@ -31,20 +34,32 @@ class AlgorithmRecipe(Part):
     gae_lambda: float = Field(default=1.0, ge=0, le=1)
     """0: one-step differences of the critic; 1: the reward less the critic's value."""
     loss: str = "ppo"
-    """`ppo`, `decoupled_ppo`, `reinforce`, `tis`, `cispo`, `topr`, `kimi`, `gspo`, `m2po`, `trajectory_balance`,
-    `dpo`, `ipo`, `sft` (of `rollout.engine: data`), or your own by `package.module:name` or `./file.py:name`."""
+    """`ppo`, `decoupled_ppo`, `reinforce`, `tis`, `cispo`, `topr`, `kimi`, `gspo`, `gmpo`, `dppo_tv`, `dppo_kl`,
+    `flash_reinforce`, `clip_cov`, `kl_cov`, `m2po`, `trajectory_balance`, `dpo`, `ipo`, `sft` (of
+    `rollout.engine: data`), or your own by `package.module:name` or `./file.py:name`."""
     loss_args: dict[str, Any] = {}
     """Keyword arguments of your own loss."""
     clip_low: PositiveFloat = 0.2
-    """epsilon below 1 in clip(ratio, 1 - clip_low, 1 + clip_high): ppo, decoupled_ppo, gspo, cispo."""
+    """epsilon below 1 in clip(ratio, 1 - clip_low, 1 + clip_high): ppo, decoupled_ppo, gspo, cispo, clip_cov; of
+    `gmpo` log(ratio) is at least -clip_low."""
     clip_high: PositiveFloat = 0.2
-    """epsilon above 1; DAPO sets it larger than clip_low."""
+    """epsilon above 1, and of `gmpo` the bound of log(ratio); DAPO sets it larger than clip_low."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound c of PPO's second clip, for tokens of negative advantage: their loss is at most c |A|."""
     tau: PositiveFloat = 0.1
     """Weight of the squared log-ratio in the `kimi` loss."""
     beta: PositiveFloat = 0.1
-    """Temperature of `trajectory_balance`, `dpo` and `ipo`."""
+    """Temperature of `trajectory_balance`, `dpo` and `ipo`; weight of the KL in `kl_cov`."""
+    delta: PositiveFloat = 0.15
+    """Largest divergence from the old policy: of a token in `dppo_tv` (total variation) and `dppo_kl` (nats), mean of a
+    trajectory's tokens in `flash_reinforce` (nats)."""
+    cov_share: float = Field(default=2e-4, gt=0, le=1)
+    """Share of the tokens that `clip_cov` detaches and `kl_cov` holds back: those of large covariance of log-prob and
+    advantage."""
+    cov_low: float = 1.0
+    """Smallest covariance of a token that `clip_cov` may detach."""
+    cov_high: float = 5.0
+    """Largest one."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all trained tokens of the batch, over trajectories, or a sum over a fixed length (Dr. GRPO)."""
     proximal: Literal["auto", "recompute", "behaviour", "loglinear"] = "auto"
@@ -58,7 +73,8 @@ class AlgorithmRecipe(Part):
     correction_level: Literal["token", "sequence", "geometric"] = "token"
     """w of the token, of the trajectory (a product), or its geometric mean over the tokens."""
     tis_cap: PositiveFloat = 2.0
-    """Largest importance weight that `tis`, as a loss or a correction, lets through."""
+    """Largest importance weight that `tis`, as a loss or a correction, and the losses `dppo_tv` and `dppo_kl` let
+    through."""
     mis_low: NonNegativeFloat = 0.5
     """Smallest weight that `mis` keeps."""
     mis_high: PositiveFloat = 5.0
@@ -119,6 +135,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "topr": {"advantage": "dr_grpo", "loss": "topr", "proximal": "behaviour"},
     "kimi": {"advantage": "dr_grpo", "loss": "kimi", "proximal": "behaviour", "aggregation": "sequence"},
     "gspo": {"loss": "gspo", "aggregation": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    "gmpo": {"loss": "gmpo", "aggregation": "sequence", "clip_low": 0.4, "clip_high": 0.4},
+    "dppo_tv": {"loss": "dppo_tv", "proximal": "behaviour", "delta": 0.15, "tis_cap": 20.0},
+    "dppo_kl": {"loss": "dppo_kl", "proximal": "behaviour", "delta": 0.05, "tis_cap": 20.0},
+    "clip_cov": {"loss": "clip_cov"},
+    "kl_cov": {"loss": "kl_cov", "beta": 1.0},
+    "flash_reinforce": {"advantage": "batch_mean", "loss": "flash_reinforce", "proximal": "behaviour", "delta": 3e-3}
+    | {"aggregation": "sequence"},
+    "spo": {"advantage": "running", "normalise_advantages": True},
     "m2po": {"loss": "m2po", "proximal": "behaviour", "second_moment_limit": 0.04},
     "tba": {"advantage": "none", "loss": "trajectory_balance", "aggregation": "sequence", "beta": 0.012}
     | {"replay_share": 0.05},

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from asyncrl.errors import UserError
 from asyncrl.recipe.algorithm import AlgorithmRecipe
 from asyncrl.recipe.schema import Recipe
-from asyncrl.registry import LOSSES, advantage_traits, loss_traits
+from asyncrl.registry import ENGINES, LOSSES, Engine, advantage_traits, loss_traits
+
+STALE = 4
+"""`max_staleness` from which an uncorrected objective was seen to lose (docs/objectives/choosing.md)."""
 
 
 def check_algorithm(recipe: Recipe, provides_logprobs: bool) -> None:
@@ -20,6 +23,29 @@ def check_algorithm(recipe: Recipe, provides_logprobs: bool) -> None:
         raise UserError(
             f"algorithm: {cause} needs behaviour log-probs, but engine {recipe.rollout.engine} gives none; "
             f"set algorithm.{cure}, or take another rollout.engine"
+        )
+
+
+def doubts(recipe: Recipe) -> Iterator[str]:
+    """What would run and hardly be meant, in sentences."""
+    a = recipe.algorithm
+    traits, own = loss_traits(a.loss), a.loss not in LOSSES
+    corrected = a.correction != "none" or a.loss == "decoupled_ppo" or a.second_moment_limit or a.reject_kl
+    picks = advantage_traits(a.advantage).picks
+    unknown = not ENGINES.get(recipe.rollout.engine, Engine("")).provides_logprobs
+    if recipe.max_staleness < STALE or own or corrected or picks or traits.reference or unknown:
+        return
+    if a.loss == "reinforce":
+        yield (
+            f"max_staleness {recipe.max_staleness:g} trains stale tokens as if they were fresh, for loss reinforce has "
+            "no ratio and algorithm.correction is none; set algorithm.loss=topr with algorithm.proximal=behaviour, or "
+            "another objective of docs/objectives/choosing.md"
+        )
+    elif a.proximal != "behaviour":
+        yield (
+            f"max_staleness {recipe.max_staleness:g} trains stale tokens as if they were fresh, for the ratio is to "
+            f"the weights of the step (proximal {a.proximal}) and algorithm.correction is none; set "
+            "algorithm.proximal=behaviour, or another objective of docs/objectives/choosing.md"
         )
 
 
@@ -53,6 +79,8 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         yield f"loss {a.loss} needs no importance weights; set algorithm.correction=none"
     if a.loss_args and a.loss in LOSSES:
         yield f"loss_args go to a loss of your own, but loss is {a.loss}; its coefficients are keys of algorithm"
+    if a.cov_low >= a.cov_high:
+        yield f"cov_low {a.cov_low:g} must be below cov_high {a.cov_high:g}"
     if a.mis_low >= a.mis_high:
         yield f"mis_low {a.mis_low:g} must be below mis_high {a.mis_high:g}"
     without_reference = a.loss in LOSSES and not traits.reference and a.kl_coef == 0
@@ -69,7 +97,10 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         yield "replay_share replaces single completions, and a rollout of env may have several; set it to 0"
     if a.credit == "turn" and recipe.env is None:
         yield "credit turn is for the turns of an environment, and there is no env; set it to episode"
-    if a.credit == "turn" and (a.advantage == "gae" or advantage_traits(a.advantage).picks):
+    baseline = advantage_traits(a.advantage).baseline
+    if baseline != "none" and a.replay_share:
+        yield f"advantage {a.advantage} would count the reward of a replayed trajectory twice; set replay_share to 0"
+    if a.credit == "turn" and (a.advantage == "gae" or advantage_traits(a.advantage).picks or baseline != "none"):
         yield f"credit turn needs an advantage of each turn, and {a.advantage} gives none; take grpo, dr_grpo or rloo"
     if recipe.trainer.lora.rank and a.reference_reset_steps:
         yield "reference_reset_steps cannot move a reference that is the model without its adapters; leave it out"
@@ -80,6 +111,8 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
             f"trainer.minibatches {recipe.trainer.minibatches} is more than the groups of a step; "
             f"set it to groups_per_step ({recipe.groups_per_step}) or less"
         )
+    if recipe.group_size == 1 and a.filter_equal_rewards:
+        yield "filter_equal_rewards would filter every group, as group_size is 1; set it to false"
     compares = traits.pairs or advantage_traits(a.advantage).compares
     if recipe.group_size == 1 and compares:
         yield (

@@ -27,6 +27,7 @@ from asyncrl.rollout.trajectory import Group
 from asyncrl.trainer.attention import use_flash
 from asyncrl.trainer.backend import StepReport
 from asyncrl.trainer.balance import split
+from asyncrl.trainer.baseline import Baseline
 from asyncrl.trainer.comparison import require_same
 from asyncrl.trainer.compiled import compile_layers, warm_up
 from asyncrl.trainer.critic import Critic
@@ -109,6 +110,7 @@ class Learner:
             self.reference = self._called(Policy, frozen)
         algorithm = recipe.algorithm
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
+        self.baseline = Baseline(self.objective.baseline, algorithm.rho)
         self.critic: Critic | None = None
         if algorithm.advantage == "gae":
             values = self._called(Values, load())
@@ -141,7 +143,7 @@ class Learner:
         began = time.perf_counter()
         with span("pack"):
             mask_old = self.recipe.on_stale == "mask"
-            chosen = choose(groups, self.objective, self.replay, step, min_version, mask_old=mask_old)
+            chosen = choose(groups, self.objective, self.replay, self.baseline, step, min_version, mask_old=mask_old)
             samples, ages = chosen.samples, chosen.ages
             updates = self._updates(samples)
         with span("no-grad forwards"):
@@ -237,7 +239,7 @@ class Learner:
         """One optimizer step of the policy, and one of the critic; the gradient's norm before it was clipped."""
         self.policy.train()
         self.optimizer.zero_grad()
-        kept = self._plan(update)
+        kept = self._plan(update, step, progress)
         loss, left_out = 0.0, [0.0, 0.0]
         for batch in update.batches:
             with span("forward"):
@@ -275,7 +277,7 @@ class Learner:
             sums.value_loss += self.critic.update(update.batches, update.idle)
         return norm
 
-    def _plan(self, update: _Update) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _plan(self, update: _Update, step: int, progress: float) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Let the objective see the mini-batch as a whole. With one micro-batch that pass serves the gradient too,
         and is returned."""
         if not self.objective.needs_plan or not update.num_passes:
@@ -286,7 +288,7 @@ class Learner:
         own = scored[: len(update.batches)]
         logprobs = self._of_everyone(update, [s[0].detach() for s in own])
         entropies = self._of_everyone(update, [s[1] for s in own])
-        self.objective.plan(update.everyone, logprobs, entropies)
+        self.objective.plan(update.everyone, logprobs, entropies, step, progress)
         return scored[0] if kept else None
 
     def _score(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -317,7 +319,7 @@ class Learner:
         """Master weights, optimizer state and random state, by name: the tensors themselves, not copies."""
         tensors = self.optimizer.state()
         if self.process_group.rank == 0:
-            tensors |= {**self.replay.state(), "rng": torch.get_rng_state()}
+            tensors |= {**self.replay.state(), **self.baseline.state(), "rng": torch.get_rng_state()}
         if self.critic:
             tensors.update(self.critic.optimizer.state())
         if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
@@ -330,6 +332,7 @@ class Learner:
         another model or objective."""
         self.optimizer.restore(tensors)
         self.replay.restore(tensors)
+        self.baseline.restore(tensors)
         if self.critic:
             self.critic.optimizer.restore(tensors)
         # One that was never reset is not saved: it is the initial model.

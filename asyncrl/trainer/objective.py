@@ -2,7 +2,7 @@
 
 rewards -> advantages          per group, before packing
         -> token advantages    critic, KL in the reward, normalisation: over the whole batch
-log-probs now -> plan          what a mini-batch must know as a whole: M2PO's mask, log Z, partners in a pair
+log-probs now -> plan          what a mini-batch must know as a whole: M2PO's mask, log Z, pairs, covariances
         -> loss                loss x correction x staleness weight + KL, summed with global token weights
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from asyncrl.algorithms import advantages, corrections, kl, masks
+from asyncrl.algorithms import advantages, corrections, kl, losses, masks
 from asyncrl.algorithms.aggregation import token_weights
 from asyncrl.algorithms.base import Loss
 from asyncrl.algorithms.offpolicy import OffPolicySums, off_policy_sums
@@ -29,8 +29,9 @@ from asyncrl.registry import ADVANTAGES, CORRECTIONS, LOSSES, advantage_traits, 
 from asyncrl.trainer.extras import Extras
 from asyncrl.trainer.packing import PackedBatch, TrainSample
 
-_COEFFICIENTS = ("clip_low", "clip_high", "dual_clip", "tis_cap", "mis_low", "mis_high", "tau", "beta")
-_GIVEN = ("segments", "num_segments", "rewards", "ref_logprobs", "log_z", "partner", "side")
+_COEFFICIENTS = ("clip_low", "clip_high", "dual_clip", "tis_cap", "mis_low", "mis_high", "tau", "beta", "delta")
+_COLUMNS = ("ref_logprobs", "log_z", "partner", "side", "cov_band", "cov_top")
+_GIVEN = ("segments", "num_segments", "rewards", *_COLUMNS)
 """To a loss, beside its five tensors."""
 
 
@@ -78,6 +79,8 @@ class Objective:
         """Only the best and the worst of a group are trained."""
         self.needs_sums = self.in_pairs or "log_z" in takes
         """The loss of a trajectory depends on those of its group."""
+        self.needs_band, self.needs_top = "cov_band" in takes, "cov_top" in takes
+        self.baseline = advantage_traits(recipe.advantage).baseline
 
     # -- what the learner must provide
 
@@ -108,7 +111,8 @@ class Objective:
     @property
     def needs_plan(self) -> bool:
         r = self.recipe
-        return r.second_moment_limit is not None or r.entropy_quantile > 0 or self.needs_sums
+        covariances = self.needs_band or self.needs_top
+        return r.second_moment_limit is not None or r.entropy_quantile > 0 or self.needs_sums or covariances
 
     @property
     def sees_whole(self) -> bool:
@@ -117,13 +121,16 @@ class Objective:
 
     # -- before the model runs
 
-    def choose(self, rewards: torch.Tensor, extras: Sequence[Mapping[str, float]]) -> tuple[list[int], torch.Tensor]:
+    def choose(
+        self, rewards: torch.Tensor, extras: Sequence[Mapping[str, float]], baseline: float = 0.0
+    ) -> tuple[list[int], torch.Tensor]:
         """Members of a group that are trained, and their advantages; rewards float32 [n], after all shaping. extras:
-        what else each one's reward said."""
+        what else each one's reward said. baseline: for an advantage that takes one off (`Baseline`)."""
         if self.in_pairs:
             pair = choose_pair(rewards)
             return (list(pair), torch.zeros(2)) if pair else ([], torch.zeros(0))
-        result = self.advantage(rewards, **self.advantage_extras.of(extras))
+        given: dict[str, Any] = {} if self.baseline == "none" else {"baseline": baseline}
+        result = self.advantage(rewards, **given, **self.advantage_extras.of(extras))
         if self.recipe.advantage not in ADVANTAGES:
             self._require_advantages(result, rewards)
         return list(range(len(rewards))), result
@@ -171,9 +178,15 @@ class Objective:
     # -- once per update
 
     def plan(
-        self, batches: Sequence[PackedBatch], logprobs: Sequence[torch.Tensor], entropies: Sequence[torch.Tensor]
+        self,
+        batches: Sequence[PackedBatch],
+        logprobs: Sequence[torch.Tensor],
+        entropies: Sequence[torch.Tensor],
+        step: int,
+        progress: float,
     ) -> None:
-        """Set the columns that depend on the mini-batch as a whole; logprobs and entropies as they are now."""
+        """Set the columns that depend on the mini-batch as a whole; logprobs and entropies as they are now. progress:
+        share of the step's updates done."""
         r = self.recipe
         now = torch.cat(list(logprobs))
         groups = torch.cat([b.groups[b.segments] for b in batches])
@@ -190,6 +203,23 @@ class Objective:
         _spread(batches, "counted", counted)
         if self.needs_sums:
             self._plan_sequences(batches, logprobs)
+        if self.needs_band or self.needs_top:
+            prox = [self._prox(b, p, step, progress) for b, p in zip(batches, logprobs, strict=True)]
+            self._plan_covariances(batches, now, torch.cat(prox), keep & counted)
+
+    def _plan_covariances(
+        self, batches: Sequence[PackedBatch], now: torch.Tensor, prox: torch.Tensor, keep: torch.Tensor
+    ) -> None:
+        """Which tokens take most of the entropy away; all of the mini-batch's, [N]."""
+        r = self.recipe
+        advantage = torch.cat([b.columns["advantages"] for b in batches])
+        if self.needs_top:
+            _spread(batches, "cov_top", masks.cov_top(now, advantage, keep, r.cov_share))
+            return
+        # Those that the clip stops anyway are not drawn.
+        clipped = losses.ppo(now, prox, prox, advantage, keep, clip_low=r.clip_low, clip_high=r.clip_high).clipped
+        free = keep & ~clipped
+        _spread(batches, "cov_band", masks.cov_band(now, advantage, free, r.cov_share, r.cov_low, r.cov_high))
 
     def _plan_sequences(self, batches: Sequence[PackedBatch], logprobs: Sequence[torch.Tensor]) -> None:
         """log Z of each group, or each trajectory's partner in its pair; on every token."""
@@ -234,7 +264,7 @@ class Objective:
             segments=batch.segments,
             num_segments=batch.num_trajectories,
             rewards=batch.rewards[batch.segments],
-            **{name: columns[name] for name in ("ref_logprobs", "log_z", "partner", "side") if name in columns},
+            **{name: columns[name] for name in _COLUMNS if name in columns},
             **self._extras(batch),
             **self.coefficients,
         )

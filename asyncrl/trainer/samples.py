@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from asyncrl.rollout.trajectory import Group, Trajectory
+from asyncrl.trainer.baseline import Baseline
 from asyncrl.trainer.credit import Part, of_episodes, of_turns
 from asyncrl.trainer.objective import Objective
 from asyncrl.trainer.packing import TrainSample
@@ -46,8 +48,27 @@ class _Rollout:
         return sum(int(t.loss_mask.sum()) for t in self.trajectories)
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """The rollouts of one agent in a group that are compared."""
+
+    number: int
+    """Of the group in the batch."""
+    group: Group
+    rollouts: list[_Rollout]
+    rewards: torch.Tensor
+    """float32 [n], after all shaping."""
+
+
 def choose(
-    groups: list[Group], objective: Objective, replay: Replay, step: int, min_version: int, *, mask_old: bool
+    groups: list[Group],
+    objective: Objective,
+    replay: Replay,
+    baseline: Baseline,
+    step: int,
+    min_version: int,
+    *,
+    mask_old: bool,
 ) -> Chosen:
     """Of the batch of step `step`. Tokens sampled before `min_version` are context only if `mask_old`, else they are a
     ValueError (I1)."""
@@ -56,32 +77,39 @@ def choose(
     replayed = [[False] * len(group.trajectories) for group in groups]
     if replay.share:
         groups, replayed = replay.mix(groups, step)
+    every = []
     for number, group, rollouts in _by_agent(groups, replayed, objective):
         chosen.num_left_out += sum(len(r.trajectories) for r in rollouts if r.truncated)
         # The reward of one that is cut off counts for the others', unless it could be picked for them.
         compared = [r for r in rollouts if _scored(r) and not (r.truncated and objective.picks_members)]
-        if not compared:
-            continue
-        lengths = torch.tensor([r.num_tokens for r in compared])
-        given = torch.tensor([r.trajectories[0].reward for r in compared], dtype=torch.float32)
-        rewards = objective.shape(given, lengths)
-        given_to = of_turns if objective.recipe.credit == "turn" else of_episodes
-        parts = given_to([r.trajectories for r in compared], rewards, objective.choose)
-        for i, own in parts.items():
-            if compared[i].truncated:
+        if compared:
+            every.append(_Compared(number, group, compared, _rewards(compared, objective)))
+    agents = [c.rollouts[0].trajectories[0].agent for c in every]
+    baselines = baseline.of_batch([(c.group.row, a, c.rewards) for c, a in zip(every, agents, strict=True)])
+    given_to = of_turns if objective.recipe.credit == "turn" else of_episodes
+    for c, value in zip(every, baselines, strict=True):
+        parts = given_to([r.trajectories for r in c.rollouts], c.rewards, partial(objective.choose, baseline=value))
+        for rollout, own in ((c.rollouts[i], own) for i, own in parts.items()):
+            if rollout.truncated:
                 continue
             masks = [
-                _mask(trajectory, past, group.task, step, min_version, mask_old)
-                for trajectory, past in zip(compared[i].trajectories, compared[i].replayed, strict=True)
+                _mask(trajectory, past, c.group.task, step, min_version, mask_old)
+                for trajectory, past in zip(rollout.trajectories, rollout.replayed, strict=True)
             ]
-            for place, (trajectory, mask) in enumerate(zip(compared[i].trajectories, masks, strict=True)):
-                if compared[i].replayed[place]:
+            for trajectory, past, mask in zip(rollout.trajectories, rollout.replayed, masks, strict=True):
+                if past:
                     chosen.past_ages.append(step - int(trajectory.versions[mask].min()))
                 else:
                     ages += np.bincount(step - trajectory.versions[mask], minlength=len(ages))
-            chosen.samples += _samples(compared[i], masks, number, own)
+            chosen.samples += _samples(rollout, masks, c.number, own)
     chosen.ages = ages.tolist()
     return chosen
+
+
+def _rewards(rollouts: list[_Rollout], objective: Objective) -> torch.Tensor:
+    lengths = torch.tensor([r.num_tokens for r in rollouts])
+    given = torch.tensor([r.trajectories[0].reward for r in rollouts], dtype=torch.float32)
+    return objective.shape(given, lengths)
 
 
 def _by_agent(

@@ -43,6 +43,7 @@ def packed(seed: int) -> dict[str, Any]:
     }
     return {
         **{name: torch.tensor(values, dtype=torch.float64) for name, values in numbers.items()},
+        **{name: torch.tensor(rng.random(n) < 0.3) for name in ("cov_band", "cov_top")},
         "mask": torch.tensor(mask),
         "segments": torch.tensor(segments),
         "num_segments": len(LENGTHS),

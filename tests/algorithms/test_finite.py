@@ -31,6 +31,8 @@ def extremes(dtype: torch.dtype) -> dict[str, Any]:
         "log_z": torch.full((n,), 1e4),
         "partner": torch.full((n,), -1e4),
         "side": torch.ones(n),
+        "cov_band": torch.arange(n) % 4 == 0,
+        "cov_top": torch.arange(n) % 4 == 0,
         "segments": torch.arange(n) // 9 * 2,
         "num_segments": n // 9 * 2 + 1,
         "beta": 0.004,

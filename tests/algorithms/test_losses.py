@@ -15,9 +15,12 @@ Trajectory = dict[str, list[float]]
 Slopes = list[list[float]]
 
 LO, HI, DUAL, CAP, TAU, BETA = 0.2, 0.28, 1.5, 1.3, 0.1, 0.1
+DELTA, DELTA_OF_MEAN = 0.06, 0.6
 PER_TOKEN = ("logprobs", "behaviour_logprobs", "prox_logprobs", "advantages", "ref_logprobs")
 ON_EVERY_TOKEN = ("rewards", "log_z", "partner", "side")
+CHOSEN = ("cov_band", "cov_top")
 CLIPPED = ("ppo", "decoupled_ppo", "tis", "cispo", "topr", "gspo", "m2po", "reinforce", "kimi")
+CLIPPED += ("gmpo", "dppo_tv", "dppo_kl", "flash_reinforce", "kl_cov")
 
 
 def surrogate(r: float, a: float, dual: float = math.inf) -> tuple[float, float]:
@@ -78,6 +81,72 @@ def gspo(t: Trajectory) -> tuple[list[float], Callable[..., Any]]:
     return [p[0] for p in pairs], lambda w: [math.fsum(x * p[1] for x, p in zip(w, pairs, strict=True)) * s / n] * n
 
 
+def geometric(t: Trajectory) -> tuple[list[float], Callable[..., Any]]:
+    """GMPO: the geometric mean of clipped ratios. A clipped token has no slope of its own, and all share the mean."""
+    n, logs, free = len(t["logprobs"]), [], []
+    for lp, old, a in zip(t["logprobs"], t["prox_logprobs"], t["advantages"], strict=True):
+        bounded = min(lp - old, HI) if a > 0 else max(lp - old, -LO)
+        logs.append(bounded)
+        free.append(bounded == lp - old)
+    s = math.prod(math.exp(x / n) for x in logs)
+
+    def slopes(w: list[float]) -> list[float]:
+        total = math.fsum(-x * a for x, a in zip(w, t["advantages"], strict=True))
+        return [total * s / n if is_free else 0.0 for is_free in free]
+
+    return [-s * a for a in t["advantages"]], slopes
+
+
+def two_events(lp: float, old: float) -> tuple[float, float]:
+    """(p, q) as the KL of two events needs them, inside (0, 1)."""
+    return min(max(math.exp(old), 1e-6), 1 - 1e-6), min(max(math.exp(lp), 1e-6), 1 - 1e-6)
+
+
+def kl_of_two(lp: float, old: float) -> float:
+    p, q = two_events(lp, old)
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def divergent(divergence: Callable[[float, float], float]) -> Callable[..., tuple[float, float]]:
+    """DPPO: truncated importance sampling on the tokens that stay inside, or come back to, the trust region."""
+
+    def loss(lp: float, beh: float, prox: float, a: float) -> tuple[float, float]:
+        away = a * (lp - prox) > 0
+        w = 0.0 if away and divergence(lp, prox) > DELTA else min(math.exp(lp - prox), CAP)
+        return -w * a * lp, -w * a
+
+    return loss
+
+
+def flash(t: Trajectory) -> tuple[list[float], Callable[..., Any]]:
+    pairs = list(zip(t["logprobs"], t["prox_logprobs"], strict=True))
+    near = math.fsum(kl_of_two(*pair) for pair in pairs) / len(pairs) <= DELTA_OF_MEAN
+    weights = [math.exp(lp - old) * a if near else 0.0 for (lp, old), a in zip(pairs, t["advantages"], strict=True)]
+    losses = [-w * lp for w, lp in zip(weights, t["logprobs"], strict=True)]
+    return losses, lambda up: [-x * w for x, w in zip(up, weights, strict=True)]
+
+
+def with_chosen(name: str, loss: Callable[..., tuple[float, float]]) -> Callable[..., Any]:
+    """A token's (loss, slope), which also depends on whether it was chosen."""
+
+    def of_trajectory(t: Trajectory) -> tuple[list[float], Callable[..., Any]]:
+        pairs = [loss(*x) for x in zip(*(t[key] for key in (*PER_TOKEN[:4], name)), strict=True)]
+        return [p[0] for p in pairs], lambda w: [x * p[1] for x, p in zip(w, pairs, strict=True)]
+
+    return of_trajectory
+
+
+def clip_cov(lp: float, beh: float, prox: float, a: float, chosen: bool) -> tuple[float, float]:
+    r = math.exp(lp - prox)
+    loss, slope = surrogate(r, a)
+    return (0.0, 0.0) if chosen else (loss, slope * r)
+
+
+def kl_cov(lp: float, beh: float, prox: float, a: float, chosen: bool) -> tuple[float, float]:
+    loss, slope = m2po(lp, beh, prox, a)
+    return (loss + BETA * abs(lp - prox), slope + BETA * math.copysign(1, lp - prox)) if chosen else (loss, slope)
+
+
 def whole(loss: Callable[..., tuple[float, float]]) -> Callable[[Trajectory], tuple[list[float], Callable[..., Any]]]:
     """From (loss, slope) of a trajectory's sum of log pi - log pi_ref."""
 
@@ -117,6 +186,12 @@ BY_HAND: dict[str, Callable[[Trajectory], tuple[list[float], Callable[..., Any]]
     "m2po": of_token(m2po),
     "gspo": gspo,
     "sft": of_token(lambda lp, beh, prox, a: (-lp, -1.0)),
+    "gmpo": geometric,
+    "dppo_tv": of_token(divergent(lambda lp, old: abs(math.exp(lp) - math.exp(old)))),
+    "dppo_kl": of_token(divergent(kl_of_two)),
+    "flash_reinforce": flash,
+    "clip_cov": with_chosen("cov_band", clip_cov),
+    "kl_cov": with_chosen("cov_top", kl_cov),
     "trajectory_balance": whole(balance),
     "dpo": whole(dpo),
     "ipo": whole(ipo),
@@ -131,14 +206,16 @@ def test_every_loss_has_a_second_implementation() -> None:
 def test_loss_and_gradient(name: str, batch: dict[str, Any]) -> None:
     logprobs = batch["logprobs"].requires_grad_()
     upstream = torch.rand(len(logprobs), dtype=torch.float64) + 0.5
-    out = LOSSES[name].load()(**batch, dual_clip=DUAL, tis_cap=CAP, tau=TAU)
+    out = LOSSES[name].load()(
+        **batch, dual_clip=DUAL, tis_cap=CAP, tau=TAU, delta=DELTA_OF_MEAN if name == "flash_reinforce" else DELTA
+    )
     assert out.per_token.dtype == torch.float64
     (out.per_token * upstream).sum().backward()
     expected, gradient = torch.zeros_like(upstream), torch.zeros_like(upstream)
     for segment in range(batch["num_segments"]):
         chosen = (batch["segments"] == segment) & batch["mask"]
         if chosen.any():
-            t = {k: batch[k][chosen].tolist() for k in (*PER_TOKEN, *ON_EVERY_TOKEN)}
+            t = {k: batch[k][chosen].tolist() for k in (*PER_TOKEN, *ON_EVERY_TOKEN, *CHOSEN)}
             values, slopes = BY_HAND[name](t)
             expected[chosen] = torch.tensor(values, dtype=torch.float64)
             gradient[chosen] = torch.tensor(slopes(upstream[chosen].tolist()), dtype=torch.float64)
@@ -197,3 +274,25 @@ def test_only_the_policy_gets_a_gradient(name: str, batch: dict[str, Any]) -> No
     LOSSES[name].load()(**batch).per_token.sum().backward()
     assert batch["logprobs"].grad is not None
     assert [batch[key].grad for key in others] == [None] * 3
+
+
+@pytest.mark.parametrize(("name", "inside"), [("dppo_tv", 0.14), ("dppo_kl", 0.049)])
+def test_a_rare_token_may_change_its_ratio_and_a_common_one_may_not(name: str, inside: float) -> None:
+    """What DPPO is for: the ratio of the first is 20, that of the second 0.8, below no bound of PPO's."""
+    old, new = torch.tensor([1e-4, 0.99]).log(), torch.tensor([2e-3, 0.79]).log()
+    out = LOSSES[name].load()(new, old, old, torch.tensor([1.0, -1.0]), torch.ones(2).bool(), delta=inside)
+    assert out.clipped.tolist() == [False, True]
+    assert out.per_token[1] == 0
+    back = LOSSES[name].load()(new, old, old, torch.tensor([-1.0, 1.0]), torch.ones(2).bool(), delta=inside)
+    assert not back.clipped.any()
+
+
+def test_flash_reinforce_rejects_whole_trajectories(batch: dict[str, Any]) -> None:
+    out = LOSSES["flash_reinforce"].load()(**batch, delta=DELTA_OF_MEAN)
+    fates = {}
+    for segment in range(batch["num_segments"]):
+        chosen = (batch["segments"] == segment) & batch["mask"]
+        if chosen.any():
+            assert len(set(out.clipped[chosen].tolist())) == 1
+            fates[segment] = bool(out.clipped[chosen][0])
+    assert set(fates.values()) == {True, False}

@@ -1,12 +1,14 @@
-"""M2PO's mask against the paper's loop, and the entropy mask against numpy's percentiles."""
+"""M2PO's mask against the paper's loop, the entropy mask against numpy's percentiles, covariances in plain Python."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from asyncrl.algorithms.masks import entropy_mask, m2po_mask
+from asyncrl.algorithms.masks import cov_band, cov_top, entropy_mask, m2po_mask
 
 
 def naive(d: np.ndarray, advantages: np.ndarray, tau: float) -> np.ndarray:
@@ -85,3 +87,48 @@ def test_entropy_mask_keeps_ties() -> None:
 def test_entropy_mask_keeps_the_value_at_the_quantile_itself() -> None:
     entropies = torch.arange(101) / 7
     assert entropy_mask(entropies, torch.zeros(101, dtype=torch.int64), 1, 0.55).sum() == 46
+
+
+# -- covariances
+
+
+def by_hand(logprobs: list[float], advantages: list[float], mask: list[bool]) -> dict[int, float]:
+    inside = [i for i, m in enumerate(mask) if m]
+    lp, a = (math.fsum(x[i] for i in inside) / len(inside) for x in (logprobs, advantages))
+    return {i: (logprobs[i] - lp) * (advantages[i] - a) for i in inside}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [1e-6, 0.02, 1.0])
+def test_cov_top_takes_the_largest_covariances_of_the_tokens_that_count(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    lp, a, mask = -rng.exponential(1.0, 300), rng.normal(0, 1, 300), rng.random(300) < 0.8
+    values = by_hand(lp.tolist(), a.tolist(), mask.tolist())
+    number = max(int(share * len(values)), 1)
+    largest = sorted(values, key=lambda i: -values[i])[:number]
+    lp[~mask] = math.nan
+    found = cov_top(torch.tensor(lp), torch.tensor(a), torch.tensor(mask), share)
+    assert found.nonzero()[:, 0].tolist() == sorted(largest)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("share", "low", "high"), [(0.05, 0.5, 2.0), (0.9, 0.5, 2.0), (0.5, 50.0, 60.0)])
+def test_cov_band_takes_only_tokens_of_the_band_and_no_more_than_the_share(
+    seed: int, share: float, low: float, high: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    lp, a, mask = -rng.exponential(1.0, 300), rng.normal(0, 1, 300), rng.random(300) < 0.8
+    values = by_hand(lp.tolist(), a.tolist(), mask.tolist())
+    inside = [i for i in values if low < values[i] < high]
+    given = torch.tensor(lp), torch.tensor(a), torch.tensor(mask)
+    found = cov_band(*given, share, low, high)
+    assert set(found.nonzero()[:, 0].tolist()) <= set(inside)
+    assert int(found.sum()) == min(int(share * len(values)), len(inside))
+    assert torch.equal(found, cov_band(*given, share, low, high))
+
+
+def test_nothing_is_chosen_where_no_token_counts() -> None:
+    nothing = torch.zeros(4, dtype=torch.bool)
+    given = torch.zeros(4), torch.ones(4), nothing
+    assert not cov_top(*given, 0.5).any()
+    assert not cov_band(*given, 0.5, -9.0, 9.0).any()

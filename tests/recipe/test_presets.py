@@ -62,6 +62,7 @@ def test_what_the_recipe_says_of_a_loss_is_what_its_signature_asks_for() -> None
         takes = signature(entry.load()).parameters
         assert entry.reference == ("ref_logprobs" in takes or "log_z" in takes), name
         assert entry.pairs == ("partner" in takes), name
+        assert entry.covariances == bool({"cov_band", "cov_top"} & set(takes)), name
 
 
 def test_keys_beside_a_preset_and_in_later_layers_win(write) -> None:

@@ -44,7 +44,7 @@ def learner(model: Path, r: Recipe | None = None) -> Learner:
 
 
 def of(learner: Learner, batch: list[Group]) -> list[TrainSample]:
-    return choose(batch, learner.objective, learner.replay, 0, 0, mask_old=False).samples
+    return choose(batch, learner.objective, learner.replay, learner.baseline, 0, 0, mask_old=False).samples
 
 
 def trajectory(

@@ -49,7 +49,7 @@ def test_the_cut_into_microbatches_changes_nothing(tiny_model: Path, name: str) 
     assert any(float(v.abs().max()) > 1e-4 for n, v in whole.state().items() if n.startswith("optimizer.exp_avg."))
 
 
-@pytest.mark.parametrize("name", ["m2po", "ppo", "tba", "reinforce_pp", "online_dpo", "gspo"])
+@pytest.mark.parametrize("name", ["m2po", "ppo", "tba", "reinforce_pp", "online_dpo", "gspo", "spo"])
 def test_restored_in_the_middle_it_goes_on_bit_for_bit(tiny_model: Path, name: str) -> None:
     algorithm = PRESETS[name]
     if name == "tba":
