@@ -4,16 +4,17 @@ Python objects where those name code; they raise what the commands say (`asyncrl
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from asyncrl.api import objects
-from asyncrl.api.callbacks import Callback, Callbacks
+from asyncrl.api.callbacks import Callback, Told
 from asyncrl.api.run import Run
 from asyncrl.cli.quiet import quiet
+from asyncrl.errors import UserError
 from asyncrl.orchestrator.evaluate import evaluate as evaluate_model
 from asyncrl.orchestrator.loop import Hooks
 from asyncrl.orchestrator.run import resume as resume_run
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Keys = Mapping[str, Any]
+_WHOLE = ("data", "eval", "reward")
+"""Keys whose value takes the place of what is there."""
 
 
 def recipe_of(recipe: Recipe | str | Path | Keys, keys: Keys) -> Recipe:
@@ -35,7 +38,7 @@ def recipe_of(recipe: Recipe | str | Path | Keys, keys: Keys) -> Recipe:
     overrides = _overrides(keys)
     if isinstance(recipe, str | Path):
         return load(Path(recipe), overrides)
-    text = dump(recipe) if isinstance(recipe, Recipe) else yaml.safe_dump(objects.named(recipe))
+    text = dump(recipe) if isinstance(recipe, Recipe) else _yaml(objects.named(recipe))
     return load(Path("recipe.yaml"), overrides, text)
 
 
@@ -46,14 +49,15 @@ def train(recipe: Recipe | str | Path | Keys, *, callbacks: Sequence[Callback] =
     input, RunFailed if the run cannot go on.
     """
     quiet()
+    hooks = _hooks(callbacks)
     checked, base_dir = recipe_of(recipe, keys), Path.cwd()
     check(checked, base_dir)
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "python"
-    return Run(train_recipe(checked, name, base_dir, _hooks(callbacks)))
+    return Run(train_recipe(checked, name, base_dir, hooks))
 
 
 def resume(
-    run_dir: str | Path,
+    run_dir: str | Path | Run,
     *,
     callbacks: Sequence[Callback] = (),
     accept: Sequence[str] = (),
@@ -62,8 +66,9 @@ def resume(
 ) -> Run:
     """Go on from a run's newest checkpoint; `accept` and `trust` as the options of `asyncrl resume`."""
     quiet()
-    changed, stored = load_stored(Run(run_dir).dir, _overrides(keys), trust)
-    return Run(resume_run(Path(run_dir), changed, stored, accept, _hooks(callbacks)))
+    run = run_dir if isinstance(run_dir, Run) else Run(run_dir)
+    changed, stored = load_stored(run.dir, _overrides(keys), trust)
+    return Run(resume_run(run.dir, changed, stored, accept, _hooks(callbacks)))
 
 
 def evaluate(
@@ -89,24 +94,47 @@ def evaluate(
     folder = run.model if run is not None else model
     version = max(run.checkpoints) if run is not None else 0
     place = Path(out) if out else run.dir if run is not None else Path(f"runs/eval-{time.strftime('%Y%m%d-%H%M%S')}")
-    chosen = chosen.model_copy(update={"model": str(folder), "run_dir": None})
+    chosen = chosen.for_evaluation(str(folder))
     check(chosen, Path.cwd())
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return pd.DataFrame(evaluate_model(chosen, version, place, Path.cwd()))
 
 
 def _overrides(keys: Keys) -> list[str]:
+    """`key=value` for each; a mapping is merged into what is there, but for parts that a list may stand for."""
     named = {key: objects.named(value) for key, value in keys.items()}
-    return [f"{key}={_flow(value)}" for key, value in named.items()]
+    return [f"{key}={_flow(value)}" for place in named.items() for key, value in _leaves(*place)]
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value and key not in _WHOLE:
+        for name, part in value.items():
+            yield from _leaves(f"{key}.{name}", part)
+    else:
+        yield key, value
 
 
 def _flow(value: Any) -> str:
     """YAML on a line, as the command line takes it."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
+    return _yaml(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
+
+
+def _yaml(value: Any, **options: Any) -> str:
+    try:
+        text: str = yaml.safe_dump(value, **options)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"a recipe takes numbers, texts, lists, mappings and functions, not {error.args[-1]!r:.200}"
+        ) from error
+    return text
 
 
 def _hooks(callbacks: Sequence[Callback]) -> Hooks:
-    trackers = {}
-    if callbacks:
-        trackers["callbacks"] = lambda run_dir, stop: Callbacks(callbacks, Run(run_dir, stop))
-    return Hooks(trackers)
+    each = [callbacks] if isinstance(callbacks, Callback) else callbacks
+    if unfit := [one for one in each if not isinstance(one, Callback)]:
+        raise TypeError(f"callbacks must be Callback objects, not {type(unfit[0]).__name__}")
+
+    def maker(callback: Callback) -> Any:
+        return lambda run_dir, stop: Told(callback, Run(run_dir, stop))
+
+    return Hooks({f"callback {type(one).__name__} {place}": maker(one) for place, one in enumerate(each, 1)})

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib
+import keyword
+import os
 import re
 import textwrap
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 
 from asyncrl.errors import UserError
 from asyncrl.storage.run_dir import replace
@@ -40,6 +43,10 @@ def named(value: Any) -> Any:
         return {key: named(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [named(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
     return spec_of(value) if callable(value) else value
 
 
@@ -56,6 +63,7 @@ def spec_of(code: Any) -> str:
             "and name it as ./file.py:name"
         ) from error
     name = re.sub(r"\W", "_", name.rpartition(".")[2] or type(code).__name__).strip("_") or "function"
+    name += "_" if keyword.iskeyword(name) else ""
     path = FOLDER / f"{name}_{hashlib.sha256(pickled).hexdigest()[:12]}.py"
     if not path.exists():
         FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     base_dir = Path.cwd()
     recipe, model, version, out = _of_run(arguments) or _of_model(arguments)
-    recipe = recipe.model_copy(update={"model": model, "run_dir": None})
+    recipe = recipe.for_evaluation(model)
     if not recipe.eval:
         raise UserError("the recipe has no evaluation; add `eval: {data: {path: ...}}` to it (docs/evaluation.md)")
     check(recipe, base_dir)

@@ -45,6 +45,11 @@ _folder: Path | None = None
 def start(recipe: Recipe) -> None:
     """Connect to `ray_address` or RAY_ADDRESS, else start Ray on this machine. UserError if it cannot be reached,
     RunFailed if it does not come up; nothing of it is left then but its logs."""
+    if ray.is_initialized():
+        raise UserError(
+            "Ray is running in this process already (ray.init); call ray.shutdown() first, and name a cluster that the "
+            "run is to use in ray_address"
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's own choice for its workers is 15, with which any other busy program starves a run.
     os.environ.setdefault("RAY_worker_niceness", str(os.getpriority(os.PRIO_PROCESS, 0)))

@@ -14,6 +14,7 @@ from asyncrl.observe.metrics import accuracy, read_lines
 from asyncrl.observe.scores import interval, pass_at_k, powers
 
 FILE = "evaluations.jsonl"
+_LARGEST = 1e100
 EVALUATION = "eval/"
 """How the names of its metrics begin: eval/NAME/accuracy."""
 
@@ -23,21 +24,21 @@ def correct(
 ) -> list[list[float]]:
     """Of each task, whether its rollouts that were scored were right, by the rule of `accuracy/mean`; [] if nobody
     said."""
-    everyone = [extra for task in extras for extra in task]
-    if accuracy([reward for task in rewards for reward in task], everyone) is None:
+    tasks = zip(rewards, extras, strict=True)
+    pairs = [[(r, e) for r, e in zip(*task, strict=True) if r is not None] for task in tasks]
+    everyone = [pair for task in pairs for pair in task]
+    if accuracy([reward for reward, _ in everyone], [extra for _, extra in everyone]) is None:
         return []
-    named = next((name for name in ("accuracy", "acc") if any(name in extra for extra in everyone)), None)
-
-    def values(task: Sequence[float | None], extras: Sequence[Mapping[str, float]]) -> list[float]:
-        if named is not None:
-            return [extra[named] for extra in extras if named in extra]
-        return [float(reward == 1.0) for reward in task if reward is not None]
-
-    return [values(*task) for task in zip(rewards, extras, strict=True)]
+    named = next((name for name in ("accuracy", "acc") if any(name in extra for _, extra in everyone)), None)
+    if named is not None:
+        return [[extra[named] for _, extra in task if named in extra] for task in pairs]
+    return [[float(reward == 1.0) for reward, _ in task] for task in pairs]
 
 
 def mean_and_interval(tasks: Sequence[Sequence[float]]) -> tuple[float | None, tuple[float, float] | None]:
-    """Mean over the tasks that have a value, and its 95 % interval."""
+    """Mean over the tasks that have a value, and its 95 % interval; None of values that no float can add up."""
+    if any(abs(value) > _LARGEST for values in tasks for value in values):
+        return None, None
     means = [statistics.fmean(values) for values in tasks if values]
     return (statistics.fmean(means) if means else None), interval(tasks)
 
@@ -50,10 +51,15 @@ def passes(tasks: Sequence[Sequence[float]], num: int) -> dict[str, float]:
     return {str(k): statistics.fmean(pass_at_k(num, round(sum(values)), k) for values in whole) for k in powers(num)}
 
 
+def of_run(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of the evaluations that the run made itself; not those of `asyncrl eval`, whose recipe may differ."""
+    lines = read_lines(run_dir / FILE)
+    return [line for line in lines if {"name", "version"} <= line.keys() and not line.get("alone")]
+
+
 def scores_by_version(run_dir: Path, metric: str) -> dict[int, float]:
     """By version, of the evaluations that are done."""
-    lines = (line for line in read_lines(run_dir / FILE) if {"name", "version"} <= line.keys())
-    found = {line["version"]: flat(line).get(metric) for line in lines if metric in flat(line)}
+    found = {line["version"]: flat(line).get(metric) for line in of_run(run_dir)}
     return {version: value for version, value in found.items() if value is not None}
 
 

@@ -47,8 +47,9 @@ def accuracy(rewards: Sequence[float | None], extras: Sequence[Mapping[str, floa
     Failed rewards (None) count neither way (I7); None if no trajectory was scored, or a reward is above 1: then nobody
     said what is right.
     """
+    judged = [extra for reward, extra in zip(rewards, extras, strict=False) if reward is not None]
     for name in ("accuracy", "acc"):
-        if named := [extra[name] for extra in extras if name in extra]:
+        if named := [extra[name] for extra in judged if name in extra]:
             return sum(named) / len(named)
     scored = [reward for reward in rewards if reward is not None]
     return sum(reward == 1.0 for reward in scored) / len(scored) if scored and max(scored) <= 1.0 else None

@@ -10,6 +10,7 @@ Waits for: the checkpoint before (one at a time), the trainer's files. Unblocked
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -54,15 +55,18 @@ class Checkpoints:
         folder: Path | None,
         batches: dict[int, Train],
         post: Callable[[BaseException], None],
+        awaited: Callable[[str, int], bool],
     ) -> None:
         self._recipe, self._root, self._journal = recipe, run_dir / "checkpoints", journal
         self._trainer, self._buffer, self._waiting = trainer, buffer, waiting
         self.version, self.folder, self.batches = version, folder, batches
-        self._post = post
+        self._post, self._awaited = post, awaited
         self._completing: asyncio.Task[None] | None = None
         self._num_held = 0
         self._outdated: Callable[[], None] | None = None
         """Releases what the newest complete checkpoint made needless, if that is still to be done."""
+        self._again: Callable[[], None] | None = None
+        """The same, whether or not it was done."""
 
     @asynccontextmanager
     async def origin(self, done: int, live: int, snapshots: Snapshots | None) -> AsyncIterator[ResumePoint]:
@@ -146,8 +150,15 @@ class Checkpoints:
     def _completed(self, version: int, segment: int, controller: Controller) -> None:
         self.version = version
         self._journal.checkpoint(version)
-        self._outdated = lambda: self._prune(version, segment, controller)
+        self._outdated = self._again = lambda: self._prune(version, segment, controller)
         self._release()
+
+    def scored(self) -> None:
+        """An evaluation has ended: which checkpoint is the best may be another one now."""
+        best = self._recipe.checkpoint.keep_best
+        if best and best.startswith(EVALUATION) and self._again is not None:
+            self._outdated = self._outdated or self._again
+            self._release()
 
     def _release(self) -> None:
         if self._outdated is not None and not self._num_held:
@@ -158,8 +169,10 @@ class Checkpoints:
         """What is older than the checkpoint has done its duty."""
         recipe = self._recipe.checkpoint
         best = recipe.keep_best
-        known = scores_by_version(self._root.parent, best) if best and best.startswith(EVALUATION) else None
-        atomic.prune(self._root, recipe.keep_last, recipe.keep_every, best, known)
+        known, awaited = None, None
+        if best and best.startswith(EVALUATION):
+            known, awaited = scores_by_version(self._root.parent, best), functools.partial(self._awaited, best)
+        atomic.prune(self._root, recipe.keep_last, recipe.keep_every, best, known, awaited)
         for step in [step for step in self.batches if step < version]:
             del self.batches[step]
         if self._journal.may_forget(self._recipe.journal.keep):

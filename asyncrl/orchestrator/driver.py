@@ -51,6 +51,7 @@ from asyncrl.orchestrator.evaluations import Evaluations
 from asyncrl.orchestrator.fleet import Fleet, PushBroken
 from asyncrl.orchestrator.notices import Notices
 from asyncrl.orchestrator.outcome import outcome
+from asyncrl.orchestrator.overdue import Overdue
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.orchestrator.recorder import Recorder
 from asyncrl.orchestrator.recovery import Recovered
@@ -92,7 +93,8 @@ class Driver:
         self.view = view
         self.processes = ProcessTable(run_dir / "processes.json")
         self.processes.put("ray", own_processes())
-        self.waiting = WaitingFor(recipe.deadlines.warn_s, self._look_into)
+        overdue = Overdue(run_dir, self.processes)
+        self.waiting = WaitingFor(recipe.deadlines.warn_s, lambda role: overdue(role, self.waiting))
         self.inbox: asyncio.Queue[Event | BaseException | Stop | None] = asyncio.Queue()
         """None: an evaluation has ended."""
         self.journal = ControlLog(run_dir / "journal", self.controller.state())
@@ -151,10 +153,10 @@ class Driver:
             folder=recovered.checkpoint,
             batches=recovered.batches,
             post=self.inbox.put_nowait,
+            awaited=self.evaluations.awaited,
         )
         self.budget = Budget(recipe)
         self.publishing = -1
-        self._looked_into: set[str] = set()
         self.stopping: Stop | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -178,7 +180,9 @@ class Driver:
                     raise event
                 if isinstance(event, Stop):
                     self.stopping = self.stopping or event
-                elif event is not None:
+                elif event is None:
+                    self.checkpoints.scored()
+                else:
                     await self._handle(event)
             await self._save_last()
             await self.trainer.compare_export(self.checkpoints.folder)
@@ -362,19 +366,6 @@ class Driver:
             if self.publishing == version:
                 self.publishing = -1
 
-    async def _look_into(self, role: str) -> None:
-        """A wait for this role is overdue: write down who waits for what, and where the role stands."""
-        self.waiting.dump(self.run_dir / "waiting.txt")
-        known = self.processes.get(role)
-        if known is not None and role not in self._looked_into:
-            # Many waits for one role come due together: once is enough.
-            self._looked_into.add(role)
-            folder = self.run_dir / "stacks"
-            path = await stacks.collect(folder, role, known["pid"], known["node"], deadline_s=4.0)
-            self._looked_into.discard(role)
-            if path is not None:
-                logger.warning("%s, which is waited for, has written its stacks to %s", role, path)
-
     # -- ends
 
     async def _checkpoint(self) -> None:
@@ -386,6 +377,7 @@ class Driver:
         """A checkpoint of the last step done, however often the trainer is lost meanwhile."""
         self.view.phase("completing the last checkpoint")
         await self.checkpoints.wait()
+        self.checkpoints.scored()
         while self.checkpoints.version < self.controller.steps_done:
             await self._checkpoint()
             await self.checkpoints.wait()

@@ -89,7 +89,7 @@ async def _one(recipe: Recipe, scoring: Scoring, one: HeldOut, version: int, out
     # The engines stamp what they load as version 0.
     scores = [replace(task, versions={version: sum(task.versions.values())}) for task in scored]
     line = line_of(one, recipe, version, scores)
-    line |= {"seconds": time.perf_counter() - began, "push_held_s": 0.0, "time": time.time()}
+    line |= {"seconds": time.perf_counter() - began, "push_held_s": 0.0, "time": time.time(), "alone": True}
     write(out, line, scores)
     say(line, scores)
     return line

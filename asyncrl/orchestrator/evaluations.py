@@ -20,8 +20,7 @@ from ray.actor import ActorHandle
 from asyncrl.control.staleness import slots
 from asyncrl.data.held_out import HeldOut
 from asyncrl.errors import DeadlineExceeded
-from asyncrl.observe.evaluations import FILE, flat, scores_by_version
-from asyncrl.observe.metrics import read_lines
+from asyncrl.observe.evaluations import EVALUATION, flat, of_run, scores_by_version
 from asyncrl.orchestrator.early_stop import reason
 from asyncrl.orchestrator.scoring import Scoring, line_of, say, write
 from asyncrl.orchestrator.stop import Stop
@@ -53,7 +52,7 @@ class Evaluations:
         most = slots(control_settings(recipe)) * recipe.group_size // 2
         self._scoring = Scoring(recipe, waiting, generators, lost, most)
         self._told, self._post = told, post
-        self._begun = {(line.get("name"), line.get("version", -1)) for line in read_lines(run_dir / FILE)}
+        self._begun = {(line["name"], line["version"]) for line in of_run(run_dir)}
         self._running: dict[tuple[str, int], asyncio.Event] = {}
         self._released = asyncio.Event()
         self._held: int | None = None
@@ -76,6 +75,8 @@ class Evaluations:
             return False
         if version in (0, self._recipe.max_steps):
             return True
+        if any(other == name for other, _ in self._running):
+            return False  # one that takes longer than every_steps is not joined by others
         newest = max((done for other, done in self._begun if other == name), default=-1)
         return version // every > max(newest, 0) // every
 
@@ -85,6 +86,13 @@ class Evaluations:
             self._begun.add((one.part.name, version))
             ended = self._running[one.part.name, version] = asyncio.Event()
             yield self._evaluate(one, version, ended)
+
+    def awaited(self, metric: str, version: int) -> bool:
+        """Whether the version may still get this score."""
+        name = metric.removeprefix(EVALUATION).rpartition("/")[0]
+        running = {version for other, version in self._running if other == name}
+        begun = {version for other, version in self._begun if other == name}
+        return version in running or version > max(begun, default=-1)
 
     async def before_push(self, version: int) -> None:
         """Returns once no evaluation runs, or the step that trains these weights is done."""

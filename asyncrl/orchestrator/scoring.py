@@ -105,9 +105,10 @@ class Scoring:
 def write(folder: Path, line: dict[str, Any], scores: list[TaskScores]) -> None:
     """The rollouts first: what has a line has them."""
     rollouts = folder / "evaluations"
+    name = f"{line['name']}-{line['version']:06d}{'-alone' if line.get('alone') else ''}.jsonl"
     rollouts.mkdir(mode=0o700, exist_ok=True)
     lines = (json.dumps(rollout) + "\n" for one in scores for rollout in _rollouts(one))
-    replace(rollouts / f"{line['name']}-{line['version']:06d}.jsonl", "".join(lines))
+    replace(rollouts / name, "".join(lines))
     MetricsWriter(folder / FILE).write(line)
 
 
@@ -123,7 +124,13 @@ def line_of(one: HeldOut, recipe: Recipe, version: int, scores: list[TaskScores]
     for task in scores:
         versions.update(task.versions)
     rollouts, failed = one.part.n * len(scores), sum(len(task.errors) for task in scores)
-    scored, tokens = rollouts - failed, versions.total()
+    scored = [
+        (tokens, truncated)
+        for task in scores
+        for reward, tokens, truncated in zip(task.rewards, task.num_tokens, task.truncated, strict=False)
+        if reward is not None
+    ]
+    tokens = versions.total()
     line: dict[str, Any] = {
         "name": one.part.name,
         "version": version,
@@ -138,8 +145,8 @@ def line_of(one: HeldOut, recipe: Recipe, version: int, scores: list[TaskScores]
         "pass_at": passes(by_task, one.part.n),
         "failed": failed,
         "failed_share": failed / rollouts,
-        "truncated_share": sum(task.num_truncated for task in scores) / scored if scored else None,
-        "tokens_mean": tokens / scored if scored else None,
+        "truncated_share": sum(truncated for _, truncated in scored) / len(scored) if scored else None,
+        "tokens_mean": sum(num for num, _ in scored) / len(scored) if scored else None,
         "other_versions_share": 1 - versions[version] / tokens if tokens else 0.0,
         "also_trained": one.num_trained,
     }

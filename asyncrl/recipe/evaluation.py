@@ -54,12 +54,20 @@ _OF_PROMPTS = ("prompt_column", "chat", "system", "chat_template_kwargs")
 
 def alike(parts: Any, training: Any) -> Any:
     """Evaluations whose prompts are made as those of the training data, unless they say otherwise."""
-    if not isinstance(training, Mapping):
+    sources = [training] if isinstance(training, Mapping) else training
+    if not isinstance(sources, list) or not all(isinstance(source, Mapping) for source in sources):
         return parts
-    said = {key: training[key] for key in _OF_PROMPTS if key in training}
+    said = {key: sources[0][key] for key in _OF_PROMPTS if key in sources[0]}
+    differ = [key for key in _OF_PROMPTS if any(source.get(key) != sources[0].get(key) for source in sources)]
 
     def one(part: Any) -> Any:
         data = part.get("data") if isinstance(part, Mapping) else None
+        if isinstance(data, Mapping) and (open_keys := [key for key in differ if key not in data]):
+            raise PydanticCustomError(
+                "eval_prompts",
+                "the sources of `data` make their prompts differently; say {keys} in the data of each evaluation",
+                {"keys": ", ".join(open_keys)},
+            )
         return {**part, "data": {**said, **data}} if isinstance(data, Mapping) else part
 
     return one(parts) if isinstance(parts, Mapping) else [*map(one, parts)] if isinstance(parts, list) else parts

@@ -52,6 +52,7 @@ _EXPECTED = {
     "bool": "true or false",
     "string": "text",
     "string_too_short": "text that is not empty",
+    "string_pattern_mismatch": "text of letters, digits and _.-, without blanks",
     "too_short": "a list that is not empty",
     "dict": "a mapping of keys to values",
     "model": "a mapping of keys to values",

@@ -275,6 +275,11 @@ class Recipe(Part):
         own = self.max_context > self.max_tokens
         return "rollout.max_prompt_tokens + eval.max_new_tokens" if own else self.max_tokens_key
 
+    def for_evaluation(self, model: str) -> Recipe:
+        """Of another model, which is not trained."""
+        checkpoint = self.checkpoint.model_copy(update={"keep_best": None})
+        return self.model_copy(update={"model": model, "run_dir": None, "early_stop": None, "checkpoint": checkpoint})
+
     def evaluated(self, part: EvalRecipe) -> RolloutRecipe:
         """The rollouts of an evaluation."""
         said = {key: getattr(part, key) for key in ("temperature", "max_new_tokens")}

@@ -7,6 +7,7 @@ reward:
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from pathlib import Path
@@ -43,7 +44,8 @@ class Cosine:
         wrong: tuple[float, float] = (-10.0, 0.0),
         exceeded: float = -10.0,
     ) -> None:
-        """`judge`: a function `(completion, **row)` that gives 1 for a right answer. `right`, `wrong`: what an answer
+        """`judge`: a function `(completion, **row)` that gives 1 for a right answer, or a dict whose accuracy,
+        else reward, is 1. `right`, `wrong`: what an answer
         of no tokens and one of max_tokens are worth. Raises UserError if there is no such function."""
         self.judge = load_object(judge, Path.cwd(), "judge")
         if not callable(self.judge):
@@ -51,7 +53,10 @@ class Cosine:
         self.max_tokens, self.right, self.wrong, self.exceeded = max_tokens, right, wrong, exceeded
 
     def __call__(self, completion: str, completion_ids: list[int], **row: Any) -> dict[str, float]:
-        is_right = self.judge(completion=completion, **row) == 1.0
+        said = self.judge(completion=completion, **row)
+        if inspect.isawaitable(said):
+            raise TypeError("the judge of Cosine is async; name a plain function")
+        is_right = (said.get("accuracy", said.get("reward")) if isinstance(said, dict) else said) == 1.0
         num_tokens = len(completion_ids)
         reward = self.exceeded
         if num_tokens < self.max_tokens:

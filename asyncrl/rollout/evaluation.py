@@ -31,9 +31,10 @@ class TaskScores:
     """None of a rollout that failed: it is no zero (I7)."""
     extras: list[dict[str, float]]
     errors: list[str] = field(default_factory=list)
-    num_tokens: int = 0
-    """Sampled ones."""
-    num_truncated: int = 0
+    num_tokens: list[int] = field(default_factory=list)
+    """Sampled by each rollout."""
+    truncated: list[bool] = field(default_factory=list)
+    """Whether it was cut off at the longest length."""
     versions: dict[int, int] = field(default_factory=dict)
     """Sampled tokens by the version that sampled them."""
 
@@ -55,8 +56,10 @@ class TaskScores:
             rewards=[t.reward for t in firsts],
             extras=[t.extras for t in firsts],
             errors=[t.error for t in firsts if t.error],
-            num_tokens=versions.total(),
-            num_truncated=sum(t.finish_reason == "length" for t in firsts),
+            num_tokens=[
+                sum(int((group.trajectories[p].versions >= 0).sum()) for p in places) for places in group.members
+            ],
+            truncated=[t.finish_reason == "length" for t in firsts],
             versions=dict(versions),
         )
 

@@ -173,7 +173,7 @@ class Generator:
         try:
             finished = await runner.run(task, 0)
             scores = TaskScores.of(task, finished)
-            self.tokens_generated += scores.num_tokens
+            self.tokens_generated += sum(scores.num_tokens)
             return scores
         except EngineDead:
             raise

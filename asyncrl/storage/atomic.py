@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,16 +63,18 @@ def prune(
     keep_every: int | None = None,
     best: str | None = None,
     known: Mapping[int, float] | None = None,
+    awaited: Callable[[int], bool] | None = None,
 ) -> None:
     """Delete all but the newest `keep_last` complete checkpoints, and every incomplete one.
 
     Kept besides: those whose step is a multiple of `keep_every`; the one with the highest value (the newest of equal
-    ones) of the metric `best`: by step in `known`, or in its control.json.
+    ones) of the metric `best`: by step in `known`, or in its control.json; those whose value is `awaited`.
     """
     found = complete(root)
     keep = set(found[-keep_last:])
     if keep_every is not None:
         keep |= {folder for folder in found if step_of(folder) % keep_every == 0}
+    keep |= {folder for folder in found if awaited is not None and awaited(step_of(folder))}
     if best is not None:
         values = [(_metric(folder, best) if known is None else known.get(step_of(folder)), folder) for folder in found]
         scored = [(value, step_of(folder), folder) for value, folder in values if value is not None]
@@ -88,13 +90,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises UserError if there is something of that name, or where it cannot be made; RunFailed if the disk is full.
     """
+    if not path.name or os.path.lexists(path):
+        raise UserError(f"{path} exists; move it away, or name another folder")
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     try:
-        if os.path.lexists(path):
-            raise FileExistsError
         part.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{path} exists; move it away, or name another folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be made: {error.strerror}; name another folder") from error
     try:

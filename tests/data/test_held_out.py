@@ -70,6 +70,16 @@ def test_prompts_are_made_as_the_training_prompts_unless_said_otherwise() -> Non
     assert recipe == Recipe.model_validate(recipe.model_dump())
 
 
+def test_prompts_beside_a_mixture_are_made_as_its_sources_agree() -> None:
+    keys = {"model": "x", "reward": "x", "max_steps": 1, "eval": {"data": {"path": "test.jsonl"}}}
+    sources = [{"path": "a.jsonl", "chat": True, "system": "Be brief."}, {"path": "b.jsonl", "chat": True}]
+    with pytest.raises(ValueError, match="make their prompts differently; say system in the data of each evaluation"):
+        Recipe.model_validate({**keys, "data": sources})
+    sources[1]["system"] = "Be brief."
+    recipe = Recipe.model_validate({**keys, "data": sources})
+    assert (recipe.eval[0].data.chat, recipe.eval[0].data.system) == (True, "Be brief.")
+
+
 def mixture(folder: Path, **part: Any) -> Recipe:
     """Two sources with rewards of their own, of which the second is the held-out data unless `part` names another."""
     plain = recipe_of(folder, ["a", "b"], ["x", "b"], **part).model_dump()

@@ -67,3 +67,5 @@ def test_what_is_right_is_said_by_the_reward_or_is_a_reward_of_1() -> None:
     assert correct([[1.0, 0.5], [None, 1.0]], [[{}, {}], [{}, {}]]) == [[1.0, 0.0], [1.0]]
     assert correct([[3.0, 2.0]], [[{}, {}]]) == []
     assert correct([[3.0, 2.0]], [[{"accuracy": 1.0}, {"accuracy": 0.0}]]) == [[1.0, 0.0]]
+    failed = [[{"accuracy": 1.0}, {"accuracy": 0.0}], [{"accuracy": 1.0}, {"accuracy": 1.0}]]
+    assert correct([[None, 2.0], [None, None]], failed) == [[0.0], []], "a failed rollout is right or wrong to nobody"

@@ -46,7 +46,8 @@ def recipe_of(**part: Any) -> Recipe:
 def scored(task: Task, rewards: list[float | None], version: int = LIVE) -> TaskScores:
     errors = ["KeyError: gold"] * rewards.count(None)
     texts = ["text"] * len(rewards)
-    return TaskScores(task.row_index, "?", texts, rewards, [{} for _ in rewards], errors, 4, 0, {version: 4})
+    extras, lengths = [{} for _ in rewards], [4] * len(rewards)
+    return TaskScores(task.row_index, "?", texts, rewards, extras, errors, lengths, [True] * len(rewards), {version: 4})
 
 
 class Run:
@@ -124,6 +125,7 @@ def test_failed_rollouts_are_no_zeros_and_are_told(tmp_path: Path, caplog: pytes
     (line,) = run.lines
     assert line["accuracy"] == pytest.approx(2 / 3), "the mean over the tasks that have a score"
     assert (line["failed"], line["failed_share"]) == (3, 3 / 8)
+    assert (line["truncated_share"], line["tokens_mean"]) == (1.0, 4.0), "of those that were scored"
     assert line["pass_at"] == {"1": 0.5, "2": 0.5}
     assert "3 of 8 rollouts failed and are not in its score; the first: KeyError: gold" in caplog.text
 
@@ -147,6 +149,28 @@ def test_a_score_is_called_by_the_version_that_made_it(tmp_path: Path, caplog: p
     asyncio.run(run.live(10))
     assert [line["version"] for line in run.lines] == [11]
     assert "of version 10 is one of version 11" in caplog.text
+
+
+def test_checkpoints_wait_for_scores_that_are_still_to_come(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda task: scored(task, [1.0]), delay_s=0.05)
+    awaited = run.evaluations.awaited
+
+    async def at_once() -> None:
+        evaluating = [asyncio.ensure_future(one) for one in run.evaluations.live(10)]
+        run.version = 10
+        assert [version for version in (8, 10, 12) if awaited("eval/out/accuracy", version)] == [10, 12]
+        assert not run.evaluations.due(20), "the one before has not ended"
+        await asyncio.gather(*evaluating)
+
+    asyncio.run(at_once())
+    assert [version for version in (8, 10, 12) if awaited("eval/out/accuracy", version)] == [12]
+    assert run.evaluations.due(20)
+
+
+def test_rewards_that_no_float_adds_up_end_no_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda task: scored(task, [1e308]))
+    asyncio.run(run.live(0))
+    assert run.lines[0]["reward"] is None
 
 
 async def held_for(run: Run, step_done: bool) -> float:

@@ -185,7 +185,9 @@ class Generator(Actor):
         oldest = self.version
         yield None
         versions = dict(Counter([oldest, self.version]))
-        return TaskScores(task.row_index, "prompt", ["text"], [1.0], [{}], num_tokens=2, versions=versions)
+        return TaskScores(
+            task.row_index, "prompt", ["text"], [1.0], [{}], num_tokens=[2], truncated=[False], versions=versions
+        )
 
 
 class Trainer(Actor):
