@@ -112,7 +112,9 @@ def _environment(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
     }
 
 
-def _teachers(recipe: Recipe, base_dir: Path) -> str:
+def _teachers(recipe: Recipe, base_dir: Path) -> str | None:
+    if not recipe.algorithm.teacher:
+        return None
     paths = (base_dir / t.model if (base_dir / t.model).is_dir() else t.model for t in recipe.algorithm.teacher)
     return _hash(json.dumps([model_fingerprint(str(path)) for path in paths]).encode())
 
