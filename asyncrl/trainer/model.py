@@ -50,7 +50,9 @@ def _without_dropout(model: torch.nn.Module) -> torch.nn.Module:
 
 def trained_shapes(path: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """What would be trained of a model, adapters included, by name: known without loading it. Raises UserError for all
-    that `load_model` does but for the logits."""
+    that `load_model` does but for the logits, of teachers too."""
+    for teacher in recipe.algorithm.teacher:
+        outline(teacher.model)
     model, lora = outline(path), recipe.trainer.lora
     if _is_mixture(model):
         logger.warning(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_learner import CPU, groups, recipe
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +25,7 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.teacher import TeacherRecipe
 from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
 from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.model import load_model
+from asyncrl.trainer.model import load_model, trained_shapes
 from asyncrl.trainer.packing import PackedBatch, pack
 from asyncrl.trainer.samples import choose
 from asyncrl.trainer.teachers import Teachers
@@ -233,6 +234,16 @@ def test_one_that_cannot_follow_prefix_trees_is_refused(tiny_model: Path, teache
     ours = learner(tiny_model, recipe())
     with pytest.raises(UserError, match=r"algorithm\.teacher x is of a kind .* whose attention cannot follow"):
         Teachers([TeacherRecipe(model="x")], [plain(teacher)], ours._frozen, ours.model, ask_all=False)
+
+
+def test_one_that_lacks_a_tensor_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    assert trained_shapes(str(tiny_model), taught(tiny_model))
+    with pytest.raises(UserError, match=r"the tensors of .*broken are not those of .* lacks model\.norm\.weight"):
+        trained_shapes(str(tiny_model), taught(broken))
 
 
 def test_less_divergence() -> None:
