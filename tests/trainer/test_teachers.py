@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_learner import CPU, groups, recipe
+from test_learner import CPU, groups, of, recipe
 from transformers import AutoModelForCausalLM
 
 from asyncrl.algorithms import logprobs
@@ -27,7 +27,6 @@ from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import load_model, trained_shapes
 from asyncrl.trainer.packing import PackedBatch, pack
-from asyncrl.trainer.samples import choose
 from asyncrl.trainer.teachers import Teachers
 
 TRAINER = {"precision": "fp32", "learning_rate": 1e-2, "tokens_per_microbatch": 80, "max_grad_norm": 1e9}
@@ -62,7 +61,7 @@ def unrewarded(seed: int) -> list[Group]:
 
 
 def packed(ours: Learner, batch: list[Group]) -> PackedBatch:
-    return pack(choose(batch, ours.objective, ours.replay, 0, 0, mask_old=False).samples, CPU)
+    return pack(of(ours, batch), CPU)
 
 
 def plain_logprobs(model: Any, t: Trajectory, temperature: float) -> torch.Tensor:
