@@ -82,7 +82,7 @@ class TokensToText:
 
 def tokenizer_here(path: str) -> TokensToText:
     """The same of what is on this machine: no hub is asked, and a few tokens make no long text."""
-    if (folder := _folder_here(path)) is None:
+    if (folder := folder_here(path)) is None:
         raise UserError(
             f"model: the tokenizer of {path} is not on this machine, and to look at a run nothing is fetched; "
             f"`hf download {shlex.quote(path)}` fetches it"
@@ -145,7 +145,7 @@ def hub_config(name: str) -> dict[str, Any]:
 
 def weight_files(path: str) -> list[Path]:
     """The safetensors files of a model that is on this machine; none if it has other files, or is not here yet."""
-    if (folder := _folder_here(path)) is None:
+    if (folder := folder_here(path)) is None:
         return []
     index = folder / "model.safetensors.index.json"
     with of_model(index):
@@ -153,7 +153,7 @@ def weight_files(path: str) -> list[Path]:
         return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 
-def _folder_here(path: str) -> Path | None:
+def folder_here(path: str) -> Path | None:
     """Of a local model, or of a hub's in its cache; None if it is not here yet."""
     if is_local(path):
         return Path(path)

@@ -89,6 +89,16 @@ def kl_in_reward(advantages: Tensor, kl: Tensor, segments: Tensor, num_segments:
     return a - coef * (from_here - later_segments[segments]).to(a.dtype)
 
 
+def less_divergence(advantages: Tensor, behaviour: Tensor, teacher: Tensor, coef: float) -> Tensor:
+    """A_t - coef (log pi_t - log pi_teacher_t), [N]: the reverse KL from a teacher as a cost of each token alone, not
+    of those before it. On-Policy Distillation (Thinking Machines, 2025); k1 of `kl_estimate`.
+
+    behaviour, teacher float [N]: log-probs of the sampled tokens; teacher NaN where there is none: there A_t stays.
+    """
+    a = promote(advantages)
+    return a - coef * torch.where(teacher.isnan(), 0.0, behaviour - teacher).to(a.dtype)
+
+
 def gae(
     values: Tensor, rewards: Tensor, segments: Tensor, num_segments: int, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ class Head:
     """[V]."""
     scale: float = 1.0
     cap: float | None = None
+
+    def cut(self, width: int | None) -> Head:
+        """The head of the first `width` tokens; None: of all."""
+        return replace(self, weight=self.weight[:width], bias=None if self.bias is None else self.bias[:width])
 
     def logits(self, hidden: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
         """In fp32, of part of the vocabulary; products in the type of `hidden`."""

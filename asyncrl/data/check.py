@@ -14,6 +14,7 @@ from asyncrl.data.demonstrations import Renderer
 from asyncrl.data.mixture import SOURCE_COLUMN, Mixture, Tasks
 from asyncrl.data.source import Rows, load_rows
 from asyncrl.data.tasks import TaskSource
+from asyncrl.data.vocabulary import check_teachers_here
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA, local_config, tiny_tokenizer
 from asyncrl.recipe.data import DataPart
@@ -69,6 +70,7 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     if recipe.model != TINY_LLAMA:
         check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
     check_lengths(recipe, tasks, tokenizer)
+    check_teachers_here(recipe, base_dir, tokenizer)
     exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
     first = [f"prompt     {described(task, tokens, tokenizer)}{exact}", *rendered(tokens, tokenizer)]
     return [*shares, *first, *answer_lines(task, tokenizer)]

@@ -126,6 +126,7 @@ class Actors:
             filter_equal_rewards=recipe.algorithm.filter_equal_rewards,
             skip_special_tokens=recipe.rewards.skip_special_tokens,
             max_steps=recipe.max_steps,
+            unscored=recipe.taught_alone,
         )
         return GeneratorConfig(
             name=name,

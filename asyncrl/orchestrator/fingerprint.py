@@ -22,6 +22,7 @@ from asyncrl.control.controller import Controller
 from asyncrl.data.mixture import Tasks
 from asyncrl.data.tasks import Draws
 from asyncrl.errors import UserError
+from asyncrl.models import fingerprint as model_fingerprint
 from asyncrl.orchestrator.kinds import KINDS
 from asyncrl.recipe.schema import Recipe
 from asyncrl.storage.run_dir import json_object
@@ -31,7 +32,7 @@ _FILE = "fingerprint.json"
 _HASH_CHARS = 16
 _HASHED = (
     *("content", "source", "environment's source", "chat template"),
-    *("loss", "advantage", "correction", "engine", "trainer"),
+    *("loss", "advantage", "correction", "engine", "trainer", "teachers"),
 )
 _TRAINING = ("trainer.", "algorithm.")
 _PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
@@ -88,6 +89,7 @@ def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Finge
             "correction": _source(recipe.algorithm.correction, base_dir),
             "engine": _source(recipe.rollout.engine, base_dir),
             "trainer": _source(recipe.trainer.backend, base_dir),
+            "teachers": _teachers(recipe, base_dir),
         },
     }
     # As it comes back from the file.
@@ -108,6 +110,13 @@ def _environment(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
         "environment's source": _source(recipe.env.path, base_dir),
         "environment's kwargs": recipe.env.kwargs,
     }
+
+
+def _teachers(recipe: Recipe, base_dir: Path) -> str | None:
+    if not recipe.algorithm.teacher:
+        return None
+    paths = (base_dir / t.model if (base_dir / t.model).is_dir() else t.model for t in recipe.algorithm.teacher)
+    return _hash(json.dumps([model_fingerprint(str(path)) for path in paths]).encode())
 
 
 def read(run_dir: Path) -> Fingerprint | None:

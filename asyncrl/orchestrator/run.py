@@ -26,6 +26,7 @@ from asyncrl.control.controller import Controller
 from asyncrl.data.check import answers, check_lengths, check_vocabulary, described, load_tasks
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.mixture import Tasks
+from asyncrl.data.vocabulary import check_teachers
 from asyncrl.errors import RunFailed, UserError, remedy
 from asyncrl.models import (
     TINY_LLAMA,
@@ -230,6 +231,9 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Finger
         check_context(recipe, context_of(config))
         check_vocabulary(config, tokenizer, tokens)
     check_lengths(recipe, tasks, tokenizer)
+    check_teachers(recipe, base_dir, tokenizer)
+    for name in (teacher.model for teacher in recipe.algorithm.teacher if not is_local(teacher.model)):
+        check_context(recipe, context_of(hub_config(name)), name)
     for line in tasks.described():
         logger.info("data: %s", line)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))

@@ -88,6 +88,11 @@ def plan(
         return _on_cpus(recipe, profile)
     if num_gpus > MOST_GPUS:
         raise UserError(f"{num_gpus} GPUs are more than a plan looks at, which is {MOST_GPUS}; plan for fewer")
+    if recipe.algorithm.teacher:
+        raise UserError(
+            "a plan does not count teachers; plan with algorithm.teacher=null and a reward, and leave room for them on "
+            "the trainer's GPUs"
+        )
     gpu = gpus.find(gpu_name)
     shape, origin = models.find(recipe.model, base_dir)
     work = profile.work(recipe) if profile else assumed(recipe, mean_tokens)

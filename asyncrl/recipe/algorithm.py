@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt
+from asyncrl.recipe.teacher import Teachers
 from asyncrl.registry import ENGINES
 
 
@@ -95,6 +96,14 @@ class AlgorithmRecipe(Part):
     """Add the KL estimate to the loss of each token, or take it off the reward of the tokens before it."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators: k1 = -log r, k2 = (log r)^2/2, k3 = r - 1 - log r with r = pi_ref/pi."""
+    teacher: Teachers = []
+    """On-policy distillation (docs/distillation.md): a model of another folder, or a list of such by data source, whose
+    log-probs of the sampled tokens the policy is drawn to. Then `reward` may be left out."""
+    teacher_coef: PositiveFloat = 1.0
+    """Weight of the reverse KL divergence from the teacher."""
+    teacher_in: Literal["advantage", "loss"] = "advantage"
+    """Take log pi - log pi_teacher of each sampled token off its advantage (pi: the sampler), or add the square of that
+    over 2 to its loss (pi: the policy as it is), as Schulman's k2."""
     reference_reset_steps: NonNegativeInt = 0
     """Steps after which the reference policy becomes the present one; 0: never."""
     replay_share: float = Field(default=0.0, ge=0, lt=1)

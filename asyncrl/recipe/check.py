@@ -26,6 +26,7 @@ from asyncrl.recipe import secret
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.check_answers import check_answers
 from asyncrl.recipe.check_evaluation import check_best, check_evaluations
+from asyncrl.recipe.check_teacher import check_teachers
 from asyncrl.recipe.check_trainer import check_trainer
 from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
@@ -82,6 +83,10 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     _check_keep_best(recipe)
     if not (elsewhere and _is_away(recipe.model)):
         _check_model(recipe, base_dir)
+    check_teachers(recipe)
+    for teacher in recipe.algorithm.teacher:
+        if not (elsewhere and _is_away(teacher.model)):
+            _check_teacher(recipe, teacher.model, base_dir)
     check_evaluations(recipe)
     for key, data in [
         *(("data.path", source) for source in recipe.sources),
@@ -204,20 +209,9 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
         check_context(recipe, TINY_CONTEXT)
         _check_targets(recipe, TINY_MODULES)
         return
-    folder = base_dir / model
-    if not model.startswith((".", "/", "models/")) and not folder.exists():
-        if not _HUB_MODEL.fullmatch(model):
-            raise UserError(f"model '{model}' is neither a directory, {TINY_LLAMA} nor a hub name organisation/name")
+    folder = _folder_of("model", model, base_dir)
+    if folder is None:
         return
-    if not (folder / "config.json").is_file():
-        fault = "is not a model directory: it has no config.json"
-        if not folder.exists():
-            looked = "" if Path(model).is_absolute() else f" in {base_dir}, nor beside the recipe"
-            fault = f"does not exist{looked}"
-        cure = "name a directory as save_pretrained writes it"
-        if Path(model) == Path(_QUICKSTART_MODEL):
-            cure = f"./scripts/quickstart makes it; if it is elsewhere say model=PATH, or take model={_QUICKSTART_HUB}"
-        raise UserError(f"model {model} {fault}; {cure}")
     with of_model(folder / "config.json"):
         context = context_of(local_config(folder))
     check_context(recipe, context)
@@ -234,6 +228,35 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
             )
 
 
+def _check_teacher(recipe: Recipe, model: str, base_dir: Path) -> None:
+    if (folder := _folder_of("algorithm.teacher", model, base_dir)) is not None:
+        with of_model(folder / "config.json"):
+            context = context_of(local_config(folder))
+        check_context(recipe, context, model)
+
+
+def _folder_of(key: str, model: str, base_dir: Path) -> Path | None:
+    """Of a local model; None: it is one of a hub. Raises UserError if it can be neither."""
+    folder = base_dir / model
+    if not model.startswith((".", "/", "models/", "runs/")) and not folder.exists():
+        if not _HUB_MODEL.fullmatch(model):
+            kinds = f"a directory, {TINY_LLAMA}" if key == "model" else "a directory"
+            raise UserError(f"{key} '{model}' is neither {kinds} nor a hub name organisation/name")
+        return None
+    if (folder / "config.json").is_file():
+        return folder
+    fault = "is not a model directory: it has no config.json"
+    if not folder.exists():
+        looked = "" if Path(model).is_absolute() else f" in {base_dir}, nor beside the recipe"
+        fault = f"does not exist{looked}"
+    cure = "name a directory as save_pretrained writes it"
+    if Path(model) == Path(_QUICKSTART_MODEL):
+        cure = f"./scripts/quickstart makes it; if it is elsewhere say {key}=PATH, or take {key}={_QUICKSTART_HUB}"
+    elif Path(model).parts[0] == "runs":
+        cure = f"a run makes it; if it is elsewhere say {key}=PATH"
+    raise UserError(f"{key} {model} {fault}; {cure}")
+
+
 def _check_targets(recipe: Recipe, parts: Collection[str]) -> None:
     """Raises UserError for a name that no module has; `parts`: of the names of tensors, none if not known. What
     a regular expression finds is seen with the model's classes, when the run starts."""
@@ -245,14 +268,18 @@ def _check_targets(recipe: Recipe, parts: Collection[str]) -> None:
             )
 
 
-def check_context(recipe: Recipe, context: int | None) -> None:
-    """Raises UserError if the longest trajectory has more tokens than the model has positions (None: not known)."""
-    longest = recipe.max_context
+def check_context(recipe: Recipe, context: int | None, teacher: str = "") -> None:
+    """Raises UserError if the longest trajectory has more tokens than the model, or the teacher, has positions (None:
+    not known)."""
+    longest, key, whose = recipe.max_context, recipe.max_context_key, f"model {recipe.model}"
+    if teacher:
+        longest, key, whose = recipe.max_tokens, recipe.max_tokens_key, f"algorithm.teacher {teacher}"
     # Overrides of the model's config may give it more.
-    if context is not None and longest > context and "hf_overrides" not in recipe.rollout.engine_args:
+    overridden = "hf_overrides" in recipe.rollout.engine_args and not teacher
+    if context is not None and longest > context and not overridden:
         raise UserError(
-            f"{recipe.max_context_key} = {longest}, but model {recipe.model} has "
-            f"{context} positions (config.json); lower one of those, or take a model with a longer context"
+            f"{key} = {longest}, but {whose} has {context} positions (config.json); lower one of those, or take a "
+            "model with a longer context"
         )
 
 

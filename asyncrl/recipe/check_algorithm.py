@@ -59,6 +59,8 @@ def _needs_behaviour(a: AlgorithmRecipe) -> Iterator[tuple[str, str]]:
         yield f"proximal {a.proximal}", "proximal=recompute"
     if a.second_moment_limit is not None:
         yield f"second_moment_limit {a.second_moment_limit:g}", "second_moment_limit=null"
+    if a.teacher and a.teacher_in == "advantage":
+        yield "teacher_in advantage", "teacher_in=loss"
     if a.reject_kl is not None:
         yield f"reject_kl {a.reject_kl:g}", "reject_kl=null"
 
@@ -114,7 +116,7 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
     if recipe.group_size == 1 and a.filter_equal_rewards:
         yield "filter_equal_rewards would filter every group, as group_size is 1; set it to false"
     compares = traits.pairs or advantage_traits(a.advantage).compares
-    if recipe.group_size == 1 and compares:
+    if recipe.group_size == 1 and compares and not recipe.taught_alone:
         yield (
             f"group_size 1 gives every trajectory advantage 0 under algorithm.advantage {a.advantage}; "
             "set group_size to 2 or more"

@@ -15,7 +15,7 @@ from asyncrl.task import DATA, MADE
 
 _OF_SAMPLES = (
     *("credit", "normalise_advantages", "correction", "second_moment_limit", "reject_kl", "staleness_weight"),
-    *("filter_equal_rewards", "mask_truncated", "overlong_buffer", "replay_share", "entropy_quantile"),
+    *("filter_equal_rewards", "mask_truncated", "overlong_buffer", "replay_share", "entropy_quantile", "teacher"),
 )
 """Keys of `algorithm` that say something of rewards, or of who sampled a token."""
 _LEARNT = ("sft", "dpo", "ipo")

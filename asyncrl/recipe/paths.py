@@ -73,7 +73,8 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
     def program(key: str, path: str) -> str:
         return found(key, path, False) if os.sep in path else path
 
-    changes = {"model": model, **dict.fromkeys(_CODE, code)}
+    models = dict.fromkeys(("model", "algorithm.teacher", "algorithm.teacher.model"), model)
+    changes = {**models, **dict.fromkeys(_CODE, code)}
     for place in ("data", "eval.data"):
         changes |= {f"{place}.path": data, f"{place}.options.python": program}
     for key, change in changes.items():

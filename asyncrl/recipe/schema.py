@@ -122,7 +122,7 @@ class Recipe(Part):
     reward: Reward | None = None
     """`package.module:name` or `./file.py:name`; the signature decides how it is called. A list of functions with
     weights: their weighted sum. With `env` it may be left out: then the environment gives every reward; so it may if
-    every source of `data` has its own."""
+    every source of `data` has its own, and with `algorithm.teacher`: then every reward is 0."""
     env: Env = None
     """Rolls each task out over several turns, with tools if it likes; a text is its `path`. Default: one completion."""
     group_size: PositiveInt = 8
@@ -212,10 +212,19 @@ class Recipe(Part):
             algorithm = {"aggregation": "sequence", **algorithm}
         return {"group_size": 2 if traits.pairs else 1, **values, "algorithm": algorithm}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _teachers_compare_nothing(cls, values: Any) -> Any:
+        """What follows from a teacher without any reward, where the recipe does not say it."""
+        algorithm = values.get("algorithm") if isinstance(values, Mapping) else None
+        if not isinstance(algorithm, Mapping) or not algorithm.get("teacher") or _has_reward(values):
+            return values
+        return {**values, "algorithm": {"advantage": "none", **algorithm}}
+
     @model_validator(mode="after")
     def _someone_scores(self) -> Recipe:
         unscored = any(not isinstance(source, DataPart) or source.reward is None for source in self.sources)
-        if self.reward is None and self.env is None and unscored and not self.from_data:
+        if self.reward is None and self.env is None and unscored and not (self.from_data or self.taught_alone):
             raise PydanticCustomError(
                 "no_reward",
                 "neither `reward` nor `env` is set; name a reward function, or `asyncrl sft` the recipe if its data "
@@ -246,6 +255,11 @@ class Recipe(Part):
     def from_data(self) -> bool:
         """Whether nothing is sampled, as the rows have the answers: demonstrations, or preference pairs."""
         return self.rollout.engine == DATA
+
+    @property
+    def taught_alone(self) -> bool:
+        """Whether nothing is rewarded, as a teacher is all there is to learn from."""
+        return bool(self.algorithm.teacher) and self.env is None and not self.reward_parts
 
     @property
     def max_tokens(self) -> int:
@@ -320,3 +334,10 @@ class Recipe(Part):
         rank, replica = self.trainer.gpus_per_rank, self.rollout.gpus_per_replica
         together = rank + self.rollout.replicas * replica
         return self.trainer.ranks == 1 and min(rank, replica) > 0 and together <= 1 + 1e-6
+
+
+def _has_reward(values: Mapping[str, Any]) -> bool:
+    """Whether anything scores, in a recipe as it is written."""
+    data = values.get("data")
+    own = [source.get("reward") for source in data if isinstance(source, Mapping)] if isinstance(data, list) else []
+    return any(one is not None for one in (values.get("reward"), values.get("env"), *own))

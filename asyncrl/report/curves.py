@@ -33,6 +33,7 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
         return _of_answers(steps, records)
     bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
     return [
+        *_of_teacher(steps, records),
         Chart(
             "Reward",
             "reward",
@@ -85,6 +86,15 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
             percent=True,
         ),
     ]
+
+
+def _of_teacher(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """How far the policy is from its teacher; none without one."""
+    kl = column(records, "distil/kl")
+    if all(value is None for value in kl):
+        return []
+    curve = Series("estimate from the sampled tokens", kl, "blue")
+    return [Chart("Reverse KL from the teacher", "nats per token", steps, [curve])]
 
 
 def _around(means: Sequence[float | None], spreads: Sequence[float | None]) -> list[tuple[float, float] | None]:

@@ -42,6 +42,8 @@ class RolloutSettings:
     max_steps: int = 0
     redundant_rollouts: int = 0
     """Beyond `group_size`; the first that end without failing are kept."""
+    unscored: bool = False
+    """Nothing judges: every reward is 0, as a teacher is all there is to learn from."""
     prefix: str = ""
     """Of the names of its rollouts, which tells them from those of others on the same engine."""
 
@@ -116,7 +118,7 @@ class GroupRunner:
                 prompt_tokens, score, episode.finish_reason, episode.rewards, episode.turn_rewards
             )
         ]
-        group, tools = Group(task.number, attempt, task.row_index, tuple(trajectories)), ToolUse()
+        group, tools = Group(task.number, attempt, task.row_index, tuple(trajectories), task.source), ToolUse()
         for episode in episodes:
             tools.add(episode.tools)
         return Finished(group, texts, replaced, tools)
@@ -164,7 +166,9 @@ class GroupRunner:
         scores = [episode.score for episode in episodes]
         asked = [i for i, score in enumerate(scores) if score is None]
         judged: list[Score] = []
-        if asked and self.rewards is None:
+        if asked and self.settings.unscored:
+            judged = [Score(0.0)] * len(asked)
+        elif asked and self.rewards is None:
             why = [episodes[i].why or _NO_REWARD for i in asked]
             judged = [failed(f"{reason}, and the recipe names no reward function") for reason in why]
         elif asked and self.rewards is not None:

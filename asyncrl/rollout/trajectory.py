@@ -48,6 +48,7 @@ class Header(msgspec.Struct):
     attempt: _Number
     row: _Number
     trajectories: list[_Member]
+    source: str = ""
 
 
 _DTYPES = ("<i4", "<i4", "<f4", "?")
@@ -112,6 +113,8 @@ class Group:
     row: int
     """Row of the data set."""
     trajectories: tuple[Trajectory, ...]
+    source: str = ""
+    """Name of the data source, where the recipe has several."""
 
     @property
     def members(self) -> list[list[int]]:
@@ -160,6 +163,7 @@ def encode(group: Group) -> bytes:
             }
             for t in group.trajectories
         ],
+        **({"source": group.source} if group.source else {}),
     }
     head = msgspec.msgpack.encode(header)
     parts = [len(head).to_bytes(4, "little"), head]
@@ -217,4 +221,4 @@ def decode(frame: bytes) -> Group:
             raise _no_group(f"it has a turn that ends behind its {t.length} tokens")
         said = t.reward, t.finish_reason, t.extras, t.error, t.notes, t.member, t.prompt, t.agent, tuple(t.turns)
         trajectories.append(Trajectory(*arrays, *said))
-    return Group(header.task, header.attempt, header.row, tuple(trajectories))
+    return Group(header.task, header.attempt, header.row, tuple(trajectories), header.source)

@@ -72,6 +72,8 @@ def _facts(recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> Iter
     yield "data", ", ".join(_short(path) for source in recipe.sources for path in source.paths)
     if recipe.reward_parts or recipe.env:
         yield "reward", ", ".join(_short(part.fn) for part in recipe.reward_parts) or "of the environment"
+    for teacher in algorithm.teacher:
+        yield "teacher", _short(teacher.model)
     if recipe.env is not None:
         yield "environment", _short(recipe.env.path)
     if not recipe.from_data:

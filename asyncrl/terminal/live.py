@@ -40,7 +40,8 @@ _ETA_STEPS = 10
 _MOST_GENERATORS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
-_FIGURES = {"reward": "reward/mean", "accuracy": "accuracy/mean"}
+_FIGURES = {"reward": "reward/mean", "accuracy": "accuracy/mean", "teacher KL": "distil/kl"}
+"""The last of those that have a teacher."""
 _OF_ANSWERS = {
     "loss": "trainer/loss",
     "perplexity": "sft/perplexity",
@@ -225,7 +226,7 @@ class LiveView:
         blocks = _ASCII_BLOCKS if self.console.options.ascii_only else _BLOCKS
         answers = has_answers(record)
         for name, key in _OF_ANSWERS.items() if answers else _FIGURES.items():
-            if answers and record.get(key) is None:
+            if (answers or key == "distil/kl") and record.get(key) is None:
                 continue
             figure = Text(f"{number(record.get(key)):>7}  ")
             rows.add_row(name, figure.append(sparkline(self._history[key], blocks), "cyan"))
@@ -275,6 +276,7 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
             f"{record['step'] + 1:>{width}}/{total_steps}",
             f"reward {number(record.get('reward/mean')):>6}",
             f"acc {percent('accuracy/mean')}",
+            *([f"teacher KL {number(record['distil/kl'], 3)}"] if record.get("distil/kl") is not None else []),
             f"stale {mean} max {oldest}/{bound}",
             f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
             f"gen busy {percent('generator_time/busy')} idle {percent('generator_time/idle')}",

@@ -2,7 +2,7 @@
 
 Data flow of a step:
     groups -> rewards, advantages per group -> mini-batches of groups -> micro-batches under the token budget, packed
-    -> no-grad forwards, where the objective needs them: reference, critic, log-probs at the start of the step
+    -> no-grad forwards, where the objective needs them: reference, teachers, critic, log-probs at the step's start
     -> per epoch and mini-batch: forward, log-probs of trained tokens, objective -> backward -> global gradient
        norm, optimizer.
 Trajectories that cannot have a gradient cost no forward pass; they still count in the global means. A gradient that
@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.samples import choose
 from asyncrl.trainer.schedule import learning_rate
 from asyncrl.trainer.sharding import fill, held, weight_shards
-from asyncrl.trainer.step_report import Sums, compounded, learnt, replayed
+from asyncrl.trainer.step_report import Sums, compounded, distilled, learnt, replayed
+from asyncrl.trainer.teachers import Teachers, load_teacher
 from asyncrl.weights.shards import Held
 
 Called = TypeVar("Called", Policy, Values)
@@ -72,7 +74,8 @@ class _Update:
 
 
 class Learner:
-    """Holds the model, the optimizer and the random state of one rank, the reference and the critic if there are.
+    """Holds the model, the optimizer and the random state of one rank, the reference, the teachers and the critic if
+    there are.
 
     `load` gives the initial model anew; a reference and a critic begin as that. `look` is shown it while it
     is whole.
@@ -109,6 +112,11 @@ class Learner:
             frozen = load().to(sent if self.dtype == torch.float32 else self.dtype).requires_grad_(False)
             self.reference = self._called(Policy, frozen)
         algorithm = recipe.algorithm
+        self.teachers: Teachers | None = None
+        if algorithm.teacher:
+            several = self.process_group.size > 1
+            models = [load_teacher(teacher, recipe, device, base_dir) for teacher in algorithm.teacher]
+            self.teachers = Teachers(algorithm.teacher, models, self._frozen, self.model, ask_all=several)
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
         self.baseline = Baseline(self.objective.baseline, algorithm.rho)
         self.critic: Critic | None = None
@@ -132,6 +140,9 @@ class Learner:
         self.process_group.shard(called, model, self.recipe.trainer)
         hold(model, self.dtype)
         return called
+
+    def _frozen(self, model: torch.nn.Module) -> Policy:
+        return self._called(Policy, model if self.dtype == torch.float32 else model.to(self.dtype))
 
     # -- a step
 
@@ -161,6 +172,7 @@ class Learner:
             **compounded(ages, number),
             **replayed(chosen.past_ages, len(samples)),
             **learnt(sums, self.recipe.algorithm.loss, self.objective.in_pairs),
+            **distilled(sums, self.teachers is not None),
             "trainer/loss": sums.loss / number,
             "trainer/grad_norm": norms[-1],
             "trainer/entropy": sums.entropy / with_gradient if with_gradient else None,
@@ -213,6 +225,8 @@ class Learner:
         trainer, columns = self.recipe.trainer, {}
         if self.objective.needs_reference:
             columns["ref_logprobs"] = self._reference_logprobs
+        if self.teachers is not None:
+            columns["teacher_logprobs"] = partial(self.teachers.logprobs, temperature=self.recipe.rollout.temperature)
         if self.critic is not None:
             columns["values"] = self.critic.values
         several = trainer.epochs * trainer.minibatches > 1 and self.recipe.algorithm.proximal == "recompute"
@@ -254,6 +268,7 @@ class Learner:
             sums.nll -= float(logprobs.detach().sum())
             sums.margin, sums.preferred = sums.margin + terms.preferred[0], sums.preferred + terms.preferred[1]
             sums.trajectories += batch.num_trajectories
+            sums.taught(batch)
             gaps.look(batch, logprobs)
             sums.tokens_forward += batch.tokens.numel()
             sums.tokens_of_trajectories += sum(len(s.trajectory.tokens) for s in batch.samples)

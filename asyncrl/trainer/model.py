@@ -50,7 +50,9 @@ def _without_dropout(model: torch.nn.Module) -> torch.nn.Module:
 
 def trained_shapes(path: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """What would be trained of a model, adapters included, by name: known without loading it. Raises UserError for all
-    that `load_model` does but for the logits."""
+    that `load_model` does but for the logits, of teachers too."""
+    for teacher in recipe.algorithm.teacher:
+        outline(teacher.model)
     model, lora = outline(path), recipe.trainer.lora
     if _is_mixture(model):
         logger.warning(
@@ -94,10 +96,13 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, batch: PackedBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """log pi of the trained tokens at that temperature, and the entropies there; float32 [N] each."""
+    def forward(
+        self, batch: PackedBatch, temperature: float, width: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """log pi of the trained tokens at that temperature, and the entropies there; float32 [N] each. `width`: only so
+        many tokens of the vocabulary there are, the first ones."""
         hidden = _hidden(self.model, batch)
-        return head_logprobs(head(self.model), hidden, batch.targets, temperature, self.dtype)
+        return head_logprobs(head(self.model).cut(width), hidden, batch.targets, temperature, self.dtype)
 
 
 class Values(torch.nn.Module):

@@ -1,7 +1,7 @@
 """A recipe's objective on packed micro-batches: which parts of `algorithms/` it is made of, in which order.
 
 rewards -> advantages          per group, before packing
-        -> token advantages    critic, KL in the reward, normalisation: over the whole batch
+        -> token advantages    critic, KL in the reward, normalisation, teacher: over the whole batch
 log-probs now -> plan          what a mini-batch must know as a whole: M2PO's mask, log Z, pairs, covariances
         -> loss                loss x correction x staleness weight + KL, summed with global token weights
 """
@@ -88,7 +88,7 @@ class Objective:
     def skips_zero_advantage(self) -> bool:
         """Whether a trajectory of advantage 0 has no gradient, so that it need not pass the model."""
         r = self.recipe
-        changed_later = r.normalise_advantages or r.advantage == "gae" or r.kl_coef > 0
+        changed_later = r.normalise_advantages or r.advantage == "gae" or r.kl_coef > 0 or bool(r.teacher)
         # What is left out is not counted below the line either, so it must be known of every trajectory.
         return loss_traits(r.loss).linear and not changed_later and not self.leaves_out
 
@@ -153,7 +153,7 @@ class Objective:
     # -- once per batch, after the passes that need no gradient
 
     def token_advantages(self, batches: Sequence[PackedBatch]) -> None:
-        """Set column `advantages` (and `returns`, with a critic) from the columns values, prox, reference."""
+        """Set column `advantages` (and `returns`, with a critic) from the columns values, prox, reference, teacher."""
         r = self.recipe
         for batch in batches:
             result = batch.advantages
@@ -174,6 +174,12 @@ class Objective:
             every = torch.cat([b.columns["advantages"] for b in batches])
             normal = advantages.normalise(every, torch.ones_like(every, dtype=torch.bool))
             _spread(batches, "advantages", normal)
+        # Last, so that the divergence keeps its unit, nats per token.
+        for batch in batches if r.teacher and r.teacher_in == "advantage" else ():
+            own, said = batch.columns["advantages"], batch.columns["teacher_logprobs"]
+            batch.columns["advantages"] = advantages.less_divergence(
+                own, batch.behaviour_logprobs, said, r.teacher_coef
+            )
 
     # -- once per update
 
@@ -278,6 +284,11 @@ class Objective:
         if r.kl_coef and r.kl_in == "loss":
             estimate = kl.kl_estimate(logprobs, columns["ref_logprobs"], r.kl_estimator)
             per_token = per_token + r.kl_coef * torch.where(keep, estimate, 0.0)
+        if r.teacher and r.teacher_in == "loss":
+            said = columns["teacher_logprobs"]
+            # Not zero times NaN: a gradient would have that too.
+            estimate = kl.kl_estimate(logprobs, torch.where(said.isnan(), current, said), "k2")
+            per_token = per_token + r.teacher_coef * torch.where(keep, estimate, 0.0)
         lengths = segment_sum(counted, batch.segments, batch.num_trajectories)
         weights = token_weights(
             batch.segments,

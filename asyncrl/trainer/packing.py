@@ -31,6 +31,8 @@ class TrainSample:
     """bool [T]: tokens whose loss counts in this step (the loss mask less the tokens that are too old)."""
     share: float = 1.0
     """Of the trained tokens of its rollout, which may have several trajectories."""
+    source: str = ""
+    """Name of its data source, where the recipe has several."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def choose(
                     chosen.past_ages.append(step - int(trajectory.versions[mask].min()))
                 else:
                     ages += np.bincount(step - trajectory.versions[mask], minlength=len(ages))
-            chosen.samples += _samples(rollout, masks, c.number, own)
+            chosen.samples += _samples(rollout, masks, c.number, own, c.group.source)
     chosen.ages = ages.tolist()
     return chosen
 
@@ -145,7 +145,9 @@ def _mask(trajectory: Trajectory, replayed: bool, task: int, step: int, min_vers
     return fresh
 
 
-def _samples(rollout: _Rollout, masks: list[np.ndarray], group: int, parts: list[Part]) -> Iterator[TrainSample]:
+def _samples(
+    rollout: _Rollout, masks: list[np.ndarray], group: int, parts: list[Part], source: str
+) -> Iterator[TrainSample]:
     """Its parts that have a token to train. Those of one trajectory are the same tokens, which pass the model once."""
     total = sum(int(mask.sum()) for mask in masks)
     for part in parts:
@@ -153,4 +155,4 @@ def _samples(rollout: _Rollout, masks: list[np.ndarray], group: int, parts: list
         mask[within] = masks[part.place][within]
         if mask.any():
             trajectory, share = rollout.trajectories[part.place], int(mask.sum()) / total
-            yield TrainSample(trajectory, group, part.reward, part.advantage, mask, share)
+            yield TrainSample(trajectory, group, part.reward, part.advantage, mask, share, source)

@@ -6,6 +6,7 @@ import math
 from dataclasses import astuple, dataclass, field
 
 from asyncrl.algorithms.offpolicy import OffPolicySums
+from asyncrl.trainer.packing import PackedBatch
 from asyncrl.trainer.ranks import ProcessGroup
 
 _MOST_NATS = 50.0
@@ -30,12 +31,41 @@ class Sums:
     """This and the one before: `Terms.preferred`."""
     trajectories: float = 0.0
     """Those that passed with a gradient."""
+    tokens_taught: float = 0.0
+    """Those with a gradient of which a teacher has said something."""
+    teacher_logprob: float = 0.0
+    teacher_kl: float = 0.0
+    """This and the one before: sums over them."""
     off_policy: OffPolicySums = field(default_factory=OffPolicySums)
 
     def over(self, process_group: ProcessGroup) -> Sums:
         *numbers, off_policy = vars(self).values()
         total = process_group.sum([*numbers, *astuple(off_policy)])
         return Sums(*total[: len(numbers)], OffPolicySums(*total[len(numbers) :]))  # type: ignore[arg-type]
+
+    def taught(self, batch: PackedBatch) -> None:
+        """Add what teachers say of a micro-batch, if there are any."""
+        if (said := batch.columns.get("teacher_logprobs")) is not None:
+            scored = ~said.isnan()
+            self.tokens_taught += float(scored.sum())
+            self.teacher_logprob += float(said[scored].sum())
+            self.teacher_kl += float((batch.behaviour_logprobs - said)[scored].sum())
+
+
+def distilled(sums: Sums, has_teacher: bool) -> dict[str, float | None]:
+    """distil/*: kl: mean over the taught tokens of log pi_sampler - log pi_teacher, nats, an estimate of the reverse KL
+    per token; None if the engine gave no log-probs."""
+    if not has_teacher or not sums.tokens_with_gradient:
+        return {}
+    share = sums.tokens_taught / sums.tokens_with_gradient
+    if not sums.tokens_taught:
+        return {"distil/taught_share": share}
+    kl = sums.teacher_kl / sums.tokens_taught
+    return {
+        "distil/kl": kl if math.isfinite(kl) else None,
+        "distil/teacher_logprob": sums.teacher_logprob / sums.tokens_taught,
+        "distil/taught_share": share,
+    }
 
 
 def learnt(sums: Sums, loss: str, in_pairs: bool) -> dict[str, float | None]:

@@ -67,12 +67,13 @@ BY_NEW_USER = set(re.findall(r'^(?:documented|on_page) \S+ "(.*?)"', NEW_USER, r
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the repository's recipes and a model, as the quickstart leaves it."""
+    """A folder with the repository's recipes and a model, as the quickstart leaves it, and a trained one."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    model = tmp_path / "models/smollm2-135m-instruct"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    (model / "chat_template.jinja").write_text("{{ messages }}")
+    for name in ("models/smollm2-135m-instruct", "runs/arithmetic/checkpoints/step_000020/model"):
+        model = tmp_path / name
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        (model / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "What is 2 + 3?", "answer": "5"}\n')
     (tmp_path / "talks.jsonl").write_text(f'{{"messages": [{USER}, {ANSWER}]}}\n')
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "What is 2 + 3?", "chosen": "5", "rejected": "23"}\n')

@@ -20,7 +20,10 @@ ERRORS = {
 }
 GENERATED = {
     ROOT / "asyncrl" / name
-    for name in ("recipe/check_algorithm.py", "recipe/check_answers.py", "observe/health.py", "planner/split.py")
+    for name in (
+        *("recipe/check_algorithm.py", "recipe/check_answers.py", "recipe/check_teacher.py"),
+        *("observe/health.py", "planner/split.py"),
+    )
 }
 """Files whose functions yield or return such sentences."""
 

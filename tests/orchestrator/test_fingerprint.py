@@ -158,11 +158,22 @@ def test_another_is_refused_by_kind_or_accepted(
 def test_another_loss_is_another_training(folder: Path) -> None:
     own = {"algorithm": {"loss": "./mine.py:loss"}}
     take(folder, **own).write(folder / "run")
-    ours = dict.fromkeys(("loss", "advantage", "correction", "engine", "trainer"))
+    ours = dict.fromkeys(("loss", "advantage", "correction", "engine", "trainer", "teachers"))
     assert take(folder).parts["training"] == ours
     changed_reward(folder)
     with pytest.raises(UserError, match=r"another training \(other loss\); .*--accept reward,training"):
         compared(folder / "run", take(folder, **own), (), run_of(), {})
+
+
+def test_another_teacher_is_another_training_and_a_moved_one_is_not(folder: Path) -> None:
+    for name, layers in (("big", 2), ("other", 3)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps({"num_hidden_layers": layers}))
+    take(folder, algorithm={"teacher": "big"}).write(folder / "run")
+    shutil.move(folder / "big", folder / "moved")
+    compared(folder / "run", take(folder, algorithm={"teacher": "moved"}), (), run_of(), {})
+    with pytest.raises(UserError, match=r"another training \(other teachers\); .*--accept training"):
+        compared(folder / "run", take(folder, algorithm={"teacher": "other"}), (), run_of(), {})
 
 
 @pytest.mark.parametrize("key", ["trainer.learning_rate", "algorithm.clip_low", "trainer.ranks", "max_steps"])

@@ -381,6 +381,29 @@ def test_a_mixture_needs_no_reward_if_every_source_has_one(folder: Path) -> None
         load(write("one.yaml", text % ""))
 
 
+def test_a_teacher_needs_no_reward_and_then_nothing_compares_rewards(folder: Path) -> None:
+    text = "model: random:tiny-llama\nmax_steps: 3\ndata: {path: a.jsonl}\nalgorithm: {teacher: %s}\n%s\n"
+    alone = load(write("alone.yaml", text % ("org/big", "")))
+    assert (alone.reward, alone.taught_alone, alone.algorithm.advantage) == (None, True, "none")
+    assert [(t.model, t.source) for t in alone.algorithm.teacher] == [("org/big", "")]
+    assert load(write("stored.yaml", dump(alone))) == alone
+    beside = load(write("beside.yaml", text % ("org/big", "reward: m:f")))
+    assert (beside.taught_alone, beside.algorithm.advantage) == (False, "grpo")
+    assert load(Path("beside.yaml"), ["algorithm.teacher=null"]).algorithm.teacher == []
+    with pytest.raises(UserError, match="neither `reward` nor `env` is set"):
+        load(Path("alone.yaml"), ["algorithm.teacher=null"])
+    mixed = text.replace("{path: a.jsonl}", "[{path: a.jsonl, reward: 'm:f'}, {path: b.jsonl}]")
+    with pytest.raises(UserError, match="neither `reward` nor `env` is set"):
+        load(write("mixed.yaml", mixed % ("org/big", "")))
+
+
+def test_a_teacher_is_beside_the_recipe(folder: Path) -> None:
+    (folder / "sub/big").mkdir(parents=True)
+    text = "model: random:tiny-llama\nmax_steps: 3\ndata: {path: a.jsonl}\nalgorithm: {teacher: %s}\n"
+    for said in ("big", "{model: big}", "[{model: big}]"):
+        assert load(write("sub/recipe.yaml", text % said)).algorithm.teacher[0].model == "sub/big"
+
+
 def test_paths_in_lists_are_beside_the_recipe(folder: Path) -> None:
     write("sub/mine.py", "")
     write("sub/a.jsonl", "")

@@ -30,12 +30,13 @@ def table() -> dict[str, list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where recipes are run from, with the model that the quickstart makes."""
+    """Where recipes are run from, with the model that the quickstart makes, and the one that it trains."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
-    model = tmp_path / "models/smollm2-135m-instruct"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    (model / "chat_template.jinja").write_text("{{ messages }}")
+    for name in ("models/smollm2-135m-instruct", "runs/arithmetic/checkpoints/step_000020/model"):
+        model = tmp_path / name
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        (model / "chat_template.jinja").write_text("{{ messages }}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

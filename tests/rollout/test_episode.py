@@ -301,6 +301,13 @@ def test_an_environment_scores_or_leaves_it_to_the_reward(tokenizer: Any) -> Non
     assert request.completion_ids == [runner.engine.completions["17.0.2.1"].tokens]
 
 
+def test_where_a_teacher_is_all_there_is_every_reward_is_0(tokenizer: Any) -> None:
+    runner = make_runner(tokenizer, settings=replace(SETTINGS, unscored=True))
+    runner.rewards = None
+    group, _ = run_group(runner)
+    assert [(t.reward, t.error, bool(t.loss_mask.any())) for t in group.trajectories] == [(0.0, None, True)] * 3
+
+
 def test_without_a_reward_function_the_environment_must_score(tokenizer: Any) -> None:
     runner = make_runner(tokenizer)
     runner.rewards = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncrl.terminal.live import LiveView
+from asyncrl.terminal.live import LiveView, step_line
 
 
 def show(made_up: Any, terminal: bool) -> str:
@@ -49,6 +49,12 @@ def test_the_panel_shows_progress_tasks_and_waits(made_up: Any) -> None:
     panel = show(made_up, terminal=True)
     for text in ("arithmetic", "20/20", "running 3", "ready 2", "trainer: step 19, for 4 s of 60 s"):
         assert text in panel
+
+
+def test_a_step_says_how_far_the_teacher_is() -> None:
+    record: dict[str, Any] = {"step": 4, "time_s": 9.0, "distil/kl": 0.125}
+    assert "  teacher KL 0.125  " in step_line(record, 20, 1)
+    assert "teacher" not in step_line(record | {"distil/kl": None}, 20, 1)
 
 
 def test_a_run_on_answers_shows_loss_and_perplexity_and_no_reward(made_up: Any) -> None:

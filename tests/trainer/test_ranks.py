@@ -14,6 +14,7 @@ from torch import multiprocessing
 
 from asyncrl.checkpoint import files
 from asyncrl.cluster.rendezvous import Rendezvous, open_rendezvous
+from asyncrl.models import make_tiny_llama
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.backend import StepReport
 from asyncrl.trainer.learner import Learner
@@ -30,6 +31,8 @@ BATCHES = [
     groups(seed, [[1.0, 0.0, 0.25], [1.0, 1.0], [0.0, None, 1.0, 0.0], [0.5, 0.0]], version=seed - 1)
     for seed in (1, 2, 3)
 ]
+TEACHER = "teacher_of_ranks"
+"""A folder beside the model."""
 TOKENS = list(range(5, 30))
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -38,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "critic": {"algorithm": {"advantage": "gae", "normalise_advantages": True}},
     "whole mini-batch": {"algorithm": {"loss": "m2po", "second_moment_limit": 0.04, "correction": "none"}},
     "sums of groups": {"algorithm": {"loss": "trajectory_balance", "correction": "none"}},
+    "teacher": {"algorithm": {"teacher": TEACHER, "teacher_coef": 0.5}},
     "adapters": {"trainer": {"lora": {"rank": 4}}},
     "demonstrations": {"algorithm": {"loss": "sft", "advantage": "none", "correction": "none"}},
     "pairs": {
@@ -64,7 +68,7 @@ def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
 
 def learner(model: Path, r: Recipe, process_group: ProcessGroup | None) -> Learner:
     torch.manual_seed(0)
-    return Learner(partial(load_model, str(model), r, CPU), r, CPU, process_group)
+    return Learner(partial(load_model, str(model), r, CPU), r, CPU, process_group, base_dir=model.parent)
 
 
 def train(ours: Learner, batches: list[Any]) -> list[dict[str, float | None]]:
@@ -121,6 +125,8 @@ STORED = (2, 1, ("plain", "reference", "critic", "adapters"))
 def results(ranks: int, copies: int, cases: tuple[str, ...], model: Path) -> list[dict[str, Any]]:
     """Of each rank, by case."""
     folder = Path(tempfile.mkdtemp(dir=model.parent))
+    if not (model.parent / TEACHER).exists():
+        make_tiny_llama(model.parent / TEACHER, seed=7)
     recipes = {case: recipe_of(case, ranks, copies) for case in cases}
     rendezvous, store = open_rendezvous("127.0.0.1", DEADLINE_S)
     multiprocessing.spawn(run_rank, args=(recipes, model, folder, rendezvous), nprocs=ranks)
