@@ -60,6 +60,18 @@ def start(recipe: Recipe) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         _check_answers(address)
+    try:
+        _init(options, address)
+    except UserError as error:
+        if address or "Failed to start GCS" not in str(error):
+            raise
+        # Ray takes a port that is free when it looks, and another program may have it by the time it starts.
+        logger.warning("%s; it is started once more", error)
+        _init(options, address)
+
+
+def _init(options: dict[str, Any], address: str | None) -> None:
+    """Once."""
     before = family(os.getpid())
     try:
         # What Ray has to say of a dead worker, the driver says in its own words.

@@ -26,9 +26,9 @@ class SequenceClassifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.torch, self.max_tokens = torch, max_tokens
-        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
         found, loaded = AutoModelForSequenceClassification.from_pretrained(
-            model, revision=revision, dtype=torch.float32, output_loading_info=True
+            model, revision=revision, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
         if missing := sorted(loaded["missing_keys"]):
             raise UserError(

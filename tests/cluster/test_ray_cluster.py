@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -91,3 +92,34 @@ def test_sigterm_while_ray_starts(place: Path, tmp_path: Path) -> None:
     # torch's cache is for good.
     assert {path.name.partition("_")[0] for path in place.iterdir()} <= {"torchinductor"}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "starts"), [("Failed to start GCS. Last 0 lines of error files:", 2), ("No space left on device", 1)]
+)
+def test_a_port_that_was_taken_meanwhile_is_no_end(
+    said: str, starts: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[Any] = []
+
+    def init(options: Any, address: Any) -> None:
+        calls.append(address)
+        if len(calls) == 1:
+            raise UserError(f"ray_address: cannot start or reach Ray in /tmp: {said}")
+
+    monkeypatch.setattr(ray_cluster, "_init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    recipe = SimpleNamespace(ray_address=None)
+    if starts == 1:
+        with pytest.raises(UserError, match="No space left"):
+            ray_cluster.start(recipe)
+    else:
+        ray_cluster.start(recipe)
+        assert "it is started once more" in caplog.text
+    assert len(calls) == starts
+
+
+def test_a_ray_of_the_users_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: True)
+    with pytest.raises(UserError, match=r"call ray.shutdown\(\) first"):
+        ray_cluster.start(SimpleNamespace(ray_address=None))

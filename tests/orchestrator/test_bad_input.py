@@ -77,7 +77,7 @@ def test_tokenizer_that_is_larger_than_the_embedding(
     Path("rows.jsonl").write_text(json.dumps({"prompt": prompt, "answer": "b"}))
     overrides = [f"model={small}", "data.path=rows.jsonl", "data.options={}"]
     if largest is None:
-        tasks, _ = run._tasks(load(Path(TINY), [*overrides, "reward=./mine.py:reward"]), folder)
+        tasks, *_ = run._tasks(load(Path(TINY), [*overrides, "reward=./mine.py:reward"]), folder)
         assert len(tasks.first_prompt(tokenizer)[1]) == 1
         return
     for more in ([], ["--dry-run"]):

@@ -334,6 +334,11 @@ ALLOWED = {
     ("observe/trace.py", "time.time"),  # where a process's own clock stands, once
     ("orchestrator/status.py", "time.time"),  # when the file was written, for a reader on any machine
     ("orchestrator/run.py", "time.strftime"),  # the name of a run directory
+    ("cli/sweeping.py", "time.strftime"),  # of a folder of runs
+    ("cli/evaluating.py", "time.strftime"),  # of a folder of scores
+    ("api/calls.py", "time.strftime"),
+    ("orchestrator/evaluations.py", "time.time"),  # when a score was written, for its reader
+    ("orchestrator/evaluate.py", "time.time"),
 }
 
 
