@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asyncrl.data.check import tokenizer_of
 from asyncrl.data.mixture import Tasks
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
@@ -42,6 +43,19 @@ def load_held_out(recipe: Recipe, base_dir: Path, tokenizer: Any, training: Task
         except UserError as error:
             raise UserError(f"eval.{place} ({part.name}): {error}") from error
     return found
+
+
+def preview_held_out(recipe: Recipe, base_dir: Path) -> list[str]:
+    """A line for each evaluation. Raises UserError as a run would, for local data and models; whether prompts are
+    trained too, the run says."""
+    if not recipe.eval:
+        return []
+    if not all(part.data.is_here for part in recipe.eval) or (tokenizer := tokenizer_of(recipe, base_dir)) is None:
+        return [f"eval       {part.name}: read when the run starts" for part in recipe.eval]
+    return [
+        f"eval       {one.part.name}: {one.num_tasks} tasks x {one.part.n}, every {one.part.every_steps} steps"
+        for one in load_held_out(recipe, base_dir, tokenizer, None)
+    ]
 
 
 def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, training: Tasks | None) -> HeldOut:
