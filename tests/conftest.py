@@ -43,6 +43,7 @@ _LONGEST = (
     "test_lost_node.py",
     "test_environment.py",
     "test_backend.py",
+    "test_answers.py",
     "test_safety.py",
     "test_prometheus.py",
 )

@@ -22,6 +22,8 @@ from unittest import mock
 from asyncrl.cli.quiet import SILENCE
 
 ROOT = Path(__file__).resolve().parents[2]
+_TOKEN = os.environ["RAY_AUTH_TOKEN"]
+"""That tests/conftest.py has set for all runs."""
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["asyncrl.orchestrator.run", "asyncrl.orchestrator.replay", "transformers.models.llama"])
 
@@ -42,7 +44,9 @@ class Forked:
         self._output.touch()
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         # The one who forks: quiet from the start, as the command line makes itself before it imports anything.
-        with mock.patch.dict(os.environ, {**SILENCE, "PYTHONPATH": str(ROOT)}):
+        # Ray keeps the token that it finds when it is imported, and a test may have taken it away for itself.
+        always = {**SILENCE, "PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN": _TOKEN}
+        with mock.patch.dict(os.environ, always):
             forkserver.ensure_running()
         self._process = _FORKS.Process(target=_run, args=(arguments, environment, self._output))
         self._process.start()
