@@ -4,7 +4,7 @@ Python objects where those name code; they raise what the commands say (`asyncrl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from asyncrl.orchestrator.run import resume as resume_run
 from asyncrl.orchestrator.run import train as train_recipe
 from asyncrl.recipe.check import check
 from asyncrl.recipe.load import dump, load
+from asyncrl.recipe.paths import leaves
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.stored import load_stored
 
@@ -103,15 +104,8 @@ def evaluate(
 def _overrides(keys: Keys) -> list[str]:
     """`key=value` for each; a mapping is merged into what is there, but for parts that a list may stand for."""
     named = {key: objects.named(value) for key, value in keys.items()}
-    return [f"{key}={_flow(value)}" for place in named.items() for key, value in _leaves(*place)]
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value and key not in _WHOLE:
-        for name, part in value.items():
-            yield from _leaves(f"{key}.{name}", part)
-    else:
-        yield key, value
+    places = [[(key, value)] if key in _WHOLE else leaves(value, key) for key, value in named.items()]
+    return [f"{key}={_flow(value)}" for place in places for key, value in place]
 
 
 def _flow(value: Any) -> str:

@@ -53,7 +53,7 @@ class Run:
     @property
     def checkpoints(self) -> dict[int, Path]:
         """Folders of the complete checkpoints by their step; the model is in `model/`."""
-        return {int(folder.name.removeprefix("step_")): folder for folder in atomic.complete(self.dir / "checkpoints")}
+        return {atomic.step_of(folder): folder for folder in atomic.complete(self.dir / "checkpoints")}
 
     @property
     def model(self) -> Path:

@@ -10,7 +10,6 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.errors import RunFailed
 from asyncrl.models import load_tokenizer
 from asyncrl.orchestrator.actors import Actors, max_concurrency
+from asyncrl.orchestrator.fleet import close
 from asyncrl.orchestrator.loop import complete
 from asyncrl.orchestrator.run import model_folder, with_ray
 from asyncrl.orchestrator.scoring import Scoring, line_of, say, write
@@ -72,7 +72,7 @@ async def _evaluate(actors: Actors, held_out: list[HeldOut], version: int, out: 
         scoring = Scoring(recipe, waiting, lambda: serving, lost, max_concurrency(recipe) // 2)
         return [await _one(recipe, scoring, one, version, out) for one in held_out]
     finally:
-        await _close(waiting, serving)
+        await close(waiting, serving)
 
 
 async def _start(recipe: Recipe, waiting: WaitingFor, name: str, handle: ActorHandle) -> None:
@@ -93,11 +93,3 @@ async def _one(recipe: Recipe, scoring: Scoring, one: HeldOut, version: int, out
     write(out, line, scores)
     say(line, scores)
     return line
-
-
-async def _close(waiting: WaitingFor, serving: Mapping[str, ActorHandle]) -> None:
-    for name, handle in serving.items():
-        try:
-            await waiting(handle.close.remote(), name, "to close", deadline_s=30.0)
-        except Exception as error:
-            logger.warning("%s did not close: %s", name, reason(error))

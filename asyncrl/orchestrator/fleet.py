@@ -324,10 +324,14 @@ class Fleet:
             return None
 
     async def close(self) -> None:
-        """Stop the engines and the reward processes; a generator that does not answer is left to Ray's end."""
-        closing = {name: handle.close.remote() for name, handle in self.serving.items()}
-        for name, reference in closing.items():
-            try:
-                await self._waiting(reference, name, "to close", deadline_s=30.0)
-            except Exception as error:
-                logger.warning("%s did not close: %s", name, reason(error))
+        await close(self._waiting, self.serving)
+
+
+async def close(waiting: WaitingFor, serving: Mapping[str, ActorHandle]) -> None:
+    """Stop the engines and the reward processes; a generator that does not answer is left to Ray's end."""
+    closing = {name: handle.close.remote() for name, handle in serving.items()}
+    for name, reference in closing.items():
+        try:
+            await waiting(reference, name, "to close", deadline_s=30.0)
+        except Exception as error:
+            logger.warning("%s did not close: %s", name, reason(error))

@@ -96,14 +96,15 @@ def _changed(keys: Any, place: list[str], change: Callable[[str], str]) -> Any:
 
 def changed_keys(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """Keys, with dots, whose values differ, and both; a path is where it leads from the working directory."""
-    was, is_now = (dict(_leaves(anchored(one, Path.cwd()).model_dump())) for one in (before, now))
+    was, is_now = (dict(leaves(anchored(one, Path.cwd()).model_dump())) for one in (before, now))
     keys = [key for key in {**was, **is_now} if was.get(key) != is_now.get(key)]
     return {key: (was.get(key), is_now.get(key)) for key in keys}
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of nested mappings, with dots, and their values."""
     if isinstance(value, dict) and value:
         for name, part in value.items():
-            yield from _leaves(part, f"{key}.{name}" if key else name)
+            yield from leaves(part, f"{key}.{name}" if key else str(name))
     else:
         yield key, value

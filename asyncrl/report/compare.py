@@ -10,6 +10,7 @@ from typing import Any
 
 from asyncrl.errors import UserError
 from asyncrl.metric_names import has_answers
+from asyncrl.recipe.paths import leaves
 from asyncrl.report import page
 from asyncrl.report.charts import Chart, Series, grid, script
 from asyncrl.report.curves import thin
@@ -107,19 +108,11 @@ def _table(runs: Mapping[str, Records]) -> str:
 
 def _differences(run_dirs: Mapping[str, Path]) -> str:
     """Keys whose values are not the same in all recipes."""
-    recipes = [dict(_leaves(RunFiles(run_dir).recipe)) for run_dir in run_dirs.values()]
+    recipes = [dict(leaves(RunFiles(run_dir).recipe)) for run_dir in run_dirs.values()]
     keys = [key for key in {key: None for recipe in recipes for key in recipe} if key != "run_dir"]
     rows = [[key, *(str(recipe.get(key, "-")) for recipe in recipes)] for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
     return page.table(["key", *run_dirs], differing, "keys that differ") if differing else ""
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _leaves(part, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def _samples_per_s(records: Records) -> float | None:

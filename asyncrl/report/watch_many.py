@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from asyncrl.terminal.progress import duration
 _MOST_RUNS = 200
 _HEADS = ("run", "state", "steps", "reward", "held-out accuracy", "elapsed")
 
-App = Callable[..., Awaitable[None]]
-
 
 def runs(folder: Path) -> list[Path]:
     """Run directories in it, the newest first."""
@@ -31,11 +29,11 @@ def runs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def app(folder: Path, token: str) -> App:
+def app(folder: Path, token: str) -> watch.App:
     """The ASGI application. Raises UserError if there are no runs."""
     if not runs(folder):
         raise UserError(f"{folder} is not a run directory, and has none in it")
-    pages: dict[str, App] = {}
+    pages: dict[str, watch.App] = {}
 
     async def served(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         _, given, name, *rest = [*scope["path"].split("/"), "", ""]
