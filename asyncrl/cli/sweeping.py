@@ -26,6 +26,7 @@ from asyncrl.cli.common import say
 from asyncrl.cli.running import loaded
 from asyncrl.errors import UserError
 from asyncrl.observe.evaluations import FILE as EVALUATIONS
+from asyncrl.observe.evaluations import newest_accuracy
 from asyncrl.observe.metrics import read_lines
 from asyncrl.terminal.progress import duration
 
@@ -165,10 +166,10 @@ def _table(found: list[Point], out: Path) -> list[str]:
 
 def _scores(run_dir: Path) -> list[str]:
     records = read_lines(run_dir / "metrics.jsonl")
-    held_out = [line for line in read_lines(run_dir / EVALUATIONS) if line.get("accuracy") is not None]
+    held_out = newest_accuracy(read_lines(run_dir / EVALUATIONS))
     reward = records[-1].get("reward/mean") if records else None
     return [
         str(len(records)) + ("" if (run_dir / "summary.json").exists() else " (not done)"),
         "-" if reward is None else f"{reward:.3f}",
-        f"{100 * max(held_out, key=lambda line: line['version'])['accuracy']:.1f} %" if held_out else "-",
+        "-" if held_out is None else f"{100 * held_out:.1f} %",
     ]

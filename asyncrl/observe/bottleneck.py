@@ -27,13 +27,7 @@ SHARES = (
 def bottleneck(shares: Mapping[str, float]) -> str:
     """The line for mean `trainer_time/*`, `generator_time/*` and `reward_time/*` ratios (0 to 1); a missing one counts
     as 0."""
-    waiting = shares.get("trainer_time/wait_batch", 0.0)
-    idle = shares.get("generator_time/idle", 0.0)
-    wait_publish = shares.get("trainer_time/wait_publish", 0.0)
-    rewards = shares.get("reward_time/waiting", 0.0)
-    paused = shares.get("generator_time/paused", 0.0)
-    saving = shares.get("trainer_time/checkpoint", 0.0)
-    unaccounted = shares.get("trainer_time/unaccounted", 0.0)
+    waiting, idle, wait_publish, rewards, paused, saving, unaccounted = _known(shares)
     losses = {
         "trainer": idle,
         "generators": waiting,
@@ -54,23 +48,23 @@ def bottleneck(shares: Mapping[str, float]) -> str:
 
 def bottleneck_of_answers(shares: Mapping[str, float]) -> str:
     """The same for a run that samples nothing: only the trainer has work to do."""
-    losses = {
-        "rows": shares.get("trainer_time/wait_batch", 0.0),
-        "checkpoint": shares.get("trainer_time/checkpoint", 0.0),
-        "driver": shares.get("trainer_time/unaccounted", 0.0),
-    }
+    waiting, *_, saving, unaccounted = _known(shares)
+    losses = {"rows": waiting, "checkpoint": saving, "driver": unaccounted}
     role = max(losses, key=lambda name: losses[name])
     return _lines(shares)[role if losses[role] >= NOTICEABLE else "computes"]
 
 
+def _known(shares: Mapping[str, float]) -> list[float]:
+    """The trainer's wait for a batch, idle generators, the trainer's wait for a push, waits for rewards, paused
+    generators, checkpoints, and what nobody accounts for."""
+    trainer, generator = "trainer_time", "generator_time"
+    names = (f"{trainer}/wait_batch", f"{generator}/idle", f"{trainer}/wait_publish", "reward_time/waiting")
+    more = (f"{generator}/paused", f"{trainer}/checkpoint", f"{trainer}/unaccounted")
+    return [shares.get(name, 0.0) for name in (*names, *more)]
+
+
 def _lines(shares: Mapping[str, float]) -> dict[str, str]:
-    waiting = shares.get("trainer_time/wait_batch", 0.0)
-    idle = shares.get("generator_time/idle", 0.0)
-    wait_publish = shares.get("trainer_time/wait_publish", 0.0)
-    rewards = shares.get("reward_time/waiting", 0.0)
-    paused = shares.get("generator_time/paused", 0.0)
-    saving = shares.get("trainer_time/checkpoint", 0.0)
-    unaccounted = shares.get("trainer_time/unaccounted", 0.0)
+    waiting, idle, wait_publish, rewards, paused, saving, unaccounted = _known(shares)
     return {
         "rows": f"data-bound: the trainer waits for rows {_percent(waiting)} of the time; its steps are short, raise "
         "groups_per_step",

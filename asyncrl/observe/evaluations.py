@@ -10,29 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncrl.observe.metrics import accuracy, read_lines
+from asyncrl.observe.metrics import read_lines
 from asyncrl.observe.scores import interval, pass_at_k, powers
 
 FILE = "evaluations.jsonl"
 _LARGEST = 1e100
 EVALUATION = "eval/"
 """How the names of its metrics begin: eval/NAME/accuracy."""
-
-
-def correct(
-    rewards: Sequence[Sequence[float | None]], extras: Sequence[Sequence[Mapping[str, float]]]
-) -> list[list[float]]:
-    """Of each task, whether its rollouts that were scored were right, by the rule of `accuracy/mean`; [] if nobody
-    said."""
-    tasks = zip(rewards, extras, strict=True)
-    pairs = [[(r, e) for r, e in zip(*task, strict=True) if r is not None] for task in tasks]
-    everyone = [pair for task in pairs for pair in task]
-    if accuracy([reward for reward, _ in everyone], [extra for _, extra in everyone]) is None:
-        return []
-    named = next((name for name in ("accuracy", "acc") if any(name in extra for _, extra in everyone)), None)
-    if named is not None:
-        return [[extra[named] for _, extra in task if named in extra] for task in pairs]
-    return [[float(reward == 1.0) for reward, _ in task] for task in pairs]
 
 
 def mean_and_interval(tasks: Sequence[Sequence[float]]) -> tuple[float | None, tuple[float, float] | None]:
@@ -49,6 +33,12 @@ def passes(tasks: Sequence[Sequence[float]], num: int) -> dict[str, float]:
     if num < 2 or not whole:
         return {}
     return {str(k): statistics.fmean(pass_at_k(num, round(sum(values)), k) for values in whole) for k in powers(num)}
+
+
+def newest_accuracy(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the newest version that has one."""
+    scored = [line for line in lines if line.get("accuracy") is not None]
+    return max(scored, key=lambda line: line["version"])["accuracy"] if scored else None
 
 
 def of_run(run_dir: Path) -> list[dict[str, Any]]:

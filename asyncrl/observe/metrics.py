@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,26 @@ def accuracy(rewards: Sequence[float | None], extras: Sequence[Mapping[str, floa
     Failed rewards (None) count neither way (I7); None if no trajectory was scored, or a reward is above 1: then nobody
     said what is right.
     """
-    judged = [extra for reward, extra in zip(rewards, extras, strict=False) if reward is not None]
+    (values,) = verdicts([rewards], [extras]) or ([],)
+    return sum(values) / len(values) if values else None
+
+
+def verdicts(
+    rewards: Sequence[Sequence[float | None]], extras: Sequence[Sequence[Mapping[str, float]]]
+) -> list[list[float]]:
+    """Of the trajectories of each task that were scored, whether they are right, by one rule for all; [] if nobody
+    said. A trajectory beyond the extras has none."""
+    tasks = [
+        [(reward, extra) for reward, extra in zip_longest(*task, fillvalue={}) if reward is not None]
+        for task in zip(rewards, extras, strict=True)
+    ]
+    scored = [one for task in tasks for one in task]
     for name in ("accuracy", "acc"):
-        if named := [extra[name] for extra in judged if name in extra]:
-            return sum(named) / len(named)
-    scored = [reward for reward in rewards if reward is not None]
-    return sum(reward == 1.0 for reward in scored) / len(scored) if scored and max(scored) <= 1.0 else None
+        if any(name in extra for _, extra in scored):
+            return [[extra[name] for _, extra in task if name in extra] for task in tasks]
+    if not scored or max(reward for reward, _ in scored) > 1.0:
+        return []
+    return [[float(reward == 1.0) for reward, _ in task] for task in tasks]
 
 
 class MetricsWriter:

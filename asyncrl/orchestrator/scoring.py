@@ -19,8 +19,8 @@ from ray.exceptions import RayActorError
 from asyncrl.data.held_out import HeldOut
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.errors import DeadlineExceeded
-from asyncrl.observe.evaluations import FILE, correct, mean_and_interval, passes, sentence
-from asyncrl.observe.metrics import MetricsWriter
+from asyncrl.observe.evaluations import FILE, mean_and_interval, passes, sentence
+from asyncrl.observe.metrics import MetricsWriter, verdicts
 from asyncrl.orchestrator.waiting import WaitingFor
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
@@ -119,7 +119,7 @@ def _rollouts(one: TaskScores) -> Iterator[dict[str, Any]]:
 
 def line_of(one: HeldOut, recipe: Recipe, version: int, scores: list[TaskScores]) -> dict[str, Any]:
     rewards = [[reward for reward in task.rewards if reward is not None] for task in scores]
-    by_task = correct([task.rewards for task in scores], [task.extras for task in scores])
+    by_task = verdicts([task.rewards for task in scores], [task.extras for task in scores])
     versions: Counter[int] = Counter()
     for task in scores:
         versions.update(task.versions)

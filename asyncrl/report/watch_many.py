@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from asyncrl.errors import UserError
+from asyncrl.observe.evaluations import newest_accuracy
 from asyncrl.report import page, watch
 from asyncrl.report.run_files import RunFiles
 from asyncrl.terminal.live import number
@@ -71,11 +72,10 @@ def _row(run_dir: Path) -> list[str]:
     try:
         files.refresh()
         last = files.records[-1] if files.records else {}
-        held_out = [line for line in files.evaluations if line["accuracy"] is not None]
+        score = newest_accuracy(files.evaluations)
     except UserError as error:
         return [run_dir.name, str(error), "-", "-", "-", "-"]
     state = "running" if watch.is_running(run_dir) else "done" if files.summary else "not running, not done"
-    score = max(held_out, key=lambda line: line["version"])["accuracy"] if held_out else None
     planned = files.recipe.get("max_steps", "?")
     return [
         *(run_dir.name, state, f"{len(files.records)} of {planned}", number(last.get("reward/mean"))),

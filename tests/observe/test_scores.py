@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 
 import pytest
 
-from asyncrl.observe.evaluations import correct, passes
+from asyncrl.observe.evaluations import passes
+from asyncrl.observe.metrics import verdicts
 from asyncrl.observe.scores import interval, pass_at_k, powers
 
 CASES = [(n, c, k) for n in range(1, 6) for c in range(n + 1) for k in range(1, n + 1)]
@@ -64,8 +65,8 @@ def test_the_interval_of_other_rewards_is_the_normal_one() -> None:
 
 
 def test_what_is_right_is_said_by_the_reward_or_is_a_reward_of_1() -> None:
-    assert correct([[1.0, 0.5], [None, 1.0]], [[{}, {}], [{}, {}]]) == [[1.0, 0.0], [1.0]]
-    assert correct([[3.0, 2.0]], [[{}, {}]]) == []
-    assert correct([[3.0, 2.0]], [[{"accuracy": 1.0}, {"accuracy": 0.0}]]) == [[1.0, 0.0]]
+    assert verdicts([[1.0, 0.5], [None, 1.0]], [[{}, {}], [{}, {}]]) == [[1.0, 0.0], [1.0]]
+    assert verdicts([[3.0, 2.0]], [[{}, {}]]) == []
+    assert verdicts([[3.0, 2.0]], [[{"accuracy": 1.0}, {"accuracy": 0.0}]]) == [[1.0, 0.0]]
     failed = [[{"accuracy": 1.0}, {"accuracy": 0.0}], [{"accuracy": 1.0}, {"accuracy": 1.0}]]
-    assert correct([[None, 2.0], [None, None]], failed) == [[0.0], []], "a failed rollout is right or wrong to nobody"
+    assert verdicts([[None, 2.0], [None, None]], failed) == [[0.0], []], "a failed rollout is right or wrong to nobody"
