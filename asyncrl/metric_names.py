@@ -46,3 +46,9 @@ MORE_KEYS: tuple[str, ...] = (
 def has_answers(record: Mapping[str, Any]) -> bool:
     """Whether it is of a run whose data has the answers, so that nothing was sampled and no reward given."""
     return "data/epoch" in record
+
+
+VERDICTS = ("accuracy", "acc")
+"""Of what a reward returns beside the reward: what says whether a completion is right. The second is verl's."""
+JUDGED = "judged"
+"""1 if one of several parts of a reward said so, 0 if none did: their sum does not."""

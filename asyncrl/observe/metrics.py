@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import naming
-from asyncrl.metric_names import STEP_KEYS
+from asyncrl.metric_names import JUDGED, STEP_KEYS, VERDICTS
 from asyncrl.storage.run_dir import lines, open_file, parsed, replace
 
 
@@ -45,8 +45,8 @@ def shares(durations: Mapping[str, float], wall_s: float) -> dict[str, float]:
 def accuracy(rewards: Sequence[float | None], extras: Sequence[Mapping[str, float]]) -> float | None:
     """Mean of the extra named `accuracy`, or verl's `acc`, if a reward returned one, else the share of rewards of 1.
 
-    Failed rewards (None) count neither way (I7); None if no trajectory was scored, or a reward is above 1: then nobody
-    said what is right.
+    Failed rewards (None) count neither way (I7), nor do those of several parts of which none said what is right; None
+    if nothing counts, or a reward or an accuracy is above 1: then nobody said what is right.
     """
     (values,) = verdicts([rewards], [extras]) or ([],)
     return sum(values) / len(values) if values else None
@@ -62,12 +62,14 @@ def verdicts(
         for task in zip(rewards, extras, strict=True)
     ]
     scored = [one for task in tasks for one in task]
-    for name in ("accuracy", "acc"):
-        if any(name in extra for _, extra in scored):
-            return [[extra[name] for _, extra in task if name in extra] for task in tasks]
-    if not scored or max(reward for reward, _ in scored) > 1.0:
+    for name in VERDICTS:
+        if said := [extra[name] for _, extra in scored if name in extra]:
+            return [[extra[name] for _, extra in task if name in extra] for task in tasks] if max(said) <= 1.0 else []
+    # Of a sum of several parts, those parts alone say what is right.
+    alone = [[reward for reward, extra in task if JUDGED not in extra] for task in tasks]
+    if not any(alone) or max(reward for task in alone for reward in task) > 1.0:
         return []
-    return [[float(reward == 1.0) for reward, _ in task] for task in tasks]
+    return [[float(reward == 1.0) for reward in task] for task in alone]
 
 
 class MetricsWriter:
