@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from asyncrl.data.selection import Seen
 from asyncrl.data.tasks import Draws, TaskSource
 from asyncrl.recipe.data import DataPart
 from asyncrl.task import Task
@@ -63,6 +64,16 @@ class Mixture:
         return sum(source.num_rows for source in self.sources)
 
     @property
+    def num_drawn(self) -> int:
+        """Rows that an epoch of every source visits."""
+        return sum(source.num_drawn for source in self.sources)
+
+    def selected(self) -> list[dict[str, Any]]:
+        """As TaskSource's, of every source."""
+        named = zip(self.recipes, self.sources, strict=True)
+        return [{**found, "name": recipe.label} for recipe, source in named for found in source.selected()]
+
+    @property
     def column(self) -> list[str]:
         """Those of the prompts."""
         return [source.column for source in self.sources]
@@ -92,22 +103,32 @@ class Mixture:
             yield from source.prompts(most)
 
     def check_prompts(self) -> None:
+        seen = Seen()
         for source in self.sources:
-            source.check_prompts()
+            source.check_prompts(seen)
 
     def first_prompt(self, tokenizer: Any) -> tuple[Task, list[int]]:
         """As TaskSource's, of every source; returns that of the first."""
         first, *_ = [source.first_prompt(tokenizer) for source in self.sources]
         return first
 
-    def check_lengths(self, tokenizer: Any, most: int, key: str = "rollout.max_prompt_tokens") -> None:
+    def first(self, tokenizer: Any) -> tuple[Task, list[int]]:
+        return self.sources[0].first(tokenizer)
+
+    def check_lengths(
+        self, tokenizer: Any, most: int, key: str = "rollout.max_prompt_tokens", warn: bool = True
+    ) -> None:
         for source in self.sources:
-            source.check_lengths(tokenizer, most, key)
+            source.check_lengths(tokenizer, most, key, warn)
+
+    def leave_out(self, tokenizer: Any, most: int) -> None:
+        for source in self.sources:
+            source.leave_out(tokenizer, most)
 
     def described(self) -> list[str]:
         """A line for each source: rows, share, weight."""
         return [
-            f"{recipe.label}: {share:.1%} of the tasks (weight {recipe.weight:g}), {source.num_rows} rows"
+            f"{recipe.label}: {share:.1%} of the tasks (weight {recipe.weight:g}), {source.counted()}"
             for recipe, share, source in zip(self.recipes, self.shares.of, self.sources, strict=True)
         ]
 

@@ -6,7 +6,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,16 @@ class Recorder:
     """One run's figures. Times in seconds; the window of a step goes from the end of the step before to its own."""
 
     def __init__(
-        self, run_dir: Path, writer: MetricsWriter, trackers: Trackers, num_answered: int | None = None
+        self,
+        run_dir: Path,
+        writer: MetricsWriter,
+        trackers: Trackers,
+        num_answered: int | None = None,
+        data: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Goes on from the last record there is, if any. `num_answered`: rows of the data, if they have the answers, so
-        that there are epochs but no rewards."""
-        self.run_dir, self._num_answered = run_dir, num_answered
+        """Goes on from the last record there is, if any. `num_answered`: rows that are drawn, if they have the answers,
+        so that there are epochs but no rewards. `data`: what the summary says of each source."""
+        self.run_dir, self._num_answered, self._data = run_dir, num_answered, list(data)
         self._writer = writer
         self._trackers = trackers
         records = writer.records()
@@ -200,6 +205,7 @@ class Recorder:
             means = {k: statistics.fmean(s[k] for s in self._shares) for k in self._shares[0]}
         summary = {
             "ledger": vars(ledger),
+            "data": self._data,
             "wall_s": self.wall_s,
             "worst_case_staleness": worst_case,
             "tokens_generated": self._tokens_generated,

@@ -43,7 +43,10 @@ class DataRecipe(Part):
     """Variables of the model's chat template, such as `enable_thinking: false`; a row's column of this name wins."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Rows without a usable prompt (null, empty, images, ending with an answer): refuse the data before anything
-    starts, or filter them when they are drawn (counted by reason)."""
+    starts, or leave them out (counted by reason)."""
+    deduplicate: bool = False
+    """Leave out rows whose prompt, as the model sees it, is that of an earlier row (counted under `duplicate`), of an
+    earlier source too that has this key; with `rollout.engine: data` the answers must be the same as well."""
     shuffle: bool = True
     """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
 
