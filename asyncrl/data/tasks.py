@@ -24,6 +24,7 @@ from asyncrl.data.demonstrations import END_MARK, AnswerReader, Renderer
 from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, PromptReader, traits
 from asyncrl.data.selection import Seen, Selection, written
 from asyncrl.data.source import Rows, columns_of, digest, made_on_demand
+from asyncrl.data.success import TOO_EASY, TOO_HARD, SuccessRates
 from asyncrl.errors import UserError, is_of_the_program
 from asyncrl.recipe.data import DataRecipe
 from asyncrl.task import Message, Task
@@ -152,11 +153,12 @@ class TaskSource:
 
     def check_prompts(self, seen: Seen | None = None) -> None:
         """Reads the prompt of every row. Bad ones are refused with a UserError, or left out if the recipe skips them;
-        so are duplicates, if it says so, of what was `seen` before too."""
+        so are duplicates, if it says so, of what was `seen` before too, and what is too hard or too easy."""
         recipe, seen, bad, num_rows = self._recipe, seen or Seen(), Counter[str](), 0
-        columns = (self.column, *self.answers, TOOLS_COLUMN, KWARGS_COLUMN)
+        rates = SuccessRates(recipe.success_rate, self.columns) if recipe.success_rate else None
+        columns = [self.column, *self.answers, TOOLS_COLUMN, KWARGS_COLUMN, *([rates.column or ""] if rates else [])]
         faults: list[str] = []
-        for index, row in columns_of(self.rows, columns, whole=recipe.deduplicate):
+        for index, row in columns_of(self.rows, columns, whole=recipe.deduplicate or rates is not None):
             num_rows += 1
             try:
                 prompt = self._reader.read(row)
@@ -176,11 +178,15 @@ class TaskSource:
             self._sizes.append(len(text.encode()))
             if recipe.deduplicate and seen.before(text):
                 self.selection.leave_out(index, "duplicate", f"{self._where(index)} is that of an earlier row")
+            elif rates is not None and (fault := rates.fault(index, row, prompt, self._where(index))):
+                self.selection.leave_out(index, *fault)
         if bad:
             self._refuse(bad, num_rows, faults)
-        if self.selection.reasons["duplicate"]:
-            logger.warning("data.deduplicate: %s", self.selection.said(["duplicate"]))
-        self._require_rows("data.deduplicate")
+        if said := [reason for reason in ("duplicate", TOO_HARD, TOO_EASY) if self.selection.reasons[reason]]:
+            logger.warning("data: %s", self.selection.said(said))
+        if rates is not None and rates.num_unknown:
+            logger.warning("data.success_rate: %d rows have no rate, and are drawn", rates.num_unknown)
+        self._require_rows("data")
 
     def _refuse(self, bad: Counter[str], num_rows: int, faults: list[str]) -> None:
         """UserError, or a warning if such rows are skipped and there are others."""

@@ -20,13 +20,14 @@ from asyncrl.metric_names import TRAINER_KEYS
 from asyncrl.observe.bottleneck import bottleneck, bottleneck_of_answers
 from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
-from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
+from asyncrl.observe.metrics import MetricsWriter, complete, shares, write_summary
 from asyncrl.observe.trackers import Trackers
 from asyncrl.orchestrator import fingerprint
 from asyncrl.rollout.occupancy import REWARDS, STATES
 from asyncrl.rollout.summary import GroupSummary
 from asyncrl.trainer.backend import NUM_SAMPLED, TokenGaps
 from asyncrl.trainer.messages import TrainResult
+from asyncrl.verdicts import accuracy
 from asyncrl.weights.update import PublishReport
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.part import LIST, ONE, Part, PositiveInt, one_or_list
@@ -15,6 +15,26 @@ from asyncrl.task import MADE
 TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 TABLE_FILES = (".parquet", ".arrow")
 """Local data files, by the end of their name."""
+
+
+class SuccessRate(Part):
+    min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Rows whose rate is not above `min` (counted under `too_hard`) or not below `max` (`too_easy`) are left out; as it
+    is, those that are never and those that are always solved."""
+    column: str | None = None
+    """Column with the rate of each row, from 0 to 1; default: success_rate."""
+    path: str | None = None
+    """In the place of a column: the completions of an evaluation of these rows, `evaluations/NAME-VERSION.jsonl` of
+    `asyncrl eval`. The rate of a row is the share of its completions that are right."""
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> SuccessRate:
+        if not self.min < self.max:
+            raise PydanticCustomError("no_middle", "`min` is not below `max`, so that no row would be left")
+        if self.column is not None and self.path is not None:
+            raise PydanticCustomError("two_rates", "`column` and `path` both say the rate of a row; leave one out")
+        return self
 
 
 class DataRecipe(Part):
@@ -47,6 +67,8 @@ class DataRecipe(Part):
     deduplicate: bool = False
     """Leave out rows whose prompt, as the model sees it, is that of an earlier row (counted under `duplicate`), of an
     earlier source too that has this key; with `rollout.engine: data` the answers must be the same as well."""
+    success_rate: SuccessRate | None = None
+    """Train only on rows that a model solves at times: by a column of the data, or an evaluation of it."""
     shuffle: bool = True
     """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
 

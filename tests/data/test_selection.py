@@ -113,7 +113,7 @@ def test_beyond_so_many_the_others_are_looked_at_when_they_are_drawn(
 def test_duplicates_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     tasks = source(["a", "b", "a", "c", "a"], deduplicate=True)
     assert sorted(tasks.row_of(draw) for draw in range(3)) == [0, 1, 3]
-    said = "data.deduplicate: 2 of 5 rows are left out: 2 duplicate (row 2, column 'prompt', is that of an earlier row)"
+    said = "data: 2 of 5 rows are left out: 2 duplicate (row 2, column 'prompt', is that of an earlier row)"
     assert said in caplog.text
     assert source(["a", "a"]).num_drawn == 2, "unless the recipe says so, none is"
 
@@ -139,9 +139,7 @@ def test_demonstrations_of_one_prompt_differ_by_their_answers() -> None:
 def test_what_an_earlier_source_has_is_a_duplicate_too() -> None:
     tasks = mixture({"one": ["a", "b"], "two": ["b", "c", "c"]}, 20, deduplicate=True)
     assert [found["left_out"] for found in tasks.selected()] == [{}, {"duplicate": 2}]
-    with pytest.raises(
-        UserError, match=r"data.deduplicate: no row of x.jsonl is left to draw: 2 of 2 rows are left out"
-    ):
+    with pytest.raises(UserError, match=r"data: no row of x.jsonl is left to draw: 2 of 2 rows are left out"):
         mixture({"one": ["a", "b"], "two": ["b", "a"]}, 20, deduplicate=True)
 
 

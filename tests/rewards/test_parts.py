@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from asyncrl.observe.metrics import accuracy
 from asyncrl.rewards.parts import Part, combined, of_source
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score, failed, to_score
+from asyncrl.verdicts import accuracy
 
 RIGHT, SHORT = Part("m:right", "right"), Part("m:short", "short", 0.5)
 
