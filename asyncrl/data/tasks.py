@@ -6,21 +6,17 @@ The order is a pure function of (seed, sample index), so a resumed run draws wha
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from asyncrl.chat_template import variables
-from asyncrl.control.controller import Controller
 from asyncrl.data.columns import columns_for
 from asyncrl.data.demonstrations import END_MARK, AnswerReader, Renderer
+from asyncrl.data.order import Draws, Order
 from asyncrl.data.prompts import KWARGS_COLUMN, TOOLS_COLUMN, BadPrompt, PromptReader, traits
 from asyncrl.data.selection import Seen, Selection, written
 from asyncrl.data.source import Rows, columns_of, digest, made_on_demand
@@ -41,32 +37,6 @@ _NUM_TRIED = 16
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Where a table begins in the draws of a run: at 0, or later if it took the place of another."""
-
-    first: int = 0
-    """Draws before this one were of the other table..."""
-    again: list[int] = field(default_factory=list)
-    """...but these, which were to be started again, and take the first places."""
-    first_row: int = 0
-    """Number of its first row; those below were rows of the other table."""
-
-    @classmethod
-    def begun_anew(cls, controller: Controller, first_row: int) -> Draws:
-        """From the next draw on, and for what is running now."""
-        done = {task for task, _ in controller.ready()}
-        if controller.training is not None:
-            done |= {task for task, _ in controller.training.groups}
-        return cls(controller.ledger.drawn, sorted(set(controller.attempts()) - done), first_row)
-
-    def place(self, draw: int) -> int:
-        """Of the task among those of this table."""
-        if draw >= self.first:
-            return draw - self.first + len(self.again)
-        return self.again.index(draw) if draw in self.again else draw
-
-
 class TaskSource:
     """Draws tasks: every epoch visits each row once, in an order of its own."""
 
@@ -74,7 +44,7 @@ class TaskSource:
         """`num_answers`: that each row has, 0 to 2. Raises UserError if there are no such columns."""
         self.rows = rows
         self._recipe = recipe
-        self._seed = seed % 2**64
+        self._order = Order(seed, recipe.shuffle)
         self.draws = Draws()
         self.selection = Selection(len(rows))
         self._sizes = array("I")
@@ -85,8 +55,6 @@ class TaskSource:
         self.column, self.answers = columns.prompt, columns.answers
         prompts = PromptReader(recipe, self.column, frozenset(rows.column_names), from_arrow=hasattr(rows, "features"))
         self._reader = AnswerReader(prompts, columns) if num_answers else prompts
-        # Draws near the end of an epoch and the beginning of the next come interleaved.
-        self._order = functools.lru_cache(maxsize=2)(self._make_order)
 
     @property
     def columns(self) -> list[str]:
@@ -122,8 +90,15 @@ class TaskSource:
     def row_of(self, draw: int) -> int:
         """Index of the row of sample index `draw`."""
         rows = self.selection.rows
-        epoch, place = divmod(self.draws.place(draw), len(rows))
-        return int(rows[self._order(epoch, len(rows))[place] if self._recipe.shuffle else place])
+        return int(rows[self._order.row(self.draws.place(draw), len(rows))])
+
+    def skipped_after(self, draw: int, success_rate: float | None) -> list[int]:
+        """Later draws of the row of `draw` that are left out, as it was solved at this rate; None: nobody says."""
+        online = self._recipe.online_success_rate
+        if online is None or success_rate is None or online.min < success_rate < online.max or not self.draws.has(draw):
+            return []
+        later = self._order.later(self.draws.place(draw), self.num_drawn, online.skip_epochs)
+        return [self.draws.at(place) for place in later]
 
     def task(self, draw: int) -> Task:
         """The task of sample index `draw`. Raises BadPrompt if its row has no usable prompt."""
@@ -353,9 +328,6 @@ class TaskSource:
                 )
         if task.tools and TOOLS_COLUMN not in known:
             logger.warning("the model's chat template shows no tools: the model does not see column '%s'", TOOLS_COLUMN)
-
-    def _make_order(self, epoch: int, num_rows: int) -> np.ndarray:
-        return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(num_rows)
 
 
 def tokenize(task: Task, tokenizer: Any) -> list[int]:

@@ -20,7 +20,7 @@ import msgspec
 
 from asyncrl.control.controller import Controller
 from asyncrl.data.mixture import Tasks
-from asyncrl.data.tasks import Draws
+from asyncrl.data.order import Draws
 from asyncrl.errors import UserError
 from asyncrl.models import fingerprint as model_fingerprint
 from asyncrl.orchestrator.kinds import KINDS

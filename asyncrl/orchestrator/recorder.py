@@ -166,6 +166,8 @@ class Recorder:
         if self._num_answered:
             record |= {"reward/mean": None, "reward/std": None, "accuracy/mean": None, "rewards/failed_share": None}
             record["data/epoch"] = (ledger.trained + ledger.filtered) / self._num_answered
+        if ledger.skipped:
+            record["data/skipped"] = ledger.skipped
         complete(record)
         for sentence in self._health.check(record):
             logger.warning("step %d: %s", step, sentence)

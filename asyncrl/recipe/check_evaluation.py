@@ -43,6 +43,10 @@ def check_evaluations(recipe: Recipe, trains: bool = True) -> None:
         if part.name in names[:place]:
             raise UserError(f"{key}.name: another evaluation is called {part.name}; give each a name of its own")
         data = part.data
+        if data.online_success_rate is not None:
+            raise UserError(
+                f"{key}.data.online_success_rate is for training, and an evaluation has no epochs; leave it out"
+            )
         if trains and any(
             (data.path, data.split, data.options) == (s.path, s.split, s.options) for s in recipe.sources
         ):

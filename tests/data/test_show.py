@@ -69,6 +69,6 @@ def test_bad_rows_that_are_skipped_are_counted(capsys):
 
 
 def test_rows_made_on_demand_are_filtered_when_they_are_drawn(capsys):
-    keys = ["rollout.max_prompt_tokens=60", "data.options={size: 50}", "data.path=reasoning_gym:spell_backward"]
+    keys = ["rollout.max_prompt_tokens=55", "data.options={size: 50}", "data.path=reasoning_gym:spell_backward"]
     lines = shown(capsys, *keys, "-n", "1")
     assert any(line.startswith("filtered ") and "prompt_too_long of these, when" in line for line in lines), lines
