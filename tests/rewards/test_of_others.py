@@ -185,7 +185,7 @@ def prepared() -> str:
 
 
 def test_data_and_a_function_for_verl() -> None:
-    found = scored(prepared(), "./verl.py:compute_score", ["It is #### 4", "#### 5", "4"], 2)
+    found = scored(prepared(), "./verl.py:compute_score", ["It is #### 4", "#### 5", "no"], 2)
     assert [(score.reward, score.error) for score in found] == [(1.0, None), (0.1, None), (0.0, None)]
     assert [score.reward for score in scored(prepared(), "./verl.py:by_length", ["a" * 50])] == [0.5]
 
