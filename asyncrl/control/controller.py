@@ -74,6 +74,11 @@ class Controller:
         return self._tasks.next_number
 
     @property
+    def num_to_skip(self) -> int:
+        """Draws to come that are left out."""
+        return self._tasks.num_to_skip
+
+    @property
     def worst_case_staleness(self) -> int:
         """Largest age that a trained token can have, in updates."""
         return staleness.worst_case(self._settings)

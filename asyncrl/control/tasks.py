@@ -101,6 +101,10 @@ class Tasks:
         """All below were drawn or skipped."""
         return self._num_drawn + self._num_skipped
 
+    @property
+    def num_to_skip(self) -> int:
+        return len(self._skip)
+
     def skip(self, numbers: Iterable[int]) -> None:
         """Draws that are left out, as far as they are still to come."""
         self._skip.update(number for number in numbers if number >= self.next_number)

@@ -196,7 +196,8 @@ class TaskSource:
                 task = self.task(draw)
                 tokens = self._tokens_of(task, tokenizer)
             except BadPrompt as fault:
-                if self._recipe.on_bad_row == "error" or draw == last:
+                # An answer with an end mark is refused with all others of the kind (`leave_out`).
+                if (self._recipe.on_bad_row == "error" and fault.reason != END_MARK) or draw == last:
                     raise UserError(f"data.path: the first prompt, {fault}; take prompts that fit the model") from fault
             else:
                 self._check_examples(task, tokenizer)
@@ -297,7 +298,7 @@ class TaskSource:
             try:
                 self._tokens_of(task, tokenizer)
             except BadPrompt as fault:
-                if self._recipe.on_bad_row == "error":
+                if self._recipe.on_bad_row == "error" and fault.reason != END_MARK:
                     raise UserError(
                         f"data.path: {fault}; take prompts that fit the model, or set data.on_bad_row=skip to leave "
                         "such rows out"

@@ -39,6 +39,10 @@ def ledger(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], sta
         if name in counts:
             reasons = counts.get(f"{name}_reasons") or {}
             rows.append((name, str(counts[name]), _listed(reasons) or _LEDGER_WORDS[name]))
+    if counts.get("skipped"):
+        rows.append(
+            ("skipped", str(counts["skipped"]), "draws left out: their rows were too easy or too hard when last tried")
+        )
     return page.table(("state", "tasks", ""), rows, "tasks by state") + _left_out(summary.get("data") or [])
 
 

@@ -33,6 +33,9 @@ def test_rows_that_were_never_drawn_are_shown_by_source_and_reason(made_up: Any)
     cut = {"name": "<words>", "rows": 12, "left_out": {"duplicate": 2, "prompt_empty": 1}}
     shown = standing.ledger([], {**summary, "data": [whole, cut]}, {})
     assert ["&lt;words&gt;", "3 of 12", "duplicate: 2, prompt_empty: 1"] in cells(shown)
+    skipping = {**summary, "ledger": {**summary["ledger"], "skipped": 7}}
+    assert ["skipped", "7"] in [row[:2] for row in cells(standing.ledger([], skipping, {}))]
+    assert "skipped" not in standing.ledger([], summary, {})
     assert "left out before" not in standing.ledger([], {**summary, "data": [whole]}, {})
 
 
