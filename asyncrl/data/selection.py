@@ -61,15 +61,16 @@ class Seen:
     def __init__(self) -> None:
         self._hashes: set[bytes] = set()
 
-    def before(self, prompt: str) -> bool:
+    def before(self, prompt: bytes) -> bool:
         """Whether the same was asked about before."""
-        found = hashlib.blake2b(prompt.encode(), digest_size=16).digest()
+        found = hashlib.blake2b(prompt, digest_size=16).digest()
         known = found in self._hashes
         self._hashes.add(found)
         return known
 
 
-def written(prompt: Prompt) -> str:
-    """All that the model will be given, and is to answer: the same text for the same prompt."""
+def written(prompt: Prompt) -> bytes:
+    """All that the model will be given, and is to answer: the same for the same prompt."""
     said = [prompt.value, prompt.tools, prompt.template_kwargs, prompt.answers]
-    return json.dumps(said, ensure_ascii=False, sort_keys=True, default=str)
+    # Half a character is refused in texts; a tool may have one.
+    return json.dumps(said, ensure_ascii=False, sort_keys=True, default=str).encode(errors="surrogatepass")

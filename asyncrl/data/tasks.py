@@ -150,7 +150,7 @@ class TaskSource:
             for trait in traits(prompt):
                 self._examples.setdefault(trait, index)
             text = written(prompt)
-            self._sizes.append(len(text.encode()))
+            self._sizes.append(len(text))
             if recipe.deduplicate and seen.before(text):
                 self.selection.leave_out(index, "duplicate", f"{self._where(index)} is that of an earlier row")
             elif rates is not None and (fault := rates.fault(index, row, prompt, self._where(index))):

@@ -127,6 +127,8 @@ def test_the_same_words_with_other_tools_or_variables_are_another_prompt() -> No
         {"prompt": [dict(reversed(USER.items()))], "tools": None, "chat_template_kwargs": None},
     ]
     assert source(rows, deduplicate=True).selection.rows.tolist() == [0, 1, 2]
+    half = {"prompt": [USER], "tools": [{**tool, "strict": "\udc80"}], "chat_template_kwargs": None}
+    assert source([*rows, half], deduplicate=True).num_drawn == 4
     text = source([{"prompt": "2+2?"}, {"prompt": [USER]}], deduplicate=True, chat=True)
     assert text.num_drawn == 1, "a text becomes the same message"
 
