@@ -17,20 +17,22 @@ TABLE_FILES = (".parquet", ".arrow")
 """Local data files, by the end of their name."""
 
 
-class _Range(Part):
+class RateRange(Part):
+    """Between which success rates a row is worth training."""
+
     min: Annotated[float, Field(ge=0, le=1)] = 0.0
     """A row at this rate, or below it, is too hard."""
     max: Annotated[float, Field(ge=0, le=1)] = 1.0
     """A row at this rate, or above it, is too easy."""
 
     @model_validator(mode="after")
-    def _has_a_middle(self) -> _Range:
+    def _has_a_middle(self) -> RateRange:
         if not self.min < self.max:
             raise PydanticCustomError("no_middle", "`min` is not below `max`, so that no row would be left")
         return self
 
 
-class OnlineSuccessRate(_Range):
+class OnlineSuccessRate(RateRange):
     """A row that was too hard or too easy when it was last sampled is left out of the next epochs (its draws are
     counted as `data/skipped`), and tried again after them."""
 
@@ -38,7 +40,7 @@ class OnlineSuccessRate(_Range):
     """So many epochs."""
 
 
-class SuccessRate(_Range):
+class SuccessRate(RateRange):
     """Rows that are too hard (counted under `too_hard`) or too easy (`too_easy`) are left out; without bounds those
     that are never and those that are always solved."""
 
