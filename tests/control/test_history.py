@@ -140,6 +140,11 @@ def test_a_history_begins_with_a_snapshot() -> None:
         replay([])
 
 
+def test_groups_in_a_journal_of_before_skip_nothing() -> None:
+    assert from_json(["GroupFinished", 3, 0, 1, 1, 10]) == GroupFinished(3, 0, 1, 1, 10, skip=())
+    assert from_json(["GroupFiltered", 3, 0, "equal_rewards"]) == GroupFiltered(3, 0, "equal_rewards", skip=())
+
+
 @pytest.mark.parametrize("cls", get_args(Event))
 def test_every_event_comes_back_from_json(cls: type) -> None:
     fields = [{"str": f"x{i}", "int": i}.get(kind, (i, 99)) for i, kind in enumerate(cls.__annotations__.values())]
