@@ -38,7 +38,7 @@ MORE_KEYS: tuple[str, ...] = (
     *(f"trainer/{name}" for name in ("loss", "value_loss", "grad_norm", "entropy", "learning_rate", "step_s")),
     *(f"trainer/{name}" for name in ("forward_tokens", "trajectory_tokens", "prefix_trees", "masked_truncated")),
     *(f"trainer/{name}" for name in ("skipped_zero_advantage", "skipped_steps")),
-    *("data/epoch", "sft/nll", "sft/perplexity", "pairs/margin", "pairs/accuracy"),
+    *("data/epoch", "data/skipped", "sft/nll", "sft/perplexity", "pairs/margin", "pairs/accuracy"),
 )
 """Figures that a record may have besides, and those that a reward returns: reward/NAME."""
 
@@ -46,3 +46,9 @@ MORE_KEYS: tuple[str, ...] = (
 def has_answers(record: Mapping[str, Any]) -> bool:
     """Whether it is of a run whose data has the answers, so that nothing was sampled and no reward given."""
     return "data/epoch" in record
+
+
+VERDICTS = ("accuracy", "acc")
+"""Of what a reward returns beside the reward: what says whether a completion is right. The second is verl's."""
+JUDGED = "judged"
+"""1 if one of several parts of a reward said so, 0 if none did: their sum does not."""

@@ -47,6 +47,11 @@ class Task:
         return [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else [*map(dict, self.prompt)]
 
 
+def asked(prompt: str | list[Message]) -> str:
+    """A prompt in short, for people: the text, or the last message's."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
 def decoded_call(call: Any) -> Any:
     """A tool call with its arguments as an object: OpenAI's form has them as JSON, which templates would put into
     quotes once more."""

@@ -39,6 +39,7 @@ FILES = {
     "empty.jsonl": "",
     "rows.jsonl": '{"prompt": "a", "answer": "b"}\n',
     "no_prompt.jsonl": '{"text": "a", "answer": "b"}\n',
+    "marked.jsonl": '{"prompt": "a", "answer": "b</s> c"}\n{"prompt": "a", "answer": "b"}\n',
     "no_answer.jsonl": '{"prompt": "a"}\n',
     "numbers.jsonl": '{"prompt": 3, "answer": "b"}\n',
     "answered.jsonl": '{"prompt": [{"role": "assistant", "content": "a"}], "answer": "b"}',

@@ -25,7 +25,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     recipe = recipe.for_evaluation(model)
     if not recipe.eval:
         raise UserError("the recipe has no evaluation; add `eval: {data: {path: ...}}` to it (docs/evaluation.md)")
-    check(recipe, base_dir)
+    check(recipe, base_dir, trains=False)
     with importing(for_a_run=False):
         from asyncrl.orchestrator import evaluate as evaluation
     out.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -95,6 +95,8 @@ def named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     of_data = [("data.path", source) for source in recipe.sources]
     for key, data in [*of_data, *((f"eval.{i}.data.path", part.data) for i, part in enumerate(recipe.eval))]:
         yield from ((key, path) for path in data.paths if not path.startswith(MADE) and Path(path).exists())
+        if data.success_rate is not None and data.success_rate.path is not None:
+            yield key.removesuffix("path") + "success_rate.path", data.success_rate.path
     for key, spec in recipe.code.items():
         if (file := spec.rpartition(":")[0]).endswith(".py"):
             yield key, file

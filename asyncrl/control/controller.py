@@ -69,6 +69,16 @@ class Controller:
         return self._tasks.ledger()
 
     @property
+    def next_draw(self) -> int:
+        """The data cursor: every number below was drawn or skipped."""
+        return self._tasks.next_number
+
+    @property
+    def num_to_skip(self) -> int:
+        """Draws to come that are left out."""
+        return self._tasks.num_to_skip
+
+    @property
     def worst_case_staleness(self) -> int:
         """Largest age that a trained token can have, in updates."""
         return staleness.worst_case(self._settings)
@@ -126,6 +136,7 @@ class Controller:
                     self._router.remove(task.generator, task.num_tokens)
                     end = self._tasks.filter if isinstance(event, GroupFiltered) else self._tasks.fail
                     end(task, event.reason)
+                    self._tasks.skip(event.skip if isinstance(event, GroupFiltered) else ())
             case GroupLost():
                 task = self._tasks.ready.get(event.task)
                 if task is not None and task.attempt == event.attempt:
@@ -165,6 +176,7 @@ class Controller:
         self._router.remove(task.generator, task.num_tokens)
         self._router.observe(event.num_tokens)
         self._tasks.finish(task, event.oldest_version, event.newest_version, event.num_tokens)
+        self._tasks.skip(event.skip)
         if self._stale([task]):
             self._discards.append(self._give_up(task))
 

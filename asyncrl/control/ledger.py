@@ -28,6 +28,8 @@ class Ledger:
     """Attempts given up, for age or because their generator was lost, and started again."""
     filtered_reasons: Mapping[str, int]
     failed_reasons: Mapping[str, int]
+    skipped: int = 0
+    """Draws that were left out, as their rows were solved always or never when last tried: no tasks."""
 
     def check(self) -> None:
         """Raises LedgerError if the counts do not balance."""

@@ -1,7 +1,8 @@
 """Events that the driver reports to the controller, and decisions that it carries out.
 
-A task is a sample index 0, 1, 2, …; the driver maps it to a data row by a pure function, so the data cursor is
-the number of tasks drawn. An attempt is one start of a task: 0 at first, one more after every requeue.
+A task is a sample index 0, 1, 2, …; the driver maps it to a data row by a pure function, so the data cursor is the
+next index that is neither drawn nor skipped. An attempt is one start of a task: 0 at first, one more after every
+requeue.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class GroupFinished:
     newest_version: int
     num_tokens: int
     """Tokens generated for the group; routing learns its estimate from them."""
+    skip: tuple[int, ...] = ()
+    """Later draws of its row, which are left out: it needs no practice for a while."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class GroupFiltered:
     task: int
     attempt: int
     reason: str
+    skip: tuple[int, ...] = ()
+    """As of GroupFinished."""
 
 
 @dataclass(frozen=True)

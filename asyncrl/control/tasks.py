@@ -59,6 +59,9 @@ class Tasks:
         self._ready_in_order: list[Task] = []
         self.num_trained = 0
         self._num_drawn = 0
+        self._skip: set[int] = set()
+        """Numbers that no task will have."""
+        self._num_skipped = 0
         self._num_starts = 0
         self._num_stale = 0
         self._num_requeued = 0
@@ -93,9 +96,25 @@ class Tasks:
         task = self.ready.get(number) or self.leased.get(number)
         return task is not None and task.attempt == attempt
 
+    @property
+    def next_number(self) -> int:
+        """All below were drawn or skipped."""
+        return self._num_drawn + self._num_skipped
+
+    @property
+    def num_to_skip(self) -> int:
+        return len(self._skip)
+
+    def skip(self, numbers: Iterable[int]) -> None:
+        """Draws that are left out, as far as they are still to come."""
+        self._skip.update(number for number in numbers if number >= self.next_number)
+
     def draw(self, batch: int | None) -> Task:
         """The next task, waiting for its start."""
-        task = self.waiting[self._num_drawn] = Task(self._num_drawn, 0, batch)
+        while (number := self.next_number) in self._skip:
+            self._skip.remove(number)
+            self._num_skipped += 1
+        task = self.waiting[number] = Task(number, 0, batch)
         self.in_batch[batch] += 1
         self._num_drawn += 1
         return task
@@ -162,6 +181,7 @@ class Tasks:
             requeued=self._num_requeued,
             filtered_reasons=dict(self._filtered),
             failed_reasons=dict(self._failed),
+            skipped=self._num_skipped,
         )
 
     def state(self) -> dict[str, Any]:
@@ -174,6 +194,8 @@ class Tasks:
             "requeued": self._num_requeued,
             "filtered": dict(self._filtered),
             "failed": dict(self._failed),
+            # Not in the history of a run that skips nothing: it is as it always was.
+            **({"skipped": self._num_skipped, "skip": sorted(self._skip)} if self._num_skipped or self._skip else {}),
             **{name: [_fields_of(task) for task in getattr(self, name).values()] for name in _TABLES},
         }
 
@@ -188,6 +210,8 @@ class Tasks:
         tasks._num_requeued = state["requeued"]
         tasks._filtered.update(state["filtered"])
         tasks._failed.update(state["failed"])
+        tasks._num_skipped = state.get("skipped", 0)
+        tasks._skip.update(state.get("skip", ()))
         for name in _TABLES:
             for task in (Task(*values) for values in state[name]):
                 if name == "ready":

@@ -62,14 +62,16 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     if away := [source.title for source in recipe.sources if not source.is_here]:
         return [f"prompt     of {', '.join(away)}: read and shown when the run starts"]
     tasks = load_tasks(recipe, base_dir)
-    shares = [f"source     {line}" for line in tasks.described()]
     tokenizer = tokenizer_of(recipe, base_dir)
     if tokenizer is None:
+        shares = [f"source     {line}" for line in tasks.described()]
         return [*shares, f"prompt     {recipe.model} has no tokenizer.json here: shown when the run starts"]
-    task, tokens = tasks.first_prompt(tokenizer)
+    _, tokens = tasks.first_prompt(tokenizer)
     if recipe.model != TINY_LLAMA:
         check_vocabulary(local_config(_folder(recipe.model, base_dir)), tokenizer, tokens)
-    check_lengths(recipe, tasks, tokenizer)
+    leave_out_long(recipe, tasks, tokenizer)
+    task, tokens = tasks.first(tokenizer)
+    shares = [f"source     {line}" for line in tasks.described()]
     check_teachers_here(recipe, base_dir, tokenizer)
     exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
     first = [f"prompt     {described(task, tokens, tokenizer)}{exact}", *rendered(tokens, tokenizer)]
@@ -117,9 +119,11 @@ def longest(recipe: Recipe) -> tuple[int, str]:
     return recipe.rollout.max_prompt_tokens, "rollout.max_prompt_tokens"
 
 
-def check_lengths(recipe: Recipe, tasks: Tasks, tokenizer: Any) -> None:
-    """Raises UserError if all of the first rows are too long."""
-    tasks.check_lengths(tokenizer, *longest(recipe))
+def leave_out_long(recipe: Recipe, tasks: Tasks, tokenizer: Any) -> None:
+    """Leaves out what is too long or cannot be learnt. Raises UserError if that is all of the first rows."""
+    most, key = longest(recipe)
+    tasks.check_lengths(tokenizer, most, key, warn=False)
+    tasks.leave_out(tokenizer, most)
 
 
 def check_vocabulary(config: dict[str, Any], tokenizer: Any, tokens: list[int]) -> None:

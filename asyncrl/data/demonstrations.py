@@ -10,39 +10,18 @@ A prompt is tokenised as for sampling, and an answer ends with the token that a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
+from asyncrl.data.columns import Columns
 from asyncrl.data.prompts import BadPrompt, Prompt, PromptReader
 from asyncrl.errors import UserError, is_of_the_program
 from asyncrl.task import Message, Task
 
-PAIR = ("chosen", "rejected")
-_ANSWERS = ("completion", "answer", "response")
-_CHATS = "messages"
-
-
-@dataclass(frozen=True)
-class Columns:
-    prompt: str
-    answers: tuple[str, ...] = ()
-    """Empty: the answers are the assistant's messages of the prompt's column."""
-
-
-def columns_of_answers(names: Sequence[str], pairs: bool, prompt: str | None, completion: str | None) -> Columns | None:
-    """Which columns have the answers; `prompt`, `completion`: as the recipe names them. None: there are none."""
-    if pairs:
-        if not set(PAIR) <= set(names):
-            return None
-        return Columns(prompt or next((name for name in ("prompt", "question") if name in names), PAIR[0]), PAIR)
-    answer = next((name for name in ((completion,) if completion else _ANSWERS) if name in names), None)
-    asked = next((name for name in ((prompt,) if prompt else ("prompt", "question", "problem")) if name in names), None)
-    if answer is not None and asked is not None:
-        return Columns(asked, (answer,))
-    chat = prompt or _CHATS
-    return Columns(chat) if completion is None and chat in names else None
+END_MARK = "answer_has_end_mark"
+"""Reason of a row whose answer ends before its end: the model would learn to go on behind its own end-of-turn mark."""
 
 
 class AnswerReader:
@@ -136,7 +115,9 @@ class Renderer:
 
     def render(self, task: Task, most: int | None = None) -> list[list[Rendered]]:
         """The sequences of each answer of the task. Raises BadPrompt: the template refuses it, it has more than `most`
-        tokens, or an answer of a pair has several sequences."""
+        tokens, an answer has the mark that ends one, or an answer of a pair has several sequences."""
+        if self.has_mark(task):
+            raise BadPrompt(END_MARK, f"{task.where} has an answer with {self._mark(task)} in it, which ends an answer")
         rendered = []
         for answer in task.answers:
             if isinstance(answer, str):
@@ -154,6 +135,16 @@ class Renderer:
             rendered.append(sequences)
         return rendered
 
+    def has_mark(self, task: Task) -> bool:
+        """Whether an answer has the mark that ends one in its text; a text, not a chat, may end with it."""
+        if not task.answers or (mark := self._mark(task)) is None:
+            return False
+        return any(mark in text for answer in task.answers for text in _texts(answer, mark))
+
+    def _mark(self, task: Task) -> str | None:
+        end = self.tokenizer.eos_token_id if isinstance(task.answers[0], str) else self._end(task)
+        return next((text for text, token in self._special.items() if token == end), None)
+
     def _completion(self, task: Task, answer: str) -> Rendered:
         prompt = self.ids(task.prompt, special=True)
         end = self.tokenizer.eos_token_id
@@ -164,7 +155,7 @@ class Renderer:
 
     def _chat(self, task: Task, messages: list[Message], first: int) -> list[Rendered]:
         end, sequences, written = self._end(task), [Rendered([])], ""
-        mark = next((text for text, token in self._special.items() if token == end), None)
+        mark = self._mark(task)
         for place in range(first, len(messages)):
             if messages[place]["role"] != "assistant":
                 continue
@@ -241,6 +232,13 @@ class Renderer:
         while len(tokens) > 1 and tokens[0] == tokens[1] == self.tokenizer.bos_token_id:
             tokens = tokens[1:]
         return tokens
+
+
+def _texts(answer: str | list[Message], mark: str) -> list[str]:
+    """What the assistant says."""
+    if isinstance(answer, str):
+        return [answer.removesuffix(mark)]
+    return [json.dumps(message, ensure_ascii=False) for message in answer if message["role"] == "assistant"]
 
 
 def _joined(sequence: Rendered, context: list[int], answer: list[int], end: int) -> Rendered:

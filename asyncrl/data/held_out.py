@@ -69,7 +69,7 @@ def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, trai
     tasks.check_prompts()
     tasks.first_prompt(tokenizer)
     tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
-    number = min(part.max_tasks or tasks.num_rows, tasks.num_rows)
+    number = min(part.max_tasks or tasks.num_drawn, tasks.num_drawn)
     prompts = list(tasks.prompts(number))
     trained = set(prompts).intersection(training.prompts(_MOST_COMPARED)) if training else set()
     num_trained = sum(prompt in trained for prompt in prompts)

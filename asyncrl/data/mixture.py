@@ -15,7 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from asyncrl.data.tasks import Draws, TaskSource
+from asyncrl.data.order import Draws
+from asyncrl.data.selection import Seen
+from asyncrl.data.tasks import TaskSource
 from asyncrl.recipe.data import DataPart
 from asyncrl.task import Task
 
@@ -23,6 +25,9 @@ SOURCE_COLUMN = "data_source"
 """verl's name for it; rows that have one keep theirs."""
 _STRIDE = 0x9E3779B97F4A7C15
 """Odd, so that the seeds of sources differ, and with them the orders of tables of one length."""
+
+
+_FARTHEST = 10**7
 
 
 class Shares:
@@ -33,6 +38,8 @@ class Shares:
         self.of = [weight / sum(weights) for weight in weights]
         self._given = [0] * len(weights)
         self._source, self._nth = array("L"), array("Q")
+        self._draws = [array("Q") for _ in weights]
+        """Of each source."""
 
     def at(self, draw: int) -> tuple[int, int]:
         """The source, and how many draws it gave before this one."""
@@ -41,8 +48,17 @@ class Shares:
             source = behind.index(max(behind))
             self._source.append(source)
             self._nth.append(self._given[source])
+            self._draws[source].append(number)
             self._given[source] += 1
         return self._source[draw], self._nth[draw]
+
+    def draw_of(self, source: int, nth: int) -> int | None:
+        """Inverse of `at`; None of one that is farther away than any run goes."""
+        while len(self._draws[source]) <= nth:
+            if (number := len(self._source)) >= _FARTHEST:
+                return None
+            self.at(number)
+        return self._draws[source][nth]
 
 
 class Mixture:
@@ -61,6 +77,16 @@ class Mixture:
     @property
     def num_rows(self) -> int:
         return sum(source.num_rows for source in self.sources)
+
+    @property
+    def num_drawn(self) -> int:
+        """Rows that an epoch of every source visits."""
+        return sum(source.num_drawn for source in self.sources)
+
+    def selected(self) -> list[dict[str, Any]]:
+        """As TaskSource's, of every source."""
+        named = zip(self.recipes, self.sources, strict=True)
+        return [{**found, "name": recipe.label} for recipe, source in named for found in source.selected()]
 
     @property
     def column(self) -> list[str]:
@@ -86,28 +112,46 @@ class Mixture:
         row = {SOURCE_COLUMN: label, **task.row}
         return replace(task, number=draw, row_index=first_row + task.row_index, row=row, source=label)
 
+    def skipped_after(self, draw: int, success_rate: float | None) -> list[int]:
+        """As TaskSource's. The other sources take these places."""
+        if success_rate is None or not self.draws.has(draw):
+            return []
+        place, nth = self.shares.at(self.draws.place(draw))
+        later = (self.shares.draw_of(place, one) for one in self.sources[place].skipped_after(nth, success_rate))
+        return [self.draws.at(one) for one in later if one is not None]
+
     def prompts(self, most: int) -> Iterator[str]:
         """As TaskSource's, of up to `most` rows of every source."""
         for source in self.sources:
             yield from source.prompts(most)
 
     def check_prompts(self) -> None:
+        seen = Seen()
         for source in self.sources:
-            source.check_prompts()
+            source.check_prompts(seen)
 
     def first_prompt(self, tokenizer: Any) -> tuple[Task, list[int]]:
         """As TaskSource's, of every source; returns that of the first."""
         first, *_ = [source.first_prompt(tokenizer) for source in self.sources]
         return first
 
-    def check_lengths(self, tokenizer: Any, most: int, key: str = "rollout.max_prompt_tokens") -> None:
+    def first(self, tokenizer: Any) -> tuple[Task, list[int]]:
+        return self.sources[0].first(tokenizer)
+
+    def check_lengths(
+        self, tokenizer: Any, most: int, key: str = "rollout.max_prompt_tokens", warn: bool = True
+    ) -> None:
         for source in self.sources:
-            source.check_lengths(tokenizer, most, key)
+            source.check_lengths(tokenizer, most, key, warn)
+
+    def leave_out(self, tokenizer: Any, most: int) -> None:
+        for source in self.sources:
+            source.leave_out(tokenizer, most)
 
     def described(self) -> list[str]:
         """A line for each source: rows, share, weight."""
         return [
-            f"{recipe.label}: {share:.1%} of the tasks (weight {recipe.weight:g}), {source.num_rows} rows"
+            f"{recipe.label}: {share:.1%} of the tasks (weight {recipe.weight:g}), {source.counted()}"
             for recipe, share, source in zip(self.recipes, self.shares.of, self.sources, strict=True)
         ]
 

@@ -6,11 +6,13 @@ What cannot be a prompt, or would not be the one that was meant, is a BadPrompt,
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from asyncrl.recipe.data import DataRecipe
-from asyncrl.task import Message, decoded_call
+from asyncrl.task import Message, Task, decoded_call
 
 TOOLS_COLUMN = "tools"
 KWARGS_COLUMN = "chat_template_kwargs"
@@ -108,6 +110,21 @@ class PromptReader:
 
     def _plain(self, value: Any) -> Any:
         return _without_none(value) if self.from_arrow else value
+
+
+def traits(of: Prompt | Task) -> Iterator[str]:
+    """What a chat template may not take, or not show: which role follows which, tools, calls of them, variables."""
+    prompt = of.value if isinstance(of, Prompt) else of.prompt
+    if isinstance(prompt, str):
+        yield "text"
+        return
+    for messages in [[*prompt, *answer] for answer in of.answers] or [prompt]:
+        yield from (f"{role} after {before}" for before, role in pairwise(["", *(str(m["role"]) for m in messages)]))
+        if any(message.get("tool_calls") for message in messages):
+            yield "tool calls"
+    if of.tools:
+        yield "tools"
+    yield from (f"variable {name}" for name in of.template_kwargs)
 
 
 def _as_messages(value: Any) -> list[Message] | None:

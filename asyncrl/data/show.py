@@ -8,9 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from asyncrl.data.check import answer_lines, check_vocabulary, described, load_tasks, longest, rendered, tokenizer_of
+from asyncrl.data.check import (
+    answer_lines,
+    check_vocabulary,
+    described,
+    leave_out_long,
+    load_tasks,
+    longest,
+    rendered,
+    tokenizer_of,
+)
 from asyncrl.data.mixture import Mixture
 from asyncrl.data.prompts import BadPrompt
+from asyncrl.data.source import made_on_demand
 from asyncrl.data.tasks import TaskSource, tokenize
 from asyncrl.models import TINY_LLAMA, hub_config, is_local, load_tokenizer, local_config
 from asyncrl.recipe.schema import Recipe
@@ -29,26 +39,42 @@ def lines(recipe: Recipe, base_dir: Path, number: int) -> list[str]:
         config = local_config(Path(recipe.model)) if is_local(recipe.model) else hub_config(recipe.model)
         check_vocabulary(config, tokenizer, tokens)
     most, key = longest(recipe)
-    tasks.check_lengths(tokenizer, most, key)
     sources = tasks.sources if isinstance(tasks, Mixture) else [tasks]
-    shares = tasks.described() or [f"{recipe.sources[0].title}: {tasks.num_rows} rows"]
+    lengths = [_lengths(source, tokenizer, most) for source in sources]
+    leave_out_long(recipe, tasks, tokenizer)
     found = []
-    for share, source in zip(shares, sources, strict=True):
-        found += [f"source     {share}", *_of_source(source, tokenizer, most, key)]
+    shares = tasks.described() or [f"{recipe.sources[0].title}: {source.counted()}" for source in sources]
+    for share, source, measured in zip(shares, sources, lengths, strict=True):
+        found += [f"source     {share}", *_of_source(source), *measured, *_left_out(source, f"{key} {most}")]
     for draw in range(number):
         found += ["", *_of_task(tasks, draw, tokenizer, most)]
     return found
 
 
-def _of_source(source: TaskSource, tokenizer: Any, most: int, key: str) -> Iterator[str]:
-    lengths, reasons = source.measured(tokenizer, _MOST_MEASURED)
-    reasons["prompt_too_long"] = sum(length > most for length in lengths)
-    drawn = min(source.num_rows, _MOST_MEASURED)
-    least, median, high, longest = (int(np.percentile(lengths, q, method="nearest")) for q in (0, 50, 95, 100))
-    filtered = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+def _of_source(source: TaskSource) -> Iterator[str]:
     yield f"columns    {', '.join(source.columns)}; the prompt is '{source.column}'"
-    yield f"tokens     min {least}, median {median}, p95 {high}, max {longest} of the first {drawn} rows"
-    yield f"filtered   {filtered or 'none'} of these ({key} {most})"
+
+
+def _lengths(source: TaskSource, tokenizer: Any, most: int) -> list[str]:
+    """Of the rows that are drawn first, before the long ones are left out."""
+    lengths, reasons = source.measured(tokenizer, _MOST_MEASURED)
+    if not lengths:
+        return []
+    drawn, too_long = min(source.num_drawn, _MOST_MEASURED), sum(length > most for length in lengths)
+    least, median, high, longest = (int(np.percentile(lengths, q, method="nearest")) for q in (0, 50, 95, 100))
+    found = [f"tokens     min {least}, median {median}, p95 {high}, max {longest} of the first {drawn} rows"]
+    if made_on_demand(source.rows) and (reasons or too_long):
+        counts = {**reasons, "prompt_too_long": too_long}
+        shown = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        found.append(f"filtered   {shown} of these, when they are drawn")
+    return found
+
+
+def _left_out(source: TaskSource, limit: str) -> Iterator[str]:
+    if not source.selection.reasons:
+        yield f"left out   none ({limit})"
+    for reason, count in source.selection.reasons.items():
+        yield f"left out   {count} {reason}: {source.selection.first[reason]} ({limit})"
 
 
 def _of_task(tasks: TaskSource | Mixture, draw: int, tokenizer: Any, most: int) -> Iterator[str]:

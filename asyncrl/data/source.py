@@ -65,9 +65,15 @@ def load_rows(recipe: DataRecipe, seed: int) -> Rows:
     return rows
 
 
-def columns_of(rows: Rows, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and these columns of every row; of rows that a program makes on demand, of the first alone."""
-    if isinstance(rows, _ReasoningGymRows):
+def made_on_demand(rows: Rows) -> bool:
+    """By a program, which may take its time for each."""
+    return isinstance(rows, _ReasoningGymRows)
+
+
+def columns_of(rows: Rows, columns: Sequence[str], whole: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and these columns of every row; of rows that are made on demand, of the first alone, unless the `whole`
+    table is wanted."""
+    if made_on_demand(rows) and not whole:
         yield 0, rows[0]
         return
     select = getattr(rows, "select_columns", None)

@@ -6,8 +6,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +39,6 @@ def shares(durations: Mapping[str, float], wall_s: float) -> dict[str, float]:
         return {**dict.fromkeys(parts, 0.0), "unaccounted": 1.0}
     ratios = {name: seconds / total_s for name, seconds in parts.items()}
     return {**ratios, "unaccounted": max(0.0, 1.0 - sum(ratios.values()))}
-
-
-def accuracy(rewards: Sequence[float | None], extras: Sequence[Mapping[str, float]]) -> float | None:
-    """Mean of the extra named `accuracy`, or verl's `acc`, if a reward returned one, else the share of rewards of 1.
-
-    Failed rewards (None) count neither way (I7); None if no trajectory was scored, or a reward is above 1: then nobody
-    said what is right.
-    """
-    (values,) = verdicts([rewards], [extras]) or ([],)
-    return sum(values) / len(values) if values else None
-
-
-def verdicts(
-    rewards: Sequence[Sequence[float | None]], extras: Sequence[Sequence[Mapping[str, float]]]
-) -> list[list[float]]:
-    """Of the trajectories of each task that were scored, whether they are right, by one rule for all; [] if nobody
-    said. A trajectory beyond the extras has none."""
-    tasks = [
-        [(reward, extra) for reward, extra in zip_longest(*task, fillvalue={}) if reward is not None]
-        for task in zip(rewards, extras, strict=True)
-    ]
-    scored = [one for task in tasks for one in task]
-    for name in ("accuracy", "acc"):
-        if any(name in extra for _, extra in scored):
-            return [[extra[name] for _, extra in task if name in extra] for task in tasks]
-    if not scored or max(reward for reward, _ in scored) > 1.0:
-        return []
-    return [[float(reward == 1.0) for reward, _ in task] for task in tasks]
 
 
 class MetricsWriter:

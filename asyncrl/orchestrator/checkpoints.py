@@ -179,7 +179,7 @@ class Checkpoints:
             self._journal.forget_before(segment)
             needed = controller.attempts()
             needed |= {task: attempt for batch in self.batches.values() for task, attempt in batch.groups}
-            self._buffer.release.remote(needed, controller.ledger.drawn)
+            self._buffer.release.remote(needed, controller.next_draw)
 
     async def wait(self) -> None:
         """Returns once no checkpoint is in flight. Raises what ended it."""

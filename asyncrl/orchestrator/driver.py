@@ -66,6 +66,7 @@ from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.summary import GroupSummary, filtered
 from asyncrl.terminal.live import LiveView
 from asyncrl.trainer.messages import role
+from asyncrl.verdicts import accuracy
 from asyncrl.weights.verify import Verification
 
 logger = logging.getLogger(__name__)
@@ -273,7 +274,7 @@ class Driver:
             )
         for summary in await self.groups.summaries([key for key in running if key in held]):
             self.recorder.group(summary)
-            await self._handle(outcome(summary))
+            await self._handle(self._outcome(summary))
         for task, attempt in ready:
             if (task, attempt) not in held:
                 await self._handle(GroupLost(task, attempt))
@@ -340,8 +341,12 @@ class Driver:
         if summary.outcome == "finished":
             self.fleet.finished_group(name)
         self.recorder.group(summary)
-        self.inbox.put_nowait(outcome(summary))
+        self.inbox.put_nowait(self._outcome(summary))
         self.budget.group(summary)
+
+    def _outcome(self, summary: GroupSummary) -> Event:
+        rate = accuracy(summary.rewards, summary.extras)
+        return outcome(summary, self.tasks.skipped_after(summary.task, rate))
 
     async def _train(self, train: Train) -> None:
         result = await self.trainer.train(train, lambda: self.publishing)

@@ -20,7 +20,7 @@ import msgspec
 
 from asyncrl.control.controller import Controller
 from asyncrl.data.mixture import Tasks
-from asyncrl.data.tasks import Draws
+from asyncrl.data.order import Draws
 from asyncrl.errors import UserError
 from asyncrl.models import fingerprint as model_fingerprint
 from asyncrl.orchestrator.kinds import KINDS
@@ -63,6 +63,7 @@ def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Finge
     parts: Parts = {
         "data": {
             "rows": tasks.num_rows,
+            "left out": _each(source["left_out"] for source in tasks.selected()),
             "content": tasks.digest(),
             "seed": recipe.seed,
             "shuffle": _each(s.shuffle for s in data),
@@ -167,6 +168,11 @@ def compared(
     draws = before.draws
     if "data" in differences:
         draws = Draws.begun_anew(controller, draws.first_row + before.parts["data"]["rows"])
+        if controller.num_to_skip:
+            logger.warning(
+                "%d draws that were to be skipped stay so: as many rows of the new data are first drawn an epoch later",
+                controller.num_to_skip,
+            )
     step = controller.steps_done
     since = {"step": step, "trained_from": step - again}
     changes = [{**since, "kind": kind, "what": what} for kind, what in differences.items()]

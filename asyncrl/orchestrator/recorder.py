@@ -6,7 +6,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from asyncrl.metric_names import TRAINER_KEYS
 from asyncrl.observe.bottleneck import bottleneck, bottleneck_of_answers
 from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
-from asyncrl.observe.metrics import MetricsWriter, accuracy, complete, shares, write_summary
+from asyncrl.observe.metrics import MetricsWriter, complete, shares, write_summary
 from asyncrl.observe.trackers import Trackers
 from asyncrl.orchestrator import fingerprint
 from asyncrl.rollout.occupancy import REWARDS, STATES
 from asyncrl.rollout.summary import GroupSummary
 from asyncrl.trainer.backend import NUM_SAMPLED, TokenGaps
 from asyncrl.trainer.messages import TrainResult
+from asyncrl.verdicts import accuracy
 from asyncrl.weights.update import PublishReport
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,16 @@ class Recorder:
     """One run's figures. Times in seconds; the window of a step goes from the end of the step before to its own."""
 
     def __init__(
-        self, run_dir: Path, writer: MetricsWriter, trackers: Trackers, num_answered: int | None = None
+        self,
+        run_dir: Path,
+        writer: MetricsWriter,
+        trackers: Trackers,
+        num_answered: int | None = None,
+        data: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Goes on from the last record there is, if any. `num_answered`: rows of the data, if they have the answers, so
-        that there are epochs but no rewards."""
-        self.run_dir, self._num_answered = run_dir, num_answered
+        """Goes on from the last record there is, if any. `num_answered`: rows that are drawn, if they have the answers,
+        so that there are epochs but no rewards. `data`: what the summary says of each source."""
+        self.run_dir, self._num_answered, self._data = run_dir, num_answered, list(data)
         self._writer = writer
         self._trackers = trackers
         records = writer.records()
@@ -160,6 +166,8 @@ class Recorder:
         if self._num_answered:
             record |= {"reward/mean": None, "reward/std": None, "accuracy/mean": None, "rewards/failed_share": None}
             record["data/epoch"] = (ledger.trained + ledger.filtered) / self._num_answered
+        if ledger.skipped:
+            record["data/skipped"] = ledger.skipped
         complete(record)
         for sentence in self._health.check(record):
             logger.warning("step %d: %s", step, sentence)
@@ -200,6 +208,7 @@ class Recorder:
             means = {k: statistics.fmean(s[k] for s in self._shares) for k in self._shares[0]}
         summary = {
             "ledger": vars(ledger),
+            "data": self._data,
             "wall_s": self.wall_s,
             "worst_case_staleness": worst_case,
             "tokens_generated": self._tokens_generated,

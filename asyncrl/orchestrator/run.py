@@ -23,7 +23,7 @@ from asyncrl.buffer.records import control_bytes
 from asyncrl.cluster import ray_cluster
 from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
-from asyncrl.data.check import answers, check_lengths, check_vocabulary, described, load_tasks
+from asyncrl.data.check import answers, check_vocabulary, described, leave_out_long, load_tasks
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.mixture import Tasks
 from asyncrl.data.vocabulary import check_teachers
@@ -225,12 +225,13 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Finger
     """Load the data and see that prompts, chat template and reward columns are there; and what all of them are."""
     tasks = load_tasks(recipe, base_dir)
     tokenizer = tiny_tokenizer() if recipe.model == TINY_LLAMA else load_tokenizer(recipe.model)
-    task, tokens = tasks.first_prompt(tokenizer)
+    _, tokens = tasks.first_prompt(tokenizer)
     if recipe.model != TINY_LLAMA:
         config = local_config(Path(recipe.model)) if is_local(recipe.model) else hub_config(recipe.model)
         check_context(recipe, context_of(config))
         check_vocabulary(config, tokenizer, tokens)
-    check_lengths(recipe, tasks, tokenizer)
+    leave_out_long(recipe, tasks, tokenizer)
+    task, tokens = tasks.first(tokenizer)
     check_teachers(recipe, base_dir, tokenizer)
     for name in (teacher.model for teacher in recipe.algorithm.teacher if not is_local(teacher.model)):
         check_context(recipe, context_of(hub_config(name)), name)
@@ -265,7 +266,7 @@ async def _run(
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
     trackers = _trackers(recipe, run_dir, base_dir, hooks)
-    recorder = Recorder(run_dir, writer, trackers, tasks.num_rows if recipe.from_data else None)
+    recorder = Recorder(run_dir, writer, trackers, tasks.num_drawn if recipe.from_data else None, tasks.selected())
     driver = Driver(recipe, run_dir, actors, recovered, tasks, held_out, recorder, view)
     loop = asyncio.get_running_loop()
 

@@ -20,12 +20,13 @@ from asyncrl.data.held_out import HeldOut
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.errors import DeadlineExceeded
 from asyncrl.observe.evaluations import FILE, mean_and_interval, passes, sentence
-from asyncrl.observe.metrics import MetricsWriter, verdicts
+from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.orchestrator.waiting import WaitingFor
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.evaluation import TaskScores
 from asyncrl.storage.run_dir import replace
+from asyncrl.verdicts import verdicts
 
 logger = logging.getLogger(__name__)
 

@@ -65,10 +65,11 @@ _SET_BY_ASYNCRL = {
 }
 
 
-def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
+def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False, trains: bool = True) -> None:
     """Raises UserError for the first thing that would stop the run; relative paths are looked up from `base_dir`.
 
-    `elsewhere`: it will run on other machines; what has an absolute path and is not here may be there.
+    `elsewhere`: it will run on other machines; what has an absolute path and is not here may be there. `trains`: unless
+    it only evaluates.
     """
     if key := secret.found(recipe.model_dump()):
         raise UserError(
@@ -87,7 +88,7 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
     for teacher in recipe.algorithm.teacher:
         if not (elsewhere and _is_away(teacher.model)):
             _check_teacher(recipe, teacher.model, base_dir)
-    check_evaluations(recipe)
+    check_evaluations(recipe, trains)
     for key, data in [
         *(("data.path", source) for source in recipe.sources),
         *((f"eval.{i}.data.path", p.data) for i, p in enumerate(recipe.eval)),
@@ -95,6 +96,10 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False) -> None:
         for path in data.paths:
             if not (elsewhere and _is_away(path)):
                 _check_data(key, path, base_dir)
+        rates = data.success_rate.path if data.success_rate else None
+        if rates is not None and not (elsewhere and _is_away(rates)) and not (base_dir / rates).is_file():
+            key = key.removesuffix("path") + "success_rate.path"
+            raise UserError(f"{key}: there is no file {rates}{nearest_file(Path(rates), ('.jsonl',), base_dir)}")
     with _no_bytecode():
         _check_reward(recipe, base_dir)
         _own("algorithm.loss", recipe.algorithm.loss, LOSSES, base_dir)

@@ -51,6 +51,8 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     keys = tuple(key for key in RolloutRecipe.model_fields if key != "engine")
     yield from _others(recipe.rollout, RolloutRecipe(), "rollout", keys)
     for source in recipe.sources:
+        if source.online_success_rate is not None:
+            yield "data.online_success_rate is of sampled answers, which rollout.engine data has none of; leave it out"
         if source.title.startswith(MADE[1]):
             yield f"data.path {source.title} has tasks without answers; take rows that have them"
 

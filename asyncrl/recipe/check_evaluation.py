@@ -33,8 +33,8 @@ def check_best(recipe: Recipe, metric: str) -> None:
         )
 
 
-def check_evaluations(recipe: Recipe) -> None:
-    """Raises UserError."""
+def check_evaluations(recipe: Recipe, trains: bool = True) -> None:
+    """Raises UserError. The training data may be evaluated by itself: how hard its rows are."""
     if recipe.early_stop is not None:
         _of_score(recipe, "early_stop.metric", recipe.early_stop.metric)
     names = [part.name for part in recipe.eval]
@@ -43,7 +43,13 @@ def check_evaluations(recipe: Recipe) -> None:
         if part.name in names[:place]:
             raise UserError(f"{key}.name: another evaluation is called {part.name}; give each a name of its own")
         data = part.data
-        if any((data.path, data.split, data.options) == (s.path, s.split, s.options) for s in recipe.sources):
+        if data.online_success_rate is not None:
+            raise UserError(
+                f"{key}.data.online_success_rate is for training, and an evaluation has no epochs; leave it out"
+            )
+        if trains and any(
+            (data.path, data.split, data.options) == (s.path, s.split, s.options) for s in recipe.sources
+        ):
             raise UserError(
                 f"{key}.data is the training data; name held-out tasks: another file or split, or another seed in "
                 f"{key}.data.options"

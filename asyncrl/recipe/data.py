@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from asyncrl.recipe.part import LIST, ONE, Part, PositiveInt, one_or_list
@@ -15,6 +15,46 @@ from asyncrl.task import MADE
 TEXT_FILES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 TABLE_FILES = (".parquet", ".arrow")
 """Local data files, by the end of their name."""
+
+
+class RateRange(Part):
+    """Between which success rates a row is worth training."""
+
+    min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """A row at this rate, or below it, is too hard."""
+    max: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """A row at this rate, or above it, is too easy."""
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> RateRange:
+        if not self.min < self.max:
+            raise PydanticCustomError("no_middle", "`min` is not below `max`, so that no row would be left")
+        return self
+
+
+class OnlineSuccessRate(RateRange):
+    """A row that was too hard or too easy when it was last sampled is left out of the next epochs (its draws are
+    counted as `data/skipped`), and tried again after them."""
+
+    skip_epochs: PositiveInt = 1
+    """So many epochs."""
+
+
+class SuccessRate(RateRange):
+    """Rows that are too hard (counted under `too_hard`) or too easy (`too_easy`) are left out; without bounds those
+    that are never and those that are always solved."""
+
+    column: str | None = None
+    """Column with the rate of each row, from 0 to 1; default: success_rate."""
+    path: str | None = None
+    """In the place of a column: the completions of an evaluation of these rows, `evaluations/NAME-VERSION.jsonl` of
+    `asyncrl eval`. The rate of a row is the share of its completions that are right."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SuccessRate:
+        if self.column is not None and self.path is not None:
+            raise PydanticCustomError("two_rates", "`column` and `path` both say the rate of a row; leave one out")
+        return self
 
 
 class DataRecipe(Part):
@@ -33,7 +73,7 @@ class DataRecipe(Part):
     """Column of the answers, with `rollout.engine: data`; default: the first of completion, answer, response, or else
     the assistant's messages of a chat. Preference pairs are in the columns chosen and rejected."""
     max_tokens: PositiveInt | None = None
-    """Rows that are longer, prompt and answer together, are filtered (counted under `row_too_long`), with
+    """Rows that are longer, prompt and answer together, are left out (counted under `row_too_long`), with
     `rollout.engine: data`; default: trainer.tokens_per_microbatch."""
     chat: bool = False
     """Wrap a text prompt as one user message and apply the model's chat template."""
@@ -43,7 +83,14 @@ class DataRecipe(Part):
     """Variables of the model's chat template, such as `enable_thinking: false`; a row's column of this name wins."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Rows without a usable prompt (null, empty, images, ending with an answer): refuse the data before anything
-    starts, or filter them when they are drawn (counted by reason)."""
+    starts, or leave them out (counted by reason)."""
+    deduplicate: bool = False
+    """Leave out rows whose prompt, as the model sees it, is that of an earlier row (counted under `duplicate`), of an
+    earlier source too that has this key; with `rollout.engine: data` the answers must be the same as well."""
+    success_rate: SuccessRate | None = None
+    """Train only on rows that a model solves at times: by a column of the data, or an evaluation of it."""
+    online_success_rate: OnlineSuccessRate | None = None
+    """Draw rows less that the policy itself always or never solves; `{}`: exactly those."""
     shuffle: bool = True
     """Permute the rows anew in every epoch (seeded); false keeps the order of the file."""
 

@@ -67,6 +67,9 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
     def data(key: str, path: str) -> str:
         return path if path.startswith(MADE) else found(key, path, path.endswith(DATA_FILES))
 
+    def rates(key: str, path: str) -> str:
+        return found(key, path, True)
+
     def model(key: str, path: str) -> str:
         return path if path.startswith("random:") else found(key, path, False)
 
@@ -76,7 +79,7 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
     models = dict.fromkeys(("model", "algorithm.teacher", "algorithm.teacher.model"), model)
     changes = {**models, **dict.fromkeys(_CODE, code)}
     for place in ("data", "eval.data"):
-        changes |= {f"{place}.path": data, f"{place}.options.python": program}
+        changes |= {f"{place}.path": data, f"{place}.options.python": program, f"{place}.success_rate.path": rates}
     for key, change in changes.items():
         keys = _changed(keys, key.split("."), lambda value, change=change, key=key: change(key, value))
     return keys

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from asyncrl.metric_names import JUDGED, VERDICTS
 from asyncrl.recipe.part import LIST, ONE, Gib, Part, Processes, Seconds, one_or_list
 from asyncrl.rewards import parts
 from asyncrl.rewards.score import RESERVED
@@ -24,6 +25,9 @@ class RewardPart(Part):
     """It is logged as `reward/NAME`; default: the function's name."""
     kwargs: dict[str, Any] = {}
     """Further keyword arguments of every call; of a class, of its constructor."""
+    judges: bool = False
+    """It says what is right: `accuracy` is that of the first such part that has a say in a completion. Default: the
+    first part whose weight is not 0."""
 
     @property
     def label(self) -> str:
@@ -39,7 +43,7 @@ def _distinct(found: list[RewardPart]) -> list[RewardPart]:
     for label in labels:
         if labels.count(label) > 1:
             raise PydanticCustomError("same_name", "two parts are called {name}; give each a name", {"name": label})
-        if label in (*RESERVED, *parts.VERDICTS):
+        if label in (*RESERVED, *VERDICTS, JUDGED):
             raise PydanticCustomError(
                 "reserved_name", "a part is called {name}, which the records use; give it another name", {"name": label}
             )
@@ -67,7 +71,7 @@ def reward_parts(
     if isinstance(reward, str):
         yield parts.Part(reward, kwargs=kwargs, dataset=dataset, source=source)
     for part in reward if isinstance(reward, list) else ():
-        yield parts.Part(part.fn, part.label, part.weight, part.kwargs, dataset, source)
+        yield parts.Part(part.fn, part.label, part.weight, part.kwargs, dataset, source, part.judges)
 
 
 class RewardsRecipe(Part):

@@ -22,7 +22,7 @@ class RolloutRecipe(Part):
     max_new_tokens: PositiveInt = 256
     """Longest completion, in tokens."""
     max_prompt_tokens: PositiveInt = 1024
-    """Tasks with a longer prompt are filtered (counted under `prompt_too_long`)."""
+    """Rows with a longer prompt are left out (counted under `prompt_too_long`)."""
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(listed)] = []
     """Texts that end a completion, beside its end-of-sequence token, such as "</answer>". The tokens that complete one
     are sampled, trained and seen by the reward."""

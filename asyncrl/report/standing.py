@@ -38,9 +38,26 @@ def ledger(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], sta
     for name in (*LEDGER_STATES, *LEDGER_EVENTS):
         if name in counts:
             reasons = counts.get(f"{name}_reasons") or {}
-            why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-            rows.append((name, str(counts[name]), why or _LEDGER_WORDS[name]))
-    return page.table(("state", "tasks", ""), rows, "tasks by state")
+            rows.append((name, str(counts[name]), _listed(reasons) or _LEDGER_WORDS[name]))
+    if counts.get("skipped"):
+        rows.append(
+            ("skipped", str(counts["skipped"]), "draws left out: their rows were too easy or too hard when last tried")
+        )
+    return page.table(("state", "tasks", ""), rows, "tasks by state") + _left_out(summary.get("data") or [])
+
+
+def _left_out(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Rows that were never drawn; empty if all of them were."""
+    rows = [
+        (str(one["name"]), f"{sum(one['left_out'].values())} of {one['rows']}", _listed(one["left_out"]))
+        for one in sources
+        if one["left_out"]
+    ]
+    return page.table(("data", "rows left out", ""), rows, "rows left out before the first draw") if rows else ""
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
 
 
 def generators(status: Mapping[str, Any]) -> str:

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncrl.metric_names import JUDGED, VERDICTS
 from asyncrl.rewards.score import Score, failed
-
-VERDICTS = ("accuracy", "acc")
-"""Extras that say what is right; they keep their names."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,8 @@ class Part:
     """What verl's functions get as data_source if the row has none."""
     source: str = ""
     """The data source whose tasks it judges; empty: of all that have no reward of their own."""
+    judges: bool = False
+    """It says what is right, in the place of those that do not say so."""
 
     @property
     def key(self) -> str:
@@ -57,16 +57,34 @@ def _combined(parts: Sequence[Part], scores: Sequence[Score]) -> Score:
     for part, score in named:
         if score.reward is not None:
             extras[part.name] = score.reward
-        for name, number in score.extras.items():
-            extras.setdefault(name if name in VERDICTS else f"{part.name}/{name}", number)
+        extras |= {f"{part.name}/{name}": number for name, number in score.extras.items() if name not in VERDICTS}
         notes |= {f"{part.name}/{name}": text for name, text in score.notes.items()}
-    first = scores[0].reward
-    if first is not None and first <= 1.0 and not any(name in extras for name in VERDICTS):
-        # The sum seldom is 1, so it does not tell.
-        extras["accuracy"] = float(first == 1.0)
+    extras |= _verdict(named)
     if wrong := [f"{part.name}: {score.error}" for part, score in named if score.error and not score.abstains]:
         return Score(None, extras, failed("; ".join(wrong)).error, notes)
     said = [part.weight * score.reward for part, score in named if score.reward is not None]
     if not said:
         return Score(None, extras, "no part of the reward has a say: all returned None", notes)
     return Score(sum(said), extras, None, notes)
+
+
+def _verdict(named: Sequence[tuple[Part, Score]]) -> dict[str, float]:
+    """What says whether the completion is right, and under their own names what the other parts say of it.
+
+    Of the parts with `judges`, the first that has a say. If none has it: the first part whose weight is not 0 that
+    returns an accuracy, else the first of these; where that one has no say, nobody says what is right. The sum does
+    not: it seldom is 1.
+    """
+    marked = [one for one in named if one[0].judges]
+    weighing = [one for one in named if one[0].weight] or list(named)
+    judging = [one for one in marked if one[1].reward is not None][:1] if marked else weighing
+    said = {part.name: (name, score.extras[name]) for part, score in named for name in VERDICTS if name in score.extras}
+    by = next((part.name for part, _ in judging if part.name in said), None)
+    found = {f"{part}/{name}": number for part, (name, number) in said.items() if part != by}
+    first = judging[0][1].reward if judging else None
+    if by is not None:
+        found |= [said[by]]
+    elif first is not None:
+        # One above 1 is no verdict: as it is, for `verdicts` to see that.
+        found["accuracy"] = first if first > 1.0 else float(first == 1.0)
+    return {**found, JUDGED: float(any(name in found for name in VERDICTS))}

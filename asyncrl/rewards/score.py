@@ -7,6 +7,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from asyncrl.metric_names import VERDICTS
 from asyncrl.plugins import encodable, one_line, shown
 
 _MAX_ERROR_CHARS = _MAX_NOTE_CHARS = 500
@@ -101,7 +102,7 @@ def to_score(value: Any) -> Score:
         return failed(f"the dict returned has the key '{taken[0]}', which the records use themselves; rename it")
     main = to_score(value[key]) if not isinstance(value[key], dict) else failed(f"'{key}' is a dict")
     extras, notes = sorted_out({name: other for name, other in value.items() if name != key})
-    if wrong := [name for name in ("accuracy", "acc") if name in notes]:
+    if wrong := [name for name in VERDICTS if name in notes]:
         return failed(f"'{wrong[0]}' is {notes[wrong[0]]}, not a finite number")
     return Score(main.reward, extras, main.error, notes, main.abstains)
 

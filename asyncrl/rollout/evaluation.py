@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from asyncrl.rewards.parts import Part
 from asyncrl.rollout.episode import Finished, RolloutSettings
-from asyncrl.task import Task
+from asyncrl.task import Task, asked
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TaskScores:
     @classmethod
     def failed(cls, task: Task, number: int, error: str) -> TaskScores:
         """All of them, for one reason."""
-        return cls(task.row_index, _asked(task), [""] * number, [None] * number, [{}] * number, [error] * number)
+        return cls(task.row_index, asked(task.prompt), [""] * number, [None] * number, [{}] * number, [error] * number)
 
     @classmethod
     def of(cls, task: Task, finished: Finished) -> TaskScores:
@@ -51,7 +51,7 @@ class TaskScores:
             versions.update(int(version) for version in trajectory.versions if version >= 0)
         return cls(
             row=task.row_index,
-            prompt=_asked(task),
+            prompt=asked(task.prompt),
             completions=finished.texts,
             rewards=[t.reward for t in firsts],
             extras=[t.extras for t in firsts],
@@ -62,7 +62,3 @@ class TaskScores:
             truncated=[t.finish_reason == "length" for t in firsts],
             versions=dict(versions),
         )
-
-
-def _asked(task: Task) -> str:
-    return task.prompt if isinstance(task.prompt, str) else str(task.prompt[-1]["content"])

@@ -48,6 +48,7 @@ from asyncrl.control.settings import Settings
 VALUES = {
     int: st.integers(-(2**63), 2**63 - 1),
     str: st.text(max_size=8),
+    tuple[int, ...]: st.lists(st.integers(0, 2**63 - 1), max_size=4).map(tuple),
     tuple[tuple[int, int], ...]: st.lists(st.tuples(st.integers(0, 99), st.integers(0, 9)), max_size=4).map(tuple),
 }
 MAX_STEPS = 4

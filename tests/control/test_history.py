@@ -140,9 +140,14 @@ def test_a_history_begins_with_a_snapshot() -> None:
         replay([])
 
 
+def test_groups_in_a_journal_of_before_skip_nothing() -> None:
+    assert from_json(["GroupFinished", 3, 0, 1, 1, 10]) == GroupFinished(3, 0, 1, 1, 10, skip=())
+    assert from_json(["GroupFiltered", 3, 0, "equal_rewards"]) == GroupFiltered(3, 0, "equal_rewards", skip=())
+
+
 @pytest.mark.parametrize("cls", get_args(Event))
 def test_every_event_comes_back_from_json(cls: type) -> None:
-    fields = [f"x{i}" if kind == "str" else i for i, kind in enumerate(cls.__annotations__.values())]
+    fields = [{"str": f"x{i}", "int": i}.get(kind, (i, 99)) for i, kind in enumerate(cls.__annotations__.values())]
     assert from_json(as_json({"e": to_json(cls(*fields))})["e"]) == cls(*fields)
 
 

@@ -327,6 +327,7 @@ class World:
             "requeued": self.counts["requeued"],
             "filtered_reasons": self.reasons["filtered"],
             "failed_reasons": self.reasons["failed"],
+            "skipped": 0,
         }
         self.controller.ledger.check()
         not_live = sum(step >= self.live for step in self.trained.values()) if self.live >= 0 else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import CHATML, NO_END, TEMPLATES, THINKING, tokenizer
+from chats import CHATML, NEXT_ENDS, NO_END, TEMPLATES, THINKING, tokenizer
 
 from asyncrl.chat_template import FolderTokenizer
 from asyncrl.data.demonstrations import Rendered, Renderer
@@ -19,11 +19,6 @@ from asyncrl.recipe.data import DataRecipe
 USER, OTHER = {"role": "user", "content": "2+2?"}, {"role": "user", "content": "and one?"}
 FOUR, FIVE = {"role": "assistant", "content": "4"}, {"role": "assistant", "content": "5"}
 
-NEXT_ENDS = (
-    "{% for m in messages %}{{ ('<|im_start|>' if m.role == 'user' else '<|im_end|>') + m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_end|>' }}{% endif %}"
-)
-"""As GLM-4: a turn is ended by the mark that begins the next one."""
 ASKS_FOR_THOUGHTS = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 """As DeepSeek-R1: an answer is asked for with an opened thought that no written answer has."""
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.data.mixture import Mixture, Shares
-from asyncrl.data.tasks import Draws
+from asyncrl.data.order import Draws
 from asyncrl.recipe.data import DataPart
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=6)

@@ -37,7 +37,7 @@ def test_rows_lengths_and_the_first_tasks_are_shown(capsys):
     assert lines[1] == "columns    prompt, answer; the prompt is 'prompt'"
     # "long 1" has 6 bytes, each a token, and so on to "long ... 20" with 102.
     assert lines[2] == "tokens     min 6, median 57, p95 97, max 102 of the first 20 rows"
-    assert lines[3] == "filtered   none of these (rollout.max_prompt_tokens 128)"
+    assert lines[3] == "left out   none (rollout.max_prompt_tokens 128)"
     assert [line[:9] for line in lines if line.startswith("task")] == ["task 0   ", "task 1   "]
     assert lines[5].startswith("task 0     6 tokens, the last are ")
     assert lines[6:8] == ["  | long 1", "    answer = '0'"]
@@ -47,18 +47,28 @@ def test_sources_of_a_mixture_and_what_is_too_long(capsys):
     mixture = "data=[{path: a.jsonl, weight: 3}, {path: b.jsonl, name: few}]"
     lines = shown(capsys, mixture, "rollout.max_prompt_tokens=52", "-n", "4")
     assert [line for line in lines if line.startswith("source")] == [
-        "source     a.jsonl: 75.0% of the tasks (weight 3), 20 rows",
+        "source     a.jsonl: 75.0% of the tasks (weight 3), 10 of 20 rows",
         "source     few: 25.0% of the tasks (weight 1), 3 rows",
     ]
-    assert [line for line in lines if line.startswith("filtered")] == [
-        "filtered   10 prompt_too_long of these (rollout.max_prompt_tokens 52)",
-        "filtered   none of these (rollout.max_prompt_tokens 52)",
+    long = "10 prompt_too_long: a.jsonl line 11, column 'prompt', has 57 tokens"
+    assert [line for line in lines if line.startswith("left out")] == [
+        f"left out   {long} (rollout.max_prompt_tokens 52)",
+        "left out   none (rollout.max_prompt_tokens 52)",
     ]
+    assert "tokens     min 6, median 57, p95 97, max 102 of the first 20 rows" in lines, "of those left out too"
     sources = [line.strip() for line in lines if "data_source" in line]
     assert sources == [f"data_source = '{name}'" for name in ("a.jsonl", "a.jsonl", "few", "a.jsonl")]
 
 
 def test_bad_rows_that_are_skipped_are_counted(capsys):
     lines = shown(capsys, "data.path=bad.jsonl", "data.on_bad_row=skip", "-n", "21")
-    assert "filtered   1 prompt_empty of these (rollout.max_prompt_tokens 128)" in lines
-    assert sum("filtered, prompt_empty: bad.jsonl line 21" in line for line in lines) == 1
+    bad = "1 prompt_empty: bad.jsonl line 21, column 'prompt', is empty"
+    assert f"left out   {bad} (rollout.max_prompt_tokens 128)" in lines
+    assert lines[0] == "source     bad.jsonl: 20 of 21 rows"
+    assert not any("filtered" in line for line in lines)
+
+
+def test_rows_made_on_demand_are_filtered_when_they_are_drawn(capsys):
+    keys = ["rollout.max_prompt_tokens=55", "data.options={size: 50}", "data.path=reasoning_gym:spell_backward"]
+    lines = shown(capsys, *keys, "-n", "1")
+    assert any(line.startswith("filtered ") and "prompt_too_long of these, when" in line for line in lines), lines

@@ -126,12 +126,23 @@ def test_bad_rows_are_skipped_if_the_recipe_says_so(caplog):
     tasks = source(BAD, on_bad_row="skip", shuffle=False)
     tasks.check_prompts()
     assert "4 of 6 rows have no usable prompt, and these are skipped (data.on_bad_row): row 1" in caplog.text
-    assert tasks.task(2).prompt == "b"
+    assert [(tasks.task(draw).prompt, tasks.task(draw).row_index) for draw in range(3)] == [
+        ("a", 0),
+        ("b", 2),
+        ("a", 0),
+    ]
+    assert tasks.task(2).epoch == 1.0
+    assert tasks.selected() == [{"name": "x.csv", "rows": 6, "left_out": {"prompt_empty": 2, "prompt_malformed": 2}}]
     with pytest.raises(BadPrompt) as caught:
-        tasks.task(1)
+        source(BAD, shuffle=False).task(1)
     assert (caught.value.reason, str(caught.value)) == ("prompt_empty", "row 1, column 'prompt', is null")
-    with pytest.raises(UserError, match="2 of 2 rows have no usable prompt"):
+
+
+def test_a_recipe_that_skips_bad_rows_already_is_not_told_to(caplog):
+    with pytest.raises(UserError, match=r"2 of 2 rows have no usable prompt: .*\. Mend them$"):
         source(BAD[3:5], on_bad_row="skip").check_prompts()
+    with pytest.raises(UserError, match=r"\. Mend them$"):
+        source(BAD[3:5]).check_prompts()
 
 
 def test_rows_of_a_table_are_all_read(tmp_path):

@@ -78,6 +78,11 @@ TEMPLATES = {
 
 _MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>"]
 _SPECIAL = ["<s>", "</s>", *_MARKS, "<end_of_turn>", "[INST]", "[/INST]"]
+NEXT_ENDS = (
+    "{% for m in messages %}{{ ('<|im_start|>' if m.role == 'user' else '<|im_end|>') + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_end|>' }}{% endif %}"
+)
+"""As GLM-4: a turn is ended by the mark that begins the next one."""
 
 
 def tokenizer(template: str | None, eos: str = "</s>", pairs: tuple[str, ...] = ()) -> Any:

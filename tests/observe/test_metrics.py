@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from asyncrl.metric_names import MORE_KEYS, STEP_KEYS
 from asyncrl.observe.metrics import (
     MetricsWriter,
-    accuracy,
     complete,
     read_lines,
     shares,
     write_summary,
 )
+from asyncrl.verdicts import accuracy
 
 seconds = st.floats(0, 1e6)
 

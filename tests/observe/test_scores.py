@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 import pytest
 
 from asyncrl.observe.evaluations import passes
-from asyncrl.observe.metrics import verdicts
 from asyncrl.observe.scores import interval, pass_at_k, powers
+from asyncrl.verdicts import verdicts
 
 CASES = [(n, c, k) for n in range(1, 6) for c in range(n + 1) for k in range(1, n + 1)]
 

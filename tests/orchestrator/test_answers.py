@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_run_that_samples_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = asyncrl("sft", str(tmp_path / "warm.yaml"), f"run_dir={run}")
     assert code == 0, output
-    assert "is filtered (row_too_long, said of the first only)" in output
+    assert re.search(r"1 of 6 rows are left out: 1\s+row_too_long", output)
     lines = [line for line in output.splitlines() if "/4  " in line]
     assert len(lines) == 4
     assert all("perplexity" in line and "reward" not in line for line in lines)
@@ -41,7 +42,9 @@ def test_a_run_that_samples_nothing(tmp_path: Path) -> None:
         assert (record["reward/mean"], record["tokens/trained"]) == (None, 6)
     assert records[-1]["trainer/loss"] < records[0]["trainer/loss"]
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["ledger"]["trained"], summary["ledger"]["filtered_reasons"].keys()) == (12, {"row_too_long"})
+    assert (summary["ledger"]["trained"], summary["ledger"]["filtered"]) == (12, 0)
+    assert [(source["rows"], source["left_out"]) for source in summary["data"]] == [(6, {"row_too_long": 1})]
+    assert records[-1]["data/epoch"] == 12 / 5
     [first, *_] = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert first["completion"] == "".join(first["tokens"])
     assert first["completion"].endswith("</s>")

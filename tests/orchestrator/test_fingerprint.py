@@ -219,6 +219,20 @@ def test_a_fact_that_another_version_keeps_is_no_difference(folder: Path) -> Non
     assert compared(run_dir, now, (), run_of(), {}) == now
 
 
+def test_rows_that_are_left_out_are_other_data(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Draws are numbers of what is left: others left out would be other rows from there on."""
+    (folder / "rows.jsonl").write_text((folder / "rows.jsonl").read_text() * 2)
+    take(folder).write(folder / "run")
+    now = take(folder, deduplicate=True)
+    with pytest.raises(UserError, match=r'another data \(left out was \{\}, is \{"duplicate": 12\}, other content\)'):
+        compared(folder / "run", now, (), run_of(), {})
+    controller = run_of()
+    (task, attempt), *_ = controller.running()
+    controller.handle(GroupFinished(task, attempt, 0, 0, 5, skip=(task, 99)))
+    compared(folder / "run", now, {"data"}, controller, {})
+    assert "1 draws that were to be skipped stay so" in caplog.text
+
+
 def test_new_data_begins_at_its_first_row(folder: Path) -> None:
     """What was in flight is started again with the first rows, what is drawn next has those after; and none has the
     number of an old row."""

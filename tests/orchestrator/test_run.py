@@ -348,7 +348,7 @@ def test_policies(tmp_path: Path) -> None:
     (tmp_path / "parity.py").write_text("def reward(completion, **row):\n    return float(len(completion) % 2)\n")
     (tmp_path / "trl.py").write_text(_TRL_REWARD)
     capped_model(tmp_path / "capped")
-    # One prompt in four is null, one too long: such tasks are filtered, and the run goes on.
+    # One prompt in four is null, one too long: such rows are left out.
     prompts = ["1+1=", "2+1=", None, "3+1=" * 99] * 3
     with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as rows:
         rows.writelines(json.dumps({"prompt": prompt, "answer": "4"}) + "\n" for prompt in prompts)
@@ -376,13 +376,12 @@ def test_policies(tmp_path: Path) -> None:
     assert counts["reward_failures"] > 0
     assert counts["reward_failure_reasons"] == {"the reward is None, not a finite number": counts["reward_failures"]}
     assert outputs["window"].count("a reward failed, and its trajectory is not trained") == 1
-    reasons = summary(tmp_path / "window")["ledger"]["filtered_reasons"]
-    assert set(reasons) == {"prompt_empty", "prompt_too_long"}
-    assert min(reasons.values()) >= 5
+    assert summary(tmp_path / "window")["ledger"]["filtered"] == 0
+    (data,) = summary(tmp_path / "window")["data"]
+    assert (data["rows"], data["left_out"]) == (12, {"prompt_empty": 3, "prompt_too_long": 3})
     said = " ".join(outputs["window"].split())
     assert re.search(r"3 of 12 rows have no usable prompt, and these are skipped \(data.on_bad_row\): .*is null", said)
-    for reason, why in (("empty", "is null"), ("too_long", "has 396 tokens")):
-        assert len(re.findall(rf"is filtered \(prompt_{reason}, said of the first only\): .*?{why}", said)) == 1
+    assert re.search(r"3 of 12 rows are left out: 3 prompt_too_long \(.* line 4, .* has 396 tokens\)", said)
     # One group in eight has equal rewards; others took their place.
     assert summary(tmp_path / "mask")["ledger"]["filtered"] > 0
     assert all(r["reward/std"] > 0 for r in records(tmp_path / "mask"))

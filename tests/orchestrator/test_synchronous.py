@@ -101,8 +101,17 @@ def push(version: int, sender: Sender, staged: StagedWeights) -> None:
 def test_staleness_zero_equals_a_serial_loop(
     one_replica: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
+    """Also of the second run of a process: it inherits nothing from one before it, of another recipe and seed."""
     monkeypatch.chdir(ROOT)
     run_dir = tmp_path / "run"
+    before = [
+        "seed=7",
+        "max_steps=1",
+        "trainer.learning_rate=0.1",
+        "trainer.optimizer.weight_decay=0.3",
+        "data.chat=true",
+    ]
+    assert main(["train", "recipes/tiny.yaml", *OVERRIDES, *before, f"run_dir={tmp_path / 'before'}"]) == 0
     assert main(["train", "recipes/tiny.yaml", *OVERRIDES, f"run_dir={run_dir}"]) == 0
     # A finished event loop leaves none behind, which vLLM's client in this process expects to find.
     asyncio.set_event_loop(asyncio.new_event_loop())

@@ -515,7 +515,11 @@ class World:
             generator=self.create_generator,
             trainer=self.create_trainer,
         )
-        tasks = SimpleNamespace(task=lambda number: Task(number, 0, "prompt", {}))
+        # One row in four is solved always, say, and draws of it are skipped.
+        tasks = SimpleNamespace(
+            task=lambda number: Task(number, 0, "prompt", {}),
+            skipped_after=lambda number, rate: [] if number % 4 else [number + 5, number + 9],
+        )
         held_out = [HeldOut(part, tasks, num_tasks=3) for part in recipe.eval]
         view = LiveView(recipe.max_steps, "test", 1, Console(quiet=True))
         driver = Driver(recipe, run_dir, actors, recovered, tasks, held_out, recorder, view)

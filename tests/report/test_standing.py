@@ -27,6 +27,18 @@ def test_tasks_are_those_of_the_end_else_of_the_last_second_else_of_the_last_ste
     assert "prompt_too_long: 3" in standing.ledger(records, summary, status)
 
 
+def test_rows_that_were_never_drawn_are_shown_by_source_and_reason(made_up: Any) -> None:
+    summary = made_up.summary({})
+    whole = {"name": "sums", "rows": 9, "left_out": {}}
+    cut = {"name": "<words>", "rows": 12, "left_out": {"duplicate": 2, "prompt_empty": 1}}
+    shown = standing.ledger([], {**summary, "data": [whole, cut]}, {})
+    assert ["&lt;words&gt;", "3 of 12", "duplicate: 2, prompt_empty: 1"] in cells(shown)
+    skipping = {**summary, "ledger": {**summary["ledger"], "skipped": 7}}
+    assert ["skipped", "7"] in [row[:2] for row in cells(standing.ledger([], skipping, {}))]
+    assert "skipped" not in standing.ledger([], summary, {})
+    assert "left out before" not in standing.ledger([], {**summary, "data": [whole]}, {})
+
+
 def test_generators(made_up: Any) -> None:
     assert cells(standing.generators(made_up.status())) == [
         ["generator-0", "serving", "6", "9", "431", "61 %", "3 %", "36 %"],

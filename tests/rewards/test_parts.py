@@ -7,6 +7,7 @@ import pytest
 from asyncrl.rewards.parts import Part, combined, of_source
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score, failed, to_score
+from asyncrl.verdicts import accuracy
 
 RIGHT, SHORT = Part("m:right", "right"), Part("m:short", "short", 0.5)
 
@@ -20,12 +21,15 @@ def summed(*values, parts=(RIGHT, SHORT)):
 def test_the_reward_is_the_weighted_sum_and_each_part_is_kept():
     score = summed(1.0, -0.5)
     assert (score.reward, score.error) == (0.75, None)
-    assert score.extras == {"right": 1.0, "short": -0.5, "accuracy": 1.0}
+    assert score.extras == {"right": 1.0, "short": -0.5, "accuracy": 1.0, "judged": 1.0}
 
 
 def test_a_part_that_returned_none_has_no_say():
     assert summed(None, -0.5).reward == -0.25
-    assert summed(1.0, {"reward": None, "seen": 3}).extras == {"right": 1.0, "short/seen": 3.0, "accuracy": 1.0}
+    assert summed(1.0, {"reward": None, "seen": 3}).extras == {
+        **{"right": 1.0, "short/seen": 3.0},
+        **{"accuracy": 1.0, "judged": 1.0},
+    }
 
 
 def test_if_no_part_has_a_say_there_is_no_reward_and_no_zero():
@@ -43,8 +47,44 @@ def test_a_part_that_fails_is_named_and_there_is_no_reward():
 def test_what_is_right_is_said_by_a_part_or_else_by_the_first():
     assert summed(0.25, {"score": 1.0, "accuracy": 1.0}).extras["accuracy"] == 1.0
     assert summed(0.25, 1.0).extras["accuracy"] == 0.0
-    assert "accuracy" not in summed(7.5, 1.0).extras
-    assert "accuracy" not in summed(None, 1.0).extras
+
+
+def accuracy_of(completions, *parts):
+    """Of the completions of one group: what each part says of each."""
+    scores = combined(parts, [[to_score(value) for value in values] for values in zip(*completions, strict=True)])
+    return accuracy([score.reward for score in scores], [score.extras for score in scores])
+
+
+def test_a_completion_that_the_judging_part_has_no_say_in_counts_neither_way():
+    """As TRL logs a part: the mean of what is not None. The sum, which here is 1 for the third, is not asked."""
+    assert accuracy_of([(1.0, 0.0), (0.0, 1.0), (None, 2.0)], RIGHT, SHORT) == 0.5
+    assert accuracy_of([(None, 2.0), (None, 0.0)], RIGHT, SHORT) is None
+    assert [summed(None, 2.0).extras["judged"], summed(0.0, 2.0).extras["judged"]] == [0.0, 1.0]
+
+
+def test_a_part_of_weight_0_is_only_logged_and_judges_nothing():
+    logged = Part("m:seen", "seen", 0.0)
+    assert accuracy_of([(1.0, 0.0), (1.0, 1.0)], logged, RIGHT) == 0.5
+    assert accuracy_of([({"reward": 1.0, "accuracy": 1.0}, 0.0), (1.0, 0.0)], logged, RIGHT) == 0.0
+    assert summed({"reward": 1.0, "acc": 1.0}, 0.0, parts=(logged, RIGHT)).extras["seen/acc"] == 1.0
+    assert accuracy_of([(1.0,), (0.0,)], logged) == 0.5, "where there is nothing else"
+
+
+def test_the_parts_that_judge_can_be_named():
+    """TRL's example of several tasks: each function returns None for the tasks of the other."""
+    math, code = Part("m:math", "math", judges=True), Part("m:code", "code", judges=True)
+    assert accuracy_of([(1.0, None), (0.0, None), (None, 1.0), (None, 1.0)], math, code) == 0.75
+    strict = Part("m:strict", "strict", 0.0, judges=True)
+    assert accuracy_of([(1.0, 0.0), (1.0, 1.0)], RIGHT, strict) == 0.5, "and may have weight 0"
+
+
+def test_a_judging_part_that_gives_more_than_1_does_not_say_what_is_right():
+    """2 for a right answer, as many recipes have it: once only the wrong ones counted, and accuracy was always 0."""
+    assert accuracy_of([(2.0, 0.5), (0.0, 0.5)], RIGHT, SHORT) is None
+    assert (
+        accuracy_of([({"reward": 2.0, "accuracy": 1.0}, 0.5), ({"reward": 0.0, "accuracy": 0.0}, 0.5)], RIGHT, SHORT)
+        == 0.5
+    )
 
 
 def test_other_extras_and_notes_are_called_after_their_part():
@@ -117,7 +157,7 @@ def test_parts_of_all_signatures_in_processes(score):
     """A function for one completion, one of TRL's and one of verl's."""
     right, wrong, undecided = score([("plain",), ("some", 2.0), ("verl", 0.1)], "a", "b", "none")
     assert [s.reward for s in (right, wrong, undecided)] == pytest.approx([2.3, 1.3, 0.3])
-    assert right.extras == {"plain": 1.0, "some": 0.5, "verl": 3.0, "acc": 1.0}
+    assert right.extras == {"plain": 1.0, "some": 0.5, "verl": 3.0, "acc": 1.0, "judged": 1.0}
     assert "some" not in undecided.extras
 
 
@@ -126,7 +166,7 @@ def test_a_part_that_hangs_or_raises_is_named_and_the_others_go_on(score):
     assert slow.error == "plain: timed out after 0.5 s"
     assert right.reward == 1.5
     assert broken.error.startswith("plain: RuntimeError: on purpose")
-    assert (slow.reward, broken.reward, slow.extras) == (None, None, {"some": 0.5, "accuracy": 0.0})
+    assert (slow.reward, broken.reward, slow.extras) == (None, None, {"some": 0.5, "accuracy": 0.0, "judged": 1.0})
 
 
 def test_a_list_of_one_reward_is_not_spread_over_the_group(score):
