@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import naming
-from asyncrl.metric_names import STEP_KEYS
+from asyncrl.metric_names import STEP_KEYS, has_answers
 from asyncrl.storage.run_dir import lines, open_file, parsed, replace
+from asyncrl.terminal.progress import duration
+
+_RESULTS = {
+    "reward/mean": "reward",
+    "accuracy/mean": "accuracy",
+    "distil/kl": "KL from the teacher",
+    "trainer/loss": "loss",
+    "pairs/accuracy": "accuracy on pairs",
+}
 
 
 def gauge_name(key: str) -> str:
@@ -68,6 +77,19 @@ def verdicts(
     if not scored or max(reward for reward, _ in scored) > 1.0:
         return []
     return [[float(reward == 1.0) for reward, _ in task] for task in tasks]
+
+
+def result(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """What came of a run, from its first step to its last, in one line; empty before there is a step."""
+    if not last:
+        return ""
+    keys = _RESULTS if has_answers(last) else [key for key in _RESULTS if key != "trainer/loss"]
+    shown = [
+        f"{_RESULTS[key]} {first[key]:.3f} -> {last[key]:.3f}"
+        for key in keys
+        if first.get(key) is not None and last.get(key) is not None
+    ]
+    return f"{last['step'] + 1} steps in {duration(last['time_s'])}" + "".join(f", {one}" for one in shown)
 
 
 class MetricsWriter:
