@@ -7,12 +7,13 @@ from typing import Any
 
 TRAINER_KEYS = tuple(f"offpolicy/{name}" for name in ("logprob_gap", "ess", "clip_fraction", "kl"))
 """What a trainer says of each step; null if it does not."""
+REWARD_KEYS = ("reward/mean", "reward/std", "reward/min", "reward/max")
+"""Of the rewards of a step's batch; other names under `reward/` are what rewards returned by those names."""
 STEP_KEYS: tuple[str, ...] = (
     "step",
     "version",
     "time_s",
-    "reward/mean",
-    "reward/std",
+    *REWARD_KEYS[:2],
     "accuracy/mean",
     "rewards/failed_share",
     "completion/truncated_share",
@@ -27,6 +28,7 @@ STEP_KEYS: tuple[str, ...] = (
 )
 """Names that every record has (design, part 6); a record may have more."""
 MORE_KEYS: tuple[str, ...] = (
+    *REWARD_KEYS[2:],
     *(f"completion/{name}" for name in ("tokens_mean", "turns_mean", "sequences_mean", "context_max")),
     *(f"tools/{name}" for name in ("calls_mean", "failed_share", "latency_s")),
     *("trajectories/mixed_versions", "reward_time/waiting", "health/warnings"),

@@ -27,6 +27,6 @@ def quiet() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     handler = logging.StreamHandler()
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(level)s%(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
     logging.getLogger("asyncrl").setLevel(logging.INFO)

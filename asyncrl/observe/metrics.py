@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import naming
-from asyncrl.metric_names import STEP_KEYS
+from asyncrl.metric_names import STEP_KEYS, has_answers
 from asyncrl.storage.run_dir import lines, open_file, parsed, replace
+from asyncrl.terminal.progress import duration
+
+_RESULTS = {
+    "reward/mean": "reward",
+    "accuracy/mean": "accuracy",
+    "distil/kl": "KL from the teacher",
+    "trainer/loss": "loss",
+    "pairs/accuracy": "accuracy on pairs",
+}
 
 
 def gauge_name(key: str) -> str:
@@ -39,6 +48,19 @@ def shares(durations: Mapping[str, float], wall_s: float) -> dict[str, float]:
         return {**dict.fromkeys(parts, 0.0), "unaccounted": 1.0}
     ratios = {name: seconds / total_s for name, seconds in parts.items()}
     return {**ratios, "unaccounted": max(0.0, 1.0 - sum(ratios.values()))}
+
+
+def result(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """What came of a run, from its first step to its last, in one line; empty before there is a step."""
+    if not last:
+        return ""
+    keys = _RESULTS if has_answers(last) else [key for key in _RESULTS if key != "trainer/loss"]
+    shown = [
+        f"{_RESULTS[key]} {first[key]:.3f} -> {last[key]:.3f}"
+        for key in keys
+        if first.get(key) is not None and last.get(key) is not None
+    ]
+    return f"{last['step'] + 1} steps in {duration(last['time_s'])}" + "".join(f", {one}" for one in shown)
 
 
 class MetricsWriter:

@@ -225,7 +225,8 @@ class Driver:
             # The line first: what the journal calls done has its metrics.
             stats = await self.fleet.take_stats()
             serving, wanted = len(self.fleet.serving), self.recipe.rollout.replicas
-            self.view.step(self.recorder.step(event.step, self.controller.ledger, stats, serving, wanted))
+            record = self.recorder.step(event.step, self.controller.ledger, stats, serving, wanted)
+            self.view.step(record, self.recorder.sample)
         self.journal.event(event)
         if isinstance(event, StepDone):
             self.evaluations.step_done(event.step)

@@ -16,11 +16,11 @@ from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
 from asyncrl.envs.environment import ToolUse
 from asyncrl.errors import naming
-from asyncrl.metric_names import TRAINER_KEYS
+from asyncrl.metric_names import REWARD_KEYS, TRAINER_KEYS
 from asyncrl.observe.bottleneck import bottleneck, bottleneck_of_answers
 from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
-from asyncrl.observe.metrics import MetricsWriter, complete, shares, write_summary
+from asyncrl.observe.metrics import MetricsWriter, complete, result, shares, write_summary
 from asyncrl.observe.trackers import Trackers
 from asyncrl.orchestrator import fingerprint
 from asyncrl.rollout.occupancy import REWARDS, STATES
@@ -50,7 +50,10 @@ class Recorder:
         self._writer = writer
         self._trackers = trackers
         records = writer.records()
+        self.first: dict[str, Any] = records[0] if records else {}
         self.last: dict[str, Any] = records[-1] if records else {}
+        self.sample: Mapping[str, Any] = {}
+        """One of the last step's, in words."""
         self._wall_before_s = float(self.last.get("time_s", 0.0))
         self._tokens_generated = int(self.last.get("tokens/generated", 0))
         self._reward_failures = int(self.last.get("rewards/failed", 0))
@@ -164,7 +167,7 @@ class Recorder:
             **result.report.metrics,
         }
         if self._num_answered:
-            record |= {"reward/mean": None, "reward/std": None, "accuracy/mean": None, "rewards/failed_share": None}
+            record |= dict.fromkeys((*REWARD_KEYS, "accuracy/mean", "rewards/failed_share"))
             record["data/epoch"] = (ledger.trained + ledger.filtered) / self._num_answered
         if ledger.skipped:
             record["data/skipped"] = ledger.skipped
@@ -175,8 +178,10 @@ class Recorder:
         self._writer.write(record)
         samples = {number: group.sample for number, group in enumerate(batch[:NUM_SAMPLED]) if group.sample}
         self._trackers.log(step, record, list(samples.values()))
+        self.sample = next(iter(samples.values()), {})
         self._write_samples(step, samples, result.report.gaps)
         self._shares.append({k: v for k, v in record.items() if "_time/" in k})
+        self.first = self.first or record
         self.last = record
         self._step_began = self._trainer_free = now
         self._checkpoint_s = 0.0
@@ -217,6 +222,7 @@ class Recorder:
             "reward_failure_reasons": self._failures.counts,
             "changes": fingerprint.changes(self.run_dir),
             "final": self.last,
+            "result": result(self.first, self.last),
             "bottleneck": (bottleneck_of_answers if self._num_answered else bottleneck)(means) if means else "",
             "warnings": [vars(said) for said in self._health.said.values()],
         }
@@ -230,8 +236,9 @@ def _rewards(batch: list[GroupSummary]) -> dict[str, float | None]:
     scored = [r for r in rewards if r is not None]
     named = {name for e in extras for name in e}
     return {
-        "reward/mean": statistics.fmean(scored) if scored else None,
-        "reward/std": statistics.pstdev(scored) if scored else None,
+        **dict.fromkeys(REWARD_KEYS),
+        **({"reward/mean": statistics.fmean(scored), "reward/std": statistics.pstdev(scored)} if scored else {}),
+        **({"reward/min": min(scored), "reward/max": max(scored)} if scored else {}),
         "accuracy/mean": accuracy(rewards, extras),
         **{f"reward/{name}": statistics.fmean(e[name] for e in extras if name in e) for name in sorted(named)},
         "completion/tokens_mean": statistics.fmean(g.num_tokens / len(g.rewards) for g in batch),

@@ -287,8 +287,8 @@ async def _run(
                 await driver.run()
             controller.ledger.check()
             summary = recorder.finish(controller.ledger, controller.worst_case_staleness)
-            if summary["bottleneck"]:
-                view.phase(summary["bottleneck"])
+            for line in filter(None, (summary["result"], summary["bottleneck"])):
+                view.phase(line)
             view.phase("stopping the engines")
         except RayTaskError as error:
             if isinstance(error, UserError | RunFailed):
@@ -307,10 +307,11 @@ async def _run(
             view.phase("closing the trackers, writing the report")
             await asyncio.to_thread(trackers.close)
             report = _report(run_dir)
-    done = "done"
+    done, then = "done", f"; next: asyncrl export {run_dir}"
     if not controller.finished and driver.stopping:
         done = f"{driver.stopping.why} after step {controller.steps_done}; `asyncrl resume {run_dir}` goes on"
-    view.phase(f"{done}; model: {driver.checkpoints.folder}/model; report: {report}")
+        then = ""
+    view.phase(f"{done}; model: {driver.checkpoints.folder}/model; report: {report}{then}")
     return run_dir
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncrl
 from asyncrl.storage.run_dir import replace
 
 EVERY_S = 1.0
@@ -26,8 +28,8 @@ _NUM_LOGGED, _MOST_CHARS = 20, 1000
 
 Status = dict[str, Any]
 """`phase` (what is done now), `steps_done`, `live` (version), `ledger`, `waiting` (sentences, the longest first),
-`generators`, `warnings` (those that hold); in the file also `time_s`, since the epoch, and `log`,
-the last warnings."""
+`generators`, `warnings` (those that hold); in the file also `time_s`, since the epoch, `log`, the last warnings, and of
+this process when it began (`began_s`, since the epoch), its `host` and the version of `asyncrl`."""
 
 
 @asynccontextmanager
@@ -38,7 +40,7 @@ async def told(path: Path, status: Callable[[], Status], show: Callable[[Status]
         now = status()
         show(now)
         with contextlib.suppress(OSError):
-            text = json.dumps({"time_s": time.time(), **now, "log": list(logged.last)})
+            text = json.dumps({"time_s": time.time(), **began, **now, "log": list(logged.last)})
             await asyncio.to_thread(replace, path, text)
 
     async def follow() -> None:
@@ -48,6 +50,7 @@ async def told(path: Path, status: Callable[[], Status], show: Callable[[Status]
                 await asyncio.wait_for(ended.wait(), EVERY_S)
         await tell()
 
+    began = {"began_s": time.time(), "host": socket.gethostname(), "asyncrl": asyncrl.__version__}
     ended, logged, logger = asyncio.Event(), LastWarnings(), logging.getLogger("asyncrl")
     logger.addHandler(logged)
     following = asyncio.create_task(follow())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
+import statistics
 import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +23,9 @@ T = TypeVar("T")
 
 _OVERDUE_S = 5.0
 _NUM_OTHERS = 3
+_USUAL_TIMES = 3.0
+"""A wait is long if it lasts so many times the median of those before it."""
+_NUM_BEFORE = 64
 
 
 @dataclass(eq=False)
@@ -35,14 +41,22 @@ class Wait:
     def age_s(self) -> float:
         return time.monotonic() - self.since
 
-    def __str__(self) -> str:
-        return " ".join(f"{self.whom}: {self.what}, for {self.age_s:.0f} s of {self.deadline_s:.0f} s".split())
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Whom and what, whatever its number: the tasks of one generator."""
+        return self.whom, re.sub(r"\d+", "", self.what)
+
+    def told(self, more: int = 0) -> str:
+        """As a sentence; `more` of its kind are younger."""
+        also = f" and {more} more" if more else ""
+        return " ".join(f"{self.whom}: {self.what}{also}, for {self.age_s:.0f} s of {self.deadline_s:.0f} s".split())
 
 
 class WaitingFor:
     """All waits of one process.
 
-    `warn_s`: age at which a wait is logged, and again at each doubling. `on_overdue` is called with whom was waited
+    `warn_s`: age at which a wait is logged, and again at each doubling; later if waits of its kind usually take long
+    here (3 times their median). Of one kind the oldest speaks for all. `on_overdue` is called with whom was waited
     for when a wait reaches that age, and again at its deadline, just before the error, which it holds up for 5 s at
     most; what it raises is logged.
     """
@@ -53,13 +67,15 @@ class WaitingFor:
         self._waits: dict[Wait, None] = {}
         """In the order of their begin; thousands of groups may be waited for."""
         self._calls: set[asyncio.Task[None]] = set()
+        self._before: dict[str, deque[float]] = {}
+        """How long the last waits took, by what was waited for."""
 
     async def __call__(self, awaitable: Awaitable[T], whom: str, what: str, deadline_s: float) -> T:
         """Await with a deadline. Raises DeadlineExceeded naming whom was waited for, for what, and the other waits."""
         wait = Wait(whom, what, time.monotonic(), deadline_s)
         self._waits[wait] = None
         task = asyncio.ensure_future(awaitable)
-        next_warning_s = self._warn_s
+        next_warning_s = first_warning_s = self._long_s(wait)
         try:
             while not task.done():
                 left_s = wait.since + deadline_s - time.monotonic()
@@ -70,24 +86,33 @@ class WaitingFor:
                     raise error
                 await asyncio.wait({task}, timeout=min(left_s, wait.since + next_warning_s - time.monotonic()))
                 if not task.done() and wait.age_s >= next_warning_s:
-                    logger.warning("still waiting for %s", str(wait))
-                    if next_warning_s == self._warn_s:
-                        self._overdue(whom)
+                    alike = [other for other in self._waits if other.kind == wait.kind]
+                    if alike[0] is wait:
+                        logger.warning("still waiting for %s", wait.told(len(alike) - 1))
+                        if next_warning_s == first_warning_s:
+                            self._overdue(whom)
                     next_warning_s *= 2
+            self._before.setdefault(wait.kind[1], deque(maxlen=_NUM_BEFORE)).append(wait.age_s)
             return task.result()
         finally:
             task.cancel()
             del self._waits[wait]
 
     def oldest(self, count: int) -> list[str]:
-        """The longest waits, as sentences."""
-        return [str(wait) for wait in islice(self._waits, count)]
+        """The longest waits, as sentences, one for each kind."""
+        kinds = Counter(wait.kind for wait in self._waits)
+        firsts = {kind: next(w for w in self._waits if w.kind == kind) for kind in islice(kinds, count)}
+        return [wait.told(kinds[kind] - 1) for kind, wait in firsts.items()]
 
     def dump(self, path: Path) -> str:
         """Writes all waits to a file, replaced as a whole: oldest first, one a line; returns the text."""
-        text = "".join(f"{line}\n" for line in self.oldest(len(self._waits)))
+        text = "".join(f"{wait.told()}\n" for wait in self._waits)
         replace(path, text)
         return text
+
+    def _long_s(self, wait: Wait) -> float:
+        before = self._before.get(wait.kind[1])
+        return max(self._warn_s, _USUAL_TIMES * statistics.median(before)) if before else self._warn_s
 
     def _others(self, wait: Wait) -> str:
         """The longest of the other waits that are past the warning age, for the end of a sentence."""

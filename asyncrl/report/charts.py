@@ -29,7 +29,7 @@ _LOOKS = {
     "plot_bgcolor": "--card",
     "margin": {"l": 56, "r": 12, "t": 8, "b": 40},
     "xaxis": {**_AXIS, "showline": True, "exponentformat": "none", "title": {"standoff": 6}},
-    "yaxis": {**_AXIS, "ticklabelstandoff": 3, "title": {"standoff": 8}},
+    "yaxis": {**_AXIS, "ticklabelstandoff": 3, "title": {"standoff": 8}, "exponentformat": "e", "minexponent": 5},
     "showlegend": True,
     "legend": {
         "orientation": "h",
@@ -134,6 +134,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
         "yaxis": y
         | ({"tickformat": "~%", "hoverformat": ".2~%"} if chart.percent else {"hoverformat": ".4~r"})
         | ({"range": [0, 1]} if chart.stacked else {}),
+        "showlegend": len(chart.series) > 1 or chart.series[0].band is not None,
         "hovermode": "x unified",
         "barmode": "stack",
         "bargap": 0.08,

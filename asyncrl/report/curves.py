@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-from asyncrl.metric_names import has_answers
+from asyncrl.metric_names import JUDGED, REWARD_KEYS, VERDICTS, has_answers
 from asyncrl.report.charts import Chart, Series
 
 _TRAINER = {
@@ -18,83 +20,137 @@ _TRAINER = {
     "unaccounted": "grey",
 }
 _GENERATORS = {"busy": "green", "paused": "violet", "idle": "amber"}
+_OF_MANY = {"max": max, "min": min}
+_MOST_PARTS = 12
 _AGE_COLOURS = ("green", "teal", "blue", "violet", "amber", "red")
 
 
-def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Of a run."""
-    steps = [r["step"] for r in records]
-
-    def line(name: str, key: str, colour: str, spread: str | None = None) -> Series:
-        values = column(records, key)
-        return Series(name, values, colour, band=_around(values, column(records, spread)) if spread else None)
-
+def learning(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """What the run is for, and whether it learns; what a reader looks for first comes first."""
     if records and has_answers(records[-1]):
-        return _of_answers(steps, records)
-    bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
-    return [
-        *_of_teacher(steps, records),
-        Chart(
-            "Reward",
-            "reward",
-            steps,
-            [line("mean, band ± 1 std", "reward/mean", "blue", "reward/std")],
-            from_zero=False,
+        return _of_answers(records)
+    chart = _Charts(records)
+    low, high = _range(records)
+    clipped = [
+        None if band is None else (max(band[0], low), min(band[1], high))
+        for band in _around(column(records, "reward/mean"), column(records, "reward/std"))
+    ]
+    reward = Series("mean, band ± 1 std", column(records, "reward/mean"), "blue", band=clipped)
+    found = [
+        *chart.one(
+            "Reverse KL from the teacher", "nats per token", "distil/kl", "blue", "estimate from sampled tokens"
         ),
-        Chart("Accuracy", "share of trajectories", steps, [line("accuracy", "accuracy/mean", "green")], percent=True),
-        Chart(
-            "Completions cut off, rewards that failed",
+        Chart("Reward", "reward", chart.steps, [reward], from_zero=False),
+        *(chart.one("Accuracy", "share of trajectories", "accuracy/mean", "green") if has_accuracy(records) else ()),
+        *chart.one("Completion length", "tokens", "completion/tokens_mean", "teal", "mean"),
+        chart.of(
+            "Truncated completions, failed rewards",
             "share of trajectories",
-            steps,
-            [line("cut off", "completion/truncated_share", "amber"), line("failed", "rewards/failed_share", "red")],
-            percent=True,
+            {"truncated": ("completion/truncated_share", "amber"), "failed": ("rewards/failed_share", "red")},
         ),
-        Chart(
-            "Staleness of trained tokens",
-            "age (updates)",
-            steps,
-            [line("mean", "staleness/mean", "blue"), line("max", "staleness/max", "amber"), bound],
-        ),
-        _ages(steps, records),
-        Chart(
-            "Where groups grow old",
-            "age (updates)",
-            steps,
-            [line("in flight", "staleness/in_flight", "blue"), line("in the queue", "staleness/in_queue", "amber")],
-        ),
-        Chart(
-            "Weight push",
-            "time (s)",
-            steps,
-            [line("generators paused", "publish/pause_s", "violet"), line("transfer", "publish/transfer_s", "blue")],
-        ),
-        _stack("The trainer's time", "trainer_time", _TRAINER, steps, records),
-        _stack("The generators' time", "generator_time", _GENERATORS, steps, records),
-        Chart("Samples trained", "samples/s", steps, [line("samples", "throughput/samples_per_s", "teal")]),
-        Chart("Tokens trained", "tokens/s", steps, [line("tokens", "throughput/tokens_per_s", "teal")]),
-        Chart(
-            "Gap between trainer's and engine's log-probs",
-            "nats per token",
-            steps,
-            [line("mean gap", "offpolicy/logprob_gap", "violet"), line("KL", "offpolicy/kl", "teal")],
-        ),
-        Chart(
-            "Importance weights",
-            "share of tokens",
-            steps,
-            [line("effective sample size", "offpolicy/ess", "blue"), line("clipped", "offpolicy/clip_fraction", "red")],
-            percent=True,
-        ),
+        *chart.one("Entropy", "nats per token", "trainer/entropy", "violet"),
+        *chart.one("Gradient norm", "norm", "trainer/grad_norm", "blue"),
+        *chart.one("Loss", "loss", "trainer/loss", "blue", from_zero=False),
+        *chart.one("Learning rate", "learning rate", "trainer/learning_rate", "grey"),
+        *_of_parts(chart, _parts(records)),
+    ]
+    return found
+
+
+def machinery(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Staleness, weight pushes, time and throughput, and how far the policies are apart."""
+    chart = _Charts(records)
+    if records and has_answers(records[-1]):
+        return [*_throughput(chart), chart.stack("Trainer time", "trainer_time", _TRAINER)]
+    bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
+    ages = chart.of(
+        "Staleness of trained tokens",
+        "age (updates)",
+        {"mean": ("staleness/mean", "blue"), "max": ("staleness/max", "amber")},
+    )
+    gaps = {"mean gap": ("offpolicy/logprob_gap", "violet"), "KL": ("offpolicy/kl", "teal")}
+    weights = {"effective sample size": ("offpolicy/ess", "blue"), "clipped": ("offpolicy/clip_fraction", "red")}
+    where = {"in flight": ("staleness/in_flight", "blue"), "in the queue": ("staleness/in_queue", "amber")}
+    push = {"generators paused": ("publish/pause_s", "violet"), "transfer": ("publish/transfer_s", "blue")}
+    return [
+        replace(ages, series=[*ages.series, bound]),
+        _ages(chart.steps, records),
+        chart.of("Where groups grow old", "age (updates)", where),
+        chart.of("Weight push", "time (s)", push),
+        chart.stack("Trainer time", "trainer_time", _TRAINER),
+        chart.stack("Generator time", "generator_time", _GENERATORS),
+        *_throughput(chart),
+        chart.of("Gap between trainer's and engine's log-probs", "nats per token", gaps),
+        chart.of("Importance weights", "share of tokens", weights),
     ]
 
 
-def _of_teacher(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """How far the policy is from its teacher; none without one."""
-    kl = column(records, "distil/kl")
-    if all(value is None for value in kl):
-        return []
-    curve = Series("estimate from the sampled tokens", kl, "blue")
-    return [Chart("Reverse KL from the teacher", "nats per token", steps, [curve])]
+class _Charts:
+    """Charts of figures of some records."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self._records = records
+        self.steps = [record["step"] for record in records]
+
+    def of(self, title: str, unit: str, lines: Mapping[str, tuple[str, str]], from_zero: bool = True) -> Chart:
+        """A line for each name: key and colour."""
+        series = [Series(name, column(self._records, key), colour) for name, (key, colour) in lines.items()]
+        return Chart(title, unit, self.steps, series, percent=unit.startswith("share"), from_zero=from_zero)
+
+    def one(self, title: str, unit: str, key: str, colour: str, name: str = "", from_zero: bool = True) -> list[Chart]:
+        """Of one line; none if no record has the figure."""
+        if all(value is None for value in column(self._records, key)):
+            return []
+        return [self.of(title, unit, {name or title.lower(): (key, colour)}, from_zero)]
+
+    def stack(self, title: str, role: str, colours: Mapping[str, str]) -> Chart:
+        layers = [Series(name, column(self._records, f"{role}/{name}"), colour) for name, colour in colours.items()]
+        return Chart(title, "share of time", self.steps, layers, percent=True, stacked=True)
+
+
+def _throughput(chart: _Charts) -> list[Chart]:
+    return [
+        *chart.one("Samples trained", "samples/s", "throughput/samples_per_s", "teal", "samples"),
+        *chart.one("Tokens trained", "tokens/s", "throughput/tokens_per_s", "teal", "tokens"),
+    ]
+
+
+def _of_answers(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Of a run that samples nothing."""
+    chart = _Charts(records)
+    return [
+        *chart.one("Loss", "loss", "trainer/loss", "blue", from_zero=False),
+        *chart.one("Perplexity", "perplexity", "sft/perplexity", "green", from_zero=False),
+        *chart.one("Margin of the chosen", "beta x nats", "pairs/margin", "green", from_zero=False),
+        *chart.one("Pairs in which the chosen is preferred", "share of pairs", "pairs/accuracy", "teal"),
+        *chart.one("Gradient norm", "norm", "trainer/grad_norm", "violet"),
+        *chart.one("Learning rate", "learning rate", "trainer/learning_rate", "grey"),
+    ]
+
+
+def has_accuracy(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether anything was right: a reward that measures no accuracy never is."""
+    return any(value for value in column(records, "accuracy/mean"))
+
+
+def _range(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The rewards that there were; records of older versions do not say."""
+    lowest = [value for value in column(records, "reward/min") if value is not None]
+    highest = [value for value in column(records, "reward/max") if value is not None]
+    return min(lowest, default=-math.inf), max(highest, default=math.inf)
+
+
+def _of_parts(chart: _Charts, names: Sequence[str]) -> Iterator[Chart]:
+    for name in names[:_MOST_PARTS]:
+        source = name.removeprefix("mean/")
+        title = f"Reward part: {name}" if source == name else f"Reward on {source}"
+        yield from chart.one(title, "mean", f"reward/{name}", "teal", from_zero=False)
+
+
+def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rewards returned by names of their own, but for what is right: that is the accuracy."""
+    keys = {key for record in records for key in record if key.startswith("reward/")}
+    return sorted({key.removeprefix("reward/") for key in keys - {*REWARD_KEYS}} - {*VERDICTS, JUDGED})
 
 
 def _around(means: Sequence[float | None], spreads: Sequence[float | None]) -> list[tuple[float, float] | None]:
@@ -103,34 +159,6 @@ def _around(means: Sequence[float | None], spreads: Sequence[float | None]) -> l
         None if mean is None else (mean - (spread or 0.0), mean + (spread or 0.0))
         for mean, spread in zip(means, spreads, strict=True)
     ]
-
-
-def _of_answers(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Of a run that samples nothing."""
-
-    def chart(title: str, unit: str, key: str, colour: str, from_zero: bool = True, percent: bool = False) -> Chart:
-        series = [Series(title.lower(), column(records, key), colour)]
-        return Chart(title, unit, steps, series, from_zero=from_zero, percent=percent)
-
-    found = [
-        chart("Loss", "loss", "trainer/loss", "blue", from_zero=False),
-        chart("Perplexity", "perplexity", "sft/perplexity", "green", from_zero=False),
-        chart("Margin of the chosen", "beta x nats", "pairs/margin", "green", from_zero=False),
-        chart("Pairs in which the chosen is preferred", "share of pairs", "pairs/accuracy", "teal", percent=True),
-        chart("Gradient norm", "norm", "trainer/grad_norm", "violet"),
-        chart("Learning rate", "learning rate", "trainer/learning_rate", "grey"),
-        chart("Samples trained", "samples/s", "throughput/samples_per_s", "teal"),
-        chart("Tokens trained", "tokens/s", "throughput/tokens_per_s", "teal"),
-    ]
-    shown = [one for one in found if any(value is not None for value in one.series[0].values)]
-    return [*shown, _stack("The trainer's time", "trainer_time", _TRAINER, steps, records)]
-
-
-def _stack(
-    title: str, role: str, colours: Mapping[str, str], steps: Sequence[int], records: Sequence[Mapping[str, Any]]
-) -> Chart:
-    layers = [Series(name, column(records, f"{role}/{name}"), colour) for name, colour in colours.items()]
-    return Chart(title, "share of time", steps, layers, percent=True, stacked=True)
 
 
 def _ages(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> Chart:
@@ -148,7 +176,7 @@ def _ages(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def thin(records: Sequence[Mapping[str, Any]], most: int, of: int | None = None) -> list[dict[str, Any]]:
-    """At most `most` records: means over equal runs of steps, but the maximum of staleness/max; nothing if few.
+    """At most `most` records: means over equal runs of steps, but the largest of .../max, the smallest of .../min.
     `of`: as if there were so many, to be shown beside another run."""
     stride = -(-(of or len(records)) // most)
     if stride <= 1:
@@ -160,7 +188,7 @@ def _mean(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key in records[0]:
         values = [r[key] for r in records if isinstance(r.get(key), int | float)]
-        merged[key] = (max(values) if key == "staleness/max" else statistics.fmean(values)) if values else None
+        merged[key] = _OF_MANY.get(key.rpartition("/")[2], statistics.fmean)(values) if values else None
     merged["step"] = records[0]["step"]
     counts = zip_longest(*(_histogram(record) for record in records), fillvalue=0)
     merged["staleness/histogram"] = [sum(tokens) for tokens in counts]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from html import escape
@@ -15,10 +16,11 @@ from typing import Any
 
 from asyncrl.metric_names import has_answers
 from asyncrl.observe.bottleneck import SHARES, bottleneck, bottleneck_of_answers
+from asyncrl.recipe.paths import leaves
 from asyncrl.recipe.secret import masked
 from asyncrl.report import evaluations, page, samples, standing
 from asyncrl.report.charts import grid, script
-from asyncrl.report.curves import charts, column, thin
+from asyncrl.report.curves import column, has_accuracy, learning, machinery, thin
 from asyncrl.report.run_files import RunFiles, Signature
 from asyncrl.report.timeline import timeline
 from asyncrl.storage.run_dir import alike
@@ -27,6 +29,14 @@ from asyncrl.terminal.progress import duration
 
 _MOST_COLUMNS = 300
 _MOST_LISTED = 50
+_NEWEST = 10
+"""Steps of which the best and the worst sample are shown."""
+_MAIN = (
+    *("group_size", "groups_per_step", "max_staleness", "algorithm.advantage", "algorithm.loss"),
+    *("trainer.learning_rate", "rollout.max_new_tokens", "rollout.temperature"),
+)
+_MAIN_OF_ANSWERS = ("groups_per_step", "algorithm.loss", "trainer.learning_rate")
+"""Keys that the top of the page names."""
 _LISTED = {
     "step": "step",
     "reward/mean": "reward",
@@ -109,8 +119,23 @@ def _title(files: RunFiles) -> str:
     model = f"{recipe['model']}, {source}" if "model" in recipe else "recipe.yaml is missing or not readable"
     track = recipe.get("track")
     notes = str(track.get("notes") or "") if isinstance(track, dict) else ""
-    lines = "".join(f'<p class="soft">{escape(line)}</p>' for line in (model, notes) if line)
+    main = _MAIN_OF_ANSWERS if files.records and has_answers(files.records[-1]) else _MAIN
+    shown = (model, _settings(recipe, main), _origin(files.status), notes)
+    lines = "".join(f'<p class="soft">{escape(line)}</p>' for line in shown if line)
     return f"<h1>{escape(files.run_dir.resolve().name)}</h1>{lines}"
+
+
+def _settings(recipe: Mapping[str, Any], keys: Sequence[str]) -> str:
+    values = dict(leaves(recipe))
+    return ", ".join(f"{key} {values[key]}" for key in keys if values.get(key) is not None)
+
+
+def _origin(status: Mapping[str, Any]) -> str:
+    """When and where the run was last started, and by which version."""
+    if "began_s" not in status:
+        return ""
+    began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(status["began_s"]))
+    return f"started {began} on {status.get('host', '?')}, asyncrl {status.get('asyncrl', '?')}"
 
 
 def _headline(files: RunFiles) -> str:
@@ -131,7 +156,7 @@ def _headline(files: RunFiles) -> str:
     word = "final" if summary else "last"
     figures = [
         *evaluations.tiles(files.evaluations),
-        (_percent(last.get("accuracy/mean")), f"{word} accuracy", f"first step {_percent(first.get('accuracy/mean'))}"),
+        *_accuracy(records, word),
         (number(last.get("reward/mean")), f"{word} reward", f"first step {number(first.get('reward/mean'))}"),
         (f"{last['step'] + 1}", "steps", f"of {planned} planned" if planned else ""),
         (duration(summary.get("wall_s") or last.get("time_s") or 0.0), "wall time", ""),
@@ -140,6 +165,12 @@ def _headline(files: RunFiles) -> str:
         (f"{failed or 0:,}", "rewards failed", f"{_percent(share)} lately"),
     ]
     return page.tiles(figures) + lines
+
+
+def _accuracy(records: Sequence[Mapping[str, Any]], word: str) -> list[tuple[str, str, str]]:
+    """None where nothing was ever right: not every reward says what is."""
+    first, last = (_percent(record.get("accuracy/mean")) for record in (records[0], records[-1]))
+    return [(last, f"{word} accuracy", f"first step {first}")] if has_accuracy(records) else []
 
 
 def _figures_of_answers(files: RunFiles) -> list[tuple[str, str, str]]:
@@ -168,14 +199,24 @@ def _evaluations(files: RunFiles) -> str:
 
 
 def _warnings(files: RunFiles) -> str:
-    return page.section("Warnings", standing.warnings(files.health, files.records) + standing.logged(files.status))
+    return standing.warnings(files.health)
+
+
+def _past(files: RunFiles) -> str:
+    return page.section("Messages", standing.past(files.health) + standing.logged(files.status))
 
 
 def _charts(files: RunFiles) -> str:
     if not files.records:
         return ""
-    drawn = grid(charts(thin(files.records, _MOST_COLUMNS)), first=not files.evaluations)
-    return page.section("By step", drawn + _listed(files.records))
+    drawn = grid(learning(thin(files.records, _MOST_COLUMNS)), first=not files.evaluations)
+    return page.section("Training", drawn + _listed(files.records))
+
+
+def _machinery(files: RunFiles) -> str:
+    if not files.records:
+        return ""
+    return page.section("Staleness, weights, time", grid(machinery(thin(files.records, _MOST_COLUMNS)), first=False))
 
 
 def _listed(records: Sequence[Mapping[str, Any]]) -> str:
@@ -205,8 +246,10 @@ def _ledger(files: RunFiles) -> str:
 
 
 def _samples(files: RunFiles) -> str:
-    chosen = samples.choose(files.samples(samples.spread(files.sampled_steps)))
-    return page.section("Sample trajectories", samples.html(chosen))
+    steps = files.sampled_steps
+    newest = samples.extremes(files.samples(steps[-_NEWEST:]))
+    over_time = [one for one in samples.choose(files.samples(samples.spread(steps))) if one not in newest]
+    return page.section("Samples", samples.html([*newest, *over_time]))
 
 
 def _recipe(files: RunFiles) -> str:
@@ -216,15 +259,17 @@ def _recipe(files: RunFiles) -> str:
 
 
 _PARTS: dict[str, tuple[Callable[[RunFiles], str], tuple[str, ...]]] = {
-    "title": (_title, ("recipe.yaml",)),
+    "title": (_title, ("recipe.yaml", "metrics.jsonl", "status.json")),
+    "warnings": (_warnings, ("metrics.jsonl",)),
     "headline": (_headline, ("recipe.yaml", "metrics.jsonl", "summary.json", "evaluations.jsonl")),
     "evaluations": (_evaluations, ("evaluations.jsonl",)),
-    "warnings": (_warnings, ("metrics.jsonl", "status.json")),
     "charts": (_charts, ("recipe.yaml", "metrics.jsonl", "summary.json", "evaluations.jsonl")),
+    "samples": (_samples, ("samples.jsonl",)),
+    "machinery": (_machinery, ("metrics.jsonl",)),
     "timeline": (_timeline, ("trace.json",)),
     "generators": (_generators, ("status.json", "metrics.jsonl")),
     "ledger": (_ledger, ("status.json", "metrics.jsonl", "summary.json")),
-    "samples": (_samples, ("samples.jsonl",)),
+    "messages": (_past, ("metrics.jsonl", "status.json")),
     "recipe": (_recipe, ("recipe.yaml",)),
 }
 """How each part is made, and from which files."""

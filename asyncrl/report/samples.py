@@ -27,6 +27,14 @@ def spread(found: Sequence[T], most: int = _MOST_SAMPLES) -> list[T]:
     return [found[place] for place in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]
 
 
+def extremes(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The one with the highest reward and the one with the lowest, of several the newest; none if all are equal."""
+    judged = [sample for sample in samples if isinstance(sample.get("reward"), int | float)]
+    best = max(judged, key=lambda s: (s["reward"], s["step"]), default={})
+    worst = min(judged, key=lambda s: (s["reward"], -s["step"]), default={})
+    return [best, worst] if best.get("reward") != worst.get("reward") else []
+
+
 def choose(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """One sample of each step: one that passed the trainer's model, and of these the one with the most versions."""
     by_step: dict[int, list[Mapping[str, Any]]] = {}
@@ -76,6 +84,7 @@ def _card(sample: Mapping[str, Any]) -> str:
         f'<article class="card"><h3>{title}</h3> {coloured}'
         f"<dl><dt>prompt</dt>{_text(_cut(str(sample.get('prompt', ''))), f'prompt of {title}')}"
         f"<dt>completion</dt>{_text(_completion(sample, colours), f'completion of {title}')}"
+        f"{_expected(sample)}"
         f"{_notes(sample)}</dl></article>"
     )
 
@@ -83,6 +92,11 @@ def _card(sample: Mapping[str, Any]) -> str:
 def _is_sampled(sample: Mapping[str, Any]) -> bool:
     """An answer that the data has was sampled by no version, and nobody judged it."""
     return "reward" in sample
+
+
+def _expected(sample: Mapping[str, Any]) -> str:
+    """The answer that its row has."""
+    return f"<dt>expected</dt><dd>{escape(str(sample['expected']))}</dd>" if "expected" in sample else ""
 
 
 def _notes(sample: Mapping[str, Any]) -> str:

@@ -56,6 +56,9 @@ STATUS: dict[str, Any] = {
     "generators": list[Generator],
     "warnings": list[str],
     "log": list[tuple[Time, str]],
+    "began_s": Time,
+    "host": str,
+    "asyncrl": str,
 }
 EVALUATION: dict[str, Any] = {
     "name": str,
@@ -77,6 +80,7 @@ SAMPLE: dict[str, Any] = {
     "task": Count,
     "prompt": str,
     "completion": str,
+    "expected": str,
     "tokens": list[str],
     "versions": list[_Version],
     "gaps": list[Figure | None] | None,

@@ -92,23 +92,22 @@ def logged(status: Mapping[str, Any]) -> str:
         for when, text in reversed(status.get("log") or ())
         if not re.match(r"step \d+: ", text)
     ]
-    return page.table(("UTC", "said by the driver"), rows, "warnings in the log") if rows else ""
+    return page.table(("UTC", "driver log"), rows, "warnings in the log") if rows else ""
 
 
-def warnings(health: Health, records: Sequence[Mapping[str, Any]]) -> str:
-    """Those that hold now stand out; of each that held before, when it did and how it read last."""
-    if not records:
-        return ""
-    current = "".join(
+def warnings(health: Health) -> str:
+    """Those that hold now; empty if none does."""
+    return "".join(
         page.line(f"{_when(said)}: {said.sentence}", warn=True)
         for name, said in health.said.items()
         if name in health.active
     )
-    past = [(_when(said), said.sentence) for name, said in health.said.items() if name not in health.active]
-    table = page.table(("held", "warning"), past, "warnings that no longer hold") if past else ""
-    if not current:
-        current = f'<p class="soft">No warning holds at step {records[-1]["step"]}.</p>'
-    return current + table
+
+
+def past(health: Health) -> str:
+    """Of each warning that no longer holds, when it did and how it read last; empty if there is none."""
+    rows = [(_when(said), said.sentence) for name, said in health.said.items() if name not in health.active]
+    return page.table(("held", "warning"), rows, "warnings that no longer hold") if rows else ""
 
 
 def _when(said: Said) -> str:

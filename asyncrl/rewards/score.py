@@ -7,11 +7,11 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from asyncrl.metric_names import VERDICTS
+from asyncrl.metric_names import REWARD_KEYS, VERDICTS
 from asyncrl.plugins import encodable, one_line, shown
 
 _MAX_ERROR_CHARS = _MAX_NOTE_CHARS = 500
-RESERVED = ("mean", "std")
+RESERVED = tuple(key.partition("/")[2] for key in REWARD_KEYS)
 """Under `reward/` in the records."""
 NO_LISTS = (str, bytes, bytearray, Mapping, Set)
 """Have a length, but not a value for each completion, in order."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +44,9 @@ from asyncrl.weights.update import WeightUpdate
 from asyncrl.weights.verify import probe_tokens
 
 logger = logging.getLogger(__name__)
+
+_ANSWERS = ("answer", "ground_truth", "solution", "label", "target")
+_MOST_EXPECTED_CHARS = 500
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ class Generator:
             "completion": text,
             "tokens": await self.runner.texts.words(first.tokens[first.prompt_length :].tolist()),
             "versions": first.versions[first.prompt_length :].tolist(),
-            **({} if task.answers else {"reward": first.reward}),
+            **({} if task.answers else {"reward": first.reward, **_expected(task.row)}),
             **({"notes": first.notes} if first.notes else {}),
         }
 
@@ -250,3 +253,11 @@ class Generator:
         if self.environment is not None:
             await self.environment.close()
         await self.engine.close()
+
+
+def _expected(row: Mapping[str, Any]) -> dict[str, str]:
+    """The answer that a row has for its reward, under one of the names that data sets use for it."""
+    gold = row.get("reward_model")
+    named = {**row, **gold} if isinstance(gold, Mapping) else row
+    found = next((named[name] for name in _ANSWERS if named.get(name) is not None), None)
+    return {} if found is None else {"expected": str(found)[:_MOST_EXPECTED_CHARS]}

@@ -18,7 +18,9 @@ def visible(text: str) -> str:
 
 
 class VisibleFormatter(logging.Formatter):
-    """A log names what went wrong in the words of rewards, models and files."""
+    """A log names what went wrong in the words of rewards, models and files. `%(level)s` is the level and a space, of
+    warnings and what is worse."""
 
     def format(self, record: logging.LogRecord) -> str:
+        record.level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
         return visible(super().format(record))

@@ -40,8 +40,14 @@ _ETA_STEPS = 10
 _MOST_GENERATORS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
-_FIGURES = {"reward": "reward/mean", "accuracy": "accuracy/mean", "teacher KL": "distil/kl"}
-"""The last of those that have a teacher."""
+_FIGURES = {
+    "reward": "reward/mean",
+    "accuracy": "accuracy/mean",
+    "teacher KL": "distil/kl",
+    "length": "completion/tokens_mean",
+    "entropy": "trainer/entropy",
+}
+"""Those that the run has; accuracy, once anything is right."""
 _OF_ANSWERS = {
     "loss": "trainer/loss",
     "perplexity": "sft/perplexity",
@@ -77,6 +83,7 @@ class LiveView:
         self._clock = clock
         self._phase = Phase("starting", clock())
         self._record: Mapping[str, Any] = {}
+        self._sample: Mapping[str, Any] = {}
         self._history: dict[str, list[float]] = {key: [] for key in (*_FIGURES.values(), *_OF_ANSWERS.values())}
         self._times_s: list[float] = []
         self._status: Mapping[str, Any] = {}
@@ -106,9 +113,10 @@ class LiveView:
             if self._phase is phase:
                 self._phase = before
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        """The figures of a step that is done (names of `metric_names.STEP_KEYS`)."""
-        self._record = record
+    def step(self, record: Mapping[str, Any], sample: Mapping[str, Any] | None = None) -> None:
+        """The figures of a step that is done (names of `metric_names.STEP_KEYS`), and a trajectory that it trained:
+        prompt, completion, reward."""
+        self._record, self._sample = record, sample or {}
         for key, values in self._history.items():
             if record.get(key) is not None:
                 values.append(record[key])
@@ -226,7 +234,7 @@ class LiveView:
         blocks = _ASCII_BLOCKS if self.console.options.ascii_only else _BLOCKS
         answers = has_answers(record)
         for name, key in _OF_ANSWERS.items() if answers else _FIGURES.items():
-            if (answers or key == "distil/kl") and record.get(key) is None:
+            if record.get(key) is None or (key == "accuracy/mean" and not any(self._history[key])):
                 continue
             figure = Text(f"{number(record.get(key)):>7}  ")
             rows.add_row(name, figure.append(sparkline(self._history[key], blocks), "cyan"))
@@ -239,6 +247,10 @@ class LiveView:
         if not answers:
             rows.add_row("generators", _share_line(record, "generator_time", _GENERATOR_STYLES))
         samples, tokens = record.get("throughput/samples_per_s"), record.get("throughput/tokens_per_s")
+        for part in ("prompt", "completion") if self._sample else ():
+            rows.add_row(
+                part, Text(" ".join(str(self._sample.get(part, "")).split()), no_wrap=True, overflow="ellipsis")
+            )
         rows.add_row("throughput", Text(f"{number(samples, 1)} samples/s   {number(tokens, 0)} tokens/s"))
 
 

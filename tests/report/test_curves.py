@@ -8,11 +8,11 @@ import pytest
 from plots import figures
 
 from asyncrl.report.charts import grid
-from asyncrl.report.curves import charts, thin
+from asyncrl.report.curves import learning, machinery, thin
 
 
 def drawn(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return figures(grid(charts(records)))
+    return figures(grid([*learning(records), *machinery(records)]))
 
 
 def test_ages_are_summed_over_thinned_steps_and_the_oldest_drawn_together(made_up: Any) -> None:
@@ -27,12 +27,15 @@ def test_ages_are_summed_over_thinned_steps_and_the_oldest_drawn_together(made_u
     assert (ages["layout"]["barmode"], ages["layout"]["yaxis"]["range"]) == ("stack", [0, 1])
 
 
-def test_a_long_run_is_thinned_to_means_and_its_largest_age_stays(made_up: Any) -> None:
+def test_a_long_run_is_thinned_to_means_and_what_is_extreme_stays(made_up: Any) -> None:
     records = made_up.records(10)
     records[3]["staleness/max"] = 9
+    for step, record in enumerate(records):
+        record |= {"reward/min": -4.0 if step == 5 else 0.0, "reward/max": 7.0 if step == 4 else 1.0}
     thinned = thin(records, 3)
     assert [r["step"] for r in thinned] == [0, 4, 8]
     assert [r["staleness/max"] for r in thinned] == [9, 2, 2]
+    assert (thinned[1]["reward/min"], thinned[1]["reward/max"]) == (-4.0, 7.0)
     assert thinned[2]["reward/mean"] == (records[8]["reward/mean"] + records[9]["reward/mean"]) / 2
 
 
@@ -42,7 +45,7 @@ def test_figures_at_the_ends_of_what_a_float_holds_are_drawn(made_up: Any, figur
     for step, key in enumerate(("completion/truncated_share", "reward/mean", "reward/std")):
         records[step][key] = figure
     found = drawn(records)
-    assert len(found) == 13
+    assert len(found) == 14
     numbers = [y for shown in found.values() for trace in shown["data"] for y in trace["y"] if y is not None]
     assert all(y == 0 or 1e-13 < abs(y) < 1e16 for y in numbers)
 
@@ -60,7 +63,7 @@ def test_a_run_with_a_teacher_shows_how_far_it_is_from_it(made_up: Any) -> None:
 def test_figures_that_are_missing_leave_gaps() -> None:
     records: list[dict[str, Any]] = [{"step": step} for step in range(6)]
     assert drawn(records) == {}
-    assert grid(charts(records)).count("no figures yet") == 13
+    assert grid([*learning(records), *machinery(records)]).count("no figures yet") == 10
     for step, figure in ((0, 0.5), (2, 0.25), (3, 0.75)):
         records[step] |= {"reward/mean": figure, "reward/std": 0.125}
     band, line = drawn(records)["Reward"]["data"]
@@ -69,6 +72,30 @@ def test_figures_that_are_missing_leave_gaps() -> None:
     assert band["y"] == [0.625, 0.375, None, 0.375, 0.875, 0.625, 0.125, None]
     assert band["x"] == [0, 0, None, 2, 3, 3, 2, None]
     assert band["legendgroup"] == line["legendgroup"]
+
+
+def test_the_band_stays_within_the_rewards_that_there_were(made_up: Any) -> None:
+    records = made_up.records(2)
+    for record in records:
+        record |= {"reward/mean": 0.875, "reward/std": 0.5, "reward/min": 0.0, "reward/max": 1.0}
+    band, _ = drawn(records)["Reward"]["data"]
+    assert band["y"] == [1.0, 1.0, 0.375, 0.375, None]
+
+
+def test_what_a_reader_looks_for_comes_first(made_up: Any) -> None:
+    records = made_up.records(3)
+    for record in records:
+        record |= {f"trainer/{name}": 0.5 for name in ("entropy", "grad_norm", "loss", "learning_rate")}
+        record |= {"reward/format": 0.25}
+    assert [chart.title for chart in learning(records)] == [
+        *("Reward", "Accuracy", "Completion length", "Truncated completions, failed rewards", "Entropy"),
+        *("Gradient norm", "Loss", "Learning rate", "Reward part: format"),
+    ]
+
+
+def test_a_reward_that_is_never_1_has_no_accuracy(made_up: Any) -> None:
+    records = [record | {"accuracy/mean": 0.0} for record in made_up.records(3)]
+    assert "Accuracy" not in drawn(records)
 
 
 def test_each_axis_has_its_unit(made_up: Any) -> None:

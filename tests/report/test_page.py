@@ -201,7 +201,7 @@ def test_landmarks_and_headings_are_in_order(browser: Browser, url: str) -> None
 # -- the plots
 
 
-ALL_DRAWN = "!document.querySelector('.plot:not(:has(.legend))')"
+ALL_DRAWN = "!document.querySelector('.plot:not(:has(.main-svg))')"
 TOLD = "[...document.querySelectorAll('.hoverlayer text')].map((text) => text.textContent)"
 
 

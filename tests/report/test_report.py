@@ -53,7 +53,7 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     page = Page(text)
     assert page.fetched == []
     assert list(figures(text))[:2] == ["Reward", "Accuracy"]
-    assert len(figures(text)) == page.tags.count("figcaption") == 13
+    assert len(figures(text)) == page.tags.count("figcaption") == 14
     assert page.tags.count("script") == page.tags.count("noscript") == 1
     assert text.rindex("alert(1)") < text.index("<script")
     assert "&lt;script&gt;" in text
@@ -61,7 +61,7 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     assert "From step 5 on: reward, source was &lt;a&gt;, is &lt;b&gt;" in text
     assert "<b>2</b><span>bound 2 updates</span>" in text
     assert "<span>rewards failed</span><b>1,609</b><span>27.0 % lately</span>" in text
-    assert "Completions cut off, rewards that failed" in text
+    assert "Truncated completions, failed rewards" in text
     assert "prefers-color-scheme: dark" in text
 
 
@@ -73,7 +73,7 @@ def test_a_run_on_answers_has_loss_and_perplexity_and_no_reward(made_up: Any, tm
     text = write_report(run).read_text()
     assert list(figures(text)) == [
         *("Loss", "Perplexity", "Gradient norm", "Learning rate", "Samples trained", "Tokens trained"),
-        "The trainer's time",
+        "Trainer time",
     ]
     assert "<span>last loss</span><b>0.150</b><span>first step 3.000</span>" in text
     assert "<b>5.00</b><span>passes over the data</span>" in text
@@ -84,7 +84,7 @@ def test_a_run_on_answers_has_loss_and_perplexity_and_no_reward(made_up: Any, tm
 
 def test_a_crashed_run_has_what_there_is(made_up: Any, tmp_path: Path) -> None:
     drawn = figures(write_report(run_dir(made_up, tmp_path, 7)).read_text())
-    assert len(drawn) == 13
+    assert len(drawn) == 14
     assert all(trace["x"] for figure in drawn.values() for trace in figure["data"])
 
 

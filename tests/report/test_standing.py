@@ -57,16 +57,15 @@ def test_warnings_that_hold_stand_out_from_those_that_held(made_up: Any) -> None
         off = {"offpolicy/ess": 0.1 + 0.01 * step} if step in (1, 2, 4) else {}
         off |= {"trainer/entropy": 0.001} if step == 5 else {}
         health.check(record | off)
-    html = standing.warnings(health, records)
+    html = standing.warnings(health)
     assert re.findall(r'class="line warn">(.*?) is', html) == ["at step 5: trainer/entropy"]
-    ((when, sentence),) = cells(html)
+    ((when, sentence),) = cells(standing.past(health))
     assert when == "at 3 of the steps 1 to 4"
     assert sentence.startswith("offpolicy/ess is 0.14")
     for step in (6, 7):
         health.check(made_up.records(1)[0] | {"step": step, "trainer/entropy": 0.001})
-    assert "at the steps 5 to 7: trainer/entropy" in standing.warnings(health, records)
-    assert "No warning holds at step 5" in standing.warnings(Health(), records)
-    assert standing.warnings(Health(), []) == ""
+    assert "at the steps 5 to 7: trainer/entropy" in standing.warnings(health)
+    assert standing.warnings(Health()) == standing.past(Health()) == ""
 
 
 def test_what_the_driver_logged_is_shown_but_not_what_a_step_showed() -> None:

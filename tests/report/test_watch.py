@@ -25,7 +25,7 @@ from asyncrl.observe.trace import Span, TraceFile
 from asyncrl.processes.lock import RunLock
 from asyncrl.report.watch import Following
 
-DRAWN = "document.querySelectorAll('#charts .plot .legend').length"
+DRAWN = "document.querySelectorAll(':is(#charts, #machinery) .plot:has(.main-svg)').length"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser on this machine")
 
 
@@ -83,7 +83,7 @@ def test_the_page_follows_the_run(watching: Watching, run_dir: Path, made_up: An
     assert "not running, and not done" in page
     assert "trainer steps" in page  # the timeline's row
     first = watching.get("sections")
-    assert len(figures(first["sections"]["charts"])) == 13
+    assert len(figures(first["sections"]["charts"] + first["sections"]["machinery"])) == 14
     assert watching.get(f"sections?seen={first['seen']}") == {"seen": first["seen"], "sections": {}}
     with RunLock(run_dir):
         running = watching.get(f"sections?seen={first['seen']}")
@@ -206,7 +206,7 @@ def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching,
     with Browser() as browser:
         browser.look(1280)
         browser.open(watching.url)
-        browser.until(f"{DRAWN} === 13")
+        browser.until(f"{DRAWN} === 14")
         browser.value("document.querySelector('#charts details').open = true")
         browser.mouse(browser.middle("[aria-label=Reward] .legendtoggle"), pressed=True)
         browser.until("document.querySelector('[aria-label=Reward]').data[1].visible === 'legendonly'")
@@ -226,7 +226,7 @@ def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching,
         assert browser.value("document.querySelector('[aria-label=Accuracy]').layout.xaxis.range") == zoomed
         browser.until("document.querySelector('[aria-label=Reward]').data[1].x.length === 8")
         assert browser.value("document.querySelector('[aria-label=Reward]').data[1].visible") == "legendonly"
-        assert browser.value(DRAWN) == 13
+        assert browser.value(DRAWN) == 14
         assert browser.complaints == []
         assert {url.partition("?")[0] for url in browser.requests} == {watching.url, watching.url + "sections"}
         # What a part brings that is no part of the page: nothing of it runs.
@@ -268,7 +268,7 @@ def test_a_browser_shows_a_long_run_at_once_and_draws_it_soon(long_run_dir: Path
                 browser.look(1280)
                 before_s = browser.cpu_s()
                 browser.open(watching.url)
-                browser.until(f"{DRAWN} === 13")
+                browser.until(f"{DRAWN} === 14")
                 drawn_s = browser.cpu_s() - before_s
                 times_s.append((browser.value("performance.getEntriesByType('paint')[0].startTime / 1000"), drawn_s))
         finally:
@@ -290,6 +290,6 @@ def test_following_a_long_run_costs_next_to_nothing(watching_long: Watching, lon
     for step in range(2000, 2005):
         MetricsWriter(long_run_dir / "metrics.jsonl").write({**made_up.records(1)[0], "step": step})
         found = watching_long.get(f"sections?seen={number}")
-        assert f"at step {step}" in found["sections"]["warnings"]
+        assert f"<b>{step + 1}</b>" in found["sections"]["headline"]
         number = found["seen"]
     assert (watching_long.cpu_s() - before) / 5 < 1

@@ -51,6 +51,23 @@ def test_the_panel_shows_progress_tasks_and_waits(made_up: Any) -> None:
         assert text in panel
 
 
+def test_the_panel_shows_curves_and_a_sample_on_a_line_each(made_up: Any) -> None:
+    out = io.StringIO()
+    with LiveView(20, "arithmetic", 2, Console(file=out, force_terminal=True, width=80, height=40)) as view:
+        for record in made_up.records():
+            view.step(record | {"accuracy/mean": 0.0}, {"prompt": "What is\n3 + 5?", "completion": "It is " + 99 * "8"})
+        view._live.refresh()
+    rows = [line for line in out.getvalue().rpartition("progress")[2].splitlines() if "\u2502" in line]
+    (prompt,) = [row for row in rows if "prompt" in row]
+    (completion,) = [row for row in rows if "completion" in row]
+    assert "What is 3 + 5?" in prompt
+    assert "It is 888" in completion
+    assert "\u2026" in completion
+    assert any("reward" in row and "\u2588" in row for row in rows)
+    assert any("length" in row for row in rows)
+    assert not any("accuracy" in row for row in rows)
+
+
 def test_a_step_says_how_far_the_teacher_is() -> None:
     record: dict[str, Any] = {"step": 4, "time_s": 9.0, "distil/kl": 0.125}
     assert "  teacher KL 0.125  " in step_line(record, 20, 1)
