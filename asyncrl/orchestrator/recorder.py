@@ -48,7 +48,9 @@ class Recorder:
         self._wall_before_s = float(self.last.get("time_s", 0.0))
         self._tokens_generated = int(self.last.get("tokens/generated", 0))
         self._reward_failures = int(self.last.get("rewards/failed", 0))
-        self._failures = RewardFailures()
+        self._failures, self._silences = RewardFailures(), RewardFailures()
+        self._untaught = int(self.last.get("distil/failed", 0))
+        """Trajectories of which a teacher has failed to say anything."""
         self._asked = self._failed = 0
         """Rewards since the last step, and those of them that failed."""
         self._groups: dict[Key, GroupSummary] = {}
@@ -78,13 +80,18 @@ class Recorder:
     # -- from the driver
 
     def group(self, summary: GroupSummary) -> None:
+        silences = [error for error in summary.taught if error]
+        self._untaught += len(silences)
+        for message in self._silences.add(silences):
+            logger.warning("a trajectory is not taught: %s (distil/failed counts them)", message)
         errors = [*summary.errors, *summary.replaced]
         self._reward_failures += len(errors)
         self._asked += len(summary.rewards) + len(summary.replaced)
         self._failed += len(errors)
         for message in self._failures.add(errors):
             what = "an episode" if message.startswith(("the environment", "the episode")) else "a reward"
-            logger.warning("%s failed, and its trajectory is not trained: %s", what, message)
+            if message not in silences:
+                logger.warning("%s failed, and its trajectory is not trained: %s", what, message)
         self._tokens_generated += summary.num_tokens
         if summary.detail and summary.reason not in self._said:
             self._said.add(summary.reason)
@@ -160,6 +167,8 @@ class Recorder:
         if self._num_answered:
             record |= {"reward/mean": None, "reward/std": None, "accuracy/mean": None, "rewards/failed_share": None}
             record["data/epoch"] = (ledger.trained + ledger.filtered) / self._num_answered
+        if "distil/taught_share" in record or self._untaught:
+            record["distil/failed"] = self._untaught
         complete(record)
         for sentence in self._health.check(record):
             logger.warning("step %d: %s", step, sentence)
@@ -206,6 +215,7 @@ class Recorder:
             "reward_failures": self._reward_failures,
             # Of this process: what a run before its resume met is counted above only.
             "reward_failure_reasons": self._failures.counts,
+            **({"teacher_failure_reasons": counts} if (counts := self._silences.counts) else {}),
             "changes": fingerprint.changes(self.run_dir),
             "final": self.last,
             "bottleneck": (bottleneck_of_answers if self._num_answered else bottleneck)(means) if means else "",

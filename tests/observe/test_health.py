@@ -228,3 +228,19 @@ def test_the_first_failure_of_each_kind_is_logged_and_all_are_counted(
     summary = recorder.finish(_ledger(1), worst_case=0)
     assert summary["reward_failures"] == 3
     assert summary["reward_failure_reasons"] == {bad: 2, "timed out after 30 s": 1}
+
+
+def test_what_a_teacher_has_not_said_is_logged_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, also where there is no reward and it fails with that; a resume goes on counting."""
+    recorder, away = _recorder(tmp_path), "the teacher at http://x answers HTTP 503, for 9 s (timeout_s)"
+    beside = GroupSummary(0, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], taught=[None, away])
+    alone = GroupSummary(1, 0, "failed", "reward", rewards=[None] * 2, errors=[away] * 2, taught=[away] * 2)
+    with caplog.at_level(logging.WARNING, "asyncrl"):
+        for summary in (beside, alone):
+            recorder.group(summary)
+    assert caplog.messages == [f"a trajectory is not taught: {away} (distil/failed counts them)"]
+    assert _step(recorder, 0, SOUND)["distil/failed"] == 3
+    assert recorder.finish(_ledger(0), worst_case=0)["teacher_failure_reasons"] == {away: 3}
+    again = _recorder(tmp_path)
+    again.group(beside)
+    assert _step(again, 1, SOUND)["distil/failed"] == 4
