@@ -80,6 +80,7 @@ class Generator:
         self.outbox = Outbox(buffer)
         self.occupancy = Occupancy()
         self.tokens_generated = 0
+        self.teaching: Teaching | None = None
         self.transfers = 0
         """Of weights, that are in flight."""
 
@@ -254,7 +255,8 @@ class Generator:
     async def close(self) -> None:
         for pool in {self.rewards, *self.held_out.values()} - {None}:
             pool.close()
-        await self.teaching.close()
+        if self.teaching is not None:
+            await self.teaching.close()
         if self.environment is not None:
             await self.environment.close()
         await self.engine.close()
