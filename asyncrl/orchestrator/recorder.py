@@ -36,11 +36,16 @@ class Recorder:
     """One run's figures. Times in seconds; the window of a step goes from the end of the step before to its own."""
 
     def __init__(
-        self, run_dir: Path, writer: MetricsWriter, trackers: Trackers, num_answered: int | None = None
+        self,
+        run_dir: Path,
+        writer: MetricsWriter,
+        trackers: Trackers,
+        num_answered: int | None = None,
+        taught_alone: bool = False,
     ) -> None:
         """Goes on from the last record there is, if any. `num_answered`: rows of the data, if they have the answers, so
-        that there are epochs but no rewards."""
-        self.run_dir, self._num_answered = run_dir, num_answered
+        that there are epochs but no rewards. `taught_alone`: rewards are zeros that mean nothing."""
+        self.run_dir, self._num_answered, self._taught_alone = run_dir, num_answered, taught_alone
         self._writer = writer
         self._trackers = trackers
         records = writer.records()
@@ -164,8 +169,10 @@ class Recorder:
             **dict.fromkeys(TRAINER_KEYS),
             **result.report.metrics,
         }
+        if self._num_answered or self._taught_alone:
+            record |= {"reward/mean": None, "reward/std": None, "accuracy/mean": None}
         if self._num_answered:
-            record |= {"reward/mean": None, "reward/std": None, "accuracy/mean": None, "rewards/failed_share": None}
+            record["rewards/failed_share"] = None
             record["data/epoch"] = (ledger.trained + ledger.filtered) / self._num_answered
         if "distil/taught_share" in record or self._untaught:
             record["distil/failed"] = self._untaught

@@ -273,7 +273,9 @@ async def _run(
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
     trackers = _trackers(recipe, run_dir, base_dir, hooks)
-    recorder = Recorder(run_dir, writer, trackers, tasks.num_rows if recipe.from_data else None)
+    recorder = Recorder(
+        run_dir, writer, trackers, tasks.num_rows if recipe.from_data else None, taught_alone=recipe.taught_alone
+    )
     driver = Driver(recipe, run_dir, actors, recovered, tasks, held_out, recorder, view)
     loop = asyncio.get_running_loop()
 

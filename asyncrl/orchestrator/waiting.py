@@ -54,8 +54,11 @@ class WaitingFor:
         """In the order of their begin; thousands of groups may be waited for."""
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, awaitable: Awaitable[T], whom: str, what: str, deadline_s: float) -> T:
-        """Await with a deadline. Raises DeadlineExceeded naming whom was waited for, for what, and the other waits."""
+    async def __call__(
+        self, awaitable: Awaitable[T], whom: str, what: str, deadline_s: float, *, part: bool = False
+    ) -> T:
+        """Await with a deadline. `part`: of another wait, which is logged for all its parts. Raises DeadlineExceeded
+        naming whom was waited for, for what, and the other waits."""
         wait = Wait(whom, what, time.monotonic(), deadline_s)
         self._waits[wait] = None
         task = asyncio.ensure_future(awaitable)
@@ -70,7 +73,8 @@ class WaitingFor:
                     raise error
                 await asyncio.wait({task}, timeout=min(left_s, wait.since + next_warning_s - time.monotonic()))
                 if not task.done() and wait.age_s >= next_warning_s:
-                    logger.warning("still waiting for %s", str(wait))
+                    if not part:
+                        logger.warning("still waiting for %s", str(wait))
                     if next_warning_s == self._warn_s:
                         self._overdue(whom)
                     next_warning_s *= 2

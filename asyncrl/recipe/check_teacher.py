@@ -111,9 +111,6 @@ def _faults_alone(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
     best = recipe.checkpoint.keep_best or ""
     if best.startswith(("reward/", "accuracy/")):
         yield (
-            f"checkpoint.keep_best {best} is always 0, as there are no rewards beside the teacher; take the score of "
+            f"checkpoint.keep_best: no step has {best}, as there are no rewards beside the teacher; take the score of "
             "an evaluation"
         )
-    for place, part in enumerate(recipe.eval):
-        if part.reward is None:
-            yield f"eval.{place} has no reward, and the recipe has none; name the reward of this evaluation"

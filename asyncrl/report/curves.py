@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -31,17 +31,11 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
     if records and has_answers(records[-1]):
         return _of_answers(steps, records)
+    taught = _of_teacher(steps, records)
     bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
     return [
-        *_of_teacher(steps, records),
-        Chart(
-            "Reward",
-            "reward",
-            steps,
-            [line("mean, band ± 1 std", "reward/mean", "blue", "reward/std")],
-            from_zero=False,
-        ),
-        Chart("Accuracy", "share of trajectories", steps, [line("accuracy", "accuracy/mean", "green")], percent=True),
+        *taught,
+        *([] if taught and all(r.get("reward/mean") is None for r in records) else _of_rewards(steps, line)),
         Chart(
             "Completions cut off, rewards that failed",
             "share of trajectories",
@@ -85,6 +79,15 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
             [line("effective sample size", "offpolicy/ess", "blue"), line("clipped", "offpolicy/clip_fraction", "red")],
             percent=True,
         ),
+    ]
+
+
+def _of_rewards(steps: Sequence[int], line: Callable[..., Series]) -> list[Chart]:
+    reward = line("mean, band ± 1 std", "reward/mean", "blue", "reward/std")
+    accuracy = line("accuracy", "accuracy/mean", "green")
+    return [
+        Chart("Reward", "reward", steps, [reward], from_zero=False),
+        Chart("Accuracy", "share of trajectories", steps, [accuracy], percent=True),
     ]
 
 

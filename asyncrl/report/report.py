@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from html import escape
 from pathlib import Path
@@ -131,8 +131,7 @@ def _headline(files: RunFiles) -> str:
     word = "final" if summary else "last"
     figures = [
         *evaluations.tiles(files.evaluations),
-        (_percent(last.get("accuracy/mean")), f"{word} accuracy", f"first step {_percent(first.get('accuracy/mean'))}"),
-        (number(last.get("reward/mean")), f"{word} reward", f"first step {number(first.get('reward/mean'))}"),
+        *_learnt(first, last, word),
         (f"{last['step'] + 1}", "steps", f"of {planned} planned" if planned else ""),
         (duration(summary.get("wall_s") or last.get("time_s") or 0.0), "wall time", ""),
         (number(worst, 0), "largest staleness", f"bound {number(_bound(records, summary), 0)} updates"),
@@ -140,6 +139,16 @@ def _headline(files: RunFiles) -> str:
         (f"{failed or 0:,}", "rewards failed", f"{_percent(share)} lately"),
     ]
     return page.tiles(figures) + lines
+
+
+def _learnt(first: Mapping[str, Any], last: Mapping[str, Any], word: str) -> Iterator[tuple[str, str, str]]:
+    """Tiles of accuracy and reward; of a run with a teacher and without rewards, how far it is from that."""
+    if last.get("reward/mean") is None and last.get("distil/kl") is not None:
+        said = f"first step {number(first.get('distil/kl'))}"
+        yield number(last["distil/kl"]), f"{word} KL from the teacher", f"{said}, nats per token"
+        return
+    yield _percent(last.get("accuracy/mean")), f"{word} accuracy", f"first step {_percent(first.get('accuracy/mean'))}"
+    yield number(last.get("reward/mean")), f"{word} reward", f"first step {number(first.get('reward/mean'))}"
 
 
 def _figures_of_answers(files: RunFiles) -> list[tuple[str, str, str]]:

@@ -226,7 +226,7 @@ class LiveView:
         blocks = _ASCII_BLOCKS if self.console.options.ascii_only else _BLOCKS
         answers = has_answers(record)
         for name, key in _OF_ANSWERS.items() if answers else _FIGURES.items():
-            if (answers or key == "distil/kl") and record.get(key) is None:
+            if (answers or key == "distil/kl" or _unrewarded(record)) and record.get(key) is None:
                 continue
             figure = Text(f"{number(record.get(key)):>7}  ")
             rows.add_row(name, figure.append(sparkline(self._history[key], blocks), "cyan"))
@@ -274,8 +274,8 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
     return "  ".join(
         (
             f"{record['step'] + 1:>{width}}/{total_steps}",
-            f"reward {number(record.get('reward/mean')):>6}",
-            f"acc {percent('accuracy/mean')}",
+            *([] if _unrewarded(record) else [f"reward {number(record.get('reward/mean')):>6}"]),
+            *([] if _unrewarded(record) else [f"acc {percent('accuracy/mean')}"]),
             *([f"teacher KL {number(record['distil/kl'], 3)}"] if record.get("distil/kl") is not None else []),
             f"stale {mean} max {oldest}/{bound}",
             f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
@@ -285,6 +285,11 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
             duration(record["time_s"]),
         )
     )
+
+
+def _unrewarded(record: Mapping[str, Any]) -> bool:
+    """Whether a teacher is all there is to learn from."""
+    return "distil/taught_share" in record and record.get("reward/mean") is None
 
 
 def sparkline(values: Sequence[float], blocks: str = _BLOCKS) -> str:

@@ -154,10 +154,18 @@ def test_a_run_on_answers_has_epochs_and_no_rewards_and_may_be_certain(tmp_path:
     assert recorder.warnings == []
 
 
-def _recorder(folder: Path, num_answered: int | None = None) -> Recorder:
+def test_zeros_that_nobody_gave_are_no_rewards(tmp_path: Path) -> None:
+    record = _step(_recorder(tmp_path, taught_alone=True), 0, SOUND)
+    assert (record["reward/mean"], record["reward/std"], record["accuracy/mean"]) == (None, None, None)
+    assert record["rewards/failed_share"] is None  # no group was asked for: `known` ones alone
+    assert "data/epoch" not in record
+
+
+def _recorder(folder: Path, num_answered: int | None = None, *, taught_alone: bool = False) -> Recorder:
     track = TrackRecipe(wandb="off", tensorboard=False)
     trackers = Trackers(TrackedRun.of(folder, track.project, {}), track, 1, folder)
-    recorder = Recorder(folder, MetricsWriter(folder / "metrics.jsonl"), trackers, num_answered)
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    recorder = Recorder(folder, writer, trackers, num_answered, taught_alone=taught_alone)
     recorder.begin()
     return recorder
 
