@@ -86,7 +86,7 @@ def _faults_of_hint(recipe: Recipe, teacher: TeacherRecipe) -> Iterator[str]:
     if not any(name for _, name in parts):
         yield (
             f"algorithm.teacher.hint '{teacher.hint}' has no column of the data, and would be the same for every task; "
-            "put one in braces"
+            "put one in braces, or {prompt} if that is meant"
         )
     if recipe.env is not None:
         yield (
