@@ -36,7 +36,7 @@ MORE_KEYS: tuple[str, ...] = (
     *(f"staleness/{name}" for name in ("bound", "updates_mean", "updates_max")),
     *(f"offpolicy/{name}" for name in ("logprob_gap_age0", "kl_k1", "masked_fraction")),
     *(f"replay/{name}" for name in ("share", "age_mean", "age_max")),
-    *(f"distil/{name}" for name in ("kl", "teacher_logprob", "taught_share")),
+    *(f"distil/{name}" for name in ("kl", "teacher_logprob", "taught_share", "failed")),
     *(f"trainer/{name}" for name in ("loss", "value_loss", "grad_norm", "entropy", "learning_rate", "step_s")),
     *(f"trainer/{name}" for name in ("forward_tokens", "trajectory_tokens", "prefix_trees", "masked_truncated")),
     *(f"trainer/{name}" for name in ("skipped_zero_advantage", "skipped_steps")),

@@ -44,6 +44,7 @@ _LONGEST = (
     "test_environment.py",
     "test_backend.py",
     "test_answers.py",
+    "test_killed.py",
     "test_safety.py",
     "test_prometheus.py",
 )

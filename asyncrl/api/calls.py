@@ -13,9 +13,9 @@ import yaml
 from asyncrl.api import objects
 from asyncrl.api.callbacks import Callback, Told
 from asyncrl.api.run import Run
+from asyncrl.cli.evaluating import scored
 from asyncrl.cli.quiet import quiet
 from asyncrl.errors import UserError
-from asyncrl.orchestrator.evaluate import evaluate as evaluate_model
 from asyncrl.orchestrator.loop import Hooks
 from asyncrl.orchestrator.run import resume as resume_run
 from asyncrl.orchestrator.run import train as train_recipe
@@ -95,10 +95,7 @@ def evaluate(
     folder = run.model if run is not None else model
     version = max(run.checkpoints) if run is not None else 0
     place = Path(out) if out else run.dir if run is not None else Path(f"runs/eval-{time.strftime('%Y%m%d-%H%M%S')}")
-    chosen = chosen.for_evaluation(str(folder))
-    check(chosen, Path.cwd())
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return pd.DataFrame(evaluate_model(chosen, version, place, Path.cwd()))
+    return pd.DataFrame(scored(chosen, str(folder), version, place))
 
 
 def _overrides(keys: Keys) -> list[str]:

@@ -193,7 +193,7 @@ def _parser() -> _Parser:
     export = commands.add_parser(
         "export",
         help="write a checkpoint as a model folder to hand over",
-        usage="asyncrl export RUN_DIR[@STEP] [--out DIR] [--merge | --adapter] [--dtype TYPE]",
+        usage="asyncrl export RUN_DIR[@STEP] [--out DIR] [--merge | --adapter] [--dtype TYPE] [--push REPO]",
     )
     export.add_argument(
         "checkpoint", metavar="RUN_DIR[@STEP]", help=f"{run_dir_help}, and a step (default: the newest)"
@@ -205,6 +205,7 @@ def _parser() -> _Parser:
     export.add_argument(
         "--dtype", choices=TYPES, metavar="TYPE", help=f"{', '.join(TYPES)} (default: the run's weights.dtype)"
     )
+    export.add_argument("--push", metavar="REPO", help="upload it to this repository of the hub, private if it is new")
 
     replay = commands.add_parser(
         "replay", help="check a run against its journal", usage="asyncrl replay RUN_DIR [--verify] [--trust]"

@@ -6,7 +6,7 @@ import argparse
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncrl.cli.common import check_run_dir, importing, local, of_step, say
 from asyncrl.cli.running import loaded
@@ -18,20 +18,25 @@ if TYPE_CHECKING:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Exit code 0 if every evaluation has a score, else 1."""
+    target = _of_run(arguments) or _of_model(arguments)
+    lines, out = scored(*target), target[-1]
+    say(f"scores: {out / 'evaluations.jsonl'}, completions: {out / 'evaluations'}")
+    return 0 if all(line["reward"] is not None for line in lines) else 1
+
+
+def scored(recipe: Recipe, model: str, version: int, out: Path) -> list[dict[str, Any]]:
+    """The lines of every evaluation of the recipe on this model, written to `out`. Raises UserError as the command
+    says."""
     from asyncrl.recipe.check import check
 
-    base_dir = Path.cwd()
-    recipe, model, version, out = _of_run(arguments) or _of_model(arguments)
-    recipe = recipe.for_evaluation(model)
+    base_dir, recipe = Path.cwd(), recipe.for_evaluation(model)
     if not recipe.eval:
         raise UserError("the recipe has no evaluation; add `eval: {data: {path: ...}}` to it (docs/evaluation.md)")
     check(recipe, base_dir, trains=False)
     with importing(for_a_run=False):
         from asyncrl.orchestrator import evaluate as evaluation
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lines = evaluation.evaluate(recipe, version, out, base_dir)
-    say(f"scores: {out / 'evaluations.jsonl'}, completions: {out / 'evaluations'}")
-    return 0 if all(line["reward"] is not None for line in lines) else 1
+    return evaluation.evaluate(recipe, version, out, base_dir)
 
 
 _Target = tuple["Recipe", str, int, Path]

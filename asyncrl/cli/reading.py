@@ -51,14 +51,20 @@ def export(arguments: argparse.Namespace) -> int:
     name, step = of_step(arguments.checkpoint)
     run_dir = local(name, whole=True)
     check_run_dir(run_dir)
+    from asyncrl.ship.push import push, require_hub
     from asyncrl.ship.wish import Wish, checked
 
     wish = Wish(step, arguments.adapter, arguments.dtype)
     checked(run_dir, wish)
+    if arguments.push:
+        require_hub(arguments.push)
     with importing(for_a_run=False):
         from asyncrl.ship.export import export
 
-    say(export(run_dir, wish, arguments.out))
+    folder = export(run_dir, wish, arguments.out)
+    say(folder)
+    if arguments.push:
+        say(push(folder, arguments.push))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from asyncrl.chat_template import FolderTokenizer
 from asyncrl.data.demonstrations import Renderer
+from asyncrl.data.hints import check_hints, first_hinted
 from asyncrl.data.mixture import SOURCE_COLUMN, Mixture, Tasks
 from asyncrl.data.source import Rows, load_rows
 from asyncrl.data.tasks import TaskSource
@@ -34,6 +35,7 @@ def load_tasks(recipe: Recipe, base_dir: Path) -> Tasks:
         raise UserError(f"env {env.path} plays its own tasks; set data.path={env.path}")
     tables = [load_rows(source, recipe.seed) for source in recipe.sources]
     _check_columns(recipe, base_dir, tables)
+    check_hints(recipe, tables)
     tasks: Tasks
     num_answers = recipe.group_size if recipe.from_data else 0
     if isinstance(recipe.data, list):
@@ -75,7 +77,13 @@ def preview(recipe: Recipe, base_dir: Path) -> list[str]:
     check_teachers_here(recipe, base_dir, tokenizer)
     exact = "" if tokenizer.is_exact else " (by tokenizer.json; a run begins with its own count)"
     first = [f"prompt     {described(task, tokens, tokenizer)}{exact}", *rendered(tokens, tokenizer)]
-    return [*shares, *first, *answer_lines(task, tokenizer)]
+    return [*shares, *first, *_hint_lines(recipe, task, tokenizer), *answer_lines(task, tokenizer)]
+
+
+def _hint_lines(recipe: Recipe, task: Task, tokenizer: Any) -> list[str]:
+    if (tokens := first_hinted(recipe, task, tokenizer)) is None:
+        return []
+    return [f"teacher    reads {len(tokens)} tokens before the completion", *rendered(tokens, tokenizer)]
 
 
 def tokenizer_of(recipe: Recipe, base_dir: Path) -> Any:

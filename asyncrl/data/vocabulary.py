@@ -9,35 +9,38 @@ from asyncrl.chat_template import FolderTokenizer
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA, folder_here, hub_config, is_local, load_tokenizer, local_config
 from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.teacher import TeacherRecipe
 
 
 def check_teachers(recipe: Recipe, base_dir: Path, tokenizer: Any) -> None:
     """Raises UserError if a teacher has other tokens than the student, whose tokenizer is given. Models of a hub are
     fetched as far as that needs it."""
     for teacher in recipe.algorithm.teacher:
-        where = _where(teacher.model, base_dir)
-        _require_same(recipe, base_dir, tokenizer, load_tokenizer(where), teacher.model)
+        where = _where(teacher.vocabulary, base_dir)
+        _require_same(recipe, base_dir, tokenizer, load_tokenizer(where), teacher)
 
 
 def check_teachers_here(recipe: Recipe, base_dir: Path, tokenizer: Any) -> None:
     """The same of those whose tokenizer.json is on this machine."""
     for teacher in recipe.algorithm.teacher:
-        folder = folder_here(_where(teacher.model, base_dir))
+        folder = folder_here(_where(teacher.vocabulary, base_dir))
         found = FolderTokenizer.load(folder) if folder is not None else None
         if found is not None:
-            _require_same(recipe, base_dir, tokenizer, found, teacher.model)
+            _require_same(recipe, base_dir, tokenizer, found, teacher)
 
 
 def _where(model: str, base_dir: Path) -> str:
     return str(base_dir / model) if (base_dir / model).is_dir() else model
 
 
-def _require_same(recipe: Recipe, base_dir: Path, tokenizer: Any, other: Any, teacher: str) -> None:
+def _require_same(recipe: Recipe, base_dir: Path, tokenizer: Any, other: Any, teacher: TeacherRecipe) -> None:
     student = _where(recipe.model, base_dir)
     width = len(tokenizer.get_vocab())
     if recipe.model != TINY_LLAMA:
         width = _width(student) or width
-    require_same_ids(_by_id(tokenizer), _by_id(other), width, _width(_where(teacher, base_dir)), teacher)
+    # A server's config may not be here: what it has no embedding of, it refuses.
+    theirs = None if teacher.url else _width(_where(teacher.model, base_dir))
+    require_same_ids(_by_id(tokenizer), _by_id(other), width, theirs, teacher.model)
 
 
 def _width(model: str) -> int | None:

@@ -17,13 +17,16 @@ from asyncrl.cluster.ray_cluster import num_nodes
 from asyncrl.control.staleness import slots
 from asyncrl.envs.pool import EnvSettings
 from asyncrl.envs.wire import Load
+from asyncrl.models import folder_here, local_config
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.processes.nodes import ALMOST_NO_CPU
+from asyncrl.recipe.check import context_of
 from asyncrl.recipe.cores import SPIN, engine_cores, trainer_threads
 from asyncrl.recipe.evaluation import EvalRecipe
 from asyncrl.recipe.load import control_settings
 from asyncrl.recipe.rollout import RolloutRecipe
 from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.teacher import TeacherRecipe
 from asyncrl.registry import ENGINES, find
 from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.episode import RolloutSettings
@@ -138,8 +141,17 @@ class Actors:
             evaluations=tuple(map(self._eval_settings, recipe.eval)),
             base_dir=self.base_dir,
             rewards=recipe.rewards,
+            teachers=tuple(recipe.algorithm.teacher),
+            contexts=tuple(self._context(teacher) for teacher in recipe.algorithm.teacher),
             sight=self.sight,
         )
+
+    def _context(self, teacher: TeacherRecipe) -> int | None:
+        """A server refuses what is too long for it."""
+        if teacher.url or teacher.hint is None:
+            return None
+        folder = folder_here(str(self.base_dir / teacher.model)) or folder_here(teacher.model)
+        return context_of(local_config(folder)) if folder else None
 
     def _limits(self, rollout: RolloutRecipe, max_tokens: int) -> SamplingLimits:
         return SamplingLimits(

@@ -39,6 +39,13 @@ class Budget:
                     f"the last of them with {'; '.join(summary.errors[-1:])}"
                 )
 
+        for error in summary.taught:
+            if number := self._spent("taught", bool(error), self._budgets.max_consecutive_reward_failures):
+                raise BudgetSpent(
+                    f"the teacher has said nothing of the last {number} trajectories "
+                    f"(budgets.max_consecutive_reward_failures): {error}"
+                )
+
     def step(self, report: StepReport) -> None:
         skipped = bool(report.metrics.get("trainer/skipped_steps"))
         if number := self._spent("skipped", skipped, self._budgets.max_consecutive_skipped_steps):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from asyncrl.orchestrator.scoring import Scoring, line_of, say, write
 from asyncrl.orchestrator.waiting import WaitingFor
 from asyncrl.processes.deaths import reason
 from asyncrl.recipe.schema import Recipe
+from asyncrl.storage import private
 from asyncrl.storage.sight import Sight
 from asyncrl.terminal.progress import shown
 
@@ -43,7 +42,8 @@ def evaluate(recipe: Recipe, version: int, out: Path, base_dir: Path) -> list[di
     """
     alone = recipe.trainer.model_copy(update={"ranks": 1, "gpus_per_rank": 0})
     recipe = recipe.model_copy(update={"trainer": alone})
-    work_dir = Path(tempfile.mkdtemp(prefix=".work-", dir=out)).resolve()
+    # One that a killed evaluation has left here goes, too.
+    work_dir = private.make(out.resolve())
     try:
         model = model_folder(recipe, work_dir)
         held_out = load_held_out(recipe, base_dir, load_tokenizer(model), None)
@@ -51,7 +51,7 @@ def evaluate(recipe: Recipe, version: int, out: Path, base_dir: Path) -> list[di
             actors = Actors(recipe, model, Sight.begin(work_dir), ray_cluster.base_dir_of_actors(base_dir), places)
             return complete(_evaluate(actors, held_out, version, out))
     finally:
-        shutil.rmtree(work_dir, ignore_errors=True)
+        private.remove(work_dir)
 
 
 async def _evaluate(actors: Actors, held_out: list[HeldOut], version: int, out: Path) -> list[dict[str, Any]]:

@@ -116,8 +116,13 @@ def _environment(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
 def _teachers(recipe: Recipe, base_dir: Path) -> str | None:
     if not recipe.algorithm.teacher:
         return None
-    paths = (base_dir / t.model if (base_dir / t.model).is_dir() else t.model for t in recipe.algorithm.teacher)
-    return _hash(json.dumps([model_fingerprint(str(path)) for path in paths]).encode())
+    told = []
+    for teacher in recipe.algorithm.teacher:
+        folder = base_dir / teacher.model
+        model = str(folder) if folder.is_dir() and not teacher.url else teacher.model
+        found = teacher.model if teacher.url else model_fingerprint(model)
+        told.append([found, teacher.hint] if teacher.hint else found)
+    return _hash(json.dumps(told).encode())
 
 
 def read(run_dir: Path) -> Fingerprint | None:

@@ -43,10 +43,13 @@ class Recorder:
         trackers: Trackers,
         num_answered: int | None = None,
         data: Sequence[Mapping[str, Any]] = (),
+        taught_alone: bool = False,
     ) -> None:
         """Goes on from the last record there is, if any. `num_answered`: rows that are drawn, if they have the answers,
-        so that there are epochs but no rewards. `data`: what the summary says of each source."""
+        so that there are epochs but no rewards. `data`: what the summary says of each source. `taught_alone`: rewards
+        are zeros that mean nothing."""
         self.run_dir, self._num_answered, self._data = run_dir, num_answered, list(data)
+        self._taught_alone = taught_alone
         self._writer = writer
         self._trackers = trackers
         records = writer.records()
@@ -57,7 +60,9 @@ class Recorder:
         self._wall_before_s = float(self.last.get("time_s", 0.0))
         self._tokens_generated = int(self.last.get("tokens/generated", 0))
         self._reward_failures = int(self.last.get("rewards/failed", 0))
-        self._failures = RewardFailures()
+        self._failures, self._silences = RewardFailures(), RewardFailures()
+        self._untaught = int(self.last.get("distil/failed", 0))
+        """Trajectories of which a teacher has failed to say anything."""
         self._asked = self._failed = 0
         """Rewards since the last step, and those of them that failed."""
         self._groups: dict[Key, GroupSummary] = {}
@@ -87,13 +92,18 @@ class Recorder:
     # -- from the driver
 
     def group(self, summary: GroupSummary) -> None:
+        silences = [error for error in summary.taught if error]
+        self._untaught += len(silences)
+        for message in self._silences.add(silences):
+            logger.warning("a trajectory is not taught: %s (distil/failed counts them)", message)
         errors = [*summary.errors, *summary.replaced]
         self._reward_failures += len(errors)
         self._asked += len(summary.rewards) + len(summary.replaced)
         self._failed += len(errors)
         for message in self._failures.add(errors):
             what = "an episode" if message.startswith(("the environment", "the episode")) else "a reward"
-            logger.warning("%s failed, and its trajectory is not trained: %s", what, message)
+            if message not in silences:
+                logger.warning("%s failed, and its trajectory is not trained: %s", what, message)
         self._tokens_generated += summary.num_tokens
         if summary.detail and summary.reason not in self._said:
             self._said.add(summary.reason)
@@ -166,11 +176,15 @@ class Recorder:
             **dict.fromkeys(TRAINER_KEYS),
             **result.report.metrics,
         }
+        if self._num_answered or self._taught_alone:
+            record |= dict.fromkeys((*REWARD_KEYS, "accuracy/mean"))
         if self._num_answered:
-            record |= dict.fromkeys((*REWARD_KEYS, "accuracy/mean", "rewards/failed_share"))
+            record["rewards/failed_share"] = None
             record["data/epoch"] = (ledger.trained + ledger.filtered) / self._num_answered
         if ledger.skipped:
             record["data/skipped"] = ledger.skipped
+        if "distil/taught_share" in record or self._untaught:
+            record["distil/failed"] = self._untaught
         complete(record)
         for sentence in self._health.check(record):
             logger.warning("step %d: %s", step, sentence)
@@ -220,6 +234,7 @@ class Recorder:
             "reward_failures": self._reward_failures,
             # Of this process: what a run before its resume met is counted above only.
             "reward_failure_reasons": self._failures.counts,
+            **({"teacher_failure_reasons": counts} if (counts := self._silences.counts) else {}),
             "changes": fingerprint.changes(self.run_dir),
             "final": self.last,
             "result": result(self.first, self.last),

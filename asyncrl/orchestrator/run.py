@@ -25,6 +25,7 @@ from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
 from asyncrl.data.check import answers, check_vocabulary, described, leave_out_long, load_tasks
 from asyncrl.data.held_out import HeldOut, load_held_out
+from asyncrl.data.hints import first_hinted
 from asyncrl.data.mixture import Tasks
 from asyncrl.data.vocabulary import check_teachers
 from asyncrl.errors import RunFailed, UserError, remedy
@@ -59,6 +60,7 @@ from asyncrl.recipe.load import control_settings, dump, worst_case_staleness
 from asyncrl.recipe.paths import anchored, changed_keys
 from asyncrl.recipe.schema import Recipe
 from asyncrl.report.report import write_report
+from asyncrl.rollout.endpoint import require_answer
 from asyncrl.storage import mirror
 from asyncrl.storage.run_dir import open_to, replace
 from asyncrl.storage.sight import Sight
@@ -233,11 +235,17 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Finger
     leave_out_long(recipe, tasks, tokenizer)
     task, tokens = tasks.first(tokenizer)
     check_teachers(recipe, base_dir, tokenizer)
-    for name in (teacher.model for teacher in recipe.algorithm.teacher if not is_local(teacher.model)):
-        check_context(recipe, context_of(hub_config(name)), name)
+    for teacher in recipe.algorithm.teacher:
+        if teacher.url:
+            logger.info("asking the teacher at %s, for %g s at most", teacher.url, teacher.timeout_s)
+            complete(require_answer(teacher, tokens))
+        elif not is_local(teacher.model):
+            check_context(recipe, context_of(hub_config(teacher.model)), teacher.model)
     for line in tasks.described():
         logger.info("data: %s", line)
     logger.info("first prompt: %s", described(task, tokens, tokenizer))
+    if (hinted := first_hinted(recipe, task, tokenizer)) is not None:
+        logger.info("its teacher reads %d tokens before the completion: %s", len(hinted), tokenizer.decode(hinted))
     for answer, _ in answers(task, tokenizer):
         logger.info("its answer: %s", answer)
     held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
@@ -266,7 +274,8 @@ async def _run(
     for lines in (writer, MetricsWriter(run_dir / "samples.jsonl")):
         lines.truncate_after(controller.steps_done)
     trackers = _trackers(recipe, run_dir, base_dir, hooks)
-    recorder = Recorder(run_dir, writer, trackers, tasks.num_drawn if recipe.from_data else None, tasks.selected())
+    answered = tasks.num_drawn if recipe.from_data else None
+    recorder = Recorder(run_dir, writer, trackers, answered, tasks.selected(), recipe.taught_alone)
     driver = Driver(recipe, run_dir, actors, recovered, tasks, held_out, recorder, view)
     loop = asyncio.get_running_loop()
 

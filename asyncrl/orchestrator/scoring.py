@@ -63,8 +63,11 @@ class Scoring:
 
         width = max(1, self._most // one.part.n)
         workers = [asyncio.ensure_future(work()) for _ in range(min(width, one.num_tasks))]
+        # Each task has a deadline of its own, also when it is begun again: this one is for the log.
+        deadline_s = (self._recipe.deadlines.rollout_s + self._recipe.deadlines.start_s) * (one.num_tasks + 1)
+        what = f"{one.num_tasks} tasks of evaluation {one.part.name}"
         try:
-            await asyncio.gather(*workers)
+            await self._waiting(asyncio.gather(*workers), "generators", what, deadline_s)
         finally:
             for worker in workers:
                 worker.cancel()
@@ -87,7 +90,7 @@ class Scoring:
             try:
                 asked = handle.evaluate.remote(name, task)
                 what = f"task {place} of evaluation {name}"
-                found: TaskScores = await self._waiting(asked, generator, what, deadline_s)
+                found: TaskScores = await self._waiting(asked, generator, what, deadline_s, part=True)
                 return found
             except (RayActorError, EngineDead) as error:
                 self._lost(generator, handle, error)

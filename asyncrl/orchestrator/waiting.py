@@ -70,8 +70,11 @@ class WaitingFor:
         self._before: dict[str, deque[float]] = {}
         """How long the last waits took, by what was waited for."""
 
-    async def __call__(self, awaitable: Awaitable[T], whom: str, what: str, deadline_s: float) -> T:
-        """Await with a deadline. Raises DeadlineExceeded naming whom was waited for, for what, and the other waits."""
+    async def __call__(
+        self, awaitable: Awaitable[T], whom: str, what: str, deadline_s: float, *, part: bool = False
+    ) -> T:
+        """Await with a deadline. `part`: of another wait, which is logged for all its parts. Raises DeadlineExceeded
+        naming whom was waited for, for what, and the other waits."""
         wait = Wait(whom, what, time.monotonic(), deadline_s)
         self._waits[wait] = None
         task = asyncio.ensure_future(awaitable)
@@ -88,7 +91,8 @@ class WaitingFor:
                 if not task.done() and wait.age_s >= next_warning_s:
                     alike = [other for other in self._waits if other.kind == wait.kind]
                     if alike[0] is wait:
-                        logger.warning("still waiting for %s", wait.told(len(alike) - 1))
+                        if not part:
+                            logger.warning("still waiting for %s", wait.told(len(alike) - 1))
                         if next_warning_s == first_warning_s:
                             self._overdue(whom)
                     next_warning_s *= 2

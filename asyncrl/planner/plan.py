@@ -88,7 +88,7 @@ def plan(
         return _on_cpus(recipe, profile)
     if num_gpus > MOST_GPUS:
         raise UserError(f"{num_gpus} GPUs are more than a plan looks at, which is {MOST_GPUS}; plan for fewer")
-    if recipe.algorithm.teacher:
+    if any(not teacher.url for teacher in recipe.algorithm.teacher):
         raise UserError(
             "a plan does not count teachers; plan with algorithm.teacher=null and a reward, and leave room for them on "
             "the trainer's GPUs"

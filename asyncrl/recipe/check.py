@@ -32,6 +32,7 @@ from asyncrl.recipe.check_weights import check_weights
 from asyncrl.recipe.load import control_settings, nearest_file
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.teacher import TeacherRecipe
 from asyncrl.registry import ADVANTAGES, CORRECTIONS, ENGINES, LOSSES, TRACKERS, TRAINERS, Engine
 from asyncrl.storage.small_files import of_model
 from asyncrl.task import MADE
@@ -40,6 +41,7 @@ MOST_NAME_BYTES = 255
 """Of one name in a path: Linux's NAME_MAX."""
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_DATA = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_TOKENIZER = "tokenizer.json"
 _QUICKSTART_MODEL = "models/smollm2-135m-instruct"
 _QUICKSTART_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _POSITIONS = (
@@ -86,8 +88,8 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False, trains: bool 
         _check_model(recipe, base_dir)
     check_teachers(recipe)
     for teacher in recipe.algorithm.teacher:
-        if not (elsewhere and _is_away(teacher.model)):
-            _check_teacher(recipe, teacher.model, base_dir)
+        if not (elsewhere and _is_away(teacher.vocabulary)):
+            _check_teacher(recipe, teacher, base_dir)
     check_evaluations(recipe, trains)
     for key, data in [
         *(("data.path", source) for source in recipe.sources),
@@ -233,11 +235,18 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
             )
 
 
-def _check_teacher(recipe: Recipe, model: str, base_dir: Path) -> None:
-    if (folder := _folder_of("algorithm.teacher", model, base_dir)) is not None:
+def _check_teacher(recipe: Recipe, teacher: TeacherRecipe, base_dir: Path) -> None:
+    if teacher.url:
+        where = base_dir / teacher.vocabulary
+        if not (where / _TOKENIZER).is_file() and (where.exists() or not _HUB_MODEL.fullmatch(teacher.vocabulary)):
+            raise UserError(
+                f"algorithm.teacher {teacher.model}: '{teacher.vocabulary}' is neither a directory with a {_TOKENIZER} "
+                "nor a hub name; set algorithm.teacher.tokenizer, so that the vocabularies can be compared"
+            )
+    elif (folder := _folder_of("algorithm.teacher", teacher.model, base_dir)) is not None:
         with of_model(folder / "config.json"):
             context = context_of(local_config(folder))
-        check_context(recipe, context, model)
+        check_context(recipe, context, teacher.model)
 
 
 def _folder_of(key: str, model: str, base_dir: Path) -> Path | None:

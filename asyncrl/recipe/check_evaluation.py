@@ -54,6 +54,8 @@ def check_evaluations(recipe: Recipe, trains: bool = True) -> None:
                 f"{key}.data is the training data; name held-out tasks: another file or split, or another seed in "
                 f"{key}.data.options"
             )
+        if part.reward is None and recipe.env is None and not recipe.reward_parts:
+            raise UserError(f"{key} has no reward, and the recipe has none; name the reward of this evaluation")
         if part.n > 1 and recipe.evaluated(part).temperature == 0:
             raise UserError(
                 f"{key}.n is {part.n}, but at temperature 0 all rollouts of a task are the same; set {key}.n=1, or a "

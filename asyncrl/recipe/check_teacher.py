@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from asyncrl.errors import UserError, nearest
@@ -9,7 +10,7 @@ from asyncrl.models import TINY_LLAMA
 from asyncrl.recipe.algorithm import AlgorithmRecipe
 from asyncrl.recipe.data import DataPart
 from asyncrl.recipe.schema import Recipe
-from asyncrl.recipe.teacher import teacher_of
+from asyncrl.recipe.teacher import TeacherRecipe, hint_parts, teacher_of
 from asyncrl.registry import LOSSES, loss_traits
 
 
@@ -32,6 +33,8 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
     labels = [source.label for source in recipe.sources if isinstance(source, DataPart)]
     taught = [teacher.source for teacher in a.teacher]
     for teacher in a.teacher:
+        yield from _faults_of_server(recipe, teacher)
+        yield from _faults_of_hint(recipe, teacher)
         if teacher.model == TINY_LLAMA:
             yield f"algorithm.teacher {TINY_LLAMA} is random and knows nothing; name a folder or a model of the hub"
         if teacher.source and teacher.source not in labels:
@@ -46,6 +49,49 @@ def _faults(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
         yield (
             f"algorithm.teacher_in advantage is a term of each token's advantage, and loss {a.loss} is not linear in "
             "those; set algorithm.teacher_in=loss, or take another loss"
+        )
+
+
+def _faults_of_server(recipe: Recipe, teacher: TeacherRecipe) -> Iterator[str]:
+    """What is asked of a server, and what can be of one alone."""
+    usual = TeacherRecipe(model="")
+    if teacher.url is None:
+        for key in ("tokenizer", "api_key_variable", "timeout_s", "concurrency"):
+            if getattr(teacher, key) != getattr(usual, key):
+                yield (
+                    f"algorithm.teacher.{key} is of a server, and there is none; set algorithm.teacher.url, or "
+                    "leave it out"
+                )
+        return
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", teacher.url):
+        yield f"algorithm.teacher.url '{teacher.url}' is no address such as http://host:8000"
+    if recipe.rollout.temperature != 1:
+        yield (
+            "algorithm.teacher.url: a server gives log-probs of temperature 1, and rollout.temperature is "
+            f"{recipe.rollout.temperature:g}; set that to 1, or leave url out and let the trainer load the teacher"
+        )
+
+
+def _faults_of_hint(recipe: Recipe, teacher: TeacherRecipe) -> Iterator[str]:
+    if teacher.hint is None:
+        return
+    try:
+        parts = hint_parts(teacher.hint)
+    except ValueError as error:
+        yield (
+            f"algorithm.teacher.hint '{teacher.hint}' is no text with columns in braces: {error}; a brace that is one "
+            "is written twice"
+        )
+        return
+    if not any(name for _, name in parts):
+        yield (
+            f"algorithm.teacher.hint '{teacher.hint}' has no column of the data, and would be the same for every task; "
+            "put one in braces, or {prompt} if that is meant"
+        )
+    if recipe.env is not None:
+        yield (
+            "algorithm.teacher.hint goes with the prompts of the data, and with env the environment makes its own; "
+            "leave one of them out"
         )
 
 
@@ -65,9 +111,6 @@ def _faults_alone(recipe: Recipe, a: AlgorithmRecipe) -> Iterator[str]:
     best = recipe.checkpoint.keep_best or ""
     if best.startswith(("reward/", "accuracy/")):
         yield (
-            f"checkpoint.keep_best {best} is always 0, as there are no rewards beside the teacher; take the score of "
+            f"checkpoint.keep_best: no step has {best}, as there are no rewards beside the teacher; take the score of "
             "an evaluation"
         )
-    for place, part in enumerate(recipe.eval):
-        if part.reward is None:
-            yield f"eval.{place} has no reward, and the recipe has none; name the reward of this evaluation"

@@ -76,7 +76,8 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
     def program(key: str, path: str) -> str:
         return found(key, path, False) if os.sep in path else path
 
-    models = dict.fromkeys(("model", "algorithm.teacher", "algorithm.teacher.model"), model)
+    teachers = ("algorithm.teacher", "algorithm.teacher.model", "algorithm.teacher.tokenizer")
+    models = dict.fromkeys(("model", *teachers), model)
     changes = {**models, **dict.fromkeys(_CODE, code)}
     for place in ("data", "eval.data"):
         changes |= {f"{place}.path": data, f"{place}.options.python": program, f"{place}.success_rate.path": rates}
@@ -91,7 +92,8 @@ def _changed(keys: Any, place: list[str], change: Callable[[str], str]) -> Any:
     if isinstance(keys, list):
         return [_changed(item, place, change) for item in keys]
     if place:
-        if not isinstance(keys, dict) or place[0] not in keys:
+        # The name that a server has for a model is no path.
+        if not isinstance(keys, dict) or place[0] not in keys or (place == ["model"] and keys.get("url")):
             return keys
         return {**keys, place[0]: _changed(keys[place[0]], place[1:], change)}
     return change(keys) if isinstance(keys, str) else keys

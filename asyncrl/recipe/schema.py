@@ -290,9 +290,13 @@ class Recipe(Part):
         return "rollout.max_prompt_tokens + eval.max_new_tokens" if own else self.max_tokens_key
 
     def for_evaluation(self, model: str) -> Recipe:
-        """Of another model, which is not trained."""
-        checkpoint = self.checkpoint.model_copy(update={"keep_best": None})
-        return self.model_copy(update={"model": model, "run_dir": None, "early_stop": None, "checkpoint": checkpoint})
+        """Of another model, which is not trained, nor taught."""
+        untaught: dict[str, Any] = {"teacher": [], "teacher_coef": 1.0, "teacher_in": "advantage"}
+        changes = {
+            "checkpoint": self.checkpoint.model_copy(update={"keep_best": None}),
+            "algorithm": self.algorithm.model_copy(update=untaught),
+        }
+        return self.model_copy(update={"model": model, "run_dir": None, "early_stop": None, **changes})
 
     def evaluated(self, part: EvalRecipe) -> RolloutRecipe:
         """The rollouts of an evaluation."""

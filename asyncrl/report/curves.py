@@ -30,18 +30,11 @@ def learning(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     if records and has_answers(records[-1]):
         return _of_answers(records)
     chart = _Charts(records)
-    low, high = _range(records)
-    clipped = [
-        None if band is None else (max(band[0], low), min(band[1], high))
-        for band in _around(column(records, "reward/mean"), column(records, "reward/std"))
-    ]
-    reward = Series("mean, band ± 1 std", column(records, "reward/mean"), "blue", band=clipped)
-    found = [
+    return [
         *chart.one(
             "Reverse KL from the teacher", "nats per token", "distil/kl", "blue", "estimate from sampled tokens"
         ),
-        Chart("Reward", "reward", chart.steps, [reward], from_zero=False),
-        *(chart.one("Accuracy", "share of trajectories", "accuracy/mean", "green") if has_accuracy(records) else ()),
+        *([] if is_taught_alone(records) else _of_rewards(chart, records)),
         *chart.one("Completion length", "tokens", "completion/tokens_mean", "teal", "mean"),
         chart.of(
             "Truncated completions, failed rewards",
@@ -54,7 +47,6 @@ def learning(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
         *chart.one("Learning rate", "learning rate", "trainer/learning_rate", "grey"),
         *_of_parts(chart, _parts(records)),
     ]
-    return found
 
 
 def machinery(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -131,6 +123,24 @@ def _of_answers(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
 def has_accuracy(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether anything was right: a reward that measures no accuracy never is."""
     return any(value for value in column(records, "accuracy/mean"))
+
+
+def is_taught_alone(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a teacher is all that was learnt from, and nobody rewarded."""
+    last = records[-1] if records else {}
+    return last.get("reward/mean") is None and last.get("distil/kl") is not None
+
+
+def _of_rewards(chart: _Charts, records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    low, high = _range(records)
+    means = column(records, "reward/mean")
+    around = _around(means, column(records, "reward/std"))
+    clipped = [None if band is None else (max(band[0], low), min(band[1], high)) for band in around]
+    reward = Series("mean, band ± 1 std", means, "blue", band=clipped)
+    found = [Chart("Reward", "reward", chart.steps, [reward], from_zero=False)]
+    if has_accuracy(records):
+        found += chart.one("Accuracy", "share of trajectories", "accuracy/mean", "green")
+    return found
 
 
 def _range(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from asyncrl.recipe.paths import leaves
 from asyncrl.recipe.secret import masked
 from asyncrl.report import evaluations, page, samples, standing
 from asyncrl.report.charts import grid, script
-from asyncrl.report.curves import column, has_accuracy, learning, machinery, thin
+from asyncrl.report.curves import column, has_accuracy, is_taught_alone, learning, machinery, thin
 from asyncrl.report.run_files import RunFiles, Signature
 from asyncrl.report.timeline import timeline
 from asyncrl.storage.run_dir import alike
@@ -142,7 +142,7 @@ def _headline(files: RunFiles) -> str:
     recipe, records, summary = files.recipe, files.records, files.summary
     if not records:
         return page.line("No step is done: metrics.jsonl has none.")
-    first, last = records[0], records[-1]
+    last = records[-1]
     planned = recipe.get("max_steps")
     changes = [f"From step {c['step']} on: {c['kind']}, {c['what']}" for c in summary.get("changes", ())]
     answers = has_answers(last)
@@ -156,8 +156,7 @@ def _headline(files: RunFiles) -> str:
     word = "final" if summary else "last"
     figures = [
         *evaluations.tiles(files.evaluations),
-        *_accuracy(records, word),
-        (number(last.get("reward/mean")), f"{word} reward", f"first step {number(first.get('reward/mean'))}"),
+        *_learnt(records, word),
         (f"{last['step'] + 1}", "steps", f"of {planned} planned" if planned else ""),
         (duration(summary.get("wall_s") or last.get("time_s") or 0.0), "wall time", ""),
         (number(worst, 0), "largest staleness", f"bound {number(_bound(records, summary), 0)} updates"),
@@ -167,10 +166,16 @@ def _headline(files: RunFiles) -> str:
     return page.tiles(figures) + lines
 
 
-def _accuracy(records: Sequence[Mapping[str, Any]], word: str) -> list[tuple[str, str, str]]:
-    """None where nothing was ever right: not every reward says what is."""
-    first, last = (_percent(record.get("accuracy/mean")) for record in (records[0], records[-1]))
-    return [(last, f"{word} accuracy", f"first step {first}")] if has_accuracy(records) else []
+def _learnt(records: Sequence[Mapping[str, Any]], word: str) -> list[tuple[str, str, str]]:
+    """Tiles of accuracy, where anything was ever right, for not every reward says what is; and of the reward. Of a run
+    with a teacher and without rewards, how far it is from that."""
+    first, last = records[0], records[-1]
+    if is_taught_alone(records):
+        said = f"first step {number(first.get('distil/kl'))}, nats per token"
+        return [(number(last["distil/kl"]), f"{word} KL from the teacher", said)]
+    right = [_percent(record.get("accuracy/mean")) for record in (first, last)]
+    tile = (number(last.get("reward/mean")), f"{word} reward", f"first step {number(first.get('reward/mean'))}")
+    return [*([(right[1], f"{word} accuracy", f"first step {right[0]}")] if has_accuracy(records) else []), tile]
 
 
 def _figures_of_answers(files: RunFiles) -> list[tuple[str, str, str]]:

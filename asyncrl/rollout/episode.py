@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asyncrl.data.prompts import BadPrompt
@@ -20,8 +20,9 @@ from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
 from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.policy import EnginePolicy, GroupAborted, SamplingLimits
+from asyncrl.rollout.teaching import Taught, Teaching
 from asyncrl.rollout.texts import Texts
-from asyncrl.rollout.trajectory import Group
+from asyncrl.rollout.trajectory import Group, Trajectory
 from asyncrl.task import Task
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Finished:
     """Why rollouts failed that redundant ones stood in for."""
     tools: ToolUse
     """By those that are kept."""
+    taught: list[str | None] = field(default_factory=list)
+    """Of each trajectory that a teacher was asked of, why it has said nothing, or None."""
 
 
 class SingleTurn:
@@ -79,8 +82,9 @@ class GroupRunner:
         settings: RolloutSettings,
         occupancy: Occupancy,
         environment: Environment | None = None,
+        teaching: Teaching | None = None,
     ) -> None:
-        self.engine = engine
+        self.engine, self._teaching = engine, teaching
         self.environment = environment or SingleTurn()
         self._running: dict[tuple[int, int], list[tuple[EnginePolicy, asyncio.Task[Episode]]]] = {}
         self.occupancy = occupancy
@@ -118,10 +122,15 @@ class GroupRunner:
                 prompt_tokens, score, episode.finish_reason, episode.rewards, episode.turn_rewards
             )
         ]
-        group, tools = Group(task.number, attempt, task.row_index, tuple(trajectories), task.source), ToolUse()
+        with trace.span("teacher", lane):
+            taught = await self._taught(task, tuple(trajectories))
+        group, tools = Group(task.number, attempt, task.row_index, taught.trajectories, task.source), ToolUse()
         for episode in episodes:
             tools.add(episode.tools)
-        return Finished(group, texts, replaced, tools)
+        return Finished(group, texts, replaced, tools, taught.errors)
+
+    async def _taught(self, task: Task, trajectories: tuple[Trajectory, ...]) -> Taught:
+        return await self._teaching(task, trajectories) if self._teaching else Taught(trajectories, [])
 
     async def _roll_out(self, task: Task, prompt: list[int], attempt: int) -> list[_Rollout]:
         """Those that have ended once enough have ended well, by member; the others are cancelled. Raises GroupAborted

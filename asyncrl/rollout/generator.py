@@ -26,6 +26,7 @@ from asyncrl.observe import relay, trace
 from asyncrl.processes import orphans, stacks
 from asyncrl.processes.crossing import crossing
 from asyncrl.recipe.rewards import RewardsRecipe
+from asyncrl.recipe.teacher import TeacherRecipe
 from asyncrl.registry import ENGINES, find
 from asyncrl.rewards.parts import Part
 from asyncrl.rewards.pool import RewardPool
@@ -37,6 +38,7 @@ from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.outbox import Outbox
 from asyncrl.rollout.policy import GroupAborted
 from asyncrl.rollout.summary import GroupSummary, filtered, summarise
+from asyncrl.rollout.teaching import Teaching
 from asyncrl.rollout.trajectory import Group, encode
 from asyncrl.storage.sight import Sight
 from asyncrl.task import DATA, Task
@@ -62,6 +64,9 @@ class GeneratorConfig:
     evaluations: tuple[EvalSettings, ...]
     base_dir: Path
     rewards: RewardsRecipe
+    teachers: tuple[TeacherRecipe, ...]
+    contexts: tuple[int | None, ...]
+    """Positions of each teacher; None if not known."""
     sight: Sight
     """Of the run directory."""
 
@@ -78,6 +83,7 @@ class Generator:
         self.outbox = Outbox(buffer)
         self.occupancy = Occupancy()
         self.tokens_generated = 0
+        self.teaching: Teaching | None = None
         self.transfers = 0
         """Of weights, that are in flight."""
 
@@ -103,8 +109,9 @@ class Generator:
         await asyncio.gather(self.engine.start(), *([self.environment.start()] if self.environment else []))
         tokenizer = load_tokenizer(config.engine_config.model)
         self.probe = probe_tokens(tokenizer, config.settings.limits.max_tokens)
+        self.teaching = Teaching(config.teachers, config.contexts, config.settings.unscored, tokenizer)
         self.runner: GroupRunner | RowRunner = GroupRunner(
-            self.engine, tokenizer, self.rewards, config.settings, self.occupancy, self.environment
+            self.engine, tokenizer, self.rewards, config.settings, self.occupancy, self.environment, self.teaching
         )
         if config.engine == DATA:
             self.runner = RowRunner(self.engine, tokenizer, config.settings.limits.max_tokens)
@@ -155,7 +162,8 @@ class Generator:
             if summary.outcome == "finished":
                 await self.outbox.put(task.number, attempt, encode(group))
             sample = await self._sample(group, task, finished.texts[0])
-            return replace(summary, sample=sample, replaced=finished.replaced, tools=finished.tools)
+            replaced, tools, taught = finished.replaced, finished.tools, finished.taught
+            return replace(summary, sample=sample, replaced=replaced, tools=tools, taught=taught)
         except BadPrompt as fault:
             return filtered(task.number, attempt, fault)
         except GroupAborted:
@@ -250,6 +258,8 @@ class Generator:
     async def close(self) -> None:
         for pool in {self.rewards, *self.held_out.values()} - {None}:
             pool.close()
+        if self.teaching is not None:
+            await self.teaching.close()
         if self.environment is not None:
             await self.environment.close()
         await self.engine.close()

@@ -45,6 +45,8 @@ class GroupSummary:
     tools: ToolUse = field(default_factory=ToolUse)
     replaced: list[str] = field(default_factory=list)
     """Errors of rollouts that redundant ones stood in for."""
+    taught: list[str | None] = field(default_factory=list)
+    """Of each trajectory that a teacher was asked of, why it has said nothing, or None."""
     sample: dict[str, Any] = field(default_factory=dict)
     """One trajectory in words, for people: prompt, token strings, their versions, reward."""
 

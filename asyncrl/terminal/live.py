@@ -286,8 +286,8 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
     return "  ".join(
         (
             f"{record['step'] + 1:>{width}}/{total_steps}",
-            f"reward {number(record.get('reward/mean')):>6}",
-            f"acc {percent('accuracy/mean')}",
+            *([] if _unrewarded(record) else [f"reward {number(record.get('reward/mean')):>6}"]),
+            *([] if _unrewarded(record) else [f"acc {percent('accuracy/mean')}"]),
             *([f"teacher KL {number(record['distil/kl'], 3)}"] if record.get("distil/kl") is not None else []),
             f"stale {mean} max {oldest}/{bound}",
             f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
@@ -297,6 +297,11 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
             duration(record["time_s"]),
         )
     )
+
+
+def _unrewarded(record: Mapping[str, Any]) -> bool:
+    """Whether a teacher is all there is to learn from."""
+    return "distil/taught_share" in record and record.get("reward/mean") is None
 
 
 def sparkline(values: Sequence[float], blocks: str = _BLOCKS) -> str:

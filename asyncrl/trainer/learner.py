@@ -115,8 +115,8 @@ class Learner:
         self.teachers: Teachers | None = None
         if algorithm.teacher:
             several = self.process_group.size > 1
-            models = [load_teacher(teacher, recipe, device, base_dir) for teacher in algorithm.teacher]
-            self.teachers = Teachers(algorithm.teacher, models, self._frozen, self.model, ask_all=several)
+            one = partial(load_teacher, recipe=recipe, device=device, base_dir=base_dir)
+            self.teachers = Teachers(algorithm.teacher, one, self._frozen, self.model, ask_all=several)
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
         self.baseline = Baseline(self.objective.baseline, algorithm.rho)
         self.critic: Critic | None = None

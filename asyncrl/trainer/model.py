@@ -52,7 +52,8 @@ def trained_shapes(path: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """What would be trained of a model, adapters included, by name: known without loading it. Raises UserError for all
     that `load_model` does but for the logits, of teachers too."""
     for teacher in recipe.algorithm.teacher:
-        outline(teacher.model)
+        if not teacher.url:
+            outline(teacher.model)
     model, lora = outline(path), recipe.trainer.lora
     if _is_mixture(model):
         logger.warning(

@@ -61,6 +61,13 @@ def test_data_and_evaluations_take_the_place_of_what_is_there() -> None:
     assert recipe.eval[0].max_tasks is None
 
 
+def test_an_evaluation_of_nothing_is_refused_as_the_command_does(tmp_path: Path) -> None:
+    keys = {"model": "random:tiny-llama", "data": {"path": "reasoning_gym:gcd"}, "reward": "m:f", "max_steps": 1}
+    with pytest.raises(UserError, match="the recipe has no evaluation; add"):
+        calls.evaluate("random:tiny-llama", keys, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_callback_that_fails_is_over_and_no_other_is() -> None:
     class Fails(Callback):
         ended = False

@@ -39,7 +39,7 @@ ELSEWHERE = {
     "python -m venv verifiers": "by hand; tests/envs/test_verifiers.py takes the Python that it makes",
     "asyncrl eval runs/arithmetic": "scripts/new_user, with a recipe that has an evaluation",
     "asyncrl export runs/": "tests/ship; the newest checkpoint also by scripts/new_user",
-    "vllm serve my-model": "by hand",
+    "vllm serve": "by hand",
     "hf upload": "nowhere: it needs a hub",
     "docker build": "nowhere: it needs a registry of images",
 }

@@ -154,10 +154,18 @@ def test_a_run_on_answers_has_epochs_and_no_rewards_and_may_be_certain(tmp_path:
     assert recorder.warnings == []
 
 
-def _recorder(folder: Path, num_answered: int | None = None) -> Recorder:
+def test_zeros_that_nobody_gave_are_no_rewards(tmp_path: Path) -> None:
+    record = _step(_recorder(tmp_path, taught_alone=True), 0, SOUND)
+    assert (record["reward/mean"], record["reward/std"], record["accuracy/mean"]) == (None, None, None)
+    assert record["rewards/failed_share"] is None  # no group was asked for: `known` ones alone
+    assert "data/epoch" not in record
+
+
+def _recorder(folder: Path, num_answered: int | None = None, *, taught_alone: bool = False) -> Recorder:
     track = TrackRecipe(wandb="off", tensorboard=False)
     trackers = Trackers(TrackedRun.of(folder, track.project, {}), track, 1, folder)
-    recorder = Recorder(folder, MetricsWriter(folder / "metrics.jsonl"), trackers, num_answered)
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    recorder = Recorder(folder, writer, trackers, num_answered, taught_alone=taught_alone)
     recorder.begin()
     return recorder
 
@@ -228,3 +236,19 @@ def test_the_first_failure_of_each_kind_is_logged_and_all_are_counted(
     summary = recorder.finish(_ledger(1), worst_case=0)
     assert summary["reward_failures"] == 3
     assert summary["reward_failure_reasons"] == {bad: 2, "timed out after 30 s": 1}
+
+
+def test_what_a_teacher_has_not_said_is_logged_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, also where there is no reward and it fails with that; a resume goes on counting."""
+    recorder, away = _recorder(tmp_path), "the teacher at http://x answers HTTP 503, for 9 s (timeout_s)"
+    beside = GroupSummary(0, 0, "finished", num_tokens=8, rewards=[1.0, 0.0], taught=[None, away])
+    alone = GroupSummary(1, 0, "failed", "reward", rewards=[None] * 2, errors=[away] * 2, taught=[away] * 2)
+    with caplog.at_level(logging.WARNING, "asyncrl"):
+        for summary in (beside, alone):
+            recorder.group(summary)
+    assert caplog.messages == [f"a trajectory is not taught: {away} (distil/failed counts them)"]
+    assert _step(recorder, 0, SOUND)["distil/failed"] == 3
+    assert recorder.finish(_ledger(0), worst_case=0)["teacher_failure_reasons"] == {away: 3}
+    again = _recorder(tmp_path)
+    again.group(beside)
+    assert _step(again, 1, SOUND)["distil/failed"] == 4

@@ -118,6 +118,18 @@ def test_every_task_counts_once_however_many_fit_at_once(num_tasks: int, tmp_pat
     assert [json.loads(line)["row"] for line in rollouts] == list(range(num_tasks))
 
 
+def test_a_slow_evaluation_is_said_once_not_by_its_tasks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path / "run", lambda task: scored(task, [1.0]), num_tasks=6, delay_s=0.25)
+    run.evaluations._scoring._waiting._warn_s = 0.2
+    with caplog.at_level(logging.WARNING, "asyncrl.orchestrator.waiting"):
+        asyncio.run(run.live(0))
+    assert len(run.lines) == 1
+    assert caplog.messages[0].startswith("still waiting for generators: 6 tasks of evaluation out, for ")
+    # Of the whole at each doubling of its age, of no task.
+    assert len(caplog.messages) <= 3
+    assert all("generators: 6 tasks of evaluation out" in message for message in caplog.messages)
+
+
 def test_failed_rollouts_are_no_zeros_and_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rewards = {0: [1.0, None], 1: [None, None], 2: [0.0, 0.0], 3: [1.0, 1.0]}
     run = Run(tmp_path, lambda task: scored(task, rewards[task.number]), 4, n=2)

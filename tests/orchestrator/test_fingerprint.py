@@ -174,6 +174,17 @@ def test_another_teacher_is_another_training_and_a_moved_one_is_not(folder: Path
     compared(folder / "run", take(folder, algorithm={"teacher": "moved"}), (), run_of(), {})
     with pytest.raises(UserError, match=r"another training \(other teachers\); .*--accept training"):
         compared(folder / "run", take(folder, algorithm={"teacher": "other"}), (), run_of(), {})
+    hinted = {"model": "moved", "hint": "{prompt} Briefly."}
+    with pytest.raises(UserError, match=r"another training \(other teachers\)"):
+        compared(folder / "run", take(folder, algorithm={"teacher": hinted}), (), run_of(), {})
+
+
+def test_a_server_may_move_and_another_model_of_it_is_another_teacher(folder: Path) -> None:
+    served = {"model": "big", "url": "http://a:8000", "tokenizer": "t"}
+    take(folder, algorithm={"teacher": served}).write(folder / "run")
+    compared(folder / "run", take(folder, algorithm={"teacher": {**served, "url": "http://b:8000"}}), (), run_of(), {})
+    with pytest.raises(UserError, match=r"another training \(other teachers\)"):
+        compared(folder / "run", take(folder, algorithm={"teacher": {**served, "model": "x"}}), (), run_of(), {})
 
 
 @pytest.mark.parametrize("key", ["trainer.learning_rate", "algorithm.clip_low", "trainer.ranks", "max_steps"])

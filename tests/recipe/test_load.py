@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncrl.errors import UserError
+from asyncrl.recipe.check import check
 from asyncrl.recipe.load import dump, load, worst_case_staleness
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.trainer import OptimizerRecipe
@@ -395,6 +396,22 @@ def test_a_teacher_needs_no_reward_and_then_nothing_compares_rewards(folder: Pat
     mixed = text.replace("{path: a.jsonl}", "[{path: a.jsonl, reward: 'm:f'}, {path: b.jsonl}]")
     with pytest.raises(UserError, match="neither `reward` nor `env` is set"):
         load(write("mixed.yaml", mixed % ("org/big", "")))
+
+
+def test_an_evaluation_needs_no_teacher(folder: Path) -> None:
+    """It may be gone, or behind a server that is off; what judges must be named nevertheless."""
+    held_out = "eval: {data: {path: b.jsonl}, reward: 'asyncrl.rewards.math:last_number'}"
+    for name in ("a.jsonl", "b.jsonl"):
+        write(name, '{"prompt": "a", "answer": "b"}')
+    text = "model: random:tiny-llama\nmax_steps: 3\ndata: {path: a.jsonl}\nalgorithm: {teacher: runs/gone, %s}\n%s\n"
+    text += "rollout: {max_prompt_tokens: 64, max_new_tokens: 64}\n"
+    recipe = load(write("taught.yaml", text % ("teacher_in: loss, teacher_coef: 2", held_out)))
+    with pytest.raises(UserError, match=r"algorithm\.teacher runs/gone does not exist"):
+        check(recipe, folder)
+    check(recipe.for_evaluation("random:tiny-llama"), folder)
+    unjudged = load(write("unjudged.yaml", text % ("teacher_in: loss", "eval: {data: {path: b.jsonl}}")))
+    with pytest.raises(UserError, match=r"eval\.0 has no reward, and the recipe has none"):
+        check(unjudged.for_evaluation("random:tiny-llama"), folder)
 
 
 def test_a_teacher_is_beside_the_recipe(folder: Path) -> None:

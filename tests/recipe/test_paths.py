@@ -130,3 +130,14 @@ def test_a_run_directory_has_absolute_paths(home: Path) -> None:
     settled = anchored(load(Path("../project/r.yaml")), home)
     assert named(settled) == [os.path.join(there, name.removeprefix("../project/")) for name in BESIDE]
     assert anchored(settled, Path("/")) == settled
+
+
+def test_the_name_that_a_server_has_for_a_teacher_is_no_path(home: Path) -> None:
+    """Even where a folder has that name; its tokenizer's folder is one."""
+    teacher = "{model: models/mine, url: 'http://host:8000', tokenizer: models/mine}"
+    project = home.parent / "project"
+    (project / "taught.yaml").write_text(RECIPE.replace("algorithm: {", f"algorithm: {{teacher: {teacher}, "))
+    recipe = load(Path("../project/taught.yaml"))
+    for one, tokenizer in ((recipe, "../project/models/mine"), (anchored(recipe, home), str(project / "models/mine"))):
+        [found] = one.algorithm.teacher
+        assert (found.model, found.tokenizer) == ("models/mine", tokenizer)

@@ -58,6 +58,9 @@ def test_a_run_with_a_teacher_shows_how_far_it_is_from_it(made_up: Any) -> None:
     first, *_ = drawn(records).items()
     assert first[0] == "Reverse KL from the teacher"
     assert first[1]["data"][0]["y"] == [1.0, 0.5, 0.25]
+    assert {"Reward", "Accuracy"} <= drawn(records).keys()
+    alone = [record | dict.fromkeys(("reward/mean", "reward/std", "accuracy/mean")) for record in records]
+    assert not {"Reward", "Accuracy"} & drawn(alone).keys()
 
 
 def test_figures_that_are_missing_leave_gaps() -> None:

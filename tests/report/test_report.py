@@ -82,6 +82,17 @@ def test_a_run_on_answers_has_loss_and_perplexity_and_no_reward(made_up: Any, tm
     assert 'title="learnt, tokens 0 to 1"' in text
 
 
+def test_a_run_with_a_teacher_alone_has_the_kl_in_the_place_of_a_reward(made_up: Any, tmp_path: Path) -> None:
+    run = run_dir(made_up, tmp_path, 0)
+    none = dict.fromkeys(("reward/mean", "reward/std", "accuracy/mean"))
+    records = [record | none | {"distil/kl": 0.8 - 0.25 * record["step"]} for record in made_up.records(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = write_report(run).read_text()
+    assert "KL from the teacher</span><b>0.300</b><span>first step 0.800, nats per token</span>" in text
+    assert "last reward" not in text
+    assert "final reward" not in text
+
+
 def test_a_crashed_run_has_what_there_is(made_up: Any, tmp_path: Path) -> None:
     drawn = figures(write_report(run_dir(made_up, tmp_path, 7)).read_text())
     assert len(drawn) == 14

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -34,6 +35,8 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         prompt=draw(st.none() | st.integers(0, len(columns[0]))),
         agent=draw(st.sampled_from(["", "judge"])),
         turns=tuple(draw(st.lists(st.tuples(st.integers(0, 9), st.integers(0, len(columns[0])), NUMBERS), max_size=3))),
+        teacher_logprobs=draw(st.none() | st.just(np.array(columns[2], np.float32))),
+        teacher_prompt=draw(st.none() | st.lists(TOKEN, min_size=1, max_size=5).map(partial(np.array, dtype=np.int32))),
     )
 
 
@@ -89,8 +92,8 @@ def test_bytes_after_the_frame_raise(group: Group, tail: bytes) -> None:
 
 
 def test_another_format_raises() -> None:
-    head = msgspec.msgpack.encode({"format": 3, "trajectories": []})
-    with pytest.raises(ValueError, match="format 3"):
+    head = msgspec.msgpack.encode({"format": 4, "trajectories": []})
+    with pytest.raises(ValueError, match="format 4"):
         decode(len(head).to_bytes(4, "little") + head)
 
 

@@ -1,8 +1,8 @@
-"""Lets the tests of this room share the helpers of the trainer's: importlib mode puts no folder on the path."""
+"""Lets the tests of this room share their helpers and the trainer's: importlib mode puts no folder on the path."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "trainer"))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "trainer")]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from families import make_model
 from safetensors.torch import load_file, save_file
-from test_learner import groups, learner
+from shipped_runs import make_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from asyncrl.checkpoint import files
@@ -21,57 +21,17 @@ from asyncrl.cli import main
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.headers import read_headers
 from asyncrl.models import make_tiny_llama
-from asyncrl.orchestrator import same_model
 from asyncrl.recipe.load import dump, load
-from asyncrl.recipe.schema import Recipe
 from asyncrl.ship import export as shipping
 from asyncrl.ship.export import export
 from asyncrl.ship.wish import Wish
-from asyncrl.storage import atomic
 from asyncrl.trainer import export as writing
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.loading import from_folder
 from asyncrl.trainer.model import head
 
 IDS = torch.arange(5, 45)[None]
-REWARDS = [[1.0, 0.0, 0.5], [0.0, 0.25, 1.0]]
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-
-def make_run(folder: Path, model: Path, lora: dict[str, Any] | None = None, **changes: Any) -> tuple[Path, Learner]:
-    """A run directory with checkpoints of steps 1 and 2, as the orchestrator and a trainer actor leave it."""
-    recipe = Recipe.model_validate(
-        {
-            "model": str(model),
-            "data": {"path": "openai/gsm8k"},
-            "reward": "./rewards.py:reward",
-            "max_steps": 2,
-            "rollout": {"temperature": 0.8, "max_new_tokens": 20},
-            "trainer": {"precision": "fp32", "learning_rate": 1e-2, "tokens_per_microbatch": 80, "lora": lora or {}},
-            **changes,
-        }
-    )
-    run_dir = folder / "run"
-    (run_dir / "checkpoints").mkdir(parents=True)
-    (run_dir / "recipe.yaml").write_text(dump(recipe))
-    same_model.record(run_dir, recipe.model)
-    torch.manual_seed(0)
-    ours = learner(model, recipe)
-    lines = []
-    for step in range(2):
-        ours.step(groups(step + 1, REWARDS, version=step), step, step)
-        save(ours, run_dir, step + 1, recipe)
-        lines.append(json.dumps({"step": step, "reward/mean": step + 0.25, "completion/tokens_mean": 7.0}))
-    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    return run_dir, ours
-
-
-def save(ours: Learner, run_dir: Path, step: int, recipe: Recipe) -> None:
-    part = atomic.begin(run_dir / "checkpoints", step)
-    files.write(ours.state(), part / "trainer", 0)
-    ours.export(files.read(part / "trainer", "model."), part / "model", getattr(torch, recipe.weights.dtype))
-    AutoTokenizer.from_pretrained(recipe.model).save_pretrained(part / "model")
-    atomic.commit(part)
 
 
 @torch.no_grad()

@@ -72,6 +72,10 @@ def test_a_step_says_how_far_the_teacher_is() -> None:
     record: dict[str, Any] = {"step": 4, "time_s": 9.0, "distil/kl": 0.125}
     assert "  teacher KL 0.125  " in step_line(record, 20, 1)
     assert "teacher" not in step_line(record | {"distil/kl": None}, 20, 1)
+    beside = step_line(record | {"distil/taught_share": 1.0, "reward/mean": 0.5, "accuracy/mean": 0.5}, 20, 1)
+    assert "reward  0.500  acc  50 %  teacher KL 0.125" in beside
+    alone = record | {"distil/taught_share": 1.0, "reward/mean": None, "accuracy/mean": None}
+    assert step_line(alone, 20, 1).startswith(" 5/20  teacher KL 0.125  stale")
 
 
 def test_a_run_on_answers_shows_loss_and_perplexity_and_no_reward(made_up: Any) -> None:

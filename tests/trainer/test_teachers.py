@@ -232,7 +232,7 @@ def test_of_tokens_that_it_does_not_have_it_says_nothing(tiny_model: Path, teach
 def test_one_that_cannot_follow_prefix_trees_is_refused(tiny_model: Path, teacher: Path) -> None:
     ours = learner(tiny_model, recipe())
     with pytest.raises(UserError, match=r"algorithm\.teacher x is of a kind .* whose attention cannot follow"):
-        Teachers([TeacherRecipe(model="x")], [plain(teacher)], ours._frozen, ours.model, ask_all=False)
+        Teachers([TeacherRecipe(model="x")], lambda _: plain(teacher), ours._frozen, ours.model, ask_all=False)
 
 
 def test_one_that_lacks_a_tensor_is_refused_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
