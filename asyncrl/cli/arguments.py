@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import asyncrl
-from asyncrl.errors import UserError
+from asyncrl.errors import UserError, nearest
 from asyncrl.orchestrator.kinds import KINDS
 
 TYPES = ("bfloat16", "float16", "float32")
+_MEANT = {
+    **dict.fromkeys(("run", "start", "launch", "fit", "grpo", "rl"), "train"),
+    **dict.fromkeys(("init", "create", "quickstart"), "new"),
+    **dict.fromkeys(("list", "examples", "copy"), "recipes"),
+    **dict.fromkeys(("convert", "migrate", "from"), "import"),
+    **dict.fromkeys(("continue", "restart", "recover"), "resume"),
+    **dict.fromkeys(("dashboard", "serve", "ui"), "watch"),
+    **dict.fromkeys(("merge", "save"), "export"),
+    **dict.fromkeys(("check", "validate"), "train RECIPE --dry-run"),
+    **dict.fromkeys(("env", "info"), "doctor"),
+}
+"""Words of other tools for what a command does."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,6 +50,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Of a command that is none: the one that may be meant, rather than all."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            meant = f"; did you mean {_MEANT[value]}?" if value in _MEANT else nearest(value, action.choices)
+            raise UserError(f"{value} is not a command of {self.prog}{meant or f'; {self.prog} --help lists them'}")
+        super()._check_value(action, value)
+
 
 def _parser() -> _Parser:
     parser = _Parser(prog="asyncrl", description="Asynchronous RL post-training of language models on Ray.")
@@ -57,6 +76,20 @@ def _parser() -> _Parser:
     )
     _add_recipe(sft)
     _add_start(sft)
+
+    new = commands.add_parser(
+        "new",
+        help="write a recipe for your data and this machine, and try its reward",
+        usage="asyncrl new NAME --data FILE [--reward FILE] [--env FILE] [--model MODEL] [key=value ...]",
+        description="Writes NAME.yaml, and NAME_reward.py if no reward is named and the rows have answers; nothing is "
+        "written over.",
+    )
+    new.add_argument("name", metavar="NAME", help="of the recipe: NAME.yaml")
+    new.add_argument("--data", metavar="FILE", required=True, help="rows with prompts: .jsonl, .csv, .parquet, ...")
+    new.add_argument("--reward", metavar="FILE", help="FILE.py, FILE.py:NAME or package.module:NAME that judges")
+    new.add_argument("--env", metavar="FILE", help="FILE.py, FILE.py:NAME or package.module:NAME: an agent's episodes")
+    new.add_argument("--model", metavar="MODEL", help="a folder or a hub name (default: one that fits the machine)")
+    _add_overrides(new)
 
     recipes = commands.add_parser(
         "recipes", help="list the recipes that come with asyncrl, or copy one", usage="%(prog)s [copy NAME [DIR]]"

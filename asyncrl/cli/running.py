@@ -1,4 +1,4 @@
-"""Commands that start something or say how it would run: train, sft, resume, submit, plan, recipes."""
+"""Commands that start something or say how it would run: train, sft, resume, submit, plan."""
 
 from __future__ import annotations
 
@@ -67,20 +67,6 @@ def loaded(path: Path, overrides: list[str]) -> Recipe:
     if fault := of_status(path, path.stat()):
         logger.warning("%s, and the code that a recipe names runs as you", fault)
     return recipe
-
-
-def recipes(arguments: argparse.Namespace) -> int:
-    from asyncrl.recipe import catalogue
-
-    if arguments.action == "copy":
-        print(*catalogue.copy(arguments.name, arguments.folder), sep="\n")
-        return 0
-    listed = list(catalogue.entries())
-    widths = [max(len(getattr(entry, field)) for entry in listed) for field in ("name", "needs")]
-    for entry in listed:
-        print(f"{entry.name:<{widths[0]}}  {entry.needs:<{widths[1]}}  {entry.what}")
-    print("\nasyncrl recipes copy NAME [DIR] makes one yours")
-    return 0
 
 
 def _existing(run_dir: str) -> Path | None:
