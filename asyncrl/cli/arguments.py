@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # argparse takes positionals in one go, so it leaves over the overrides that follow an option.
     unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
+        raise UserError(_unknown(parser, arguments, rest, unknown[0]))
     if rest:
         arguments.overrides += rest
     if arguments.version:
@@ -41,6 +43,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     elif arguments.command is None:
         parser.print_help()
     return arguments
+
+
+def _unknown(parser: _Parser, arguments: argparse.Namespace, rest: list[str], word: str) -> str:
+    """The sentence for an argument that is none: the option that looks like it, or the key that it would be."""
+    name, equals, value = word.lstrip("-").partition("=")
+    command = _commands(parser).get(str(arguments.command))
+    options = [one for action in command._actions for one in action.option_strings] if command else []
+    near = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), options, n=1, cutoff=0.75)
+    key = name.replace("-", "_")
+    if word.startswith("--") and key and not near and hasattr(arguments, "overrides"):
+        from asyncrl.recipe.keys import every, meant
+
+        if not equals:
+            after = [*rest, *arguments.overrides]
+            value = next((one for one in after if not one.startswith("-") and "=" not in one), "VALUE")
+        said = "" if key in every() else meant(key)
+        same = re.fullmatch(r"; did you mean (.*)\?", said)
+        if not said or same:
+            right = same[1] if same else key
+            return f"unknown argument {word}; keys of a recipe are said without dashes: {right}={value}"
+        if " has the keys " not in said:
+            return f"unknown argument {word}{said}; keys are said without dashes, as in max_steps=20"
+    return f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else f"; see {parser.prog} --help")
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """By name."""
+    found = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(next(found).choices)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,6 +121,24 @@ def _parser() -> _Parser:
     new.add_argument("--env", metavar="FILE", help="FILE.py, FILE.py:NAME or package.module:NAME: an agent's episodes")
     new.add_argument("--model", metavar="MODEL", help="a folder or a hub name (default: one that fits the machine)")
     _add_overrides(new)
+
+    convert = commands.add_parser(
+        "import",
+        help="write a recipe from a TRL script or a verl configuration",
+        usage="asyncrl import trl|verl FILE [key=value ...] [--out RECIPE] [--processes N]",
+        description="Reads the file, runs nothing of it, and says of every name what became of it.",
+    )
+    convert.add_argument("system", metavar="trl|verl", choices=("trl", "verl"), help="whose file it is")
+    convert.add_argument(
+        "file", metavar="FILE", type=Path, help="a Python script, a YAML, or a shell script with key=value"
+    )
+    convert.add_argument(
+        "--out", metavar="RECIPE", type=Path, help="the recipe (default: FILE's name here, with .yaml)"
+    )
+    convert.add_argument(
+        "--processes", metavar="N", type=_count, default=1, help="that a TRL script is launched with (default: 1)"
+    )
+    _add_overrides(convert)
 
     recipes = commands.add_parser(
         "recipes", help="list the recipes that come with asyncrl, or copy one", usage="%(prog)s [copy NAME [DIR]]"

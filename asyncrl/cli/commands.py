@@ -29,6 +29,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": running.train,
     "sft": running.sft,
     "new": starting.new,
+    "import": starting.convert,
     "recipes": starting.recipes,
     "resume": running.resume,
     "sweep": sweeping.sweep,

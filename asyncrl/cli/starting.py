@@ -1,4 +1,4 @@
-"""Commands that give one a recipe to begin with: new, recipes."""
+"""Commands that give one a recipe to begin with: new, import, recipes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ def new(arguments: argparse.Namespace) -> int:
 
     a = arguments
     say(*new(Wish(a.name, a.data, a.reward, a.env, a.model, a.overrides)))
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    from asyncrl.drafts.importing import convert
+
+    a = arguments
+    say(*convert(a.system, a.file, a.out, a.processes, a.overrides))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,14 @@ def _block(keys: Mapping[str, Any], prefix: str, indent: str, comments: Mapping[
 
 
 def _with(line: str, comment: str | None) -> str:
-    return f"{line:<{_COLUMN}}# {comment}" if comment else line
+    return f"{line:<{_COLUMN - 1}} # {comment}" if comment else line
 
 
 def _flow(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-2 and float(f"{value:.1e}") == value else repr(value)
+    if isinstance(value, str) and not value.isprintable():
+        return json.dumps(value, ensure_ascii=False)
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
