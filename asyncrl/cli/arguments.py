@@ -14,6 +14,16 @@ from asyncrl.errors import UserError, nearest
 from asyncrl.orchestrator.kinds import KINDS
 
 TYPES = ("bfloat16", "float16", "float32")
+GROUPS = {
+    "Begin": ("new", "import", "recipes", "doctor"),
+    "Train": ("train", "sft", "resume", "sweep"),
+    "Foresee": ("data", "plan"),
+    "Look": ("watch", "report", "compare", "inspect", "replay"),
+    "Use": ("eval", "export"),
+    "Cluster": ("submit", "attach", "stop"),
+    "Shell": ("completion",),
+}
+"""Commands by what one wants to do."""
 _MEANT = {
     **dict.fromkeys(("run", "start", "launch", "fit", "grpo", "rl"), "train"),
     **dict.fromkeys(("init", "create", "quickstart"), "new"),
@@ -30,25 +40,25 @@ _MEANT = {
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Raises UserError for what it does not know. Prints the version or the help if that is all that is asked."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    of_all = parser()
+    arguments, rest = of_all.parse_known_args(argv)
     # argparse takes positionals in one go, so it leaves over the overrides that follow an option.
     unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
     if unknown:
-        raise UserError(_unknown(parser, arguments, rest, unknown[0]))
+        raise UserError(_unknown(of_all, arguments, rest, unknown[0]))
     if rest:
         arguments.overrides += rest
     if arguments.version:
         print(f"asyncrl {asyncrl.__version__}")
     elif arguments.command is None:
-        parser.print_help()
+        of_all.print_help()
     return arguments
 
 
-def _unknown(parser: _Parser, arguments: argparse.Namespace, rest: list[str], word: str) -> str:
+def _unknown(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str], word: str) -> str:
     """The sentence for an argument that is none: the option that looks like it, or the key that it would be."""
     name, equals, value = word.lstrip("-").partition("=")
-    command = _commands(parser).get(str(arguments.command))
+    command = commands_of(parser).get(str(arguments.command))
     options = [one for action in command._actions for one in action.option_strings] if command else []
     near = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), options, n=1, cutoff=0.75)
     key = name.replace("-", "_")
@@ -68,7 +78,7 @@ def _unknown(parser: _Parser, arguments: argparse.Namespace, rest: list[str], wo
     return f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else f"; see {parser.prog} --help")
 
 
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """By name."""
     found = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return dict(next(found).choices)
@@ -89,19 +99,36 @@ class _Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="asyncrl", description="Asynchronous RL post-training of language models on Ray.")
+class _Main(_Parser):
+    """The one whose help is a screen: commands by what one wants to do."""
+
+    def format_help(self) -> str:
+        lines = ["usage: asyncrl COMMAND ...        `asyncrl COMMAND --help` says more", ""]
+        about = {one.dest: one.help for action in self._actions for one in getattr(action, "_choices_actions", ())}
+        for group, names in GROUPS.items():
+            lines += [f"{'' if place else group:<9}{name:<11}{about[name]}" for place, name in enumerate(names)]
+        return "\n".join(
+            [*lines, "", "asyncrl --version; docs: quickstart.md, reference.md (every key of a recipe)", ""]
+        )
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = _Main(prog="asyncrl", usage="asyncrl COMMAND ...")
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     run_dir_help = "a directory that `asyncrl train` made, or its URL"
 
-    train = commands.add_parser("train", help="run a recipe", usage="asyncrl train RECIPE [key=value ...] [options]")
+    train = commands.add_parser(
+        "train",
+        help="run a recipe (--dry-run: check it, run nothing)",
+        usage="asyncrl train RECIPE [key=value ...] [options]",
+    )
     _add_recipe(train)
     _add_start(train)
 
     sft = commands.add_parser(
         "sft",
-        help="train on answers in the data: demonstrations, or preference pairs",
+        help="train on answers in the data: demonstrations, pairs",
         usage="asyncrl sft RECIPE [key=value ...] [options]",
         description="As `asyncrl train` with rollout.engine=data, which a recipe may say itself.",
     )
@@ -110,7 +137,7 @@ def _parser() -> _Parser:
 
     new = commands.add_parser(
         "new",
-        help="write a recipe for your data and this machine, and try its reward",
+        help="write a recipe for your data, and try its reward",
         usage="asyncrl new NAME --data FILE [--reward FILE] [--env FILE] [--model MODEL] [key=value ...]",
         description="Writes NAME.yaml, and NAME_reward.py if no reward is named and the rows have answers; nothing is "
         "written over.",
@@ -124,7 +151,7 @@ def _parser() -> _Parser:
 
     convert = commands.add_parser(
         "import",
-        help="write a recipe from a TRL script or a verl configuration",
+        help="write a recipe from a TRL script or verl configuration",
         usage="asyncrl import trl|verl FILE [key=value ...] [--out RECIPE] [--processes N]",
         description="Reads the file, runs nothing of it, and says of every name what became of it.",
     )
@@ -141,7 +168,7 @@ def _parser() -> _Parser:
     _add_overrides(convert)
 
     recipes = commands.add_parser(
-        "recipes", help="list the recipes that come with asyncrl, or copy one", usage="%(prog)s [copy NAME [DIR]]"
+        "recipes", help="list the recipes that come with it, or copy one", usage="%(prog)s [copy NAME [DIR]]"
     )
     actions = recipes.add_subparsers(dest="action", metavar="copy", prog="asyncrl recipes")
     copy = actions.add_parser("copy", help="copy a recipe and the code that it names")
@@ -166,7 +193,7 @@ def _parser() -> _Parser:
 
     sweep = commands.add_parser(
         "sweep",
-        help="run a recipe with every combination of some values",
+        help="run a recipe with each of several values",
         usage="asyncrl sweep RECIPE key=[a,b,...] [key=value ...] [--out DIR] [--jobs N]",
         epilog="exit code 1: a run failed; the same command with --out goes on with what is not done",
     )
@@ -176,7 +203,7 @@ def _parser() -> _Parser:
 
     evaluate = commands.add_parser(
         "eval",
-        help="score a model, or a run's checkpoint, on a recipe's held-out tasks",
+        help="score a model or checkpoint on held-out tasks",
         usage="asyncrl eval MODEL|RUN_DIR[@STEP] [key=value ...] [--recipe RECIPE] [--out DIR] [--trust]",
         epilog="exit code 1: an evaluation has no score",
     )
@@ -192,7 +219,7 @@ def _parser() -> _Parser:
 
     plan = commands.add_parser(
         "plan",
-        help="how much memory a recipe takes on GPUs, how fast it would be, and how best to divide them",
+        help="how much memory it takes, how fast it would be on GPUs",
         usage="asyncrl plan RECIPE [key=value ...] [--gpus N] [--gpu NAME] [--profile RUN_DIR] [--mean-tokens N]",
     )
     _add_recipe(plan)
@@ -207,7 +234,7 @@ def _parser() -> _Parser:
 
     data = commands.add_parser(
         "data",
-        help="show what the model will see: prompts as they are tokenised, lengths, shares of sources",
+        help="show prompts as the model will see them, and lengths",
         usage="asyncrl data RECIPE [key=value ...] [-n N]",
     )
     _add_recipe(data)
@@ -215,7 +242,7 @@ def _parser() -> _Parser:
 
     submit = commands.add_parser(
         "submit",
-        help="run a recipe on a Ray cluster, or write the file that starts one",
+        help="run it on a Ray cluster, or write a Slurm or Kubernetes file",
         usage="asyncrl submit RECIPE [key=value ...] [--address URL | --slurm | --kuberay] [options]",
     )
     _add_recipe(submit)
@@ -248,15 +275,13 @@ def _parser() -> _Parser:
         help="the page (default: RUN_DIR/report.html; NAME.html here if the directory is another user's)",
     )
 
-    watch = commands.add_parser(
-        "watch", help="serve the report as a page that follows the run, or all runs of a folder"
-    )
+    watch = commands.add_parser("watch", help="follow a run, or all of a folder, on a page that is served")
     watch.add_argument("run_dir", metavar="RUN_DIR", help=f"{run_dir_help}; or a folder with several, such as runs/")
     watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     watch.add_argument("--port", type=_port, default=8642, help="port to listen at (default: 8642; 0: any free one)")
 
     compare = commands.add_parser(
-        "compare", help="one page with the curves of one run or more", usage="asyncrl compare RUN_DIR ... [--out FILE]"
+        "compare", help="one page with the curves of several runs", usage="asyncrl compare RUN_DIR ... [--out FILE]"
     )
     compare.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help=run_dir_help)
     compare.add_argument("--out", type=Path, metavar="FILE", help="the page, written anew (default: compare.html here)")
@@ -297,7 +322,14 @@ def _parser() -> _Parser:
         "--verify", action="store_true", help="train the journalled batches again and compare with every checkpoint"
     )
 
-    doctor = commands.add_parser("doctor", help="print versions, CPUs and GPUs, and what would stop a run")
+    completion = commands.add_parser(
+        "completion",
+        help="print what makes TAB complete commands, options and keys",
+        description='For this shell: `eval "$(asyncrl completion bash)"`; for all: the same line in ~/.bashrc.',
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which")
+
+    doctor = commands.add_parser("doctor", help="versions, CPUs, GPUs, and what would stop a run")
     doctor.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE", help="try its model's attention too")
     return parser
 

@@ -45,6 +45,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": reading.inspect,
     "export": reading.export,
     "replay": reading.replay,
+    "completion": starting.completion,
     "doctor": reading.doctor,
 }
 

@@ -1,4 +1,4 @@
-"""Commands that give one a recipe to begin with: new, import, recipes."""
+"""Commands that give one a recipe to begin with: new, import, recipes, completion."""
 
 from __future__ import annotations
 
@@ -34,4 +34,11 @@ def recipes(arguments: argparse.Namespace) -> int:
     for entry in listed:
         print(f"{entry.name:<{widths[0]}}  {entry.needs:<{widths[1]}}  {entry.what}")
     print("\nasyncrl recipes copy NAME [DIR] makes one yours")
+    return 0
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    from asyncrl.cli.completion import script
+
+    print(script(arguments.shell), end="")
     return 0
