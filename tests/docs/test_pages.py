@@ -69,3 +69,12 @@ def test_the_tables_of_names_leave_none_out(page: str, system: str) -> None:
     for row in elsewhere.table(system):
         for name in row.names:
             assert re.search(rf"[`.,{{]{re.escape(name.rpartition('.')[2])}[`,}}]", text), name
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 200
+    first_screen = "\n".join(lines[:16])
+    assert "asyncrl new" in first_screen
+    assert "asyncrl train" in first_screen
+    assert "![" in first_screen
