@@ -25,7 +25,7 @@ _asyncrl() {
     recipes:2:*) words="$(compgen -f -X '!*.y*ml' -- "$word") $(compgen -d -S / -- "$word")" ;;
     recipes:*:-* | *:-*) ;;
     recipes:*) words="$words $_asyncrl_keys" ;;
-    runs:2:*) words="$(compgen -d -- "$word") $(compgen -d -- runs/)" ;;
+    runs:2:*) words="$(printf '%%s\\n' $(compgen -d -- "$word") $(compgen -d -- runs/) | sort -u)" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
   case "${COMPREPLY[0]}" in *=|*/) compopt -o nospace 2> /dev/null ;; esac

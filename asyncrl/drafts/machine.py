@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -48,7 +49,7 @@ class Machine:
 
 
 def here() -> Machine:
-    """This machine. GPUs are those that nvidia-smi lists; what it does not answer in time has none."""
+    """This machine. GPUs are those that nvidia-smi lists and CUDA_VISIBLE_DEVICES leaves; what it does not answer in time has none."""
     host = Machine(len(usable_cores()), memory.available() / _GIB)
     if not shutil.which(_QUERY[0]):
         return host
@@ -58,6 +59,10 @@ def here() -> Machine:
         return host
     found = [line.rpartition(",") for line in done.stdout.strip().splitlines()]
     if not found or not all(re.fullmatch(r"\s*\d+", mib) for _, _, mib in found):
+        return host
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        found = found[: len([one for one in visible.split(",") if one.strip() not in ("", "-1")])]
+    if not found:
         return host
     name, _, mib = found[0]
     return Machine(host.cores, host.memory_gib, name.strip().removeprefix("NVIDIA "), len(found), int(mib) / 1024)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from asyncrl.errors import UserError
 
@@ -29,8 +30,11 @@ def overridden(keys: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
     given = list(overrides)
     if odd := [one for one in given if not one.partition("=")[1] or one.startswith("=")]:
         raise UserError(f"'{odd[0]:.100}' is not of the form key=value, such as max_steps=20 or trainer.ranks=1")
-    merged = OmegaConf.merge(OmegaConf.create(keys), OmegaConf.from_dotlist(given))
-    return dict(OmegaConf.to_container(merged))  # type: ignore[arg-type]
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(keys), OmegaConf.from_dotlist(given))
+        return dict(OmegaConf.to_container(merged))  # type: ignore[arg-type]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{' '.join(given)}: no such value can be set: {str(error).splitlines()[0]}") from error
 
 
 def text_of(keys: Mapping[str, Any], comments: Mapping[str, str], head: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -25,6 +26,7 @@ MATH = "asyncrl.rewards.math:"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder on a machine without GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "_QUERY", ("no-nvidia-smi-here",))
     return tmp_path
@@ -189,9 +191,23 @@ def test_a_reward_that_always_fails_leaves_nothing_behind(folder: Path, capsys: 
     assert not (folder / "bad.yaml").exists()
 
 
+@pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("2,3", 2), (None, 4)])
+def test_gpus_that_are_hidden_are_not_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, number: int
+) -> None:
+    with_gpus(folder, monkeypatch, *["NVIDIA H100 80GB HBM3, 81559"] * 4)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.here().num_gpus == number
+
+
 def test_the_machine_is_this_one() -> None:
     found = machine.here()
     assert found.cores >= 1
     assert found.memory_gib > 0
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return
     listed = shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     assert found.num_gpus == (len(listed.strip().splitlines()) if listed else 0)
