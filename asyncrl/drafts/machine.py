@@ -49,7 +49,7 @@ class Machine:
 
 
 def here() -> Machine:
-    """This machine. GPUs are those that nvidia-smi lists and CUDA_VISIBLE_DEVICES leaves; what it does not answer in time has none."""
+    """This machine. GPUs are those that nvidia-smi lists, if it answers in time, and CUDA_VISIBLE_DEVICES leaves."""
     host = Machine(len(usable_cores()), memory.available() / _GIB)
     if not shutil.which(_QUERY[0]):
         return host
