@@ -54,6 +54,7 @@ FILES = {
     ),
     "broken.jsonl": '{"prompt": "a", "answer"\n',
     "rows.txt": "a\n",
+    "columns.csv": "a,b\n1,2\n",
     "problems.jsonl": '{"prompt": "a"}\n',
     "demonstrations.yaml": "model: random:tiny-llama\ndata: {path: rows.jsonl}\nmax_steps: 1\n"
     "trainer: {tokens_per_microbatch: 512}\n",

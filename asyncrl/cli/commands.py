@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from asyncrl.cli import evaluating, reading, running, sweeping
+from asyncrl.cli import evaluating, reading, running, starting, sweeping
 from asyncrl.cli.arguments import parse
 from asyncrl.cli.common import local
 from asyncrl.cli.quiet import quiet
@@ -28,7 +28,9 @@ from asyncrl.terminal.escape import visible
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": running.train,
     "sft": running.sft,
-    "recipes": running.recipes,
+    "new": starting.new,
+    "import": starting.convert,
+    "recipes": starting.recipes,
     "resume": running.resume,
     "sweep": sweeping.sweep,
     "eval": evaluating.evaluate,
@@ -43,6 +45,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": reading.inspect,
     "export": reading.export,
     "replay": reading.replay,
+    "completion": starting.completion,
     "doctor": reading.doctor,
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def of_step(target: str) -> tuple[str, int | None]:
     name, at, step = target.rpartition("@")
     named = at and step.isdecimal() and not Path(target).exists()
     return (name, int(step)) if named else (target, None)
+
+
+def soon(text: str) -> AbstractContextManager[Any]:
+    """A sign of life on a terminal, at once; where nobody looks, nothing."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from asyncrl.terminal.progress import shown
+
+    return shown(text)
 
 
 def importing(for_a_run: bool = True) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""Commands that start something or say how it would run: train, sft, resume, submit, plan, recipes."""
+"""Commands that start something or say how it would run: train, sft, resume, submit, plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asyncrl.cli.common import check_run_dir, importing, local, say
+from asyncrl.cli.common import check_run_dir, importing, local, say, soon
 from asyncrl.errors import UserError
 from asyncrl.task import DATA
 
@@ -18,13 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from asyncrl.recipe.check import check
-    from asyncrl.recipe.load import dump
-    from asyncrl.recipe.stored import load_stored
-    from asyncrl.storage import mirror, writers
-
     path, base_dir = arguments.recipe, Path.cwd()
-    recipe = loaded(path, arguments.overrides)
+    with soon(f"reading {path}"):
+        from asyncrl.recipe.check import check
+        from asyncrl.recipe.load import dump
+        from asyncrl.recipe.stored import load_stored
+        from asyncrl.storage import mirror, writers
+
+        recipe = loaded(path, arguments.overrides)
     if arguments.or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
         # What is run is this user's own recipe. The copy of a URL is this user's too, whoever wrote what is in it.
         _, stored = load_stored(there, [], trust=mirror.is_url(recipe.run_dir))
@@ -35,13 +36,15 @@ def train(arguments: argparse.Namespace) -> int:
                 recipe.run_dir,
             )
         return _go_on(there, recipe, stored, [])
-    check(recipe, base_dir)
+    with soon(f"checking {path}"):
+        check(recipe, base_dir)
     if arguments.dry_run:
-        from asyncrl.data.check import preview
-        from asyncrl.data.held_out import preview_held_out
-        from asyncrl.recipe.check_algorithm import doubts
+        with soon("reading the data"):
+            from asyncrl.data.check import preview
+            from asyncrl.data.held_out import preview_held_out
+            from asyncrl.recipe.check_algorithm import doubts
 
-        first = [*preview(recipe, base_dir), *preview_held_out(recipe, base_dir)]
+            first = [*preview(recipe, base_dir), *preview_held_out(recipe, base_dir)]
         doubted = [f"warning    {doubt}" for doubt in doubts(recipe)]
         say(dump(recipe), *_sizes(recipe), *first, *doubted, "ok")
         return 0
@@ -67,20 +70,6 @@ def loaded(path: Path, overrides: list[str]) -> Recipe:
     if fault := of_status(path, path.stat()):
         logger.warning("%s, and the code that a recipe names runs as you", fault)
     return recipe
-
-
-def recipes(arguments: argparse.Namespace) -> int:
-    from asyncrl.recipe import catalogue
-
-    if arguments.action == "copy":
-        print(*catalogue.copy(arguments.name, arguments.folder), sep="\n")
-        return 0
-    listed = list(catalogue.entries())
-    widths = [max(len(getattr(entry, field)) for entry in listed) for field in ("name", "needs")]
-    for entry in listed:
-        print(f"{entry.name:<{widths[0]}}  {entry.needs:<{widths[1]}}  {entry.what}")
-    print("\nasyncrl recipes copy NAME [DIR] makes one yours")
-    return 0
 
 
 def _existing(run_dir: str) -> Path | None:

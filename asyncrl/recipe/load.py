@@ -14,15 +14,15 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from asyncrl.control import staleness
@@ -30,6 +30,7 @@ from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError, nearest
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
+from asyncrl.recipe.keys import meant, whole
 from asyncrl.recipe.part import LIST, ONE
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.renamed import today
@@ -320,7 +321,7 @@ def _escaped(value: Any) -> Any:
 def _sentence(fault: ErrorDetails, key: str) -> str:
     kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
     if kind in _UNKNOWN:
-        return f"{key} is not a key{_nearest_key(key)}"
+        return f"{whole(key, value)} is not a key{meant(whole(key, value))}"
     if kind == "missing":
         return f"{key} is missing; add it"
     if kind == "literal_error":
@@ -334,38 +335,6 @@ def _sentence(fault: ErrorDetails, key: str) -> str:
     quotes = "; put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""
     bounds = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in context.items()}
     return f"{key} must be {expected.format(**bounds)}, got {_shown(value)}{quotes}"
-
-
-def _nearest_key(key: str) -> str:
-    """A key of the same part that looks like it, one of that name elsewhere, or else what the part has."""
-    key = ".".join(part for part in key.split(".") if not part.isdecimal())  # of a place in a list
-    parents, _, name = key.rpartition(".")
-    keys = list(dict.fromkeys(_keys(Recipe, "")))
-    if key in keys:
-        return f" here: it is one where {parents} is a list of parts"
-    siblings = [k for k in keys if k.rpartition(".")[0] == parents]
-    by_name = {k.rpartition(".")[2]: k for k in [*keys, *siblings]}
-    # Everything looks like two letters.
-    near_enough = 0.6 if len(name) > 2 else 0.8
-    for names, cutoff in (([k.rpartition(".")[2] for k in siblings], near_enough), (list(by_name), 0.75)):
-        if near := difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
-            return f"; did you mean {by_name[near[0]]}?"
-    return f"; {parents or 'a recipe'} has the keys {', '.join(k.rpartition('.')[2] for k in siblings)}"
-
-
-def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        for part in _named_in(field.annotation):
-            yield from _keys(part, f"{prefix}{name}.")
-
-
-def _named_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The parts that a type names: itself, or those of `Part | None` or `list[Part]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _named_in(argument)
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from asyncrl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_MOVED = {
+MOVED = {
     "over_age": "on_stale",
     **{
         f"budgets.{what}_in_a_row": f"budgets.max_consecutive_{what}"
@@ -20,14 +20,14 @@ _MOVED = {
     "backup_groups": "experimental.backup_groups",
     "weights.push_lag": "experimental.push_lag",
 }
-_GONE = {"rollout.top_p": 1.0, "rollout.top_k": 0}
+GONE = {"rollout.top_p": 1.0, "rollout.top_k": 0}
 """Keys that had one legal value."""
 
 
 def today(keys: dict[str, Any], where: str, *, quietly: bool = False) -> dict[str, Any]:
     """A layer's keys with the names that they have now, in place. `quietly`: nobody wrote them by hand. Raises
     UserError."""
-    moved = dict(_MOVED)
+    moved = dict(MOVED)
     if keys.get("policy") in FIXED_LAG:
         moved["policy"] = "experimental.policy"
     elif "policy" in keys and _part(keys, "experimental.policy")[0] is None:
@@ -38,7 +38,7 @@ def today(keys: dict[str, Any], where: str, *, quietly: bool = False) -> dict[st
             _put(keys, new, part.pop(name))
             if not quietly:
                 logger.warning("%s: %s is called %s now, and its old name goes with the next version", where, old, new)
-    for old, legal in _GONE.items():
+    for old, legal in GONE.items():
         part, name = _part(keys, old)
         if part is not None and part.pop(name) != legal:
             raise UserError(

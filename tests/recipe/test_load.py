@@ -129,7 +129,8 @@ BAD_FILES = {
         r"bad\.yaml: trainer\.learning_rat is not a key; did you mean trainer\.learning_rate\?"
     ),
     "max_new_tokens: 1": r"bad\.yaml: max_new_tokens is not a key; did you mean rollout\.max_new_tokens\?",
-    "trainer: {lr: 1}": r"bad\.yaml: trainer\.lr is not a key; trainer has the keys ranks, .*, cpu_threads",
+    "trainer: {lr: 1}": r"bad\.yaml: trainer\.lr is not a key; lr is trainer\.learning_rate here",
+    "trainer: {zzz: 1}": r"bad\.yaml: trainer\.zzz is not a key; trainer has the keys ranks, .*, cpu_threads",
     "zzz: 1": r"bad\.yaml: zzz is not a key; a recipe has the keys model, data, .*, ray_address, experimental",
     "5: 1": r"bad\.yaml: 5 is not a key; a recipe has the keys .*",
     "groups_per_step: many": r"bad\.yaml: groups_per_step must be a whole number, got 'many'",

@@ -1,0 +1,261 @@
+"""`asyncrl import verl`: scripts and configurations in the form of verl's examples. No name is dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncrl.cli import main
+from asyncrl.drafts import importing, shell, verl
+from asyncrl.errors import UserError
+from asyncrl.recipe.load import load
+
+PLAIN = """#!/bin/bash
+set -x
+# A comment with data.train_files=nothing
+export VLLM_ATTENTION_BACKEND=XFORMERS
+nodes=2
+len=$((512 * 2))
+BATCH=${BATCH:-64}
+python3 -m verl.trainer.main_ppo \\
+    algorithm.adv_estimator=grpo \\
+    algorithm.norm_adv_by_std_in_grpo=False \\
+    data.train_files="['a/train.parquet', 'b/train.parquet']" \\
+    data.val_files=a/test.parquet \\
+    data.train_batch_size=${BATCH} \\
+    data.max_prompt_length=512 \\
+    data.max_response_length=$len \\
+    data.truncation='error' \\
+    actor_rollout_ref.model.path=Qwen/Qwen2.5-7B \\
+    actor_rollout_ref.model.use_remove_padding=True \\
+    actor_rollout_ref.model.lora_rank=16 \\
+    actor_rollout_ref.actor.optim.lr=1e-6 \\
+    actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.1 \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=16 \\
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 \\
+    actor_rollout_ref.actor.clip_ratio_low=0.2 \\
+    actor_rollout_ref.actor.clip_ratio_high=0.28 \\
+    actor_rollout_ref.actor.use_kl_loss=True \\
+    actor_rollout_ref.actor.kl_loss_coef=0.01 \\
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl \\
+    actor_rollout_ref.actor.entropy_coeff=0.001 \\
+    actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm \\
+    actor_rollout_ref.actor.fsdp_config.param_offload=True \\
+    actor_rollout_ref.rollout.name=vllm \\
+    actor_rollout_ref.rollout.tensor_model_parallel_size=2 \\
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.6 \\
+    actor_rollout_ref.rollout.max_num_seqs=128 \\
+    +actor_rollout_ref.rollout.engine_kwargs.vllm.swap_space=8 \\
+    actor_rollout_ref.rollout.n=5 \\
+    actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8 \\
+    algorithm.filter_groups.enable=True \\
+    algorithm.filter_groups.metric=acc \\
+    custom_reward_function.path=score.py \\
+    custom_reward_function.name=score_it \\
+    +custom_reward_function.reward_kwargs.scale=2 \\
+    trainer.logger=['console','wandb'] \\
+    trainer.project_name='mine' \\
+    trainer.n_gpus_per_node=8 \\
+    trainer.nnodes=$nodes \\
+    trainer.save_freq=20 \\
+    trainer.test_freq=5 \\
+    trainer.total_training_steps=300 \\
+    trainer.flux_capacitor=1 $@
+"""
+ARRAYS = """#!/usr/bin/env bash
+MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}
+rollout_tp=${ROLLOUT_TP:-}
+case "${DEVICE}" in
+    gpu)
+        rollout_tp=${rollout_tp:-2}
+        case "${MACHINE}" in
+            gb200)
+                GPUS=${GPUS:-4}
+                EXTRA+=(actor_rollout_ref.rollout.enforce_eager=True)
+                ;;
+            *)
+                GPUS=${GPUS:-8}
+                ;;
+        esac
+        ;;
+    npu)
+        rollout_tp=${rollout_tp:-4}
+        ;;
+esac
+DATA=(
+    algorithm.adv_estimator=rloo
+    algorithm.use_kl_in_reward=True
+    algorithm.kl_penalty=kl
+    algorithm.kl_ctrl.kl_coef=0.002
+    data.train_files=$HOME/train.parquet
+    data.train_batch_size=32   # prompts
+)
+ROLLOUT=(
+    actor_rollout_ref.model.path="$MODEL_PATH"
+    actor_rollout_ref.rollout.tensor_model_parallel_size=${rollout_tp}
+    actor_rollout_ref.actor.policy_loss.loss_mode=gspo
+    trainer.n_gpus_per_node=${GPUS}
+    trainer.experiment_name=run_$(date +%s)
+)
+"${LAUNCH[@]}" -m verl.trainer.main_ppo "${DATA[@]}" "${ROLLOUT[@]}" "$@"
+"""
+YAML = """
+defaults: [ppo_trainer, _self_]
+data: {train_files: rows.parquet, train_batch_size: 16, max_prompt_length: 100, max_response_length: 50, shuffle: false}
+actor_rollout_ref:
+  model: {path: a/b}
+  actor:
+    _target_: verl.workers.config.FSDPActorConfig
+    optim: {lr: 2.0e-6, lr_scheduler_type: cosine, min_lr_ratio: 0.1, betas: [0.9, 0.95]}
+    ppo_max_token_len_per_gpu: 9000
+    policy_loss: {loss_mode: clip_cov, clip_cov_ratio: 0.001, clip_cov_lb: 1.5}
+  rollout: {name: vllm, n: 4, prompt_length: "${data.max_prompt_length}"}
+algorithm:
+  adv_estimator: gae
+  lam: 0.95
+  rollout_correction: {rollout_is: token, rollout_is_threshold: 3.0}
+critic: {optim: {lr: 3.0e-5}}
+reward: {reward_model: {enable: false, model_path: c/d}}
+trainer: {n_gpus_per_node: 1, nnodes: 1, total_epochs: 3}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    return tmp_path
+
+
+def written(folder: Path, name: str, text: str, *words: str) -> tuple[Any, list[str]]:
+    (folder / name).write_text(text)
+    lines = importing.convert("verl", Path(name), Path("out.yaml"), 1, words)
+    return load(Path("out.yaml")), lines
+
+
+def names_of(lines: list[str], word: str) -> set[str]:
+    return {line.removeprefix(word).strip().partition("=")[0] for line in lines if line.startswith(word)}
+
+
+def test_a_script_with_overrides_is_carried_over(folder: Path) -> None:
+    (folder / "score.py").write_text("def score_it(data_source, solution_str, ground_truth, extra_info, scale): ...\n")
+    recipe, lines = written(folder, "run.sh", PLAIN)
+    rollout, trainer, algorithm = recipe.rollout, recipe.trainer, recipe.algorithm
+    assert (recipe.model, recipe.sources[0].paths) == ("Qwen/Qwen2.5-7B", ["a/train.parquet", "b/train.parquet"])
+    assert (recipe.group_size, recipe.groups_per_step, recipe.max_steps) == (5, 64, 300)
+    assert (rollout.max_prompt_tokens, rollout.max_new_tokens) == (512, 1024)
+    # a micro-batch of 4 rows of 512 + 1024 tokens; a batch of 64 prompts in parts of 16; a tenth of 300 steps
+    assert (trainer.tokens_per_microbatch, trainer.minibatches, trainer.warmup_steps) == (6144, 4, 30)
+    assert (trainer.learning_rate, trainer.lora.rank, trainer.lora.alpha) == (1e-6, 16, 16.0)
+    assert (algorithm.advantage, algorithm.aggregation, algorithm.dual_clip) == ("dr_grpo", "constant", 3.0)
+    assert (algorithm.clip_low, algorithm.clip_high, algorithm.filter_equal_rewards) == (0.2, 0.28, True)
+    assert (algorithm.kl_coef, algorithm.kl_in, algorithm.kl_estimator) == (0.01, "loss", "k3")
+    assert (rollout.replicas, rollout.gpus_per_replica, trainer.ranks) == (4, 2, 8)
+    assert rollout.engine_args == {"tensor_parallel_size": 2, "max_num_seqs": 128, "swap_space": 8}
+    assert (recipe.reward, recipe.rewards.kwargs) == ("./score.py:score_it", {"scale": 2})
+    assert (recipe.eval[0].data.path, recipe.eval[0].every_steps, recipe.eval[0].temperature) == (
+        "a/test.parquet",
+        5,
+        0,
+    )
+    assert (recipe.checkpoint.every_steps, recipe.track.project, recipe.track.wandb) == (20, "mine", "online")
+    assert names_of(lines, "LOST") == {
+        "actor_rollout_ref.actor.entropy_coeff",
+        "actor_rollout_ref.actor.fsdp_config.param_offload",
+        "actor_rollout_ref.rollout.gpu_memory_utilization",
+        "trainer.flux_capacitor",
+    }
+
+
+@pytest.mark.parametrize("text", [PLAIN, ARRAYS])
+def test_no_name_is_dropped(folder: Path, text: str) -> None:
+    (folder / "run.sh").write_text(text)
+    carried, _ = verl.read(Path("run.sh"))
+    code = [line for line in text.splitlines() if not line.lstrip().startswith(("#", "EXTRA"))]
+    given = {
+        word.lstrip("+").partition("=")[0] for line in code for word in line.split() if "." in word.partition("=")[0]
+    }
+    given = {name for name in given if name.partition(".")[0] in ("data", "trainer", "algorithm", "actor_rollout_ref")}
+    assert len(given) > 10
+    assert given <= {*carried.kept, *carried.lost, *carried.moot}
+
+
+def test_arrays_variables_and_branches_of_a_script(folder: Path) -> None:
+    recipe, lines = written(folder, "run.sh", ARRAYS)
+    assert (recipe.model, recipe.sources[0].path) == ("Qwen/Qwen3-8B", "/home/me/train.parquet")
+    assert (recipe.rollout.gpus_per_replica, recipe.rollout.replicas, recipe.trainer.ranks) == (2, 2, 4)
+    algorithm = recipe.algorithm
+    assert (algorithm.advantage, algorithm.loss, algorithm.kl_in, algorithm.kl_estimator) == (
+        "rloo",
+        "gspo",
+        "reward",
+        "k1",
+    )
+    assert (algorithm.kl_coef, recipe.group_size, recipe.max_steps) == (0.002, 1, 200)
+    lost = [line for line in lines if line.startswith("LOST")]
+    assert any("overrides in if and case=1: they are not taken" in line for line in lost)
+    assert any("trainer.experiment_name" in line and "only known when that script runs" in line for line in lost)
+    assert "enforce_eager" not in recipe.rollout.engine_args
+    assert "math_verify" in (folder / "out_reward.py").read_text()
+
+
+def test_a_yaml_is_carried_over(folder: Path) -> None:
+    recipe, lines = written(folder, "config.yaml", YAML)
+    trainer, algorithm = recipe.trainer, recipe.algorithm
+    assert (trainer.schedule, trainer.min_lr_ratio, trainer.optimizer.betas) == ("cosine", 0.1, [0.9, 0.95])
+    assert (trainer.tokens_per_microbatch, trainer.critic_learning_rate, recipe.sources[0].shuffle) == (
+        9000,
+        3e-5,
+        False,
+    )
+    assert (algorithm.advantage, algorithm.gae_lambda, algorithm.normalise_advantages) == ("gae", 0.95, True)
+    assert (algorithm.loss, algorithm.cov_share, algorithm.cov_low) == ("clip_cov", 0.001, 1.5)
+    assert (algorithm.correction, algorithm.correction_level, algorithm.tis_cap) == ("tis", "token", 3.0)
+    assert (recipe.rollout.gpus_per_replica, trainer.gpus_per_rank) == (0.35, 0.65)
+    assert "reward.reward_model.model_path" in names_of(lines, "not needed")
+    assert names_of(lines, "LOST") == {"actor_rollout_ref.rollout.prompt_length", "trainer.total_epochs"}
+
+
+def test_the_recipe_of_a_script_passes_a_dry_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rows.jsonl").write_text('{"prompt": "1 + 1?", "reward_model": {"ground_truth": "2"}}\n' * 40)
+    assert main(["import", "verl", str(script(folder)), "data.path=rows.jsonl", "group_size=4"]) == 0
+    assert "next:\n  asyncrl train run.yaml --dry-run" in capsys.readouterr().out
+    assert main(["train", "run.yaml", "--dry-run"]) == 0, capsys.readouterr().err
+
+
+def script(folder: Path) -> Path:
+    (folder / "run.sh").write_text(ARRAYS)
+    return Path("run.sh")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("run.sh", "echo nothing\n", "has no key=value of verl"),
+        ("c.yaml", "model: a\n", "has none of verl's parts"),
+        ("c.yaml", "data: [\n", "is not valid YAML"),
+        ("c.yaml", "data: {train_batch_size: 3}\n", "does not say model"),
+    ],
+)
+def test_what_is_none_of_verl_leaves_nothing_behind(folder: Path, name: str, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        written(folder, name, text)
+    assert {path.name for path in folder.iterdir()} == {name}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("A=1\nx.y=$A\n", "1"),
+        ("x.y=${A:-${B:-2}}\n", "2"),
+        ("x.y=$((2 * (3 + 4)))\n", "14"),
+        ("A=3\nx.y=$((A * 2))k\n", "6k"),
+        ("x.y='a b'\n", "a b"),
+        ("x.y=$(rm -rf /nothing)\n", "$(rm"),
+        ('export A=5\nB="${A}"\nx.y=${B}\n', "5"),
+    ],
+)
+def test_variables_of_a_script(text: str, value: str) -> None:
+    assert shell.overrides(text)[0] == {"x.y": value}
