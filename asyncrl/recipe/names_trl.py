@@ -87,7 +87,7 @@ lora_dropout, use_rslora, use_dora, modules_to_save, quantization_config, load_i
 trust_remote_code | none | no code that comes with a model is run
 revision, model_revision, model_init_kwargs | none | download that revision, and name its folder
 callbacks, optimizers, compute_metrics, preprocess_logits_for_metrics | none | docs/python.md has callbacks; `trainer.optimizer` what there is of optimizers
-push_to_hub, hub_model_id, hub_strategy, hub_token, hub_private_repo, log_completions_hub_repo | none | `asyncrl export RUN_DIR`, then `hf upload`
+push_to_hub, hub_model_id, hub_strategy, hub_token, hub_private_repo, log_completions_hub_repo | none | `asyncrl export RUN_DIR --push REPO`
 deepspeed, fsdp, fsdp_config, accelerator_config, parallelism_config, ddp_find_unused_parameters, ddp_timeout, ddp_backend | none | `trainer.ranks` divide the model by FSDP2
 save_only_model, save_safetensors, load_best_model_at_end, metric_for_best_model, greater_is_better | none | `checkpoint.keep_best: METRIC` keeps the best; checkpoints hold a `model/`
 neftune_noise_alpha, label_smoothing_factor, label_smoothing, dataset_text_field, chat_template_path, eos_token, pad_token | none | it is not here
