@@ -37,11 +37,13 @@ def train(arguments: argparse.Namespace) -> int:
         return _go_on(there, recipe, stored, [])
     check(recipe, base_dir)
     if arguments.dry_run:
+        from asyncrl.data import sft as demonstrations
         from asyncrl.data.check import preview
         from asyncrl.data.held_out import preview_held_out
         from asyncrl.recipe.check_algorithm import doubts
 
-        first = [*preview(recipe, base_dir), *preview_held_out(recipe, base_dir)]
+        first = [*preview(recipe, base_dir), *demonstrations.preview(recipe, base_dir)]
+        first += preview_held_out(recipe, base_dir)
         doubted = [f"warning    {doubt}" for doubt in doubts(recipe)]
         say(dump(recipe), *_sizes(recipe), *first, *doubted, "ok")
         return 0

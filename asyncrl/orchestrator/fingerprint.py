@@ -20,7 +20,7 @@ import msgspec
 
 from asyncrl.control.controller import Controller
 from asyncrl.data.mixture import Tasks
-from asyncrl.data.tasks import Draws
+from asyncrl.data.tasks import Draws, TaskSource
 from asyncrl.errors import UserError
 from asyncrl.models import fingerprint as model_fingerprint
 from asyncrl.orchestrator.kinds import KINDS
@@ -32,7 +32,7 @@ _FILE = "fingerprint.json"
 _HASH_CHARS = 16
 _HASHED = (
     *("content", "source", "environment's source", "chat template"),
-    *("loss", "advantage", "correction", "engine", "trainer", "teachers"),
+    *("loss", "advantage", "correction", "engine", "trainer", "teachers", "demonstrations"),
 )
 _TRAINING = ("trainer.", "algorithm.")
 _PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
@@ -56,8 +56,10 @@ class Fingerprint:
         replace_file(run_dir / _FILE, json.dumps(asdict(self), indent=1))
 
 
-def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Fingerprint:
-    """Of what a recipe names, as it is now."""
+def taken(
+    recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any, demonstrations: TaskSource | None = None
+) -> Fingerprint:
+    """Of what a recipe names, as it is now; `demonstrations`: the rows of `algorithm.sft`."""
     data, parts_of_reward = recipe.sources, recipe.reward_parts
     template = getattr(tokenizer, "chat_template", None)
     parts: Parts = {
@@ -90,6 +92,7 @@ def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Finge
             "engine": _source(recipe.rollout.engine, base_dir),
             "trainer": _source(recipe.trainer.backend, base_dir),
             "teachers": _teachers(recipe, base_dir),
+            "demonstrations": demonstrations.digest() if demonstrations else None,
         },
     }
     # As it comes back from the file.

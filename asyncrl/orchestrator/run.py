@@ -23,6 +23,7 @@ from asyncrl.buffer.records import control_bytes
 from asyncrl.cluster import ray_cluster
 from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
+from asyncrl.data import sft
 from asyncrl.data.check import answers, check_lengths, check_vocabulary, described, load_tasks
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.mixture import Tasks
@@ -240,7 +241,8 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Finger
     for answer, _ in answers(task, tokenizer):
         logger.info("its answer: %s", answer)
     held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
-    return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
+    demonstrations = sft.load_checked(recipe, tokenizer)
+    return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer, demonstrations)
 
 
 async def _run(

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.data import Data, DataPart, DataRecipe
 from asyncrl.recipe.env import Env
-from asyncrl.recipe.evaluation import EarlyStopRecipe, EvalRecipe, Evaluations, alike
+from asyncrl.recipe.evaluation import OF_TEMPLATE, EarlyStopRecipe, EvalRecipe, Evaluations, alike
 from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, listed
 from asyncrl.recipe.rewards import Reward, RewardsRecipe, reward_parts
@@ -198,6 +198,16 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
+    def _demonstrated_as_trained(cls, values: Any) -> Any:
+        """What the data of `algorithm.sft` does not say of its chats, the training data says."""
+        algorithm = values.get("algorithm") if isinstance(values, Mapping) else None
+        if not isinstance(algorithm, Mapping) or not isinstance(sft := algorithm.get("sft"), Mapping):
+            return values
+        sft = alike(sft, values.get("data"), OF_TEMPLATE, "algorithm.sft.data")
+        return {**values, "algorithm": {**algorithm, "sft": sft}}
+
+    @model_validator(mode="before")
+    @classmethod
     def _rows_have_the_answers(cls, values: Any) -> Any:
         """What follows from `rollout.engine: data`, where the recipe does not say it."""
         rollout = values.get("rollout") if isinstance(values, Mapping) else None
@@ -271,6 +281,12 @@ class Recipe(Part):
             return prompt + completion
         turns = min(prompt + self.env.max_turns * completion, self.trainer.tokens_per_microbatch)
         return self.env.max_context_tokens or max(turns, prompt + completion)
+
+    @property
+    def max_demonstration(self) -> int:
+        """Longest row of `algorithm.sft`, prompt and answer together; longer ones are left out."""
+        sft = self.algorithm.sft
+        return (sft and sft.data.max_tokens) or self.max_tokens
 
     @property
     def _longest_row(self) -> int | None:

@@ -33,7 +33,7 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
         return _of_answers(steps, records)
     bound = Series("bound", column(records, "staleness/bound"), "red", dashed=True)
     return [
-        *_of_teacher(steps, records),
+        *_beside(steps, records),
         Chart(
             "Reward",
             "reward",
@@ -88,13 +88,21 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     ]
 
 
-def _of_teacher(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """How far the policy is from its teacher; none without one."""
-    kl = column(records, "distil/kl")
-    if all(value is None for value in kl):
-        return []
-    curve = Series("estimate from the sampled tokens", kl, "blue")
-    return [Chart("Reverse KL from the teacher", "nats per token", steps, [curve])]
+_BESIDE = {
+    "distil/kl": ("Reverse KL from the teacher", "estimate from the sampled tokens"),
+    "sft/nll": ("Loss of the demonstrations", "-log pi of the learnt tokens"),
+}
+"""Titles and names, by metric."""
+
+
+def _beside(steps: Sequence[int], records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """What is learnt beside rewards; none without it."""
+    found = []
+    for key, (title, name) in _BESIDE.items():
+        values = column(records, key)
+        if any(value is not None for value in values):
+            found.append(Chart(title, "nats per token", steps, [Series(name, values, "blue")]))
+    return found
 
 
 def _around(means: Sequence[float | None], spreads: Sequence[float | None]) -> list[tuple[float, float] | None]:

@@ -74,6 +74,8 @@ def _facts(recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> Iter
         yield "reward", ", ".join(_short(part.fn) for part in recipe.reward_parts) or "of the environment"
     for teacher in algorithm.teacher:
         yield "teacher", _short(teacher.model)
+    if (sft := algorithm.sft) is not None:
+        yield "demonstrations", f"{', '.join(map(_short, sft.data.paths))}, {sft.rows_per_step} rows a step"
     if recipe.env is not None:
         yield "environment", _short(recipe.env.path)
     if not recipe.from_data:

@@ -40,8 +40,9 @@ _ETA_STEPS = 10
 _MOST_GENERATORS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
-_FIGURES = {"reward": "reward/mean", "accuracy": "accuracy/mean", "teacher KL": "distil/kl"}
-"""The last of those that have a teacher."""
+_BESIDE = {"teacher KL": "distil/kl", "sft nll": "sft/nll"}
+"""Of runs that have a teacher, or demonstrations beside what is sampled."""
+_FIGURES = {"reward": "reward/mean", "accuracy": "accuracy/mean", **_BESIDE}
 _OF_ANSWERS = {
     "loss": "trainer/loss",
     "perplexity": "sft/perplexity",
@@ -226,7 +227,7 @@ class LiveView:
         blocks = _ASCII_BLOCKS if self.console.options.ascii_only else _BLOCKS
         answers = has_answers(record)
         for name, key in _OF_ANSWERS.items() if answers else _FIGURES.items():
-            if (answers or key == "distil/kl") and record.get(key) is None:
+            if (answers or name in _BESIDE) and record.get(key) is None:
                 continue
             figure = Text(f"{number(record.get(key)):>7}  ")
             rows.add_row(name, figure.append(sparkline(self._history[key], blocks), "cyan"))
@@ -276,7 +277,7 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
             f"{record['step'] + 1:>{width}}/{total_steps}",
             f"reward {number(record.get('reward/mean')):>6}",
             f"acc {percent('accuracy/mean')}",
-            *([f"teacher KL {number(record['distil/kl'], 3)}"] if record.get("distil/kl") is not None else []),
+            *(f"{name} {number(record[key], 3)}" for name, key in _BESIDE.items() if record.get(key) is not None),
             f"stale {mean} max {oldest}/{bound}",
             f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
             f"gen busy {percent('generator_time/busy')} idle {percent('generator_time/idle')}",

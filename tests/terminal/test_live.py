@@ -55,6 +55,7 @@ def test_a_step_says_how_far_the_teacher_is() -> None:
     record: dict[str, Any] = {"step": 4, "time_s": 9.0, "distil/kl": 0.125}
     assert "  teacher KL 0.125  " in step_line(record, 20, 1)
     assert "teacher" not in step_line(record | {"distil/kl": None}, 20, 1)
+    assert "  teacher KL 0.125  sft nll 2.500  " in step_line(record | {"sft/nll": 2.5}, 20, 1)
 
 
 def test_a_run_on_answers_shows_loss_and_perplexity_and_no_reward(made_up: Any) -> None:

@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_learner import groups, recipe
@@ -14,6 +15,7 @@ from torch import multiprocessing
 
 from asyncrl.checkpoint import files
 from asyncrl.cluster.rendezvous import Rendezvous, open_rendezvous
+from asyncrl.data.demonstrations import Rendered
 from asyncrl.models import make_tiny_llama
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.backend import StepReport
@@ -47,6 +49,10 @@ CASES: dict[str, dict[str, Any]] = {
     "pairs": {
         "algorithm": {"loss": "dpo", "advantage": "none", "aggregation": "sequence", "correction": "none"},
     },
+    "rows beside": {
+        "algorithm": {"sft": {"data": {"path": "x"}, "coef": 0.5, "rows_per_step": 3}},
+        "trainer": {"minibatches": 2},
+    },
     "checkpointing": {"trainer": {"gradient_checkpointing": True}},
     "left out": {"algorithm": {"reject_kl": 1.0}},
     "bf16": {"trainer": {"precision": "bf16"}},
@@ -68,7 +74,15 @@ def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
 
 def learner(model: Path, r: Recipe, process_group: ProcessGroup | None) -> Learner:
     torch.manual_seed(0)
-    return Learner(partial(load_model, str(model), r, CPU), r, CPU, process_group, base_dir=model.parent)
+    load, more = partial(load_model, str(model), r, CPU), {"base_dir": model.parent, "rows_of": rows_of}
+    return Learner(load, r, CPU, process_group, **more)
+
+
+def rows_of(step: int) -> list[list[Rendered]]:
+    """Of `algorithm.sft`: sequences of 6 to 30 tokens."""
+    rng = np.random.default_rng(step)
+    rows = [[Rendered(rng.integers(3, 200, int(length)).tolist(), [(4, int(length))])] for length in (6, 30, 14)]
+    return [*rows[:2], [*rows[0], *rows[2]]]
 
 
 def train(ours: Learner, batches: list[Any]) -> list[dict[str, float | None]]:
