@@ -193,7 +193,7 @@ def _parser() -> _Parser:
     export = commands.add_parser(
         "export",
         help="write a checkpoint as a model folder to hand over",
-        usage="asyncrl export RUN_DIR[@STEP] [--out DIR] [--merge | --adapter] [--dtype TYPE]",
+        usage="asyncrl export RUN_DIR[@STEP] [--out DIR] [--merge | --adapter] [--ema] [--dtype TYPE]",
     )
     export.add_argument(
         "checkpoint", metavar="RUN_DIR[@STEP]", help=f"{run_dir_help}, and a step (default: the newest)"
@@ -202,6 +202,7 @@ def _parser() -> _Parser:
     form = export.add_mutually_exclusive_group()
     form.add_argument("--merge", action="store_true", help="LoRA: adapters merged into the base model (the default)")
     form.add_argument("--adapter", action="store_true", help="LoRA: the adapters alone, as PEFT has them")
+    export.add_argument("--ema", action="store_true", help="the running mean of the weights (trainer.ema)")
     export.add_argument(
         "--dtype", choices=TYPES, metavar="TYPE", help=f"{', '.join(TYPES)} (default: the run's weights.dtype)"
     )

@@ -53,7 +53,7 @@ def export(arguments: argparse.Namespace) -> int:
     check_run_dir(run_dir)
     from asyncrl.ship.wish import Wish, checked
 
-    wish = Wish(step, arguments.adapter, arguments.dtype)
+    wish = Wish(step, arguments.adapter, arguments.ema, arguments.dtype)
     checked(run_dir, wish)
     with importing(for_a_run=False):
         from asyncrl.ship.export import export

@@ -81,6 +81,9 @@ class TrainerRecipe(Part):
     """Upper limit of tokens in one forward pass; the longest trajectory must fit."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global L2 norm."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running mean of the weights over training steps, such as 0.99. It is exported beside the model of each
+    checkpoint, as `model_ema`; nothing is sampled or evaluated with it."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     """What makes an update of a gradient."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

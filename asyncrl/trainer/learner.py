@@ -30,6 +30,7 @@ from asyncrl.trainer.baseline import Baseline
 from asyncrl.trainer.comparison import require_same
 from asyncrl.trainer.compiled import compile_layers, warm_up
 from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.ema import Ema
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gaps import Gaps, sampled
 from asyncrl.trainer.lora import adapters, merged, switched_off
@@ -85,6 +86,7 @@ class Learner:
         width = self.model.config.get_text_config().hidden_size if self.packs else None
         self.packer = Packer(self.process_group, device, width, trainer.tokens_per_microbatch)
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, "", self.dtype)
+        self.ema = Ema(self.optimizer.named, trainer.ema) if trainer.ema is not None else None
         self.reference: Policy | None = None
         # With adapters the model without them is the reference, at no cost.
         self.adapted = trainer.lora.rank > 0
@@ -151,6 +153,8 @@ class Learner:
         for done in range(number):
             norms.append(self._update(updates[done % len(updates)], step, done / number, sums, gaps))
         self._maybe_reset_reference(step)
+        if self.ema:
+            self.ema.update()
         sums = sums.over(self.process_group)
         with_gradient = sums.tokens_with_gradient
         metrics = {
@@ -312,6 +316,8 @@ class Learner:
         tensors = self.optimizer.state()
         if self.process_group.rank == 0:
             tensors |= {**self.replay.state(), **self.baseline.state(), "rng": torch.get_rng_state()}
+        if self.ema:
+            tensors.update(self.ema.state())
         if self.critic:
             tensors.update(self.critic.optimizer.state())
         if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
@@ -323,6 +329,8 @@ class Learner:
         """Inverse of `state`, bit for bit, from whole tensors or `checkpoint.files.Saved`. Raises KeyError if it is of
         another model or objective."""
         self.optimizer.restore(tensors)
+        if self.ema:
+            self.ema.restore(tensors)
         self.replay.restore(tensors)
         self.baseline.restore(tensors)
         if self.critic:

@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "rows beside": {
         "algorithm": {"sft": {"data": {"path": "x"}, "coef": 0.5, "rows_per_step": 3}},
-        "trainer": {"minibatches": 2},
+        "trainer": {"minibatches": 2, "ema": 0.5},
     },
     "checkpointing": {"trainer": {"gradient_checkpointing": True}},
     "left out": {"algorithm": {"reject_kl": 1.0}},
@@ -127,6 +127,7 @@ def run_case(r: Recipe, process_group: ProcessGroup, model: Path, folder: Path) 
         "shards": staged.shards,
         "views": [view.clone() for view in staged.views],
         "gathered": gathered,
+        "means": {name: mean.full_tensor() for name, mean in second.ema.means.items()} if second.ema else {},
     }
 
 
@@ -188,6 +189,10 @@ def test_n_ranks_equal_one(tiny_model: Path, setup: tuple[int, int, tuple[str, .
     weights = dict(assemble([part for r in mine for part in zip(r["shards"], r["views"], strict=True)]))
     trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
     assert weights.keys() == trained.keys()
+    if alone.ema:
+        for result in found:
+            for name, mean in alone.ema.means.items():
+                torch.testing.assert_close(result[case]["means"][name], mean, rtol=1e-3, atol=1e-4)
     # AdamW steps by the sign of a gradient whose size is rounding, and Muon turns matrices in bf16: single weights say
     # nothing, all together do.
     alike = bf16 or case == "muon"
