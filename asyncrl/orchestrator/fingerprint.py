@@ -35,7 +35,10 @@ _HASHED = (
     *("loss", "advantage", "correction", "engine", "trainer", "teachers", "demonstrations"),
 )
 _TRAINING = ("trainer.", "algorithm.")
-_PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
+_PLACES = {
+    *("trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"),
+    "trainer.optimizer.offload",
+}
 """Where is trained, not what."""
 
 Parts = dict[str, dict[str, Any]]

@@ -4,7 +4,7 @@ P parameters, s ranks per copy of the model (FSDP2), d the width. On a rank:
 
     weights      4 P/s    fp32 masters; with LoRA the frozen base, in bf16, is whole on every rank
     gradients    4 P/s    fp32, of what is trained
-    optimizer    8 P/s    AdamW's two moments
+    optimizer    8 P/s    AdamW's two moments; with trainer.optimizer.offload those of the largest parameter
     running mean 4 P/s    with trainer.ema
     bf16 copies  2 P on one rank; on several what FSDP2 gathers: the root and two layers
     activations  what autograd saves of each layer, for tokens_per_microbatch tokens; compiled layers save less
@@ -83,7 +83,7 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     parts: dict[str, float] = {
         "weights": (2 if bf16 else 4) * frozen + 4 * trained / shard_ranks,
         "gradients": 4 * trained / shard_ranks,
-        "optimizer": 8 * trained / shard_ranks,
+        "optimizer": 8 * (min(trained, shape.embedding) if recipe.trainer.optimizer.offload else trained) / shard_ranks,
         "bf16 copies": _copies(recipe, shape, ranks, bf16),
         "activations": _activations(recipe, shape, ranks),
         "head": head + (0 if adapters or ranks > 1 else 4 * shape.embedding),

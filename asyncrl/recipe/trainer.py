@@ -28,6 +28,9 @@ class OptimizerRecipe(Part):
     """Matrices shrink by learning rate x this in each update; norms and biases do not."""
     momentum: Decay = 0.95
     """Muon's, with Nesterov's step."""
+    offload: bool = False
+    """Keep the running means (AdamW's two moments, Muon's momentum) in host memory, 8 bytes less on the GPU for each
+    trained weight; the update is computed on the GPU, a parameter at a time. The weights come out the same."""
 
 
 class LoraRecipe(Part):

@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"trainer": {"precision": "bf16"}},
     "fp16": {"trainer": {"precision": "fp16"}},
     "muon": {"trainer": {"optimizer": {"name": "muon"}}},
+    "offloaded": {"trainer": {"optimizer": {"offload": True}}},
 }
 BF16 = 2.0**-8
 """Spacing of bf16 numbers around 1: what one product's result may be off by, relatively."""
