@@ -25,6 +25,7 @@ from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
 from asyncrl.data import sft
 from asyncrl.data.check import answers, check_lengths, check_vocabulary, described, load_tasks
+from asyncrl.data.epochs import in_steps
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.mixture import Tasks
 from asyncrl.data.vocabulary import check_teachers
@@ -74,7 +75,7 @@ logger = logging.getLogger(__name__)
 
 def train(recipe: Recipe, name: str, base_dir: Path, hooks: Hooks | None = None) -> Path:
     """Run a checked recipe from the start; returns the run directory."""
-    hooks = hooks or Hooks()
+    hooks, recipe = hooks or Hooks(), in_steps(recipe, base_dir)
     url = recipe.run_dir if recipe.run_dir and mirror.is_url(recipe.run_dir) else None
     # A recipe's name may be as long as a file system takes; so may not what is made of it.
     run_dir = Path(recipe.run_dir or f"runs/{name[:200]}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -109,6 +110,7 @@ def resume(
     """
     hooks, base_dir = hooks or Hooks(), Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
+    recipe = in_steps(recipe, base_dir, stored)
     with RunLock(run_dir), LiveView(recipe.max_steps, run_dir.name, worst_case_staleness(recipe)) as view:
         view.phase("ending what the run before this left behind")
         for role in end_leftovers(run_dir / "processes.json", deadline_s=30.0):

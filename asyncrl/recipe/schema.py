@@ -25,6 +25,9 @@ from asyncrl.registry import TRANSPORTS, loss_traits
 from asyncrl.rewards import parts
 from asyncrl.task import DATA
 
+UNKNOWN_STEPS = 10**9
+"""Until the data is read, where a recipe has max_epochs."""
+
 
 class WeightsRecipe(Part):
     channel: Literal["auto", *TRANSPORTS] = "auto"
@@ -130,7 +133,10 @@ class Recipe(Part):
     groups_per_step: PositiveInt = 16
     """Groups trained in one step (P)."""
     max_steps: PositiveInt
-    """Training steps of the run."""
+    """Training steps of the run; may be left out with max_epochs."""
+    max_epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """Passes over the rows of the data, as a number of steps, rounded up: max_steps follows from it when the data is
+    read. What is filtered is made up for by the next rows."""
     early_stop: EarlyStopRecipe | None = None
     """End the run by a score on held-out tasks, with a checkpoint."""
     max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = None
@@ -176,6 +182,18 @@ class Recipe(Part):
     """Address of a running Ray cluster; default: the one in RAY_ADDRESS, else one started on this machine."""
     experimental: ExperimentalRecipe = ExperimentalRecipe()
     """For the study of schedules."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_are_steps(cls, values: Any) -> Any:
+        """How many is known when the data is read."""
+        if not isinstance(values, Mapping) or values.get("max_epochs") is None or values.get("max_steps") is not None:
+            return values
+        if isinstance(values.get("data"), list):
+            raise PydanticCustomError(
+                "epochs", "max_epochs is of one data source, and `data` is a list of several; set max_steps instead"
+            )
+        return {**values, "max_steps": UNKNOWN_STEPS}
 
     @model_validator(mode="before")
     @classmethod

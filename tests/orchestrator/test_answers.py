@@ -13,13 +13,15 @@ from command import ROOT
 from safetensors.torch import load_file
 from test_run import asyncrl, kill_group, records
 
+from asyncrl.recipe.load import load
+
 pytestmark = pytest.mark.slow
 
 RECIPE = """
 model: random:tiny-llama
 data: {path: rows.jsonl, max_tokens: 40}
 groups_per_step: 3
-max_steps: 4
+max_epochs: 2
 trainer: {learning_rate: 1.0e-3, precision: fp32, tokens_per_microbatch: 64}
 checkpoint: {every_steps: 2}
 track: {wandb: "off", tensorboard: false}
@@ -35,6 +37,8 @@ def test_a_run_that_samples_nothing(tmp_path: Path) -> None:
     code, output = asyncrl("sft", str(tmp_path / "warm.yaml"), f"run_dir={run}")
     assert code == 0, output
     assert "is filtered (row_too_long, said of the first only)" in output
+    assert "max_steps is 4: max_epochs 2 of 6 rows, 3 a step" in output
+    assert load(run / "recipe.yaml").max_steps == 4
     lines = [line for line in output.splitlines() if "/4  " in line]
     assert len(lines) == 4
     assert all("perplexity" in line and "reward" not in line for line in lines)
