@@ -20,6 +20,7 @@ import msgspec
 
 from asyncrl.control.controller import Controller
 from asyncrl.data.mixture import Tasks
+from asyncrl.data.sft import load_source
 from asyncrl.data.tasks import Draws, TaskSource
 from asyncrl.errors import UserError
 from asyncrl.models import fingerprint as model_fingerprint
@@ -183,6 +184,18 @@ def compared(
         logger.info("from step %d on %s", step, what)
         changes.append({**since, "kind": "recipe", "key": key, "what": what})
     return replace(now, draws=draws, changes=[*before.changes, *changes])
+
+
+def require_demonstrations(run_dir: Path, recipe: Recipe, base_dir: Path) -> None:
+    """Raises UserError if the rows of `algorithm.sft` are not those that the run was begun with."""
+    if recipe.algorithm.sft is None or (before := read(run_dir)) is None:
+        return
+    known = before.parts.get("training", {}).get("demonstrations")
+    if known is not None and known != load_source(recipe, base_dir).digest():
+        raise UserError(
+            f"{run_dir} was begun with other demonstrations than there are in {recipe.algorithm.sft.data.title} "
+            "(algorithm.sft); put them back"
+        )
 
 
 def shapes_training(key: str) -> bool:

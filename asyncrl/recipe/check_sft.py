@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.sft import SftRecipe
+from asyncrl.registry import TRAINERS
 from asyncrl.task import VERIFIERS
 
 
@@ -25,6 +26,11 @@ def _faults(recipe: Recipe, sft: SftRecipe) -> Iterator[str]:
         )
     if sft.data.title.startswith(VERIFIERS):
         yield f"algorithm.sft.data.path {sft.data.title} has tasks without answers; take rows that have them"
+    if recipe.trainer.backend not in TRAINERS:
+        yield (
+            f"algorithm.sft is learnt by trainer.backend fsdp, and {recipe.trainer.backend} knows nothing of it; "
+            "leave it out"
+        )
     most = recipe.trainer.tokens_per_microbatch
     if recipe.max_demonstration > most:
         yield (

@@ -104,7 +104,8 @@ class Learner:
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
         self.baseline = Baseline(self.objective.baseline, algorithm.rho)
         self.sft: SftTerm | None = None
-        if algorithm.sft is not None and rows_of is not None:
+        if algorithm.sft is not None:
+            assert rows_of is not None
             self.sft = SftTerm(algorithm.sft.coef, rows_of, self.process_group)
         self.critic: Critic | None = None
         if algorithm.advantage == "gae":

@@ -27,6 +27,7 @@ from asyncrl.orchestrator.fingerprint import (
     changes,
     compared,
     read,
+    require_demonstrations,
     shapes_training,
     taken,
     trained_anew_at,
@@ -188,6 +189,20 @@ def test_other_demonstrations_are_another_training_and_moved_ones_are_not(folder
     for now in (take(folder, algorithm=sft["other"]), take(folder)):
         with pytest.raises(UserError, match=r"another training \(other demonstrations\); .*--accept training"):
             compared(folder / "run", now, (), run_of(), {})
+
+
+def test_a_replay_wants_the_demonstrations_of_the_run(folder: Path) -> None:
+    rows = folder / "first.jsonl"
+    rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    sft = {"sft": {"data": {"path": rows.name}}}
+    take(folder, algorithm=sft).write(folder / "run")
+    keys = {"model": "model", "data": {"path": "rows.jsonl"}, "reward": "./mine.py:reward", "max_steps": 1}
+    recipe = Recipe.model_validate({**keys, "algorithm": sft})
+    require_demonstrations(folder / "run", recipe, folder)
+    rows.write_text(json.dumps({"prompt": "a", "completion": "c"}) + "\n")
+    with pytest.raises(UserError, match=r"was begun with other demonstrations than there are in first.jsonl"):
+        require_demonstrations(folder / "run", recipe, folder)
+    require_demonstrations(folder / "run", Recipe.model_validate(keys), folder)
 
 
 @pytest.mark.parametrize("key", ["trainer.learning_rate", "algorithm.clip_low", "trainer.ranks", "max_steps"])

@@ -128,3 +128,16 @@ def test_rows_become_likelier_in_every_precision_and_with_adapters(tiny_model: P
     ours = learner(tiny_model, with_sft(coef=1.0, **trainer), ROWS)
     nll = [ours.step(EQUAL, step, 0).metrics["sft/nll"] for step in range(4)]
     assert nll[-1] < nll[0] - 0.2
+
+
+def test_rows_beside_preferences(tiny_model: Path) -> None:
+    """DPO's loss and the rows', which is RPO where these are the chosen answers."""
+    keys = {"loss": "dpo", "advantage": "none", "aggregation": "sequence", "correction": "none"}
+    pairs = groups(3, [[1.0, 0.0], [1.0, 0.0]])
+    both, metrics = gradient(tiny_model, with_sft(algorithm=keys), pairs, ROWS)
+    alone, plain = gradient(tiny_model, recipe(algorithm=keys), pairs, [])
+    nll, demonstrated = plain_nll(tiny_model, ROWS)
+    for name, values in both.items():
+        torch.testing.assert_close(values, alone[name] + 0.5 * demonstrated[name], rtol=1e-3, atol=1e-6)
+    assert metrics["sft/nll"] == pytest.approx(nll, rel=1e-5)
+    assert metrics["pairs/margin"] == plain["pairs/margin"]
