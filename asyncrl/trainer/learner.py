@@ -83,8 +83,6 @@ class Learner:
         self.policy = self._called(Policy, self.model)
         self.objective = Objective(recipe.algorithm, recipe.max_sampled_tokens, base_dir)
         trainer = recipe.trainer
-        width = self.model.config.get_text_config().hidden_size if self.packs else None
-        self.packer = Packer(self.process_group, device, width, trainer.tokens_per_microbatch)
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, "", self.dtype)
         self.ema = Ema(self.optimizer.named, trainer.ema) if trainer.ema is not None else None
         self.reference: Policy | None = None
@@ -182,21 +180,26 @@ class Learner:
             metrics["trainer/value_loss"] = sums.value_loss / number
         return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages), gaps.found)
 
+    @property
+    def packer(self) -> Packer:
+        width = self.model.config.get_text_config().hidden_size if self.packs else None
+        return Packer(self.process_group, self.device, width, self.recipe.trainer.tokens_per_microbatch)
+
     def _updates(self, samples: list[TrainSample], rows: Sequence[TrainSample] = ()) -> list[Update]:
         """`rows`: demonstrations, of which each update has its share."""
-        updates, number = [], self.recipe.trainer.minibatches
+        updates, number, packer = [], self.recipe.trainer.minibatches, self.packer
         shares_of_rows = minibatches([*rows], number)
         for minibatch, share in zip(minibatches(samples, number), shares_of_rows, strict=True):
             trained = [s for s in minibatch if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
-            passes = self.packer.passes(trained)
+            passes = packer.passes(trained)
             everyone, sizes = passes.batches, [sum(len(b.targets) for b in passes.batches)]
             if self.process_group.size > 1 and self.objective.sees_whole:
-                packed = self.packer.everyone(passes)
+                packed = packer.everyone(passes)
                 everyone = [batch for batches in packed for batch in batches]
                 sizes = [sum(len(b.targets) for b in batches) for batches in packed]
             counts = Counts(sum(int(s.mask.sum()) for s in minibatch), round(sum(s.share for s in minibatch)))
             own = passes.batches, passes.idle
-            updates.append(Update(*own, everyone, sizes, len(trained), counts, self.packer.rows([*share])))
+            updates.append(Update(*own, everyone, sizes, len(trained), counts, packer.rows([*share])))
         return updates
 
     @torch.no_grad()
