@@ -40,7 +40,7 @@ MORE_KEYS: tuple[str, ...] = (
     *(f"trainer/{name}" for name in ("loss", "value_loss", "grad_norm", "entropy", "learning_rate", "step_s")),
     *(f"trainer/{name}" for name in ("forward_tokens", "trajectory_tokens", "prefix_trees", "masked_truncated")),
     *(f"trainer/{name}" for name in ("skipped_zero_advantage", "skipped_steps")),
-    *("data/epoch", "data/skipped", "sft/nll", "sft/perplexity", "pairs/margin", "pairs/accuracy"),
+    *("data/epoch", "data/skipped", "sft/nll", "sft/rows", "sft/perplexity", "pairs/margin", "pairs/accuracy"),
 )
 """Figures that a record may have besides, and those that a reward returns: reward/NAME."""
 

@@ -208,13 +208,14 @@ def _use(commands: Commands) -> None:
     export = commands.add_parser(
         "export",
         help="write a checkpoint as a model folder to hand over",
-        usage="asyncrl export RUN_DIR[@STEP] [--out DIR] [--merge | --adapter] [--dtype TYPE] [--push REPO]",
+        usage="asyncrl export RUN_DIR[@STEP] [--out DIR] [--merge | --adapter] [--ema] [--dtype TYPE] [--push REPO]",
     )
     export.add_argument("checkpoint", metavar="RUN_DIR[@STEP]", help=f"{_RUN_DIR}, and a step (default: the newest)")
     export.add_argument("--out", type=Path, metavar="DIR", help="the folder, which is made (default: RUN-step-N here)")
     form = export.add_mutually_exclusive_group()
     form.add_argument("--merge", action="store_true", help="LoRA: adapters merged into the base model (the default)")
     form.add_argument("--adapter", action="store_true", help="LoRA: the adapters alone, as PEFT has them")
+    export.add_argument("--ema", action="store_true", help="the running mean of the weights (trainer.ema)")
     export.add_argument(
         "--dtype", choices=TYPES, metavar="TYPE", help=f"{', '.join(TYPES)} (default: the run's weights.dtype)"
     )

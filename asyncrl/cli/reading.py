@@ -54,7 +54,7 @@ def export(arguments: argparse.Namespace) -> int:
     from asyncrl.ship.push import push, require_hub
     from asyncrl.ship.wish import Wish, checked
 
-    wish = Wish(step, arguments.adapter, arguments.dtype)
+    wish = Wish(step, arguments.adapter, arguments.ema, arguments.dtype)
     checked(run_dir, wish)
     if arguments.push:
         require_hub(arguments.push)

@@ -40,11 +40,16 @@ def train(arguments: argparse.Namespace) -> int:
         check(recipe, base_dir)
     if arguments.dry_run:
         with soon("reading the data"):
-            from asyncrl.data.check import preview
+            from asyncrl.data import sft as demonstrations
+            from asyncrl.data.check import preview, tokenizer_of
+            from asyncrl.data.epochs import in_steps
             from asyncrl.data.held_out import preview_held_out
             from asyncrl.recipe.check_algorithm import doubts
 
-            first = [*preview(recipe, base_dir), *preview_held_out(recipe, base_dir)]
+            if all(source.is_here for source in recipe.sources) and tokenizer_of(recipe, base_dir) is not None:
+                recipe = in_steps(recipe, base_dir)
+            first = [*preview(recipe, base_dir), *demonstrations.preview(recipe, base_dir)]
+            first += preview_held_out(recipe, base_dir)
         doubted = [f"warning    {doubt}" for doubt in doubts(recipe)]
         say(dump(recipe), *_sizes(recipe), *first, *doubted, "ok")
         return 0
@@ -84,8 +89,11 @@ def _existing(run_dir: str) -> Path | None:
 def _check_same(recipe: Recipe, before: Recipe) -> None:
     """UserError if the run that is there was started with another recipe."""
     from asyncrl.recipe.paths import changed_keys
+    from asyncrl.recipe.schema import UNKNOWN_STEPS
 
-    if changed := changed_keys(before, recipe):
+    # Of max_epochs steps that are known there.
+    steps = {"max_steps": before.max_steps} if recipe.max_steps == UNKNOWN_STEPS else {}
+    if changed := changed_keys(before, recipe.model_copy(update=steps)):
         raise UserError(
             f"run_dir {recipe.run_dir} holds a run of another recipe (other {', '.join(changed)}); choose another "
             f"run_dir, or say the change to it: asyncrl resume {recipe.run_dir} key=value"
@@ -139,13 +147,17 @@ def _sizes(recipe: Recipe) -> list[str]:
     """How large each loop of the run is, and the bound on staleness."""
     from asyncrl.control.staleness import slots, worst_case
     from asyncrl.recipe.load import control_settings
+    from asyncrl.recipe.schema import UNKNOWN_STEPS
 
     settings = control_settings(recipe)
     rollout, trainer = recipe.rollout, recipe.trainer
+    steps = f"{recipe.max_steps} steps"
+    if recipe.max_steps == UNKNOWN_STEPS:
+        steps = f"{recipe.max_epochs:g} epochs in steps"
     if recipe.from_data:
         what = "demonstrations" if recipe.group_size == 1 else "pairs"
         return [
-            f"trainer    {recipe.max_steps} steps of {recipe.groups_per_step} {what} of <= {recipe.max_tokens} tokens "
+            f"trainer    {steps} of {recipe.groups_per_step} {what} of <= {recipe.max_tokens} tokens "
             f"(longer ones are filtered), <= {trainer.tokens_per_microbatch} tokens at once on {trainer.ranks} rank "
             f"({_device(trainer.gpus_per_rank)})",
         ]
@@ -160,9 +172,9 @@ def _sizes(recipe: Recipe) -> list[str]:
         f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
         f"on {engines}{rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
         f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",
-        f"trainer    {recipe.max_steps} steps of {groups * recipe.group_size} trajectories, "
+        f"trainer    {steps} of {groups * recipe.group_size} trajectories, "
         f"<= {trainer.tokens_per_microbatch} tokens at once on {trainer.ranks} rank ({_device(trainer.gpus_per_rank)})",
-        f"weights    {recipe.max_steps} pushes in {recipe.weights.dtype}, channel {recipe.weights.channel}",
+        f"weights    a push for each in {recipe.weights.dtype}, channel {recipe.weights.channel}",
     ]
 
 

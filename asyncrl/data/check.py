@@ -17,7 +17,7 @@ from asyncrl.data.source import Rows, load_rows
 from asyncrl.data.tasks import TaskSource
 from asyncrl.data.vocabulary import check_teachers_here
 from asyncrl.errors import UserError
-from asyncrl.models import TINY_LLAMA, local_config, tiny_tokenizer
+from asyncrl.models import TINY_LLAMA, load_tokenizer, local_config, tiny_tokenizer
 from asyncrl.recipe.data import DataPart
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rewards.load import load_part
@@ -89,6 +89,14 @@ def _hint_lines(recipe: Recipe, task: Task, tokenizer: Any) -> list[str]:
 def tokenizer_of(recipe: Recipe, base_dir: Path) -> Any:
     """The model's, without `transformers`; None if there is none here."""
     return tiny_tokenizer() if recipe.model == TINY_LLAMA else FolderTokenizer.load(_folder(recipe.model, base_dir))
+
+
+def exact_tokenizer(recipe: Recipe, base_dir: Path) -> Any:
+    """The model's, as a run has it."""
+    here, folder = tokenizer_of(recipe, base_dir), base_dir / recipe.model
+    if here is not None and here.is_exact:
+        return here
+    return load_tokenizer(str(folder) if folder.is_dir() else recipe.model)
 
 
 def rendered(tokens: list[int], tokenizer: Any) -> list[str]:

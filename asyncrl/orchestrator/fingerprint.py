@@ -19,8 +19,11 @@ from typing import Any
 import msgspec
 
 from asyncrl.control.controller import Controller
+from asyncrl.data.check import exact_tokenizer
 from asyncrl.data.mixture import Tasks
 from asyncrl.data.order import Draws
+from asyncrl.data.sft import load_source
+from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import UserError
 from asyncrl.models import fingerprint as model_fingerprint
 from asyncrl.orchestrator.kinds import KINDS
@@ -32,10 +35,13 @@ _FILE = "fingerprint.json"
 _HASH_CHARS = 16
 _HASHED = (
     *("content", "source", "environment's source", "chat template"),
-    *("loss", "advantage", "correction", "engine", "trainer", "teachers"),
+    *("loss", "advantage", "correction", "engine", "trainer", "teachers", "demonstrations"),
 )
 _TRAINING = ("trainer.", "algorithm.")
-_PLACES = {"trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"}
+_PLACES = {
+    *("trainer.ranks", "trainer.shard_ranks", "trainer.gpus_per_rank", "trainer.cpu_threads"),
+    "trainer.optimizer.offload",
+}
 """Where is trained, not what."""
 
 Parts = dict[str, dict[str, Any]]
@@ -56,8 +62,10 @@ class Fingerprint:
         replace_file(run_dir / _FILE, json.dumps(asdict(self), indent=1))
 
 
-def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Fingerprint:
-    """Of what a recipe names, as it is now."""
+def taken(
+    recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any, demonstrations: TaskSource | None = None
+) -> Fingerprint:
+    """Of what a recipe names, as it is now; `demonstrations`: the rows of `algorithm.sft`."""
     data, parts_of_reward = recipe.sources, recipe.reward_parts
     template = getattr(tokenizer, "chat_template", None)
     parts: Parts = {
@@ -91,6 +99,7 @@ def taken(recipe: Recipe, base_dir: Path, tasks: Tasks, tokenizer: Any) -> Finge
             "engine": _source(recipe.rollout.engine, base_dir),
             "trainer": _source(recipe.trainer.backend, base_dir),
             "teachers": _teachers(recipe, base_dir),
+            "demonstrations": demonstrations.digest() if demonstrations else None,
         },
     }
     # As it comes back from the file.
@@ -188,6 +197,18 @@ def compared(
         logger.info("from step %d on %s", step, what)
         changes.append({**since, "kind": "recipe", "key": key, "what": what})
     return replace(now, draws=draws, changes=[*before.changes, *changes])
+
+
+def require_demonstrations(run_dir: Path, recipe: Recipe, base_dir: Path) -> None:
+    """Raises UserError if the rows of `algorithm.sft` are not those that the run was begun with."""
+    if recipe.algorithm.sft is None or (before := read(run_dir)) is None:
+        return
+    known = before.parts.get("training", {}).get("demonstrations")
+    if known is not None and known != load_source(recipe, base_dir, exact_tokenizer(recipe, base_dir)).digest():
+        raise UserError(
+            f"{run_dir} was begun with other demonstrations than there are in {recipe.algorithm.sft.data.title} "
+            "(algorithm.sft); put them back"
+        )
 
 
 def shapes_training(key: str) -> bool:

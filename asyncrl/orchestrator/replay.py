@@ -21,7 +21,7 @@ from asyncrl.control.history import Decisions, HistoryError, replay
 from asyncrl.control.messages import Train
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.models import TINY_LLAMA
-from asyncrl.orchestrator.fingerprint import trained_anew_at
+from asyncrl.orchestrator.fingerprint import require_demonstrations, trained_anew_at
 from asyncrl.orchestrator.same_model import require_model
 from asyncrl.plugins import one_line
 from asyncrl.recipe.schema import Recipe
@@ -92,6 +92,7 @@ def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]
             f"{run_dir} was trained by {recipe.trainer.ranks} ranks, whose sums one process cannot repeat bit for bit"
         )
     require_model(run_dir, recipe.model, recipe.model)
+    require_demonstrations(run_dir, recipe, Path.cwd())
     checkpoints = {int(p.name.removeprefix("step_")): p for p in atomic.complete(run_dir / "checkpoints")}
     first = batches[0].step if batches else max(checkpoints, default=0)
     if anew := trained_anew_at(run_dir):

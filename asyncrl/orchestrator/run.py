@@ -23,7 +23,9 @@ from asyncrl.buffer.records import control_bytes
 from asyncrl.cluster import ray_cluster
 from asyncrl.cluster.placement import Places, reserve
 from asyncrl.control.controller import Controller
+from asyncrl.data import sft
 from asyncrl.data.check import answers, check_vocabulary, described, leave_out_long, load_tasks
+from asyncrl.data.epochs import in_steps
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.data.hints import first_hinted
 from asyncrl.data.mixture import Tasks
@@ -75,7 +77,7 @@ logger = logging.getLogger(__name__)
 
 def train(recipe: Recipe, name: str, base_dir: Path, hooks: Hooks | None = None) -> Path:
     """Run a checked recipe from the start; returns the run directory."""
-    hooks = hooks or Hooks()
+    hooks, recipe = hooks or Hooks(), in_steps(recipe, base_dir)
     url = recipe.run_dir if recipe.run_dir and mirror.is_url(recipe.run_dir) else None
     # A recipe's name may be as long as a file system takes; so may not what is made of it.
     run_dir = Path(recipe.run_dir or f"runs/{name[:200]}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -110,6 +112,7 @@ def resume(
     """
     hooks, base_dir = hooks or Hooks(), Path.cwd()
     check(recipe.model_copy(update={"run_dir": None}), base_dir)
+    recipe = in_steps(recipe, base_dir, stored)
     with RunLock(run_dir), LiveView(recipe.max_steps, run_dir.name, worst_case_staleness(recipe)) as view:
         view.phase("ending what the run before this left behind")
         for role in end_leftovers(run_dir / "processes.json", deadline_s=30.0):
@@ -249,7 +252,8 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Finger
     for answer, _ in answers(task, tokenizer):
         logger.info("its answer: %s", answer)
     held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
-    return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer)
+    demonstrations = sft.load_checked(recipe, tokenizer)
+    return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer, demonstrations)
 
 
 async def _run(

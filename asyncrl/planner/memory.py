@@ -4,7 +4,8 @@ P parameters, s ranks per copy of the model (FSDP2), d the width. On a rank:
 
     weights      4 P/s    fp32 masters; with LoRA the frozen base, in bf16, is whole on every rank
     gradients    4 P/s    fp32, of what is trained
-    optimizer    8 P/s    AdamW's two moments
+    optimizer    8 P/s    AdamW's two moments; with trainer.optimizer.offload those of the largest parameter
+    running mean 4 P/s    with trainer.ema
     bf16 copies  2 P on one rank; on several what FSDP2 gathers: the root and two layers
     activations  what autograd saves of each layer, for tokens_per_microbatch tokens; compiled layers save less
     head         the tiles of `algorithms/logprobs.py`
@@ -82,7 +83,7 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     parts: dict[str, float] = {
         "weights": (2 if bf16 else 4) * frozen + 4 * trained / shard_ranks,
         "gradients": 4 * trained / shard_ranks,
-        "optimizer": 8 * trained / shard_ranks,
+        "optimizer": 8 * (min(trained, shape.embedding) if recipe.trainer.optimizer.offload else trained) / shard_ranks,
         "bf16 copies": _copies(recipe, shape, ranks, bf16),
         "activations": _activations(recipe, shape, ranks),
         "head": head + (0 if adapters or ranks > 1 else 4 * shape.embedding),
@@ -94,6 +95,8 @@ def trainer(recipe: Recipe, shape: Shape, ranks: int, shard_ranks: int) -> Train
     if channel(recipe) == "nccl":
         gathered = 2 * sent * shape.embedding if ranks > 1 else 0
         parts["staging"] = 2 * sent * trained / shard_ranks + gathered + TRANSFER_BUFFERS
+    if recipe.trainer.ema:
+        parts["running mean"] = 4 * trained / shard_ranks
     if needs_reference(recipe) and not adapters:
         parts["reference"] = sent * whole / shard_ranks
     if has_critic(recipe):

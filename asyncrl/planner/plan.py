@@ -93,6 +93,11 @@ def plan(
             "a plan does not count teachers; plan with algorithm.teacher=null and a reward, and leave room for them on "
             "the trainer's GPUs"
         )
+    if recipe.algorithm.sft:
+        raise UserError(
+            "a plan does not count the demonstrations of algorithm.sft; plan with algorithm.sft=null, and leave time "
+            "for their tokens on the trainer's GPUs"
+        )
     gpu = gpus.find(gpu_name)
     shape, origin = models.find(recipe.model, base_dir)
     work = profile.work(recipe) if profile else assumed(recipe, mean_tokens)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt
+from asyncrl.recipe.sft import SftRecipe
 from asyncrl.recipe.teacher import Teachers
 from asyncrl.registry import ENGINES
 
@@ -104,6 +105,8 @@ class AlgorithmRecipe(Part):
     teacher_in: Literal["advantage", "loss"] = "advantage"
     """Take log pi - log pi_teacher of each sampled token off its advantage (pi: the sampler), or add the square of that
     over 2 to its loss (pi: the policy as it is), as Schulman's k2."""
+    sft: SftRecipe | None = None
+    """Demonstrations that are learnt beside the loss: an SFT term (docs/sft.md#beside-rl)."""
     reference_reset_steps: NonNegativeInt = 0
     """Steps after which the reference policy becomes the present one; 0: never."""
     replay_share: float = Field(default=0.0, ge=0, lt=1)

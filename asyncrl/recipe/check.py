@@ -26,6 +26,7 @@ from asyncrl.recipe import secret
 from asyncrl.recipe.check_algorithm import check_algorithm
 from asyncrl.recipe.check_answers import check_answers
 from asyncrl.recipe.check_evaluation import check_best, check_evaluations
+from asyncrl.recipe.check_sft import check_sft
 from asyncrl.recipe.check_teacher import check_teachers
 from asyncrl.recipe.check_trainer import check_trainer
 from asyncrl.recipe.check_weights import check_weights
@@ -91,9 +92,11 @@ def check(recipe: Recipe, base_dir: Path, elsewhere: bool = False, trains: bool 
         if not (elsewhere and _is_away(teacher.vocabulary)):
             _check_teacher(recipe, teacher, base_dir)
     check_evaluations(recipe, trains)
+    check_sft(recipe)
     for key, data in [
         *(("data.path", source) for source in recipe.sources),
         *((f"eval.{i}.data.path", p.data) for i, p in enumerate(recipe.eval)),
+        *([("algorithm.sft.data.path", recipe.algorithm.sft.data)] if recipe.algorithm.sft else []),
     ]:
         for path in data.paths:
             if not (elsewhere and _is_away(path)):
@@ -288,6 +291,8 @@ def check_context(recipe: Recipe, context: int | None, teacher: str = "") -> Non
     longest, key, whose = recipe.max_context, recipe.max_context_key, f"model {recipe.model}"
     if teacher:
         longest, key, whose = recipe.max_tokens, recipe.max_tokens_key, f"algorithm.teacher {teacher}"
+    if recipe.algorithm.sft and recipe.max_demonstration > longest and not teacher:
+        longest, key = recipe.max_demonstration, "algorithm.sft.data.max_tokens"
     # Overrides of the model's config may give it more.
     overridden = "hf_overrides" in recipe.rollout.engine_args and not teacher
     if context is not None and longest > context and not overridden:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncrl.errors import UserError
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import TRAINERS
 
 
 def check_trainer(recipe: Recipe) -> None:
@@ -23,6 +24,16 @@ def check_trainer(recipe: Recipe) -> None:
             f"{longest}, the longest trajectory; raise it, or lower one of those"
         )
     _check_schedule(recipe)
+    if trainer.optimizer.offload and not trainer.gpus_per_rank:
+        raise UserError(
+            "trainer.optimizer.offload keeps the optimizer's states off a GPU, and trainer.gpus_per_rank is 0; "
+            "leave it out"
+        )
+    if trainer.ema is not None and trainer.backend not in TRAINERS:
+        raise UserError(
+            f"trainer.ema is of trainer.backend fsdp, and {trainer.backend} keeps no running mean of the weights; "
+            "leave it out"
+        )
     if trainer.optimizer.name == "muon" and trainer.shard_ranks not in (None, trainer.ranks):
         raise UserError(
             f"trainer.optimizer.name muon would let the copies of trainer.shard_ranks {trainer.shard_ranks} drift "

@@ -70,11 +70,12 @@ class DataRecipe(Part):
     prompt_column: str | None = None
     """Column of text or of chat messages; default: the first of prompt, question, problem, messages."""
     completion_column: str | None = None
-    """Column of the answers, with `rollout.engine: data`; default: the first of completion, answer, response, or else
-    the assistant's messages of a chat. Preference pairs are in the columns chosen and rejected."""
+    """Column of the answers, where the rows have them (`rollout.engine: data`, `algorithm.sft`); default: the first of
+    completion, answer, response, or else the assistant's messages of a chat. Preference pairs are in the columns chosen
+    and rejected."""
     max_tokens: PositiveInt | None = None
-    """Rows that are longer, prompt and answer together, are left out (counted under `row_too_long`), with
-    `rollout.engine: data`; default: trainer.tokens_per_microbatch."""
+    """Rows that are longer, prompt and answer together, are left out (counted under `row_too_long`), where they have
+    answers; default, with `rollout.engine: data`: trainer.tokens_per_microbatch."""
     chat: bool = False
     """Wrap a text prompt as one user message and apply the model's chat template."""
     system: str | None = None

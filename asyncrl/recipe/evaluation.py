@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
@@ -49,24 +49,28 @@ class EarlyStopRecipe(Part):
         return self
 
 
-_OF_PROMPTS = ("prompt_column", "chat", "system", "chat_template_kwargs")
+OF_TEMPLATE = ("chat", "system", "chat_template_kwargs")
+_OF_PROMPTS = ("prompt_column", *OF_TEMPLATE)
 
 
-def alike(parts: Any, training: Any) -> Any:
-    """Evaluations whose prompts are made as those of the training data, unless they say otherwise."""
+def alike(
+    parts: Any, training: Any, keys: Sequence[str] = _OF_PROMPTS, whose: str = "the data of each evaluation"
+) -> Any:
+    """Evaluations, or other parts with `data`, whose prompts are made as those of the training data, unless they say
+    otherwise."""
     sources = [training] if isinstance(training, Mapping) else training
     if not isinstance(sources, list) or not all(isinstance(source, Mapping) for source in sources):
         return parts
-    said = {key: sources[0][key] for key in _OF_PROMPTS if key in sources[0]}
-    differ = [key for key in _OF_PROMPTS if any(source.get(key) != sources[0].get(key) for source in sources)]
+    said = {key: sources[0][key] for key in keys if key in sources[0]}
+    differ = [key for key in keys if any(source.get(key) != sources[0].get(key) for source in sources)]
 
     def one(part: Any) -> Any:
         data = part.get("data") if isinstance(part, Mapping) else None
         if isinstance(data, Mapping) and (open_keys := [key for key in differ if key not in data]):
             raise PydanticCustomError(
                 "eval_prompts",
-                "the sources of `data` make their prompts differently; say {keys} in the data of each evaluation",
-                {"keys": ", ".join(open_keys)},
+                "the sources of `data` make their prompts differently; say {keys} in {whose}",
+                {"keys": ", ".join(open_keys), "whose": whose},
             )
         return {**part, "data": {**said, **data}} if isinstance(data, Mapping) else part
 

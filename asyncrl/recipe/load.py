@@ -34,7 +34,7 @@ from asyncrl.recipe.keys import meant, whole
 from asyncrl.recipe.part import LIST, ONE
 from asyncrl.recipe.paths import beside
 from asyncrl.recipe.renamed import today
-from asyncrl.recipe.schema import Recipe
+from asyncrl.recipe.schema import UNKNOWN_STEPS, Recipe
 from asyncrl.recipe.unfolded import interpolations_bounded, require_modest, require_modest_values
 from asyncrl.storage.small_files import read
 
@@ -110,7 +110,10 @@ def load(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> 
 
 def dump(recipe: Recipe) -> str:
     """YAML of all keys in the order of the schema; `load` of it gives an equal recipe."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(recipe.model_dump())))
+    keys = recipe.model_dump()
+    if recipe.max_steps == UNKNOWN_STEPS:
+        keys["max_steps"] = None
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(keys)))
 
 
 def control_settings(recipe: Recipe) -> Settings:

@@ -79,7 +79,7 @@ def _mapped(keys: dict[str, Any], found: Callable[[str, str, bool], str]) -> dic
     teachers = ("algorithm.teacher", "algorithm.teacher.model", "algorithm.teacher.tokenizer")
     models = dict.fromkeys(("model", *teachers), model)
     changes = {**models, **dict.fromkeys(_CODE, code)}
-    for place in ("data", "eval.data"):
+    for place in ("data", "eval.data", "algorithm.sft.data"):
         changes |= {f"{place}.path": data, f"{place}.options.python": program, f"{place}.success_rate.path": rates}
     for key, change in changes.items():
         keys = _changed(keys, key.split("."), lambda value, change=change, key=key: change(key, value))

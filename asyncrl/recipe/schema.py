@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from asyncrl.recipe.algorithm import AlgorithmRecipe, proximal_of
 from asyncrl.recipe.data import Data, DataPart, DataRecipe
 from asyncrl.recipe.env import Env
-from asyncrl.recipe.evaluation import EarlyStopRecipe, EvalRecipe, Evaluations, alike
+from asyncrl.recipe.evaluation import OF_TEMPLATE, EarlyStopRecipe, EvalRecipe, Evaluations, alike
 from asyncrl.recipe.experimental import ExperimentalRecipe
 from asyncrl.recipe.part import NonNegativeInt, Part, PositiveInt, Seconds, listed
 from asyncrl.recipe.rewards import Reward, RewardsRecipe, reward_parts
@@ -24,6 +24,9 @@ from asyncrl.recipe.trainer import TrainerRecipe
 from asyncrl.registry import TRANSPORTS, loss_traits
 from asyncrl.rewards import parts
 from asyncrl.task import DATA
+
+UNKNOWN_STEPS = 10**9
+"""Until the data is read, where a recipe has max_epochs."""
 
 
 class WeightsRecipe(Part):
@@ -130,7 +133,10 @@ class Recipe(Part):
     groups_per_step: PositiveInt = 16
     """Groups trained in one step (P)."""
     max_steps: PositiveInt
-    """Training steps of the run."""
+    """Training steps of the run; may be left out with max_epochs."""
+    max_epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """Passes over the rows of the data, as a number of steps, rounded up: max_steps follows from it when the data is
+    read. What is filtered is made up for by the next rows."""
     early_stop: EarlyStopRecipe | None = None
     """End the run by a score on held-out tasks, with a checkpoint."""
     max_hours: Annotated[float, Field(gt=0, le=10**5)] | None = None
@@ -179,6 +185,18 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
+    def _epochs_are_steps(cls, values: Any) -> Any:
+        """How many is known when the data is read."""
+        if not isinstance(values, Mapping) or values.get("max_epochs") is None or values.get("max_steps") is not None:
+            return values
+        if isinstance(values.get("data"), list):
+            raise PydanticCustomError(
+                "epochs", "max_epochs is of one data source, and `data` is a list of several; set max_steps instead"
+            )
+        return {**values, "max_steps": UNKNOWN_STEPS}
+
+    @model_validator(mode="before")
+    @classmethod
     def _say_what_auto_means(cls, values: Any) -> Any:
         """The resolved recipe names the proximal policy."""
         algorithm = values.get("algorithm", {}) if isinstance(values, Mapping) else None
@@ -195,6 +213,16 @@ class Recipe(Part):
         if not isinstance(values, Mapping) or not values.get("eval"):
             return values
         return {**values, "eval": alike(values["eval"], values.get("data"))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demonstrated_as_trained(cls, values: Any) -> Any:
+        """What the data of `algorithm.sft` does not say of its chats, the training data says."""
+        algorithm = values.get("algorithm") if isinstance(values, Mapping) else None
+        if not isinstance(algorithm, Mapping) or not isinstance(sft := algorithm.get("sft"), Mapping):
+            return values
+        sft = alike(sft, values.get("data"), OF_TEMPLATE, "algorithm.sft.data")
+        return {**values, "algorithm": {**algorithm, "sft": sft}}
 
     @model_validator(mode="before")
     @classmethod
@@ -271,6 +299,12 @@ class Recipe(Part):
             return prompt + completion
         turns = min(prompt + self.env.max_turns * completion, self.trainer.tokens_per_microbatch)
         return self.env.max_context_tokens or max(turns, prompt + completion)
+
+    @property
+    def max_demonstration(self) -> int:
+        """Longest row of `algorithm.sft`, prompt and answer together; longer ones are left out."""
+        sft = self.algorithm.sft
+        return (sft and sft.data.max_tokens) or self.max_tokens
 
     @property
     def _longest_row(self) -> int | None:

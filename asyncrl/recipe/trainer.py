@@ -28,6 +28,9 @@ class OptimizerRecipe(Part):
     """Matrices shrink by learning rate x this in each update; norms and biases do not."""
     momentum: Decay = 0.95
     """Muon's, with Nesterov's step."""
+    offload: bool = False
+    """Keep the running means (AdamW's two moments, Muon's momentum) in host memory, 8 bytes less on the GPU for each
+    trained weight; the update is computed on the GPU, a parameter at a time. The weights come out the same."""
 
 
 class LoraRecipe(Part):
@@ -81,6 +84,9 @@ class TrainerRecipe(Part):
     """Upper limit of tokens in one forward pass; the longest trajectory must fit."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global L2 norm."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running mean of the weights over training steps, such as 0.99. It is exported beside the model of each
+    checkpoint, as `model_ema`; nothing is sampled or evaluated with it."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     """What makes an update of a gradient."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

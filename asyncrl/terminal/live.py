@@ -40,10 +40,12 @@ _ETA_STEPS = 10
 _MOST_GENERATORS = 8
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*#@"
+_BESIDE = {"teacher KL": "distil/kl", "sft nll": "sft/nll"}
+"""Of runs that have a teacher, or demonstrations beside what is sampled."""
 _FIGURES = {
     "reward": "reward/mean",
     "accuracy": "accuracy/mean",
-    "teacher KL": "distil/kl",
+    **_BESIDE,
     "length": "completion/tokens_mean",
     "entropy": "trainer/entropy",
 }
@@ -288,7 +290,7 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
             f"{record['step'] + 1:>{width}}/{total_steps}",
             *([] if _unrewarded(record) else [f"reward {number(record.get('reward/mean')):>6}"]),
             *([] if _unrewarded(record) else [f"acc {percent('accuracy/mean')}"]),
-            *([f"teacher KL {number(record['distil/kl'], 3)}"] if record.get("distil/kl") is not None else []),
+            *(f"{name} {number(record[key], 3)}" for name, key in _BESIDE.items() if record.get(key) is not None),
             f"stale {mean} max {oldest}/{bound}",
             f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
             f"gen busy {percent('generator_time/busy')} idle {percent('generator_time/idle')}",

@@ -38,6 +38,7 @@ from asyncrl.storage import atomic, private
 from asyncrl.storage.run_dir import make_alike
 from asyncrl.storage.sight import Sight
 from asyncrl.trainer.backend import Setup, StepReport, TrainerBackend, backend_class
+from asyncrl.trainer.ema import PREFIX, as_weights
 from asyncrl.trainer.gpu_memory import explained
 from asyncrl.trainer.messages import Loaded, ResumePoint, TrainResult, role
 from asyncrl.weights.files import SHARED_MEMORY
@@ -246,10 +247,15 @@ class TrainerActor:
 
     @ray.method(concurrency_group="save")
     def export(self, folder: Path) -> None:
-        """Write model/ into a checkpoint folder that has all ranks' parts."""
+        """Write model/ into a checkpoint folder that has all ranks' parts, and with `trainer.ema` model_ema/."""
         weights = files.read(folder / "trainer", prefix="model.")
-        self.trainer.export(weights, folder / "model", self._dtype)
-        load_tokenizer(self.model_path).save_pretrained(folder / "model")
+        exported: dict[str, Mapping[str, Any]] = {"model": weights}
+        if self.recipe.trainer.ema is not None:
+            exported["model_ema"] = as_weights(files.read(folder / "trainer", prefix=PREFIX))
+        tokenizer = load_tokenizer(self.model_path)
+        for name, tensors in exported.items():
+            self.trainer.export(tensors, folder / name, self._dtype)
+            tokenizer.save_pretrained(folder / name)
 
     def compare_export(self, folder: Path) -> None:
         """Raises RunFailed if model/ of a checkpoint of the state now, loaded again, is another model; every rank takes

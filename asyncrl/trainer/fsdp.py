@@ -7,6 +7,9 @@ from functools import partial
 
 import torch
 
+from asyncrl.data.sft import Demonstrations
+from asyncrl.errors import UserError
+from asyncrl.models import load_tokenizer
 from asyncrl.recipe.cores import trainer_threads
 from asyncrl.trainer.backend import Setup
 from asyncrl.trainer.comparison import require_unchanged
@@ -15,6 +18,7 @@ from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lora import merged
 from asyncrl.trainer.model import load_model, trained_shapes
 from asyncrl.trainer.ranks import ProcessGroup
+from asyncrl.trainer.sft import RowsOf
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,21 @@ class Fsdp(Learner):
             deadline_s = recipe.deadlines.step_s
             group = ProcessGroup.join(place, setup.store, setup.rank, trainer.ranks, device, deadline_s)
         load = partial(load_model, setup.model, recipe, device)
-        super().__init__(load, recipe, device, group, partial(_require_untouched, setup), setup.base_dir)
+        look = partial(_require_untouched, setup)
+        super().__init__(load, recipe, device, group, look, setup.base_dir, _rows_of(setup, group))
+
+
+def _rows_of(setup: Setup, group: ProcessGroup) -> RowsOf | None:
+    """The demonstrations of the recipe. Raises UserError if the ranks have read different ones."""
+    if setup.recipe.algorithm.sft is None:
+        return None
+    found = Demonstrations(setup.recipe, load_tokenizer(setup.model), setup.base_dir)
+    number = float(int(found.digest()[:8], 16))
+    if group.sum([number]) != [group.size * number]:
+        raise UserError(
+            "algorithm.sft.data is not the same for all ranks of the trainer; put one copy where all of them read it"
+        )
+    return found.rows
 
 
 def _require_untouched(setup: Setup, model: torch.nn.Module) -> None:

@@ -21,6 +21,8 @@ def explained(recipe: TrainerRecipe, what: str) -> Iterator[None]:
         keys = [f"lower trainer.tokens_per_microbatch ({recipe.tokens_per_microbatch})"]
         if not recipe.gradient_checkpointing:
             keys.append("set trainer.gradient_checkpointing=true")
+        if not recipe.optimizer.offload:
+            keys.append("set trainer.optimizer.offload=true")
         more = "trainer.gpus_per_rank" if recipe.gpus_per_rank < 1 else "trainer.ranks"
         raise RunFailed(
             f"the trainer ran out of GPU memory in {what}, with {used:.1f} GiB of its own: {', '.join(keys)}, or raise "

@@ -13,8 +13,7 @@ With several ranks each does all this for all groups, but for the passes, of whi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,50 +26,31 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.trajectory import Group
 from asyncrl.trainer.attention import use_flash
 from asyncrl.trainer.backend import StepReport
-from asyncrl.trainer.balance import split
 from asyncrl.trainer.baseline import Baseline
 from asyncrl.trainer.comparison import require_same
 from asyncrl.trainer.compiled import compile_layers, warm_up
 from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.ema import Ema
 from asyncrl.trainer.export import names_of, write_model
 from asyncrl.trainer.gaps import Gaps, sampled
 from asyncrl.trainer.lora import adapters, merged, switched_off
 from asyncrl.trainer.model import Policy, Values, takes_trees
 from asyncrl.trainer.objective import Counts, Objective, minibatches
 from asyncrl.trainer.optimizer import Optimizer
-from asyncrl.trainer.packing import PackedBatch, TrainSample, pack, pack_text
+from asyncrl.trainer.packing import PackedBatch, TrainSample, pack_text
 from asyncrl.trainer.precision import TYPES, hold
 from asyncrl.trainer.ranks import ProcessGroup
 from asyncrl.trainer.replay import Replay
 from asyncrl.trainer.samples import choose
 from asyncrl.trainer.schedule import learning_rate
+from asyncrl.trainer.sft import RowsOf, SftTerm, samples_of
 from asyncrl.trainer.sharding import fill, held, weight_shards
-from asyncrl.trainer.step_report import Sums, compounded, distilled, learnt, replayed
+from asyncrl.trainer.step_report import Sums, compounded, demonstrated, distilled, learnt, replayed
 from asyncrl.trainer.teachers import Teachers, load_teacher
+from asyncrl.trainer.updates import Packer, Update
 from asyncrl.weights.shards import Held
 
 Called = TypeVar("Called", Policy, Values)
-
-
-@dataclass(frozen=True)
-class _Update:
-    """One mini-batch, packed; and what it has when its groups without a gradient are counted too."""
-
-    batches: list[PackedBatch]
-    """This rank's micro-batches."""
-    idle: list[PackedBatch]
-    """Passes of which nothing counts: every rank makes as many, for they exchange parameters in each."""
-    everyone: list[PackedBatch]
-    """All ranks' micro-batches in order, if the objective looks at the mini-batch as a whole; else this rank's."""
-    sizes: list[int]
-    """Trained tokens of each rank in `everyone`."""
-    num_trained: int
-    """Trajectories that pass a model, over all ranks."""
-    counts: Counts
-
-    @property
-    def num_passes(self) -> int:
-        return len(self.batches) + len(self.idle)
 
 
 class Learner:
@@ -78,7 +58,7 @@ class Learner:
     there are.
 
     `load` gives the initial model anew; a reference and a critic begin as that. `look` is shown it while it
-    is whole.
+    is whole. `rows_of` gives the demonstrations of `algorithm.sft`.
     """
 
     def __init__(
@@ -89,6 +69,7 @@ class Learner:
         process_group: ProcessGroup | None = None,
         look: Callable[[torch.nn.Module], object] = lambda model: None,
         base_dir: Path = Path(),
+        rows_of: RowsOf | None = None,
     ) -> None:
         self.recipe, self.device = recipe, device
         self.process_group = process_group or ProcessGroup(device)
@@ -103,6 +84,7 @@ class Learner:
         self.objective = Objective(recipe.algorithm, recipe.max_sampled_tokens, base_dir)
         trainer = recipe.trainer
         self.optimizer = Optimizer(self.model, trainer.learning_rate, trainer.optimizer, "", self.dtype)
+        self.ema = Ema(self.optimizer.named, trainer.ema) if trainer.ema is not None else None
         self.reference: Policy | None = None
         # With adapters the model without them is the reference, at no cost.
         self.adapted = trainer.lora.rank > 0
@@ -119,6 +101,10 @@ class Learner:
             self.teachers = Teachers(algorithm.teacher, one, self._frozen, self.model, ask_all=several)
         self.replay = Replay(algorithm.replay_share, algorithm.replay_capacity, recipe.seed)
         self.baseline = Baseline(self.objective.baseline, algorithm.rho)
+        self.sft: SftTerm | None = None
+        if algorithm.sft is not None:
+            assert rows_of is not None
+            self.sft = SftTerm(algorithm.sft.coef, rows_of, self.process_group)
         self.critic: Critic | None = None
         if algorithm.advantage == "gae":
             values = self._called(Values, load())
@@ -156,7 +142,8 @@ class Learner:
             mask_old = self.recipe.on_stale == "mask"
             chosen = choose(groups, self.objective, self.replay, self.baseline, step, min_version, mask_old=mask_old)
             samples, ages = chosen.samples, chosen.ages
-            updates = self._updates(samples)
+            rows = self.sft.rows_of(step) if self.sft else []
+            updates = self._updates(samples, samples_of(rows, step))
         with span("no-grad forwards"):
             self._prepare(updates)
         sums, norms, gaps = Sums(), [], Gaps(sampled(groups))
@@ -165,6 +152,8 @@ class Learner:
         for done in range(number):
             norms.append(self._update(updates[done % len(updates)], step, done / number, sums, gaps))
         self._maybe_reset_reference(step)
+        if self.ema:
+            self.ema.update()
         sums = sums.over(self.process_group)
         with_gradient = sums.tokens_with_gradient
         metrics = {
@@ -173,6 +162,7 @@ class Learner:
             **replayed(chosen.past_ages, len(samples)),
             **learnt(sums, self.recipe.algorithm.loss, self.objective.in_pairs),
             **distilled(sums, self.teachers is not None),
+            **demonstrated(sums, len(rows) if self.sft else None),
             "trainer/loss": sums.loss / number,
             "trainer/grad_norm": norms[-1],
             "trainer/entropy": sums.entropy / with_gradient if with_gradient else None,
@@ -190,37 +180,30 @@ class Learner:
             metrics["trainer/value_loss"] = sums.value_loss / number
         return StepReport(metrics, sum(ages), int(sums.tokens_forward), tuple(ages), gaps.found)
 
-    def _updates(self, samples: list[TrainSample]) -> list[_Update]:
-        updates = []
-        for minibatch in minibatches(samples, self.recipe.trainer.minibatches):
+    @property
+    def packer(self) -> Packer:
+        width = self.model.config.get_text_config().hidden_size if self.packs else None
+        return Packer(self.process_group, self.device, width, self.recipe.trainer.tokens_per_microbatch)
+
+    def _updates(self, samples: list[TrainSample], rows: Sequence[TrainSample] = ()) -> list[Update]:
+        """`rows`: demonstrations, of which each update has its share."""
+        updates, number, packer = [], self.recipe.trainer.minibatches, self.packer
+        shares_of_rows = minibatches([*rows], number)
+        for minibatch, share in zip(minibatches(samples, number), shares_of_rows, strict=True):
             trained = [s for s in minibatch if s.advantage != 0.0 or not self.objective.skips_zero_advantage]
-            shares = self._shares(trained)
-            own = [pack(part, self.device) for part in shares[self.process_group.rank] if part]
-            everyone, sizes = own, [sum(len(b.targets) for b in own)]
+            passes = packer.passes(trained)
+            everyone, sizes = passes.batches, [sum(len(b.targets) for b in passes.batches)]
             if self.process_group.size > 1 and self.objective.sees_whole:
-                packed = [[pack(part, self.device) for part in share if part] for share in shares]
-                packed[self.process_group.rank] = own
+                packed = packer.everyone(passes)
                 everyone = [batch for batches in packed for batch in batches]
                 sizes = [sum(len(b.targets) for b in batches) for batches in packed]
-            num_idle = len(shares[self.process_group.rank]) - len(own)
-            idle = [pack(trained[:1], self.device)] * num_idle if num_idle else []
             counts = Counts(sum(int(s.mask.sum()) for s in minibatch), round(sum(s.share for s in minibatch)))
-            updates.append(_Update(own, idle, everyone, sizes, len(trained), counts))
+            own = passes.batches, passes.idle
+            updates.append(Update(*own, everyone, sizes, len(trained), counts, packer.rows([*share])))
         return updates
 
-    def _shares(self, samples: list[TrainSample]) -> list[list[list[TrainSample]]]:
-        """The micro-batches of each rank."""
-        size = self.process_group.size
-        if self.packs:
-            width = self.model.config.get_text_config().hidden_size
-            return split(samples, self.recipe.trainer.tokens_per_microbatch, width, size)
-        longest_first = sorted(samples, key=lambda s: -len(s.trajectory.tokens))
-        number = -(-len(samples) // size)
-        rows = [longest_first[i * size : (i + 1) * size] for i in range(number)]
-        return [[row[rank : rank + 1] for row in rows] for rank in range(size)]
-
     @torch.no_grad()
-    def _prepare(self, updates: list[_Update]) -> None:
+    def _prepare(self, updates: list[Update]) -> None:
         """The no-grad forwards: what the objective compares with, as it is before the first update."""
         trainer, columns = self.recipe.trainer, {}
         if self.objective.needs_reference:
@@ -241,7 +224,7 @@ class Learner:
                     batch.columns[name] = values
         self.objective.token_advantages([batch for update in updates for batch in update.everyone])
 
-    def _of_everyone(self, update: _Update, own: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _of_everyone(self, update: Update, own: list[torch.Tensor]) -> list[torch.Tensor]:
         """Values of trained tokens, for all micro-batches in `everyone`, from each rank's for its own."""
         if len(update.sizes) == 1:
             return own
@@ -249,7 +232,7 @@ class Learner:
         whole = torch.cat(self.process_group.exchange(flat, update.sizes))
         return list(whole.split([len(batch.targets) for batch in update.everyone]))
 
-    def _update(self, update: _Update, step: int, progress: float, sums: Sums, gaps: Gaps) -> float:
+    def _update(self, update: Update, step: int, progress: float, sums: Sums, gaps: Gaps) -> float:
         """One optimizer step of the policy, and one of the critic; the gradient's norm before it was clipped."""
         self.policy.train()
         self.optimizer.zero_grad()
@@ -279,6 +262,8 @@ class Learner:
             share = self.objective.share_counted(update.counts, *self.process_group.sum(left_out))
             loss /= share
             self.optimizer.divide_gradients(share)
+        if self.sft and update.rows:
+            loss += self.sft.backward(update.rows, self.policy, self.optimizer, sums)
         sums.loss += loss
         with span("optimizer"):
             norm = self.optimizer.clip(self.recipe.trainer.max_grad_norm)
@@ -292,7 +277,7 @@ class Learner:
             sums.value_loss += self.critic.update(update.batches, update.idle)
         return norm
 
-    def _plan(self, update: _Update, step: int, progress: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _plan(self, update: Update, step: int, progress: float) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Let the objective see the mini-batch as a whole. With one micro-batch that pass serves the gradient too,
         and is returned."""
         if not self.objective.needs_plan or not update.num_passes:
@@ -335,6 +320,8 @@ class Learner:
         tensors = self.optimizer.state()
         if self.process_group.rank == 0:
             tensors |= {**self.replay.state(), **self.baseline.state(), "rng": torch.get_rng_state()}
+        if self.ema:
+            tensors.update(self.ema.state())
         if self.critic:
             tensors.update(self.critic.optimizer.state())
         if self.reference is not None and self.recipe.algorithm.reference_reset_steps:
@@ -346,6 +333,8 @@ class Learner:
         """Inverse of `state`, bit for bit, from whole tensors or `checkpoint.files.Saved`. Raises KeyError if it is of
         another model or objective."""
         self.optimizer.restore(tensors)
+        if self.ema:
+            self.ema.restore(tensors)
         self.replay.restore(tensors)
         self.baseline.restore(tensors)
         if self.critic:

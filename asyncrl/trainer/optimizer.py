@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from torch.distributed.tensor import DTensor
 from asyncrl.recipe.trainer import OptimizerRecipe
 from asyncrl.trainer.loading import some
 from asyncrl.trainer.precision import loss_scale, round_masters
-from asyncrl.trainer.sharding import fill, held, master
+from asyncrl.trainer.sharding import fill, held, master, own_rows
 
 logger = logging.getLogger(__name__)
 
-_ADAMW, _MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAMW, _MUON = ("step", *_MOMENTS), ("momentum_buffer",)
 """What they keep of each parameter."""
+_LARGE = (*_MOMENTS, *_MUON)
+"""What of that is as large as the parameter."""
 
 
 class Optimizer:
@@ -35,27 +39,37 @@ class Optimizer:
         """dtype: of products."""
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.named = {name: master(p) for name, p in self.parameters.items()}
-        hidden = hidden_matrices(module) & self.parameters.keys() if recipe.name == "muon" else set()
-        self._muon = {name: p for name, p in self.named.items() if name in hidden}
-        others = {name: p for name, p in self.named.items() if name not in hidden}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in others.items() if is_decayed(name, p)], "weight_decay": recipe.weight_decay},
-            {"params": [p for name, p in others.items() if not is_decayed(name, p)], "weight_decay": 0.0},
-        ]
-        betas = recipe.betas[0], recipe.betas[1]
-        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=recipe.eps, fused=True)
-        self.optimizers: list[torch.optim.Optimizer] = [adamw]
-        if self._muon:
-            muon = torch.optim.Muon(
-                list(self._muon.values()),
-                lr=learning_rate,
-                weight_decay=recipe.weight_decay,
-                momentum=recipe.momentum,
-                adjust_lr_fn="match_rms_adamw",
-            )
-            self.optimizers.append(muon)
+        self._muon = hidden_matrices(module) & self.parameters.keys() if recipe.name == "muon" else set()
+        self._offload = recipe.offload
+        parts = [[name for name in self.named if name not in self._muon], [n for n in self.named if n in self._muon]]
+        if self._offload:
+            # Each by itself, so that the states of one at a time are beside the weights.
+            parts = [[name] for name in self.named]
+        self._owners: dict[str, torch.optim.Optimizer] = {}
+        for names in filter(None, parts):
+            make = self._make_muon if names[0] in self._muon else self._make_adamw
+            self._owners |= dict.fromkeys(names, make(names, learning_rate, recipe))
+        self.optimizers = list(dict.fromkeys(self._owners.values()))
         self.prefix = prefix
         self._scaler = loss_scale(dtype, next(iter(self.named.values())).device)
+
+    def _make_adamw(self, names: list[str], learning_rate: float, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        named = {name: self.named[name] for name in names}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in named.items() if is_decayed(name, p)], "weight_decay": recipe.weight_decay},
+            {"params": [p for name, p in named.items() if not is_decayed(name, p)], "weight_decay": 0.0},
+        ]
+        betas = recipe.betas[0], recipe.betas[1]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=recipe.eps, fused=True)
+
+    def _make_muon(self, names: list[str], learning_rate: float, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        return torch.optim.Muon(
+            [self.named[name] for name in names],
+            lr=learning_rate,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """What to compute the gradients of; they are scaled back by `clip`."""
@@ -86,9 +100,23 @@ class Optimizer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            self._scaler.step(optimizer)
+            with self._at_hand(optimizer):
+                self._scaler.step(optimizer)
         self._scaler.update()
         round_masters(self.parameters)
+
+    @contextmanager
+    def _at_hand(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """The states of its parameters are beside them; with `offload` in host memory before and after."""
+        if not self._offload:
+            yield
+            return
+        kept = {p: {key: state[key] for key in _LARGE if key in state} for p, state in optimizer.state.items()}
+        for parameter, states in kept.items():
+            optimizer.state[parameter].update({key: host.to(parameter.device) for key, host in states.items()})
+        yield
+        for parameter, state in optimizer.state.items():
+            state.update(_on_host(state, kept.get(parameter, {})))
 
     def skip(self) -> None:
         """Instead of `step`: the gradient is not finite."""
@@ -116,13 +144,14 @@ class Optimizer:
             kept = _MUON if name in self._muon else _ADAMW
             saved = {key: f"{self.prefix}optimizer.{key}.{name}" for key in kept}
             if all(key in tensors for key in saved.values()):
-                self._states(name)[parameter] = {
+                state = {
                     # Fused kernels want the step beside the moments.
                     key: tensors[where][...].to(parameter.device, copy=True)
                     if key == "step"
                     else fill(torch.empty_like(parameter), tensors[where])
                     for key, where in saved.items()
                 }
+                self._states(name)[parameter] = state | (_on_host(state, {}) if self._offload else {})
             elif any(f"{self.prefix}optimizer.{key}.{name}" in tensors for key in (*_ADAMW, *_MUON)):
                 anew.append(name)
         if anew:
@@ -137,7 +166,22 @@ class Optimizer:
 
     def _states(self, name: str) -> dict[Any, Any]:
         """Of all parameters that have the same optimizer as this one."""
-        return self.optimizers[name in self._muon].state
+        return self._owners[name].state
+
+
+def _on_host(state: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is large of a state, in host memory: in that of `kept`, which it came from, if it did."""
+    found = {}
+    for key in (key for key in _LARGE if key in state):
+        value, host = state[key], kept.get(key)
+        if host is None:
+            host = value.to("cpu")
+            # Of a sharded one the rows are not to be had as a tensor that is pinned.
+            found[key] = host.pin_memory() if value.is_cuda and not isinstance(value, DTensor) else host
+        else:
+            own_rows(host)[1].copy_(own_rows(value)[1])
+            found[key] = host
+    return found
 
 
 def is_decayed(name: str, parameter: torch.Tensor) -> bool:

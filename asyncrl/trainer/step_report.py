@@ -36,6 +36,9 @@ class Sums:
     teacher_logprob: float = 0.0
     teacher_kl: float = 0.0
     """This and the one before: sums over them."""
+    rows_nll: float = 0.0
+    """Of the learnt tokens of demonstrations that joined, nats."""
+    rows_tokens: float = 0.0
     off_policy: OffPolicySums = field(default_factory=OffPolicySums)
 
     def over(self, process_group: ProcessGroup) -> Sums:
@@ -66,6 +69,14 @@ def distilled(sums: Sums, has_teacher: bool) -> dict[str, float | None]:
         "distil/teacher_logprob": sums.teacher_logprob / sums.tokens_taught,
         "distil/taught_share": share,
     }
+
+
+def demonstrated(sums: Sums, num_rows: int | None) -> dict[str, float | None]:
+    """sft/* of demonstrations beside the loss: nats per learnt token, as it was before each update, and rows; None:
+    there are none of the kind."""
+    if num_rows is None:
+        return {}
+    return {"sft/nll": sums.rows_nll / sums.rows_tokens if sums.rows_tokens else None, "sft/rows": float(num_rows)}
 
 
 def learnt(sums: Sums, loss: str, in_pairs: bool) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ ERRORS = {
 GENERATED = {
     ROOT / "asyncrl" / name
     for name in (
-        *("recipe/check_algorithm.py", "recipe/check_answers.py", "recipe/check_teacher.py"),
+        *("recipe/check_algorithm.py", "recipe/check_answers.py", "recipe/check_teacher.py", "recipe/check_sft.py"),
         *("observe/health.py", "planner/split.py"),
     )
 }

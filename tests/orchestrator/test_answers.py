@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
-from test_run import asyncrl
+import torch
+from command import ROOT
+from safetensors.torch import load_file
+from test_run import asyncrl, kill_group, records
+
+from asyncrl.recipe.load import load
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +22,7 @@ RECIPE = """
 model: random:tiny-llama
 data: {path: rows.jsonl, max_tokens: 40}
 groups_per_step: 3
-max_steps: 4
+max_epochs: 2
 trainer: {learning_rate: 1.0e-3, precision: fp32, tokens_per_microbatch: 64}
 checkpoint: {every_steps: 2}
 track: {wandb: "off", tensorboard: false}
@@ -32,6 +38,8 @@ def test_a_run_that_samples_nothing(tmp_path: Path) -> None:
     code, output = asyncrl("sft", str(tmp_path / "warm.yaml"), f"run_dir={run}")
     assert code == 0, output
     assert re.search(r"1 of 6 rows are left out: 1\s+row_too_long", output)
+    assert "max_steps is 4: max_epochs 2 of 5 rows, 3 a step" in output
+    assert load(run / "recipe.yaml").max_steps == 4
     lines = [line for line in output.splitlines() if "/4  " in line]
     assert len(lines) == 4
     assert all("perplexity" in line and "reward" not in line for line in lines)
@@ -49,3 +57,42 @@ def test_a_run_that_samples_nothing(tmp_path: Path) -> None:
     assert first["completion"] == "".join(first["tokens"])
     assert first["completion"].endswith("</s>")
     assert (run / "checkpoints/step_000004/model/model.safetensors").exists()
+
+
+BESIDE = """
+base: {tiny}
+rollout: {{engine: simulated, engine_args: {{token_s: 0.01}}}}
+max_steps: 4
+algorithm:
+  loss: reinforce
+  sft: {{data: {{path: rows.jsonl}}, rows_per_step: 2}}
+trainer: {{ema: 0.5}}
+track: {{wandb: "off", tensorboard: false}}
+"""
+
+
+def test_demonstrations_beside_what_is_sampled_come_out_the_same_in_a_replay(tmp_path: Path) -> None:
+    """Of a run that was killed between two checkpoints, too."""
+    rows = [{"prompt": f"{n} + 1 = ", "completion": str(n + 1)} for n in range(5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mixed.yaml").write_text(BESIDE.format(tiny=ROOT / "recipes/tiny.yaml"))
+    run = tmp_path / "run"
+    first = asyncrl("train", str(tmp_path / "mixed.yaml"), f"run_dir={run}", "max_steps=40", background=True)
+    while first.poll() is None and len(records(run)) < 3:
+        time.sleep(0.05)
+    kill_group(first)
+    done = len(records(run))
+    code, output = asyncrl("resume", str(run), f"max_steps={done + 3}")
+    assert code == 0, output
+    found = records(run)
+    assert [record["step"] for record in found] == [*range(done + 3)]
+    assert all(record["sft/rows"] == 2 for record in found)
+    assert found[-1]["sft/nll"] < found[0]["sft/nll"]
+    assert "sft nll" in output
+    code, output = asyncrl("replay", str(run), "--verify")
+    assert code == 0, output
+    assert "bit for bit" in output
+    newest = max((run / "checkpoints").iterdir())
+    model, mean = (load_file(newest / name / "model.safetensors") for name in ("model", "model_ema"))
+    assert model.keys() == mean.keys()
+    assert not torch.equal(model["model.norm.weight"], mean["model.norm.weight"])

@@ -18,6 +18,7 @@ from asyncrl.control.controller import Controller
 from asyncrl.control.messages import GeneratorJoined, GroupFinished, Start, Train, WeightsLive
 from asyncrl.control.settings import Settings
 from asyncrl.data.check import load_tasks
+from asyncrl.data.sft import load_source
 from asyncrl.data.tasks import Draws
 from asyncrl.errors import UserError
 from asyncrl.models import tiny_tokenizer
@@ -26,6 +27,7 @@ from asyncrl.orchestrator.fingerprint import (
     changes,
     compared,
     read,
+    require_demonstrations,
     shapes_training,
     taken,
     trained_anew_at,
@@ -66,7 +68,8 @@ def take(folder: Path, tokenizer: Any = Tokenizer, seed: int = 0, **keys: Any) -
         max_steps=1,
         seed=seed,
     )
-    return taken(recipe, folder, load_tasks(recipe, folder), tokenizer)
+    demonstrations = load_source(recipe, folder, tiny_tokenizer()) if recipe.algorithm.sft else None
+    return taken(recipe, folder, load_tasks(recipe, folder), tokenizer, demonstrations)
 
 
 def run_of(num_ready: int = 0) -> Controller:
@@ -158,7 +161,7 @@ def test_another_is_refused_by_kind_or_accepted(
 def test_another_loss_is_another_training(folder: Path) -> None:
     own = {"algorithm": {"loss": "./mine.py:loss"}}
     take(folder, **own).write(folder / "run")
-    ours = dict.fromkeys(("loss", "advantage", "correction", "engine", "trainer", "teachers"))
+    ours = dict.fromkeys(("loss", "advantage", "correction", "engine", "trainer", "teachers", "demonstrations"))
     assert take(folder).parts["training"] == ours
     changed_reward(folder)
     with pytest.raises(UserError, match=r"another training \(other loss\); .*--accept reward,training"):
@@ -185,6 +188,32 @@ def test_a_server_may_move_and_another_model_of_it_is_another_teacher(folder: Pa
     compared(folder / "run", take(folder, algorithm={"teacher": {**served, "url": "http://b:8000"}}), (), run_of(), {})
     with pytest.raises(UserError, match=r"another training \(other teachers\)"):
         compared(folder / "run", take(folder, algorithm={"teacher": {**served, "model": "x"}}), (), run_of(), {})
+
+
+def test_other_demonstrations_are_another_training_and_moved_ones_are_not(folder: Path) -> None:
+    for name, answer in (("first", "b"), ("other", "c")):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": "a", "completion": answer}) + "\n")
+    sft = {name: {"sft": {"data": {"path": f"{name}.jsonl"}}} for name in ("first", "moved", "other")}
+    take(folder, algorithm=sft["first"]).write(folder / "run")
+    shutil.move(folder / "first.jsonl", folder / "moved.jsonl")
+    compared(folder / "run", take(folder, algorithm=sft["moved"]), (), run_of(), {})
+    for now in (take(folder, algorithm=sft["other"]), take(folder)):
+        with pytest.raises(UserError, match=r"another training \(other demonstrations\); .*--accept training"):
+            compared(folder / "run", now, (), run_of(), {})
+
+
+def test_a_replay_wants_the_demonstrations_of_the_run(folder: Path) -> None:
+    rows = folder / "first.jsonl"
+    rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    sft = {"sft": {"data": {"path": rows.name}}}
+    take(folder, algorithm=sft).write(folder / "run")
+    keys = {"model": "model", "data": {"path": "rows.jsonl"}, "reward": "./mine.py:reward", "max_steps": 1}
+    recipe = Recipe.model_validate({**keys, "algorithm": sft})
+    require_demonstrations(folder / "run", recipe, folder)
+    rows.write_text(json.dumps({"prompt": "a", "completion": "c"}) + "\n")
+    with pytest.raises(UserError, match=r"was begun with other demonstrations than there are in first.jsonl"):
+        require_demonstrations(folder / "run", recipe, folder)
+    require_demonstrations(folder / "run", Recipe.model_validate(keys), folder)
 
 
 @pytest.mark.parametrize("key", ["trainer.learning_rate", "algorithm.clip_low", "trainer.ranks", "max_steps"])

@@ -50,7 +50,7 @@ def test_figures_at_the_ends_of_what_a_float_holds_are_drawn(made_up: Any, figur
     assert all(y == 0 or 1e-13 < abs(y) < 1e16 for y in numbers)
 
 
-def test_a_run_with_a_teacher_shows_how_far_it_is_from_it(made_up: Any) -> None:
+def test_a_run_with_a_teacher_or_demonstrations_shows_how_far_it_is_from_them(made_up: Any) -> None:
     records = made_up.records(3)
     assert "Reverse KL from the teacher" not in drawn(records)
     for step, record in enumerate(records):
@@ -61,6 +61,11 @@ def test_a_run_with_a_teacher_shows_how_far_it_is_from_it(made_up: Any) -> None:
     assert {"Reward", "Accuracy"} <= drawn(records).keys()
     alone = [record | dict.fromkeys(("reward/mean", "reward/std", "accuracy/mean")) for record in records]
     assert not {"Reward", "Accuracy"} & drawn(alone).keys()
+    for record in records:
+        record["sft/nll"] = record.pop("distil/kl")
+    first, *_ = drawn(records).items()
+    assert first[0] == "Loss of the demonstrations"
+    assert first[1]["data"][0]["y"] == [1.0, 0.5, 0.25]
 
 
 def test_figures_that_are_missing_leave_gaps() -> None:

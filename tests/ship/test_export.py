@@ -196,6 +196,26 @@ def test_the_card_says_where_it_comes_from_and_nothing_of_this_machine(tiny_run:
     assert "base_model:" not in card  # a folder of this machine
 
 
+@pytest.mark.parametrize("lora", [{}, {"rank": 4}])
+def test_the_running_mean_is_exported_in_the_place_of_the_weights(
+    tiny_model: Path, lora: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = {"precision": "fp32", "learning_rate": 1e-2, "tokens_per_microbatch": 80, "lora": lora, "ema": 0.5}
+    run_dir, ours = make_run(tmp_path, tiny_model, trainer=trainer)
+    (run_dir / "evaluations.jsonl").write_text(json.dumps({"name": "math", "version": 2}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    out = export(run_dir, Wish(ema=True, dtype="float32"), None)
+    assert out == Path("run-step-2-ema")
+    last = trained(ours)
+    for name, master in ours.optimizer.named.items():
+        master.data.copy_(ours.ema.means[name])
+    torch.testing.assert_close(logits(transformers_of(out)), trained(ours), rtol=1e-4, atol=1e-4)
+    assert float((logits(transformers_of(out)) - last).abs().max()) > 1e-3
+    card = (out / "README.md").read_text()
+    assert "their running mean of decay 0.5, which the run never sampled" in card
+    assert "Held-out" not in card  # those scores are of the weights themselves
+
+
 def test_what_cannot_be_had_is_refused_and_leaves_nothing(tiny_model: Path, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "there"
     out.mkdir()
@@ -204,6 +224,8 @@ def test_what_cannot_be_had_is_refused_and_leaves_nothing(tiny_model: Path, tiny
         export(tiny_run, Wish(), out)
     with pytest.raises(UserError, match=r"no checkpoint of step 7; it has 1, 2"):
         export(tiny_run, Wish(7), tmp_path / "out")
+    with pytest.raises(UserError, match=r"has kept no running mean of its weights \(trainer.ema\); leave --ema out"):
+        export(tiny_run, Wish(ema=True), tmp_path / "out")
     with pytest.raises(UserError, match=r"has trained all weights .*; leave --adapter out"):
         export(tiny_run, Wish(adapter=True), tmp_path / "out")
     tied, _ = make_run(tmp_path / "tied", tiny_model, {"rank": 4, "targets": ["embed_tokens", "q_proj"]})

@@ -76,6 +76,7 @@ def test_a_step_says_how_far_the_teacher_is() -> None:
     assert "reward  0.500  acc  50 %  teacher KL 0.125" in beside
     alone = record | {"distil/taught_share": 1.0, "reward/mean": None, "accuracy/mean": None}
     assert step_line(alone, 20, 1).startswith(" 5/20  teacher KL 0.125  stale")
+    assert "  teacher KL 0.125  sft nll 2.500  " in step_line(record | {"sft/nll": 2.5}, 20, 1)
 
 
 def test_a_run_on_answers_shows_loss_and_perplexity_and_no_reward(made_up: Any) -> None:

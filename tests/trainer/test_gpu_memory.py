@@ -15,9 +15,13 @@ from asyncrl.trainer.gpu_memory import explained
     [
         (
             {},
-            "microbatch (100), set trainer.gradient_checkpointing=true, or raise trainer.ranks",
+            "microbatch (100), set trainer.gradient_checkpointing=true, set trainer.optimizer.offload=true, or raise "
+            "trainer.ranks",
         ),
-        ({"gradient_checkpointing": True, "gpus_per_rank": 0.5}, "microbatch (100), or raise trainer.gpus_per_rank;"),
+        (
+            {"gradient_checkpointing": True, "gpus_per_rank": 0.5, "optimizer": {"offload": True}},
+            "microbatch (100), or raise trainer.gpus_per_rank;",
+        ),
     ],
 )
 def test_it_names_the_keys_that_can_be_changed(keys: dict[str, object], said: str) -> None:

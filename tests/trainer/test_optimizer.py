@@ -115,6 +115,53 @@ def test_with_muon_a_resumed_run_equals_an_unbroken_one(tiny_model: Path, tmp_pa
     assert any(name.startswith("optimizer.momentum_buffer.") for name in ours)
 
 
+ADAMW = {"optimizer": {"weight_decay": 0.1}}
+
+
+def offloaded(keys: dict[str, Any]) -> dict[str, Any]:
+    return {"optimizer": {**keys["optimizer"], "offload": True}}
+
+
+@pytest.mark.parametrize("keys", [ADAMW, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_offloaded_states_give_the_same_weights_bit_for_bit(
+    tiny_model: Path, tmp_path: Path, keys: dict[str, Any], precision: str
+) -> None:
+    """Also over a resume that turns it on and one that turns it off: a checkpoint does not know of it."""
+    plain, ours = (
+        make(tiny_model, **keys, precision=precision),
+        make(tiny_model, **offloaded(keys), precision=precision),
+    )
+    assert len(ours.optimizer.optimizers) == len(ours.optimizer.named) > len(plain.optimizer.optimizers)
+    for step in (0, 1):
+        assert ours.step(BATCHES[step], step, 0).metrics["trainer/grad_norm"] == pytest.approx(
+            plain.step(BATCHES[step], step, 0).metrics["trainer/grad_norm"], rel=1e-6
+        )
+    for name, one in (("plain", plain), ("ours", ours)):
+        files.write(one.state(), tmp_path / name, 0)
+    on, off = make(tiny_model, **offloaded(keys), precision=precision), make(tiny_model, **keys, precision=precision)
+    on.restore(files.read(tmp_path / "plain"))
+    off.restore(files.read(tmp_path / "ours"))
+    for step in (2, 3):
+        for one in (plain, ours, on, off):
+            one.step(BATCHES[step], step, 0)
+    whole = plain.state()
+    for one in (ours, on, off):
+        state = one.state()
+        assert state.keys() == whole.keys()
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in state.items())
+
+
+def test_offloaded_states_are_brought_back_to_the_same_memory(tiny_model: Path) -> None:
+    ours = make(tiny_model, **offloaded(ADAMW))
+    ours.step(BATCHES[0], 0, 0)
+    moments = {name: tensor for name, tensor in ours.optimizer.state().items() if ".exp_avg" in name}
+    assert len(moments) == 2 * len(ours.optimizer.named)
+    places = {name: tensor.data_ptr() for name, tensor in moments.items()}
+    ours.step(BATCHES[1], 1, 0)
+    assert {name: ours.optimizer.state()[name].data_ptr() for name in moments} == places
+
+
 def test_state_lies_under_the_names_of_earlier_versions(tiny_model: Path, tmp_path: Path) -> None:
     """Step and moments of each parameter by its name, whatever group it is in: their checkpoints resume."""
     ours = make(tiny_model)

@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_learner import groups, recipe
@@ -14,6 +15,7 @@ from torch import multiprocessing
 
 from asyncrl.checkpoint import files
 from asyncrl.cluster.rendezvous import Rendezvous, open_rendezvous
+from asyncrl.data.demonstrations import Rendered
 from asyncrl.models import make_tiny_llama
 from asyncrl.recipe.schema import Recipe
 from asyncrl.trainer.backend import StepReport
@@ -47,11 +49,16 @@ CASES: dict[str, dict[str, Any]] = {
     "pairs": {
         "algorithm": {"loss": "dpo", "advantage": "none", "aggregation": "sequence", "correction": "none"},
     },
+    "rows beside": {
+        "algorithm": {"sft": {"data": {"path": "x"}, "coef": 0.5, "rows_per_step": 3}},
+        "trainer": {"minibatches": 2, "ema": 0.5},
+    },
     "checkpointing": {"trainer": {"gradient_checkpointing": True}},
     "left out": {"algorithm": {"reject_kl": 1.0}},
     "bf16": {"trainer": {"precision": "bf16"}},
     "fp16": {"trainer": {"precision": "fp16"}},
     "muon": {"trainer": {"optimizer": {"name": "muon"}}},
+    "offloaded": {"trainer": {"optimizer": {"offload": True}}},
 }
 BF16 = 2.0**-8
 """Spacing of bf16 numbers around 1: what one product's result may be off by, relatively."""
@@ -68,7 +75,15 @@ def recipe_of(case: str, ranks: int, copies: int = 1) -> Recipe:
 
 def learner(model: Path, r: Recipe, process_group: ProcessGroup | None) -> Learner:
     torch.manual_seed(0)
-    return Learner(partial(load_model, str(model), r, CPU), r, CPU, process_group, base_dir=model.parent)
+    load, more = partial(load_model, str(model), r, CPU), {"base_dir": model.parent, "rows_of": rows_of}
+    return Learner(load, r, CPU, process_group, **more)
+
+
+def rows_of(step: int) -> list[list[Rendered]]:
+    """Of `algorithm.sft`: sequences of 6 to 30 tokens."""
+    rng = np.random.default_rng(step)
+    rows = [[Rendered(rng.integers(3, 200, int(length)).tolist(), [(4, int(length))])] for length in (6, 30, 14)]
+    return [*rows[:2], [*rows[0], *rows[2]]]
 
 
 def train(ours: Learner, batches: list[Any]) -> list[dict[str, float | None]]:
@@ -113,6 +128,7 @@ def run_case(r: Recipe, process_group: ProcessGroup, model: Path, folder: Path) 
         "shards": staged.shards,
         "views": [view.clone() for view in staged.views],
         "gathered": gathered,
+        "means": {name: mean.full_tensor() for name, mean in second.ema.means.items()} if second.ema else {},
     }
 
 
@@ -174,6 +190,10 @@ def test_n_ranks_equal_one(tiny_model: Path, setup: tuple[int, int, tuple[str, .
     weights = dict(assemble([part for r in mine for part in zip(r["shards"], r["views"], strict=True)]))
     trained = {name: p.detach() for name, p in alone.model.named_parameters() if p.requires_grad}
     assert weights.keys() == trained.keys()
+    if alone.ema:
+        for result in found:
+            for name, mean in alone.ema.means.items():
+                torch.testing.assert_close(result[case]["means"][name], mean, rtol=1e-3, atol=1e-4)
     # AdamW steps by the sign of a gradient whose size is rounding, and Muon turns matrices in bf16: single weights say
     # nothing, all together do.
     alike = bf16 or case == "muon"
