@@ -26,6 +26,9 @@ def _faults(recipe: Recipe, sft: SftRecipe) -> Iterator[str]:
         )
     if sft.data.title.startswith(VERIFIERS):
         yield f"algorithm.sft.data.path {sft.data.title} has tasks without answers; take rows that have them"
+    for key in ("success_rate", "online_success_rate"):
+        if getattr(sft.data, key) is not None:
+            yield f"algorithm.sft.data.{key} is of tasks that are sampled, and demonstrations are not; leave it out"
     if recipe.trainer.backend not in TRAINERS:
         yield (
             f"algorithm.sft is learnt by trainer.backend fsdp, and {recipe.trainer.backend} knows nothing of it; "
