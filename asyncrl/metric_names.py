@@ -45,6 +45,12 @@ MORE_KEYS: tuple[str, ...] = (
 """Figures that a record may have besides, and those that a reward returns: reward/NAME."""
 
 
+def nth(step: int) -> int:
+    """A step as people are told of it: from 1 on, so that step N ends in version N and checkpoint step_N. Files and
+    messages count from 0."""
+    return step + 1
+
+
 def has_answers(record: Mapping[str, Any]) -> bool:
     """Whether it is of a run whose data has the answers, so that nothing was sampled and no reward given."""
     return "data/epoch" in record

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from asyncrl.cli.common import check_run_dir, importing, local, of_step, say
+from asyncrl.metric_names import nth
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -90,7 +91,7 @@ def replay(arguments: argparse.Namespace) -> int:
 
     found = replay_run(run_dir.resolve(), recipe, verify)
     print(f"history    {found.num_entries} entries; every decision comes out again")
-    print(f"batches    steps {found.steps.start} to {found.steps.stop - 1}: {found.trained} groups, none twice")
+    print(f"batches    steps {nth(found.steps.start)} to {found.steps.stop}: {found.trained} groups, none twice")
     if verify:
         versions = ", ".join(map(str, found.compared))
         print(f"weights    versions {versions} trained again: bit for bit as in their checkpoints")

@@ -18,6 +18,7 @@ from asyncrl.data.prompts import BadPrompt
 from asyncrl.data.source import load_rows
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import UserError
+from asyncrl.metric_names import nth
 from asyncrl.recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,6 @@ class Demonstrations:
                     self._said.add(fault.reason)
                     logger.warning(
                         "step %d learns a demonstration less (%s, said of the first only): %s",
-                        *(step, fault.reason, fault),
+                        *(nth(step), fault.reason, fault),
                     )
         return found

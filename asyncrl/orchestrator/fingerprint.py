@@ -25,6 +25,7 @@ from asyncrl.data.order import Draws
 from asyncrl.data.sft import load_source
 from asyncrl.data.tasks import TaskSource
 from asyncrl.errors import UserError
+from asyncrl.metric_names import nth
 from asyncrl.models import fingerprint as model_fingerprint
 from asyncrl.orchestrator.kinds import KINDS
 from asyncrl.recipe.schema import Recipe
@@ -191,10 +192,10 @@ def compared(
     since = {"step": step, "trained_from": step - again}
     changes = [{**since, "kind": kind, "what": what} for kind, what in differences.items()]
     for change in changes:
-        logger.warning("from step %d on with another %s (%s): accepted", step, change["kind"], change["what"])
+        logger.warning("from step %d on with another %s (%s): accepted", nth(step), change["kind"], change["what"])
     for key, values in keys.items():
         what = _listed({key: values})
-        logger.info("from step %d on %s", step, what)
+        logger.info("from step %d on %s", nth(step), what)
         changes.append({**since, "kind": "recipe", "key": key, "what": what})
     return replace(now, draws=draws, changes=[*before.changes, *changes])
 

@@ -16,7 +16,7 @@ from asyncrl.control.ledger import Ledger
 from asyncrl.control.messages import Train
 from asyncrl.envs.environment import ToolUse
 from asyncrl.errors import naming
-from asyncrl.metric_names import REWARD_KEYS, TRAINER_KEYS
+from asyncrl.metric_names import REWARD_KEYS, TRAINER_KEYS, nth
 from asyncrl.observe.bottleneck import bottleneck, bottleneck_of_answers
 from asyncrl.observe.failures import RewardFailures
 from asyncrl.observe.health import Health
@@ -187,7 +187,7 @@ class Recorder:
             record["distil/failed"] = self._untaught
         complete(record)
         for sentence in self._health.check(record):
-            logger.warning("step %d: %s", step, sentence)
+            logger.warning("step %d: %s", nth(step), sentence)
         record["health/warnings"] = len(self._health.active)
         self._writer.write(record)
         samples = {number: group.sample for number, group in enumerate(batch[:NUM_SAMPLED]) if group.sample}

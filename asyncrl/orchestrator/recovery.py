@@ -16,6 +16,7 @@ from asyncrl.control.history import Decisions, Entry, HistoryError, Snapshot, re
 from asyncrl.control.messages import Train
 from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError
+from asyncrl.metric_names import nth
 from asyncrl.storage import atomic
 from asyncrl.storage.run_dir import json_object
 
@@ -66,7 +67,7 @@ def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lam
     missing = next((step for step in range(version, controller.steps_done) if step not in batches), None)
     if missing is not None:
         raise UserError(
-            f"{run_dir}/journal lacks the batch of step {missing}, which checkpoint {version} does not contain; "
+            f"{run_dir}/journal lacks the batch of step {nth(missing)}, which checkpoint {version} does not contain; "
             "put the missing segments back, or move the folder away to go on from the checkpoint"
         )
     controller.change(settings)

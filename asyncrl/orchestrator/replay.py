@@ -20,6 +20,7 @@ from asyncrl.checkpoint import files
 from asyncrl.control.history import Decisions, HistoryError, replay
 from asyncrl.control.messages import Train
 from asyncrl.errors import RunFailed, UserError
+from asyncrl.metric_names import nth
 from asyncrl.models import TINY_LLAMA
 from asyncrl.orchestrator.fingerprint import require_demonstrations, trained_anew_at
 from asyncrl.orchestrator.same_model import require_model
@@ -60,7 +61,7 @@ def replay_run(run_dir: Path, recipe: Recipe, verify: bool) -> Replayed:
     steps = range(min(batches, default=controller.steps_done), controller.steps_done)
     missing = next((step for step in steps if step not in batches), None)
     if missing is not None:
-        raise RunFailed(f"{run_dir}/journal contradicts itself: step {missing} is done, and has no batch")
+        raise RunFailed(f"{run_dir}/journal contradicts itself: step {nth(missing)} is done, and has no batch")
     try:
         compared = tuple(_train(run_dir, recipe, [batches[step] for step in steps])) if verify else ()
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -81,7 +82,8 @@ def _batches(decided: list[Train]) -> dict[int, Train]:
         ("task", Counter(task for batch in decided for task, _ in batch.groups)),
     ):
         if twice := [number for number, count in counts.items() if count > 1]:
-            raise RunFailed(f"{what} {twice[0]} was trained {counts[twice[0]]} times")
+            number = nth(twice[0]) if what == "step" else twice[0]
+            raise RunFailed(f"{what} {number} was trained {counts[twice[0]]} times")
     return {batch.step: batch for batch in decided}
 
 
@@ -101,8 +103,8 @@ def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]
         first = max(first, begun)
         logger.warning(
             "a resume changed how step %d and later ones are trained: those before step %d are not trained again",
-            anew,
-            begun,
+            nth(anew),
+            nth(begun),
         )
     if first:
         # Checkpoint `first` may be gone by now, where newer ones came.
@@ -110,8 +112,8 @@ def _train(run_dir: Path, recipe: Recipe, batches: list[Train]) -> Iterator[int]
     later = [version for version in checkpoints if version > first]
     if not later:
         raise UserError(
-            f"{run_dir} has the batches from step {first} on, and no checkpoint after that to compare with; a run with "
-            "journal.keep=all and checkpoint.every_steps can be verified"
+            f"{run_dir} has the batches from step {nth(first)} on, and no checkpoint after that to compare with; "
+            "a run with journal.keep=all and checkpoint.every_steps can be verified"
         )
     batches = [batch for batch in batches if first <= batch.step < max(later)]
     trainer = _trainer(recipe, run_dir)

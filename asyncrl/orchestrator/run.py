@@ -31,6 +31,7 @@ from asyncrl.data.hints import first_hinted
 from asyncrl.data.mixture import Tasks
 from asyncrl.data.vocabulary import check_teachers
 from asyncrl.errors import RunFailed, UserError, remedy
+from asyncrl.metric_names import nth
 from asyncrl.models import (
     TINY_LLAMA,
     hub_config,
@@ -147,7 +148,7 @@ def _bent(stored: Recipe, recipe: Recipe, steps_done: int) -> dict[str, tuple[in
     if found:
         logger.warning(
             "step %d has the learning rate %g, and would have had %g with max_steps %d, where trainer.schedule ended",
-            *(steps_done, now, was, stored.max_steps),
+            *(nth(steps_done), now, was, stored.max_steps),
         )
     return found
 

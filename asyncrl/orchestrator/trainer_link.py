@@ -22,6 +22,7 @@ from asyncrl.checkpoint.parity import SnapshotLost
 from asyncrl.checkpoint.snapshots import Snapshots
 from asyncrl.control.messages import Train
 from asyncrl.errors import BudgetSpent
+from asyncrl.metric_names import nth
 from asyncrl.observe.trace import TraceFile
 from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.orchestrator.waiting import WaitingFor
@@ -111,7 +112,7 @@ class TrainerLink:
         with self._view.during(f"training {num} batch(es) again", total=num) as phase:
             for batch in origin.batches:
                 training = handle.call("train_again", batch, origin.live)
-                what = f"step {batch.step} again"
+                what = f"step {nth(batch.step)} again"
                 probes = await self._waiting(training, "trainer", what, self._recipe.deadlines.step_s)
                 self._verification.expect(batch.step + 1, probes[0])
                 phase.done += 1
@@ -165,7 +166,7 @@ class TrainerLink:
             training = handle.call("train", batch, publishing(), self._verification.wanted)
             try:
                 deadline_s = self._recipe.deadlines.step_s
-                results = await self._waiting(training, "trainer", f"step {batch.step}", deadline_s)
+                results = await self._waiting(training, "trainer", f"step {nth(batch.step)}", deadline_s)
             except RayActorError as error:
                 self.lost(handle, error)
             else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import UserError
-from asyncrl.metric_names import has_answers
+from asyncrl.metric_names import has_answers, nth
 from asyncrl.recipe.paths import leaves
 from asyncrl.report import page
 from asyncrl.report.charts import Chart, Series, grid, script
@@ -92,7 +92,9 @@ def _chart(key: str, title: str, unit: str, runs: Mapping[str, Records]) -> Char
     for colour, (name, records) in zip(_COLOURS, runs.items(), strict=False):
         by_step = {record["step"]: record.get(key) for record in records}
         series.append(Series(name, [by_step.get(step) for step in steps], colour))
-    return Chart(title, unit, steps, series, percent=unit.startswith("share"), from_zero=key != "reward/mean")
+    return Chart(
+        title, unit, [*map(nth, steps)], series, percent=unit.startswith("share"), from_zero=key != "reward/mean"
+    )
 
 
 def _table(runs: Mapping[str, Records]) -> str:

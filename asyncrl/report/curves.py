@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-from asyncrl.metric_names import JUDGED, REWARD_KEYS, VERDICTS, has_answers
+from asyncrl.metric_names import JUDGED, REWARD_KEYS, VERDICTS, has_answers, nth
 from asyncrl.report.charts import Chart, Series
 
 _TRAINER = {
@@ -83,7 +83,7 @@ class _Charts:
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
         self._records = records
-        self.steps = [record["step"] for record in records]
+        self.steps = [nth(record["step"]) for record in records]
 
     def of(self, title: str, unit: str, lines: Mapping[str, tuple[str, str]], from_zero: bool = True) -> Chart:
         """A line for each name: key and colour."""

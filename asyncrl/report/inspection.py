@@ -19,6 +19,7 @@ import numpy as np
 from asyncrl.buffer.log import segments
 from asyncrl.buffer.records import GROUPS_STREAM, groups, trained
 from asyncrl.errors import UserError
+from asyncrl.metric_names import nth
 from asyncrl.models import TINY_LLAMA, tiny_tokenizer, tokenizer_here
 from asyncrl.report.run_files import RunFiles
 from asyncrl.rollout.trajectory import Trajectory, decode, header_of
@@ -188,7 +189,7 @@ def listing(found: Iterable[Found], decode_tokens: Decode, width: int) -> list[s
         sampled = t.tokens[t.prompt_length :].tolist()
         num_sampled = int((t.versions >= 0).sum())
         text = visible(json.dumps(decode_tokens(sampled[: 4 * width]), ensure_ascii=False)[1:-1])[:width]
-        figures = (_or_dash(f.step), _reward(t), str(num_sampled), versions, _or_dash(f.age))
+        figures = (_step(f), _reward(t), str(num_sampled), versions, _or_dash(f.age))
         rows.append((_name(f), *figures, _on_a_line(t.finish_reason), text))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -198,11 +199,15 @@ def listing(found: Iterable[Found], decode_tokens: Decode, width: int) -> list[s
     return lines
 
 
+def _step(found: Found) -> str:
+    return _or_dash(None if found.step is None else nth(found.step))
+
+
 def show(console: Console, found: Found, decode_tokens: Decode) -> None:
     """One trajectory in full, its tokens coloured by version."""
     t = found.trajectory
     console.rule(f"task {_name(found)}", align="left")
-    said = f"row {found.row}   step {_or_dash(found.step)}   reward {_reward(t)}   end {_on_a_line(t.finish_reason)}"
+    said = f"row {found.row}   step {_step(found)}   reward {_reward(t)}   end {_on_a_line(t.finish_reason)}"
     console.print(said, markup=False)
     for name, value in t.extras.items():
         console.print(f"{name} {value:g}", markup=False)

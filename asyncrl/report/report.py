@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asyncrl.metric_names import has_answers
+from asyncrl.metric_names import has_answers, nth
 from asyncrl.observe.bottleneck import SHARES, bottleneck, bottleneck_of_answers
 from asyncrl.recipe.paths import leaves
 from asyncrl.recipe.secret import masked
@@ -144,7 +144,7 @@ def _headline(files: RunFiles) -> str:
         return page.line("No step is done: metrics.jsonl has none.")
     last = records[-1]
     planned = recipe.get("max_steps")
-    changes = [f"From step {c['step']} on: {c['kind']}, {c['what']}" for c in summary.get("changes", ())]
+    changes = [f"From step {nth(c['step'])} on: {c['kind']}, {c['what']}" for c in summary.get("changes", ())]
     answers = has_answers(last)
     limits = summary.get("bottleneck") or (bottleneck_of_answers if answers else bottleneck)(_mean_shares(records))
     lines = "".join(map(page.line, [limits, *changes]))
@@ -229,7 +229,8 @@ def _listed(records: Sequence[Mapping[str, Any]]) -> str:
     if has_answers(records[-1]):
         keys = {key: name for name, key in _OF_ANSWERS.items() if records[-1].get(key) is not None}
         keys = {"step": "step", **keys, **_LISTED_OF_ANSWERS}
-    rows = [[_figure(record.get(key)) for key in keys] for record in reversed(records[-_MOST_LISTED:])]
+    shown = [{**record, "step": nth(record["step"])} for record in reversed(records[-_MOST_LISTED:])]
+    rows = [[_figure(record.get(key)) for key in keys] for record in shown]
     return page.folded(
         f"The last {len(rows)} steps in figures", page.table(list(keys.values()), rows, "figures by step")
     )

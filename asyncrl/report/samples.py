@@ -11,6 +11,8 @@ from html import escape
 from itertools import groupby
 from typing import Any, TypeVar
 
+from asyncrl.metric_names import nth
+
 T = TypeVar("T")
 
 GAP_BOUNDS_NATS = (0.01, 0.05, 0.2, 1.0)
@@ -72,7 +74,7 @@ def _card(sample: Mapping[str, Any]) -> str:
         shown, versions = "", []
     colours = {version: f"c{index % _NUM_COLOURS}" for index, version in enumerate(versions)}
     keys = "".join(f'<span class="key version-only {colours[v]}">version {v}</span>' for v in versions)
-    title = f"step {sample['step']}, task {escape(str(sample.get('task', '?')))}{shown}"
+    title = f"step {nth(sample['step'])}, task {escape(str(sample.get('task', '?')))}{shown}"
     gaps = [gap for gap in _gaps(sample) or () if gap is not None]
     said = (
         f"mean gap {sum(gaps) / len(gaps):.3g}"

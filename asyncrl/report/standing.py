@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from asyncrl.metric_names import nth
 from asyncrl.observe.health import Health, Said
 from asyncrl.report import page
 from asyncrl.terminal.live import LEDGER_EVENTS, LEDGER_STATES
@@ -112,6 +113,6 @@ def past(health: Health) -> str:
 
 def _when(said: Said) -> str:
     if said.num_steps == 1:
-        return f"at step {said.last_step}"
+        return f"at step {nth(said.last_step)}"
     share = "the" if said.num_steps == said.last_step - said.first_step + 1 else f"{said.num_steps} of the"
-    return f"at {share} steps {said.first_step} to {said.last_step}"
+    return f"at {share} steps {nth(said.first_step)} to {nth(said.last_step)}"

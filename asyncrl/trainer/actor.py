@@ -27,6 +27,7 @@ from asyncrl.checkpoint.saver import BackgroundSaver
 from asyncrl.checkpoint.snapshots import Snapshots
 from asyncrl.cluster.rendezvous import Rendezvous, SealedStore, open_rendezvous
 from asyncrl.control.messages import Train
+from asyncrl.metric_names import nth
 from asyncrl.models import load_tokenizer
 from asyncrl.observe import relay, trace
 from asyncrl.processes import orphans, stacks
@@ -146,7 +147,7 @@ class TrainerActor:
         with trace.span("fetch"):
             frames = ray.get(self.buffer.take.remote(list(batch.groups)), timeout=self.recipe.deadlines.start_s)
             groups = [decode(frame) for frame in frames]
-        with explained(self.recipe.trainer, f"step {batch.step}"):
+        with explained(self.recipe.trainer, f"step {nth(batch.step)}"):
             report = self.trainer.step(groups, batch.step, batch.min_version)
         self.staging.changed(batch.step + 1)
         return report

@@ -148,7 +148,7 @@ def test_another_is_refused_by_kind_or_accepted(
         assert f"resume with `--accept {kind}` too, which {KINDS[kind]}" in str(caught.value)
     assert run_dir.joinpath("fingerprint.json").read_text() == before
     goes_on = compared(run_dir, now, {kind}, run_of(), {})
-    assert f"from step 0 on with another {kind}" in caplog.text
+    assert f"from step 1 on with another {kind}" in caplog.text
     goes_on.write(run_dir)
     assert [(c["step"], c["kind"]) for c in changes(run_dir)] == [(0, kind)]
     assert compared(run_dir, now, (), run_of(), {}) == goes_on
@@ -207,7 +207,7 @@ def test_a_replay_wants_the_demonstrations_of_the_run(folder: Path) -> None:
     rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     sft = {"sft": {"data": {"path": rows.name}}}
     take(folder, algorithm=sft).write(folder / "run")
-    keys = {"model": "model", "data": {"path": "rows.jsonl"}, "reward": "./mine.py:reward", "max_steps": 1}
+    keys = {"model": "random:tiny-llama", "data": {"path": "rows.jsonl"}, "reward": "./mine.py:reward", "max_steps": 1}
     recipe = Recipe.model_validate({**keys, "algorithm": sft})
     require_demonstrations(folder / "run", recipe, folder)
     rows.write_text(json.dumps({"prompt": "a", "completion": "c"}) + "\n")

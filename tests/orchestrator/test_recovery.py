@@ -110,7 +110,7 @@ def test_a_missing_segment_is_noticed(tmp_path: Path) -> None:
     writer.journal.begin_segment(writer.controller.state())
     writer.step()
     log.segment_path(tmp_path / "journal", CONTROL_STREAM, 0).unlink()
-    with pytest.raises(UserError, match="lacks the batch of step 0, which checkpoint 0 does not contain"):
+    with pytest.raises(UserError, match="lacks the batch of step 1, which checkpoint 0 does not contain"):
         recover(tmp_path, SETTINGS)
 
 

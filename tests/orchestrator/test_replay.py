@@ -79,7 +79,7 @@ def test_from_where_a_resume_trained_otherwise(
     (tmp_path / "fingerprint.json").write_text(json.dumps({"parts": {}, "draws": {}, "changes": [change]}))
     assert list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches)) == [6]
     assert learner.done == ["step_000004", (4, [4]), (5, [5]), ("compared", "step_000006")]
-    assert "a resume changed how step 4 and later ones are trained: those before step 4" in caplog.text
+    assert "a resume changed how step 5 and later ones are trained: those before step 5" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["trainer.learning_rate", "trainer.ranks"])
@@ -96,6 +96,6 @@ def test_not_from_a_checkpoint_of_before_though_the_next_is_gone(tmp_path: Path,
 @pytest.mark.parametrize(("checkpoints", "steps"), [([4, 6], range(6, 7)), ([], range(3)), ([2], range(2, 5))])
 def test_what_it_takes_is_said(tmp_path: Path, learner: Learner, checkpoints: list[int], steps: range) -> None:
     batches = run_of(tmp_path, checkpoints, steps)
-    with pytest.raises(UserError, match=f"batches from step {steps[0]} on, and no checkpoint after that.*keep=all"):
+    with pytest.raises(UserError, match=f"batches from step {steps[0] + 1} on, and no checkpoint after that.*keep=all"):
         list(replay._train(tmp_path, load(tmp_path / "recipe.yaml"), batches))
     assert learner.done == []

@@ -78,7 +78,7 @@ def test_figures_that_are_missing_leave_gaps() -> None:
     assert line["y"] == [0.5, None, 0.25, 0.75, None, None]
     assert line["mode"] == "lines+markers"  # for the first has no neighbour
     assert band["y"] == [0.625, 0.375, None, 0.375, 0.875, 0.625, 0.125, None]
-    assert band["x"] == [0, 0, None, 2, 3, 3, 2, None]
+    assert band["x"] == [1, 1, None, 3, 4, 4, 3, None]  # steps as people count them
     assert band["legendgroup"] == line["legendgroup"]
 
 

@@ -78,7 +78,7 @@ def test_the_list(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(run_dir), "--limit", "3"]) == 0
     head, first, _, third, caption = capsys.readouterr().out.splitlines()
     assert head.split() == ["task", "step", "reward", "tokens", "versions", "age", "end", "completion"]
-    assert first.split() == ["0.0", "3", "1", "10", "1-2", "2", "stop", "four[bold]"]
+    assert first.split() == ["0.0", "4", "1", "10", "1-2", "2", "stop", "four[bold]"]
     assert third.split() == ["1.0", "(attempt", "1)", "-", "0.5", "10", "1-3", "-", "stop", "four[bold]"]
     assert caption.startswith("1 more: raise --limit")
 
@@ -143,7 +143,7 @@ def test_half_a_million_trajectories(tiny_model: Path, tmp_path: Path, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert lines[6].startswith("499995 more: raise --limit")
     name, step, reward = lines[8].split()[:3]
-    assert (name.partition(".")[0], step, reward) == ("40000", "1600", "1")
+    assert (name.partition(".")[0], step, reward) == ("40000", "1601", "1")
     assert count(tmp_path, Filters(task=40000)) == 10
 
 

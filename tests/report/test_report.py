@@ -58,7 +58,7 @@ def test_a_finished_run(made_up: Any, tmp_path: Path) -> None:
     assert text.rindex("alert(1)") < text.index("<script")
     assert "&lt;script&gt;" in text
     assert "trainer-bound: x" in text
-    assert "From step 5 on: reward, source was &lt;a&gt;, is &lt;b&gt;" in text
+    assert "From step 6 on: reward, source was &lt;a&gt;, is &lt;b&gt;" in text
     assert "<b>2</b><span>bound 2 updates</span>" in text
     assert "<span>rewards failed</span><b>1,609</b><span>27.0 % lately</span>" in text
     assert "Truncated completions, failed rewards" in text

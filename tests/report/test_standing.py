@@ -58,13 +58,13 @@ def test_warnings_that_hold_stand_out_from_those_that_held(made_up: Any) -> None
         off |= {"trainer/entropy": 0.001} if step == 5 else {}
         health.check(record | off)
     html = standing.warnings(health)
-    assert re.findall(r'class="line warn">(.*?) is', html) == ["at step 5: trainer/entropy"]
+    assert re.findall(r'class="line warn">(.*?) is', html) == ["at step 6: trainer/entropy"]
     ((when, sentence),) = cells(standing.past(health))
-    assert when == "at 3 of the steps 1 to 4"
+    assert when == "at 3 of the steps 2 to 5"
     assert sentence.startswith("offpolicy/ess is 0.14")
     for step in (6, 7):
         health.check(made_up.records(1)[0] | {"step": step, "trainer/entropy": 0.001})
-    assert "at the steps 5 to 7: trainer/entropy" in standing.warnings(health)
+    assert "at the steps 6 to 8: trainer/entropy" in standing.warnings(health)
     assert standing.warnings(Health()) == standing.past(Health()) == ""
 
 

@@ -92,7 +92,7 @@ def test_the_page_follows_the_run(watching: Watching, run_dir: Path, made_up: An
     write_summary(run_dir / "summary.json", {"ledger": {"drawn": 1}, "bottleneck": "balanced"})
     done = watching.get(f"sections?seen={running['seen']}")["sections"]
     assert ">done<" in done["state"]
-    assert figures(done["charts"])["Accuracy"]["data"][0]["x"] == [*range(8)]
+    assert figures(done["charts"])["Accuracy"]["data"][0]["x"] == [*range(1, 9)]
     assert "recipe" not in done
 
 
@@ -218,7 +218,7 @@ def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching,
         MetricsWriter(run_dir / "metrics.jsonl").write(made_up.records(8)[7])
         (run_dir / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in made_up.samples()[:8]))
         browser.until("document.getElementById('charts').textContent.includes('The last 8 steps')")
-        browser.until("document.getElementById('samples').textContent.includes('step 7, task')")
+        browser.until("document.getElementById('samples').textContent.includes('step 8, task')")
         assert browser.value("document.querySelector('#charts details').open")
         assert browser.value("document.getElementById('by-gap').checked")
         assert browser.value("document.activeElement.id") == "by-gap"
