@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncrl
 from asyncrl.errors import UserError
 from asyncrl.models import TINY_LLAMA
+from asyncrl.recipe.data import DataRecipe
 from asyncrl.recipe.load import dump
 from asyncrl.recipe.schema import Recipe
 from asyncrl.task import MADE
@@ -92,8 +93,13 @@ def named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     model = recipe.model
     if model != TINY_LLAMA and (model.startswith((".", "/", "models/")) or Path(model).exists()):
         yield "model", model
-    of_data = [("data.path", source) for source in recipe.sources]
-    for key, data in [*of_data, *((f"eval.{i}.data.path", part.data) for i, part in enumerate(recipe.eval))]:
+    for teacher in recipe.algorithm.teacher:
+        if Path(teacher.vocabulary).exists():
+            yield "algorithm.teacher", teacher.vocabulary
+    of_data: list[tuple[str, DataRecipe]] = [("data.path", source) for source in recipe.sources]
+    of_data += [(f"eval.{i}.data.path", part.data) for i, part in enumerate(recipe.eval)]
+    of_data += [("algorithm.sft.data.path", sft.data)] if (sft := recipe.algorithm.sft) else []
+    for key, data in of_data:
         yield from ((key, path) for path in data.paths if not path.startswith(MADE) and Path(path).exists())
         if data.success_rate is not None and data.success_rate.path is not None:
             yield key.removesuffix("path") + "success_rate.path", data.success_rate.path

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,9 @@ class HeldOut:
     """Of them whose prompts are in the training data too."""
 
 
-def load_held_out(recipe: Recipe, base_dir: Path, tokenizer: Any, training: Tasks | None) -> list[HeldOut]:
-    """The tasks of every evaluation. Raises UserError as for the training data; prompts that are trained too are
-    warned of."""
+def load_held_out(recipe: Recipe, base_dir: Path, tokenizer: Any, training: Sequence[Tasks]) -> list[HeldOut]:
+    """The tasks of every evaluation; `training`: all that is trained on. Raises UserError as for the training data;
+    prompts that are trained too are warned of."""
     found = []
     for place, part in enumerate(recipe.eval):
         try:
@@ -54,11 +56,11 @@ def preview_held_out(recipe: Recipe, base_dir: Path) -> list[str]:
         return [f"eval       {part.name}: read when the run starts" for part in recipe.eval]
     return [
         f"eval       {one.part.name}: {one.num_tasks} tasks x {one.part.n}, every {one.part.every_steps} steps"
-        for one in load_held_out(recipe, base_dir, tokenizer, None)
+        for one in load_held_out(recipe, base_dir, tokenizer, ())
     ]
 
 
-def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, training: Tasks | None) -> HeldOut:
+def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, training: Sequence[Tasks]) -> HeldOut:
     rows = load_rows(part.data, recipe.seed)
     judging = recipe.parts_of(part) or [one for one in recipe.reward_parts if not one.source]
     if not judging and recipe.env is None:
@@ -71,7 +73,7 @@ def _load(recipe: Recipe, part: EvalRecipe, base_dir: Path, tokenizer: Any, trai
     tasks.check_lengths(tokenizer, recipe.rollout.max_prompt_tokens)
     number = min(part.max_tasks or tasks.num_drawn, tasks.num_drawn)
     prompts = list(tasks.prompts(number))
-    trained = set(prompts).intersection(training.prompts(_MOST_COMPARED)) if training else set()
+    trained = set(prompts).intersection(*[chain.from_iterable(one.prompts(_MOST_COMPARED) for one in training)])
     num_trained = sum(prompt in trained for prompt in prompts)
     if num_trained:
         logger.warning(

@@ -27,7 +27,7 @@ _STRIDE = 0x9E3779B97F4A7C15
 """Odd, so that the seeds of sources differ, and with them the orders of tables of one length."""
 
 
-_FARTHEST = 10**7
+_FARTHEST = 2 * 10**6
 
 
 class Shares:
@@ -53,12 +53,8 @@ class Shares:
         return self._source[draw], self._nth[draw]
 
     def draw_of(self, source: int, nth: int) -> int | None:
-        """Inverse of `at`; None of one that is farther away than any run goes."""
-        while len(self._draws[source]) <= nth:
-            if (number := len(self._source)) >= _FARTHEST:
-                return None
-            self.at(number)
-        return self._draws[source][nth]
+        """Inverse of `at`; None of one that it was not yet asked for."""
+        return self._draws[source][nth] if nth < len(self._draws[source]) else None
 
 
 class Mixture:
@@ -111,6 +107,11 @@ class Mixture:
         first_row = self.draws.first_row + sum(source.num_rows for source in self.sources[:place])
         row = {SOURCE_COLUMN: label, **task.row}
         return replace(task, number=draw, row_index=first_row + task.row_index, row=row, source=label)
+
+    def foresee(self, draws: int) -> None:
+        """As TaskSource's; some seconds for a million draws."""
+        if any(recipe.online_success_rate is not None for recipe in self.recipes):
+            self.shares.at(min(self.draws.place(draws), _FARTHEST))
 
     def skipped_after(self, draw: int, success_rate: float | None) -> list[int]:
         """As TaskSource's. The other sources take these places."""

@@ -50,11 +50,12 @@ class Draws:
 class Order:
     """Every epoch visits each of a number of rows once; in an order of its own, if they are shuffled."""
 
-    def __init__(self, seed: int, shuffle: bool) -> None:
+    def __init__(self, seed: int, shuffle: bool, later: int = 0) -> None:
+        """`later`: epochs that are looked at beside that of a visit."""
         self._seed, self._shuffle = seed % 2**64, shuffle
         # Draws near the end of an epoch and the beginning of the next come interleaved.
-        self._rows = functools.lru_cache(maxsize=2)(self._make)
-        self._places = functools.lru_cache(maxsize=2)(lambda epoch, num_rows: np.argsort(self._rows(epoch, num_rows)))
+        self._rows = functools.lru_cache(maxsize=2 + later)(self._make)
+        self._places = functools.lru_cache(maxsize=2 + later)(self._inverse)
 
     def row(self, place: int, num_rows: int) -> int:
         """Which row the visit of this number is of."""
@@ -66,6 +67,9 @@ class Order:
         epoch, row = place // num_rows, self.row(place, num_rows)
         following = range(epoch + 1, epoch + 1 + epochs)
         return [one * num_rows + (int(self._places(one, num_rows)[row]) if self._shuffle else row) for one in following]
+
+    def _inverse(self, epoch: int, num_rows: int) -> np.ndarray:
+        return np.argsort(self._rows(epoch, num_rows))
 
     def _make(self, epoch: int, num_rows: int) -> np.ndarray:
         return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(num_rows)

@@ -44,7 +44,8 @@ class TaskSource:
         """`num_answers`: that each row has, 0 to 2. Raises UserError if there are no such columns."""
         self.rows = rows
         self._recipe = recipe
-        self._order = Order(seed, recipe.shuffle)
+        online = recipe.online_success_rate
+        self._order = Order(seed, recipe.shuffle, online.skip_epochs if online else 0)
         self.draws = Draws()
         self.selection = Selection(len(rows))
         self._sizes = array("I")
@@ -91,6 +92,9 @@ class TaskSource:
         """Index of the row of sample index `draw`."""
         rows = self.selection.rows
         return int(rows[self._order.row(self.draws.place(draw), len(rows))])
+
+    def foresee(self, draws: int) -> None:
+        """A run will draw so many tasks, or less: what takes long to find out of them is, before it begins."""
 
     def skipped_after(self, draw: int, success_rate: float | None) -> list[int]:
         """Later draws of the row of `draw` that are left out, as it was solved at this rate; None: nobody says."""
@@ -147,14 +151,16 @@ class TaskSource:
                 self._sizes.append(0)
                 continue
             self._check_chat(prompt.value)
-            for trait in traits(prompt):
-                self._examples.setdefault(trait, index)
             text = written(prompt)
             self._sizes.append(len(text))
+            if rates is not None and (fault := rates.fault(index, row, prompt, self._where(index))):
+                self.selection.leave_out(index, *fault)
+                continue
             if recipe.deduplicate and seen.before(text):
                 self.selection.leave_out(index, "duplicate", f"{self._where(index)} is that of an earlier row")
-            elif rates is not None and (fault := rates.fault(index, row, prompt, self._where(index))):
-                self.selection.leave_out(index, *fault)
+                continue
+            for trait in traits(prompt):
+                self._examples.setdefault(trait, index)
         if bad:
             self._refuse(bad, num_rows, faults)
         if said := [reason for reason in ("duplicate", TOO_HARD, TOO_EASY) if self.selection.reasons[reason]]:
@@ -250,7 +256,7 @@ class TaskSource:
         demand. Raises UserError for answers with such a mark, unless the recipe skips bad rows, and if none is left."""
         if len(self._sizes) < self.num_rows:
             return
-        renderer, before, marked = Renderer(tokenizer), Counter(self.selection.reasons), list[str]()
+        renderer, found, marked = Renderer(tokenizer), list[tuple[int, str, str]](), list[str]()
         for number, index in enumerate(self._doubtful(renderer, most)):
             if number == _MOST_LOOKED_AT:
                 logger.warning(
@@ -264,7 +270,7 @@ class TaskSource:
                 if not renderer.render(task, most) and len(tokens := tokenize(task, tokenizer)) > most:
                     raise BadPrompt("prompt_too_long", f"{task.where} has {len(tokens)} tokens")
             except BadPrompt as fault:
-                self.selection.leave_out(index, fault.reason, str(fault))
+                found.append((index, fault.reason, str(fault)))
                 if fault.reason == END_MARK:
                     marked.append(str(fault))
         if marked and self._recipe.on_bad_row == "error":
@@ -273,8 +279,11 @@ class TaskSource:
                 f"data.path: {'; '.join(marked[:_NUM_SHOWN])}{more}. Take the marks out of {len(marked)} answers, "
                 "or set data.on_bad_row=skip to leave such rows out"
             )
-        if found := [*(self.selection.reasons - before)]:
-            logger.warning("data: %s", self.selection.said(found))
+        # At the end: what is drawn is made anew after each.
+        for one in found:
+            self.selection.leave_out(*one)
+        if found:
+            logger.warning("data: %s", self.selection.said(sorted({reason for _, reason, _ in found})))
         self._require_rows("data.path")
 
     def _doubtful(self, renderer: Renderer, most: int) -> Iterator[int]:

@@ -46,7 +46,7 @@ def evaluate(recipe: Recipe, version: int, out: Path, base_dir: Path) -> list[di
     work_dir = private.make(out.resolve())
     try:
         model = model_folder(recipe, work_dir)
-        held_out = load_held_out(recipe, base_dir, load_tokenizer(model), None)
+        held_out = load_held_out(recipe, base_dir, load_tokenizer(model), ())
         with with_ray(recipe, logger.info) as places:
             actors = Actors(recipe, model, Sight.begin(work_dir), ray_cluster.base_dir_of_actors(base_dir), places)
             return complete(_evaluate(actors, held_out, version, out))

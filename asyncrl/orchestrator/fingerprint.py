@@ -169,6 +169,8 @@ def compared(
         return now
     parts = {kind: (before.parts.get(kind, {}), now.parts[kind]) for kind in KINDS}
     differences = {kind: found for kind, (was, new) in parts.items() if (found := _difference(was, new))}
+    if "data" in differences and "left out" not in before.parts.get("data", {}) and now.parts["data"].get("left out"):
+        differences["data"] += ", as rows that cannot be trained are left out before the first draw now"
     trained = {key: values for key, values in keys.items() if shapes_training(key)}
     if trained and again:
         found = f"{_listed(trained)}, and the {again} steps since the last checkpoint are trained again"

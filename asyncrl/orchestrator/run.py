@@ -252,8 +252,9 @@ def _tasks(recipe: Recipe, base_dir: Path) -> tuple[Tasks, list[HeldOut], Finger
         logger.info("its teacher reads %d tokens before the completion: %s", len(hinted), tokenizer.decode(hinted))
     for answer, _ in answers(task, tokenizer):
         logger.info("its answer: %s", answer)
-    held_out = load_held_out(recipe, base_dir, tokenizer, tasks)
+    tasks.foresee(2 * recipe.max_steps * recipe.groups_per_step)
     demonstrations = sft.load_checked(recipe, tokenizer)
+    held_out = load_held_out(recipe, base_dir, tokenizer, [tasks, *([demonstrations] if demonstrations else [])])
     return tasks, held_out, fingerprint.taken(recipe, base_dir, tasks, tokenizer, demonstrations)
 
 

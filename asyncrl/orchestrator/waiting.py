@@ -8,10 +8,10 @@ import logging
 import re
 import statistics
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,7 +41,7 @@ class Wait:
     def age_s(self) -> float:
         return time.monotonic() - self.since
 
-    @property
+    @cached_property
     def kind(self) -> tuple[str, str]:
         """Whom and what, whatever its number: the tasks of one generator."""
         return self.whom, re.sub(r"\d+", "", self.what)
@@ -65,6 +65,7 @@ class WaitingFor:
         self._warn_s = warn_s
         self._on_overdue = on_overdue
         self._waits: dict[Wait, None] = {}
+        self._alike: dict[tuple[str, str], dict[Wait, None]] = {}
         """In the order of their begin; thousands of groups may be waited for."""
         self._calls: set[asyncio.Task[None]] = set()
         self._before: dict[str, deque[float]] = {}
@@ -77,6 +78,8 @@ class WaitingFor:
         naming whom was waited for, for what, and the other waits."""
         wait = Wait(whom, what, time.monotonic(), deadline_s)
         self._waits[wait] = None
+        alike = self._alike.setdefault(wait.kind, {})
+        alike[wait] = None
         task = asyncio.ensure_future(awaitable)
         next_warning_s = first_warning_s = self._long_s(wait)
         try:
@@ -89,8 +92,7 @@ class WaitingFor:
                     raise error
                 await asyncio.wait({task}, timeout=min(left_s, wait.since + next_warning_s - time.monotonic()))
                 if not task.done() and wait.age_s >= next_warning_s:
-                    alike = [other for other in self._waits if other.kind == wait.kind]
-                    if alike[0] is wait:
+                    if next(iter(alike)) is wait:
                         if not part:
                             logger.warning("still waiting for %s", wait.told(len(alike) - 1))
                         if next_warning_s == first_warning_s:
@@ -100,13 +102,16 @@ class WaitingFor:
             return task.result()
         finally:
             task.cancel()
-            del self._waits[wait]
+            del self._waits[wait], alike[wait]
+            if not alike:
+                self._alike.pop(wait.kind, None)
 
     def oldest(self, count: int) -> list[str]:
         """The longest waits, as sentences, one for each kind."""
-        kinds = Counter(wait.kind for wait in self._waits)
-        firsts = {kind: next(w for w in self._waits if w.kind == kind) for kind in islice(kinds, count)}
-        return [wait.told(kinds[kind] - 1) for kind, wait in firsts.items()]
+        oldest = sorted(
+            ((next(iter(alike)), len(alike)) for alike in self._alike.values()), key=lambda one: one[0].since
+        )
+        return [wait.told(number - 1) for wait, number in oldest[:count]]
 
     def dump(self, path: Path) -> str:
         """Writes all waits to a file, replaced as a whole: oldest first, one a line; returns the text."""

@@ -47,9 +47,8 @@ def check_evaluations(recipe: Recipe, trains: bool = True) -> None:
             raise UserError(
                 f"{key}.data.online_success_rate is for training, and an evaluation has no epochs; leave it out"
             )
-        if trains and any(
-            (data.path, data.split, data.options) == (s.path, s.split, s.options) for s in recipe.sources
-        ):
+        trained = [*recipe.sources, *([sft.data] if (sft := recipe.algorithm.sft) else [])]
+        if trains and any((data.path, data.split, data.options) == (s.path, s.split, s.options) for s in trained):
             raise UserError(
                 f"{key}.data is the training data; name held-out tasks: another file or split, or another seed in "
                 f"{key}.data.options"

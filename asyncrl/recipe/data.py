@@ -36,7 +36,7 @@ class OnlineSuccessRate(RateRange):
     """A row that was too hard or too easy when it was last sampled is left out of the next epochs (its draws are
     counted as `data/skipped`), and tried again after them."""
 
-    skip_epochs: PositiveInt = 1
+    skip_epochs: Annotated[int, Field(ge=1, le=10)] = 1
     """So many epochs."""
 
 

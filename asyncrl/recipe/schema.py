@@ -325,7 +325,7 @@ class Recipe(Part):
 
     def for_evaluation(self, model: str) -> Recipe:
         """Of another model, which is not trained, nor taught."""
-        untaught: dict[str, Any] = {"teacher": [], "teacher_coef": 1.0, "teacher_in": "advantage"}
+        untaught: dict[str, Any] = {"teacher": [], "teacher_coef": 1.0, "teacher_in": "advantage", "sft": None}
         changes = {
             "checkpoint": self.checkpoint.model_copy(update={"keep_best": None}),
             "algorithm": self.algorithm.model_copy(update=untaught),

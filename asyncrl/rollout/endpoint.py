@@ -20,6 +20,8 @@ from asyncrl.recipe.teacher import TeacherRecipe
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses of servers that may answer later."""
 _LONGEST_PAUSE_S = 10.0
+_PROBE_S = 10.0
+"""For which a server is asked that did not answer the call before."""
 _MOST_SAID = 300
 
 
@@ -35,18 +37,24 @@ class Endpoint:
         self._teacher, self.url = teacher, f"{teacher.url.rstrip('/').removesuffix('/v1')}/v1/completions"
         self._slots = asyncio.Semaphore(teacher.concurrency)
         self._session: aiohttp.ClientSession | None = None
+        self._is_silent = False
+        """The last call got no answer in its time."""
 
     async def logprobs(self, tokens: list[int]) -> np.ndarray:
         """float32 [T]: of each token given those before it; NaN for the first. Tries again until `timeout_s` has
-        passed. Raises NoAnswer."""
+        passed since it began to be asked; of a server that was silent for so long, until an answer would have come.
+        Raises NoAnswer."""
         async with self._slots:
-            deadline, pause_s = time.monotonic() + self._teacher.timeout_s, 0.5
+            timeout_s = min(self._teacher.timeout_s, _PROBE_S) if self._is_silent else self._teacher.timeout_s
+            deadline, pause_s = time.monotonic() + timeout_s, 0.5
             while True:
                 answer = await self._asked(tokens, deadline - time.monotonic())
                 if not isinstance(answer, str):
+                    self._is_silent = False
                     return answer
                 if time.monotonic() + pause_s >= deadline:
-                    raise NoAnswer(f"{self._who} {answer}, for {self._teacher.timeout_s:g} s (timeout_s)")
+                    self._is_silent = True
+                    raise NoAnswer(f"{self._who} {answer}, for {timeout_s:g} s (timeout_s)")
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

@@ -9,7 +9,7 @@ unless the ranks would come out uneven.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,9 +101,10 @@ def _fitting(members: list[TrainSample], budget: int, width: int) -> list[Part]:
             # A tree mostly grows with a member, but a shorter one may share less: short beginnings are not shared
             # by a few.
             if len(part.members) == 1:
-                raise ValueError(
-                    f"a trajectory of {part.tokens} tokens is over trainer.tokens_per_microbatch ({budget})"
-                )
+                if (own := len(part.members[0].trajectory.tokens)) > budget:
+                    raise ValueError(f"a trajectory of {own} tokens is over trainer.tokens_per_microbatch ({budget})")
+                part = replace(part, tokens=budget)
+                break
             part = _part(part.members[:-1], width)
         parts.append(part)
         members = members[len(part.members) :]
@@ -113,4 +114,7 @@ def _fitting(members: list[TrainSample], budget: int, width: int) -> list[Part]:
 def _part(members: list[TrainSample], width: int) -> Part:
     tree = prefix_tree([sample.trajectory.tokens for sample in members])
     pairs = sum((end - start) * (below - start) for start, end, below in tree.nodes)
-    return Part(members, len(tree.tokens), len(tree.tokens) + pairs / (6 * width))
+    tokens = len(tree.tokens)
+    # A teacher reads them behind its own prompt, in a row of the same budget.
+    behind = (len(p) - t.prompt_length for t in (s.trajectory for s in members) if (p := t.teacher_prompt) is not None)
+    return Part(members, tokens + max([0, *behind]), tokens + pairs / (6 * width))

@@ -16,6 +16,7 @@ import torch
 
 from asyncrl.rollout.trajectory import Group, Trajectory, decode, encode
 
+_ARRAYS = ("tokens", "versions", "logprobs", "loss_mask", "teacher_logprobs", "teacher_prompt")
 _FRAMES, _SIZES = "replay.frames", "replay.sizes"
 
 
@@ -52,8 +53,8 @@ class Replay:
             if trajectory.reward is None:
                 continue
             # Copies: the arrays are views of the frame of the whole group.
-            arrays = ("tokens", "versions", "logprobs", "loss_mask")
-            own = replace(trajectory, **{name: getattr(trajectory, name).copy() for name in arrays})
+            arrays = {name: getattr(trajectory, name) for name in _ARRAYS}
+            own = replace(trajectory, **{name: found.copy() for name, found in arrays.items() if found is not None})
             row.pop(own.tokens.tobytes(), None)
             row[own.tokens.tobytes()] = own
         while len(row) > self.capacity:

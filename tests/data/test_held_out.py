@@ -32,21 +32,21 @@ def recipe_of(folder: Path, train: list[str], held_out: list[Any], **part: Any) 
 
 def test_prompts_that_are_trained_too_are_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = recipe_of(tmp_path, ["a", "b", "c"], ["x", "b", "b", "y", "z"], max_tasks=4)
-    (one,) = load_held_out(recipe, tmp_path, tiny_tokenizer(), load_tasks(recipe, tmp_path))
+    (one,) = load_held_out(recipe, tmp_path, tiny_tokenizer(), [load_tasks(recipe, tmp_path)])
     assert (one.num_tasks, one.num_trained) == (4, 2)
     assert "evaluation test: 2 of its 4 prompts are in the training data too" in caplog.text
 
 
 def test_tasks_come_in_the_order_of_the_file(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, ["a"], ["x", "y", "z"])
-    (one,) = load_held_out(recipe, tmp_path, tiny_tokenizer(), None)
+    (one,) = load_held_out(recipe, tmp_path, tiny_tokenizer(), ())
     assert [one.tasks.task(place).prompt for place in range(one.num_tasks)] == ["x", "y", "z"]
 
 
 def test_a_fault_names_the_evaluation(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, ["a"], ["x", None])
     with pytest.raises(UserError, match=r"^eval.0 \(test\): data.path: 1 of 2 rows have no usable prompt"):
-        load_held_out(recipe, tmp_path, tiny_tokenizer(), None)
+        load_held_out(recipe, tmp_path, tiny_tokenizer(), ())
 
 
 def test_the_training_data_is_no_held_out_data(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_sources_of_a_mixture_are_no_held_out_data_and_are_all_looked_through(tm
     recipe = mixture(tmp_path, reward=["asyncrl.rewards.math:last_number"])
     with pytest.raises(UserError, match=r"eval.0.data is the training data"):
         check_evaluations(recipe)
-    (one,) = load_held_out(recipe, tmp_path, tiny_tokenizer(), load_tasks(recipe, tmp_path))
+    (one,) = load_held_out(recipe, tmp_path, tiny_tokenizer(), [load_tasks(recipe, tmp_path)])
     assert (one.num_tasks, one.num_trained) == (2, 2)
     assert [part.name for part in recipe.parts_of(one.part)] == ["last_number"]
 
@@ -100,4 +100,4 @@ def test_sources_of_a_mixture_are_no_held_out_data_and_are_all_looked_through(tm
 def test_an_evaluation_that_nobody_judges_is_told(tmp_path: Path) -> None:
     recipe = mixture(tmp_path)
     with pytest.raises(UserError, match=r"only sources of the training data have rewards; name the reward of this"):
-        load_held_out(recipe, tmp_path, tiny_tokenizer(), None)
+        load_held_out(recipe, tmp_path, tiny_tokenizer(), ())

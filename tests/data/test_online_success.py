@@ -153,6 +153,7 @@ def test_rows_of_a_mixture_are_skipped_in_their_source() -> None:
         DataPart.model_validate({**keys, "name": name, "weight": weight}) for name, weight in (("a", 2.0), ("b", 1.0))
     ]
     tasks = Mixture(parts, [table(6), table(6)], 0)
+    tasks.foresee(300)
     run = Run(tasks, lambda row: 1.0 if row in (0, 1, 6) else 0.5)
     run.begin()
     run.until(30)
@@ -166,8 +167,9 @@ def test_rows_of_a_mixture_are_skipped_in_their_source() -> None:
 @given(st.lists(st.floats(0.05, 20), min_size=1, max_size=5), st.integers(0, 300))
 def test_the_draw_of_a_source_is_found_again(weights: list[float], draw: int) -> None:
     shares = Shares(weights)
-    source, nth = Shares(weights).at(draw)
+    source, nth = shares.at(draw)
     assert shares.draw_of(source, nth) == draw
+    assert shares.draw_of(source, nth + 301) is None  # which it was not asked for
 
 
 @given(st.integers(1, 30), st.integers(0, 200), st.integers(1, 4), st.booleans())
