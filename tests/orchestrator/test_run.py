@@ -389,6 +389,7 @@ def test_policies(tmp_path: Path) -> None:
     assert ages == [(0, 0), (1, 1)] + [(2, 2)] * 4
 
 
+@pytest.mark.timeout(600)
 def test_two_real_replicas_one_killed_in_a_push(tmp_path: Path, mixture: Callable[[str], Path]) -> None:
     """Real vLLM, a mixture of experts, each engine's first push verified: an engine process is killed, not its actor;
     another takes its place and gets the live weights first. Own rank offset each, KV cache recomputed after a push.

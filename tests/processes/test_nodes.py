@@ -114,7 +114,8 @@ def test_an_actor_that_holds_the_gil_says_where_and_is_ended_with_its_children(
 
     assert run(look()) == tmp_path / f"generator-0-{at['pid']}.txt"
     assert orphans._living(itself)
-    assert run(orphans.end_on_node(at["node"], at["processes"], 30.0)) == [itself, child]
+    ended = run(orphans.end_on_node(at["node"], at["processes"], 30.0))
+    assert ended in ([itself, child], [itself])  # the child may have gone with it
     assert orphans._living(itself) is None
     assert orphans._living(child) is None
     with pytest.raises(RayError):
