@@ -13,6 +13,7 @@ from asyncrl.recipe import elsewhere
 _MOST_CHARS = 60
 _NO_VALUE = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
 """What a rule raises of a value of another kind, such as text for a number."""
+_NULL = "it is empty: as if it were not there"
 
 
 class Unresolved:
@@ -78,7 +79,7 @@ class Carried:
         of which null means something other than that they are not given."""
         there = [name for name in names if name in self.given]
         known = {name: value for name, value in self.given.items() if value is not None or name in nulls}
-        self.moot |= {name: "null is as if it were not there" for name in there if name not in known}
+        self.moot |= {name: _NULL for name in there if name not in known}
         known = {name: value for name, value in known.items() if not isinstance(value, Unresolved)}
         for name in there:
             if isinstance(self.given[name], Unresolved):
@@ -112,7 +113,9 @@ class Carried:
             if name in self.kept or name in self.lost or name in self.moot:
                 continue
             row = elsewhere.find(self.system.lower(), name)
-            if row is None:
+            if value == {} or (value is None and row is not None):
+                self.moot[name] = _NULL
+            elif row is None:
                 self.lost[name] = "the name is not known here; docs/reference.md has all keys"
             elif row.kind == "moot":
                 self.moot[name] = row.remark.replace("`", "")

@@ -60,11 +60,8 @@ def _data(c: Carried) -> None:
     )
     c.apply((f"{ROLLOUT}n",), lambda v: {"group_size": v.get(f"{ROLLOUT}n", 1)}, always=True)
     for name, key in (("max_prompt_length", "max_prompt_tokens"), ("max_response_length", "max_new_tokens")):
-        c.apply(
-            (f"data.{name}",),
-            lambda v, name=name, key=key: {f"rollout.{key}": v.get(f"data.{name}", 512)},
-            always=f"{ROLLOUT}{name.removeprefix('max_')}" not in c.given,
-        )
+        is_bare = f"{ROLLOUT}{name.removeprefix('max_')}" not in c.given
+        c.apply((f"data.{name}",), _length(f"data.{name}", f"rollout.{key}"), always=is_bare)
     for name, key in (("prompt_length", "max_prompt_tokens"), ("response_length", "max_new_tokens")):
         c.apply((f"{ROLLOUT}{name}",), to(f"rollout.{key}")(f"{ROLLOUT}{name}"))
     c.apply(("data.shuffle",), to("data.shuffle")("data.shuffle"))
@@ -80,6 +77,10 @@ def _data(c: Carried) -> None:
         f"{ROLLOUT}val_kwargs.temperature",
     )
     c.apply(names, _held_out)
+
+
+def _length(name: str, key: str) -> Rule:
+    return lambda v: {key: v.get(name, 512)}
 
 
 def _paths(value: Any) -> Any:
