@@ -162,7 +162,7 @@ def _judged(wish: Wish, path: Path, found: rows.Look, keys: dict[str, Any], said
     if wish.reward or wish.env:
         return None
     if found.judge is None:
-        columns = ", ".join(found.columns)
+        columns = ", ".join(f"{c} ({found.odd})" if found.odd and c == found.answer else c for c in found.columns)
         raise UserError(
             f"new: {wish.data} has the columns {columns}, and no answers that a ready reward compares; name a function "
             "that judges completions: --reward FILE.py"
