@@ -37,6 +37,7 @@ def convert(system: str, path: Path, out: Path | None, processes: int, overrides
         if given in said:
             keys.pop(other, None)
     keys = written.overridden(keys, overrides)
+    carried.comments |= {key: "as the command says" for key, _ in leaves(said)}
     keys = {key: keys[key] for key in sorted(keys, key=_order)}
     for name, key in (("model", "model"), ("train_dataset", "data.path"), ("data.train_files", "data.path")):
         if name in carried.lost and any(one.startswith(f"{key}=") for one in overrides):

@@ -85,8 +85,8 @@ def new(wish: Wish) -> list[str]:
 
 
 def _path(name: str) -> Path:
-    stem = Path(name.removesuffix(".yaml"))
-    if not re.fullmatch(r"[\w.-]+", stem.name):
+    stem = Path(name.removesuffix(".yaml").removesuffix(".yml"))
+    if not re.fullmatch(r"\.?[\w-][\w.-]*", stem.name):
         raise UserError(f"new: {name!r:.60} is no name for a recipe; take letters, digits and _.-")
     path = Path(os.path.normpath(stem.with_name(f"{stem.name}.yaml")))
     if path.exists():
@@ -96,6 +96,9 @@ def _path(name: str) -> Path:
 
 def _drafted(wish: Wish, path: Path) -> Draft:
     there = machine.here()
+    if Path(wish.data).is_file() and not wish.data.endswith((*TEXT_FILES, *TABLE_FILES)):
+        read = ", ".join((*TEXT_FILES, *TABLE_FILES))
+        raise UserError(f"new: {wish.data} is of no kind that is read: {read}; write the rows to one of those")
     table = load_rows(DataRecipe(path=wish.data), 0)
     named = [one.partition("=")[2] for one in wish.overrides if one.startswith("data.prompt_column=")]
     found = rows.look(table, wish.data, named[-1] if named else None)

@@ -115,7 +115,11 @@ def _lora(script: Script, node: ast.expr | None, carried: Carried) -> None:
         carried.given |= {"r": 8, "lora_alpha": 8, **given}
         carried.apply(("r",), to("trainer.lora.rank")("r"))
         carried.apply(("lora_alpha",), lambda v: {"trainer.lora.alpha": float(v["lora_alpha"])})
-        carried.apply(("target_modules",), to("trainer.lora.targets")("target_modules"))
+        # Of most models; ours is all linear layers.
+        usual = ["q_proj", "v_proj"]
+        carried.apply(
+            ("target_modules",), lambda v: {"trainer.lora.targets": v.get("target_modules", usual)}, always=True
+        )
     elif call is not None and not (isinstance(call, ast.Constant) and call.value is None):
         carried.given["peft_config"] = Unresolved(text_of(call))
         carried.lost["peft_config"] = "its values are only known when that script runs; say trainer.lora.rank"

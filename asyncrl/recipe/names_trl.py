@@ -56,7 +56,7 @@ run_name | track.notes |
 project | track.project |
 report_to | track.wandb, track.also |
 eval_dataset, eval_strategy, eval_steps, num_generations_eval | eval | `data`, `every_steps` (in batches), `n`
-r, lora_alpha, target_modules | trainer.lora.rank, trainer.lora.alpha, trainer.lora.targets |
+r, lora_alpha, target_modules | trainer.lora.rank, trainer.lora.alpha, trainer.lora.targets | PEFT's default is q_proj and v_proj, here all linear layers
 peft_config, use_peft, lora_r | trainer.lora.rank | a `LoraConfig`
 max_length, max_seq_length | data.max_tokens | of `asyncrl sft`: longer rows are left out, not cut
 packing, padding_free, packing_strategy, eval_packing, pad_to_multiple_of | moot | there is no padding: trajectories are packed by tokens

@@ -294,3 +294,18 @@ def test_no_value_becomes_a_key(folder: Path) -> None:
     importing.convert("trl", Path("a\nrun_dir: c.py"), Path("out.yaml"), 1, [])
     recipe = load(Path("out.yaml"))
     assert (recipe.run_dir, recipe.sources[0].path, recipe.track.notes) == (None, "a\nrun_dir: b.jsonl", "y\nseed: 3")
+
+
+def test_the_targets_of_a_plain_lora_are_pefts(folder: Path) -> None:
+    lora = "GRPOTrainer('m/x', 'r/x', GRPOConfig(), load_dataset('d/e'), peft_config=LoraConfig(r=16{}))"
+    assert written(lora.format(""))[0].trainer.lora.targets == ["q_proj", "v_proj"]
+    assert written(lora.format(", target_modules='all-linear'"))[0].trainer.lora.targets == "all-linear"
+
+
+def test_what_the_command_sets_has_no_comment_of_the_script(folder: Path) -> None:
+    recipe, _ = written(f"config = GRPOConfig(learning_rate=3e-4)\n{TRAIN}", "trainer.learning_rate=1e-5", "model=n/y")
+    assert (recipe.trainer.learning_rate, recipe.model) == (1e-5, "n/y")
+    text = Path("it.yaml").read_text()
+    assert "learning_rate=" not in text
+    assert "m/x" not in text
+    assert text.count("# as the command says") == 2

@@ -143,6 +143,16 @@ def test_rows_that_no_recipe_is_made_of(
         assert main(["new", "it", "--data", "rows.jsonl", "--model", TINY, "data.prompt_column=instruction"]) == 0
 
 
+def test_names_and_files_of_other_kinds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(folder / "rows.jsonl", {"prompt": "a", "answer": "5"}).with_suffix(".txt").write_text("a\n")
+    assert main(["new", "..", "--data", "rows.jsonl"]) == 2
+    assert "new: '..' is no name for a recipe" in capsys.readouterr().err
+    assert main(["new", "it", "--data", "rows.txt"]) == 2
+    assert "new: rows.txt is of no kind that is read: .jsonl" in capsys.readouterr().err
+    assert main(["new", "it.yml", "--data", "rows.jsonl", "--model", TINY]) == 0
+    assert (folder / "it.yaml").exists()
+
+
 def test_a_recipe_in_another_folder_names_what_is_beside_it_and_above(folder: Path) -> None:
     (folder / "data").mkdir()
     table(folder / "data/rows.jsonl", {"text": "a", "answer": "5"})
