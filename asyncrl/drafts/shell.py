@@ -46,8 +46,9 @@ def overrides(text: str) -> tuple[dict[str, str], int]:
                 _assign(word, variables, guessed, depth, is_default)
             continue
         is_call = words in calls
+        is_rest = bool(_OVERRIDE.match(words[0]))  # of a call, behind a line without its backslash
         for word in _spread(words, variables) if is_call else words:
-            if (given := _OVERRIDE.match(word)) and (is_call or is_array or not calls):
+            if (given := _OVERRIDE.match(word)) and (is_call or is_array or is_rest or not calls):
                 skipped += depth > 0 and not is_call
                 if not depth or is_call:
                     found[given[1]] = _expanded(given[2], variables)

@@ -276,6 +276,7 @@ CALL = "python3 -m verl.trainer.main_ppo"
         (f"cat <<-'END'\nx.y=9\n  END\n{CALL} x.y=1\n", {"x.y": "1"}),
         (f"python prepare.py data.x=1\nA=(x.z=2)\n{CALL} x.y=1 ${{A[@]}}\n", {"x.y": "1", "x.z": "2"}),
         (f"ARGS='x.y=1 x.z=2'\n{CALL} $ARGS\n", {"x.y": "1", "x.z": "2"}),
+        (f"{CALL} x.y=1\n  x.z=2 \\\n  x.w=3\n", {"x.y": "1", "x.z": "2", "x.w": "3"}),
         (f"cd a && {CALL} x.y='a;b' || exit 1\n", {"x.y": "a;b"}),
     ],
 )
