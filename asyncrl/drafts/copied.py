@@ -6,6 +6,7 @@ import ast
 import builtins
 from collections.abc import Iterator
 
+from asyncrl.drafts.scopes import bound
 from asyncrl.drafts.script import Script, called
 
 _CODE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -19,16 +20,25 @@ def source(script: Script, names: list[str]) -> tuple[str, list[str]]:
     functions = [n for n in ast.walk(script.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     around = [f for f in functions if any(getattr(statement, "name", None) in names for statement in f.body)]
     top = [*script.tree.body, *(statement for function in around for statement in function.body)]
-    defined = {name: statement for statement in reversed(top) for name in _defines(statement)}
+    defined: dict[str, list[ast.stmt]] = {}
+    built: set[str] = set()
+    for statement in top:
+        made = list(_defines(statement))
+        for name in made:
+            defined.setdefault(name, []).append(statement)
+        if not made and not isinstance(statement, _CODE):
+            built |= {name for node in ast.walk(statement) for name, _, _ in bound(node)}
+    used = set()
     while wanted:
         name = wanted.pop()
-        statement = script.function(name) if name in names else defined.get(name)
-        if statement is None or id(statement) in statements:
-            continue
-        statements[id(statement)] = statement
-        wanted += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+        own = script.function(name) if name in names else None
+        for statement in [own] if own else defined.get(name, []):
+            used.add(name)
+            if id(statement) not in statements:
+                statements[id(statement)] = statement
+                wanted += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
     ordered = sorted(statements.values(), key=lambda one: one.lineno)
-    return _text(ordered), sorted(_undefined(ordered))
+    return _text(ordered), sorted(_undefined(ordered) | (used & built))
 
 
 def _text(ordered: list[ast.stmt]) -> str:
@@ -65,10 +75,10 @@ def _defines(statement: ast.stmt) -> Iterator[str]:
             yield from ((alias.asname or alias.name).partition(".")[0] for alias in names)
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             yield name
-        case ast.Assign(targets=targets, value=value) if _is_plain(value):
-            yield from (one.id for t in targets for one in ast.walk(t) if isinstance(one, ast.Name))
-        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if _is_plain(value):
-            yield name
+        case ast.Assign(value=value) | ast.AugAssign(value=value) | ast.AnnAssign(value=ast.expr() as value):
+            yield from (name for name, _, _ in bound(statement) if _is_plain(value))
+        case ast.Expr(value=ast.Call(args=arguments)) if all(map(_is_plain, arguments)):
+            yield from (name for name, _, _ in bound(statement))
         case ast.If() | ast.Try() if all(_is_light(one) for one in _inside(statement)):
             yield from (name for one in _inside(statement) for name in _defines(one))
 

@@ -46,7 +46,7 @@ class Scopes:
                 children = value if isinstance(value, list) else [value]
                 self._parents |= {id(child): (node, name) for child in children if isinstance(child, ast.AST)}
         for node in ast.walk(tree):
-            for name, value, element in _bound(node):
+            for name, value, element in bound(node):
                 self._bind(node, name, value, element)
 
     def _bind(self, node: ast.AST, name: str, value: ast.expr | None, element: int | None) -> None:
@@ -133,7 +133,7 @@ def _exclude(one: tuple[tuple[int, str], ...], other: tuple[tuple[int, str], ...
     return any({arms.get(branch), arm} == {"body", "orelse"} for branch, arm in other)
 
 
-def _bound(node: ast.AST) -> Iterator[tuple[str, ast.expr | None, int | None]]:
+def bound(node: ast.AST) -> Iterator[tuple[str, ast.expr | None, int | None]]:
     """Names that a statement gives a value, the value, and the place in it."""
     match node:
         case ast.Assign(targets=targets, value=value):

@@ -176,19 +176,25 @@ def test_copied_rewards_have_what_they_use_or_it_is_said(folder: Path) -> None:
             MARK = "{recipe}"
         else:
             MARK = "none"
+        MARK += "x"
+        BONUS = {}
+        BONUS["a"] = 2.0
+        LATE = None
+        LATE = open("late.txt").read()
         WORDS = set(Path(__file__).with_name("words.txt").read_text().split())
 
         def fair(completions, **kwargs):
             return [HIGH if re.search(MARK, one) else LOW for one in completions]
 
         def known(completions, **kwargs):
-            return [float(one in WORDS) for one in completions]
+            return [float(one in WORDS) + BONUS[one] + len(LATE) for one in completions]
 
         GRPOTrainer("m/x", [fair, known], GRPOConfig(), load_dataset("d/e"))
         """
     )
-    assert "they use WORDS, which the script loads or builds" in lost(lines, "the copied rewards")
-    request = RewardRequest("x", ["a {recipe}", "b"], [[1], [2]], ["stop", "stop"], {})
+    assert "they use LATE, WORDS, which the script loads or builds" in lost(lines, "the copied rewards")
+    assert "BONUS['a'] = 2.0" in Path("it_reward.py").read_text()
+    request = RewardRequest("x", ["a {recipe}x", "b {recipe}"], [[1], [2]], ["stop", "stop"], {})
     fair = load_reward(recipe.reward_parts[0].fn, folder, kwargs={})
     assert [score.reward for score in fair.score(request)] == [1.0, 0.25]
 
