@@ -74,13 +74,13 @@ def look(rows: Rows, path: str, prompt: str | None = None) -> Look:
             judge = _judge(texts)
     if path.startswith("reasoning_gym:"):
         judge = "asyncrl.rewards.math:reasoning_gym"
-    odd = next((kind for kind, types in _ODD.items() if texts and isinstance(texts[0], types)), None)
-    demonstrated = _demonstrated(columns, column, chats, answer if texts and judge is None and not odd else None)
-    if odd == "true or false" and demonstrated != "chosen":  # KTO: what is false is not to be learnt
+    kind = next((kind for kind, types in _ODD.items() if texts and isinstance(texts[0], types)), None)
+    demonstrated = _demonstrated(columns, column, chats, answer if texts and judge is None and not kind else None)
+    if kind == "true or false" and demonstrated != "chosen":  # KTO: what is false is not to be learnt
         demonstrated = None
     longest = max((len(str(row[column])) for row in samples), default=0)
     empty = len(samples) - len(texts) if texts else 0
-    return Look(columns, column, bool(chats), answer if texts else None, judge, demonstrated, longest, odd, empty)
+    return Look(columns, column, bool(chats), answer if texts else None, judge, demonstrated, longest, kind, empty)
 
 
 def _answers(samples: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[str | None, list[Any], str | None]:

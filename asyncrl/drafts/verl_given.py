@@ -63,7 +63,7 @@ def _of_shell(path: Path, text: str) -> tuple[dict[str, Any], int]:
     for name, value in found.items():
         try:
             given[name] = Unresolved(value) if "$" in value else _number(yaml.safe_load(value))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # of a date that is none, say
             given[name] = value
     return given, in_branches
 

@@ -290,6 +290,11 @@ def test_several_calls_are_refused(folder: Path) -> None:
         written(folder, "run.sh", text)
 
 
+def test_a_name_that_looks_like_a_date_is_a_name(folder: Path) -> None:
+    call = f"{CALL} data.train_files=a.jsonl actor_rollout_ref.model.path=a/b trainer.experiment_name=2026-13-45\n"
+    assert written(folder, "run.sh", call)[0].track.notes == "2026-13-45"
+
+
 def test_variables_that_double_with_each_line_end() -> None:
     doubled = "".join(f"v{n}=$v{n - 1}$v{n - 1}\n" for n in range(1, 60))
     found, _ = shell.overrides(f"v0=abc\n{doubled}{CALL} x.y=$v59 x.z=$v1\n")
