@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_SCOPES = (ast.Module, *_FUNCTIONS, ast.ClassDef)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SCOPES = (ast.Module, *_FUNCTIONS, *_COMPREHENSIONS, ast.ClassDef)
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _BRANCHES = (ast.If, ast.Try, ast.TryStar, ast.Match, ast.IfExp, *_LOOPS)
 _CHANGES = {"append", "extend", "insert", "update", "setdefault", "pop", "remove", "clear", "sort", "reverse"}
@@ -40,8 +41,11 @@ class Scopes:
         """By node: the one around it, and the field that it is in."""
         self._bindings: dict[tuple[int, str], list[Binding]] = {}
         self._kinds: dict[int, ast.AST] = {}
+        self._shared: set[str] = set()
+        """Names that a function changes outside of itself."""
         for node in ast.walk(tree):
             self._kinds[id(node)] = node
+            self._shared |= set(node.names) if isinstance(node, ast.Global | ast.Nonlocal) else set()
             for name, value in ast.iter_fields(node):
                 children = value if isinstance(value, list) else [value]
                 self._parents |= {id(child): (node, name) for child in children if isinstance(child, ast.AST)}
@@ -50,7 +54,7 @@ class Scopes:
                 self._bind(node, name, value, element)
 
     def _bind(self, node: ast.AST, name: str, value: ast.expr | None, element: int | None) -> None:
-        if isinstance(node, ast.For | ast.AsyncFor):
+        if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
             node = node.target
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
             node = node.optional_vars
@@ -85,6 +89,8 @@ class Scopes:
     def found(self, name: ast.Name) -> tuple[Binding | None, list[Binding]]:
         """The assignment that is sure to come before this use, and those that may have come after it."""
         scope = self.scope(name)
+        if name.id in self._shared:
+            return None, []
         if (scoped := self._bindings.get((id(scope), name.id))) is not None:
             return self._before(name, scoped)
         for outer, _ in self._above(scope) if scope is not None else ():
@@ -145,6 +151,8 @@ def bound(node: ast.AST) -> Iterator[tuple[str, ast.expr | None, int | None]]:
             yield from _targets(target, value)
         case ast.AugAssign(target=target) | ast.For(target=target) | ast.AsyncFor(target=target):
             yield from _unknown(target)
+        case ast.comprehension(target=target):
+            yield from _unknown(target)
         case ast.withitem(optional_vars=ast.expr() as target):
             yield from _unknown(target)
         case ast.Delete(targets=targets):
@@ -152,8 +160,12 @@ def bound(node: ast.AST) -> Iterator[tuple[str, ast.expr | None, int | None]]:
                 yield from _unknown(target)
         case ast.arg(arg=name):
             yield name, None, None
-        case ast.Global(names=names) | ast.Nonlocal(names=names):
-            yield from ((name, None, None) for name in names)
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name, None, None
+        case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            yield name, None, None
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            yield from (((alias.asname or alias.name).partition(".")[0], None, None) for alias in names)
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=what))) if what in _CHANGES:
             yield name, None, None
 

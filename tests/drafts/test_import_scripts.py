@@ -120,6 +120,10 @@ def test_a_value_that_is_sure(folder: Path, before: str, value: str, after: str)
         "try:\n    bs = 4\nexcept OSError:\n    bs = 2",
         "bs = 4\ndel bs",
         "class Other:\n    bs = 4",
+        "bs = 4\nwhile FAST:\n    bs = 2",
+        "bs = 4\nmatch FAST:\n    case bs:\n        pass",
+        "bs = 4\ndef other():\n    global bs\n    bs = 2",
+        "bs = 4\nfrom other import bs",
     ],
 )
 def test_a_value_that_is_not_sure_is_lost(folder: Path, before: str) -> None:
