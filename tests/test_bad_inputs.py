@@ -58,6 +58,11 @@ FILES = {
     "problems.jsonl": '{"prompt": "a"}\n',
     "demonstrations.yaml": "model: random:tiny-llama\ndata: {path: rows.jsonl}\nmax_steps: 1\n"
     "trainer: {tokens_per_microbatch: 512}\n",
+    "two_parts.jsonl": '{"instruction": "Add.", "input": "1 and 2", "output": "3"}\n',
+    "judged.jsonl": '{"prompt": "a", "completion": "b", "label": true}\n',
+    "two_trainers.py": "SFTTrainer('a/b')\nGRPOTrainer('a/b')\n",
+    "odd_trainer.py": "GRPOTrainer('a/b', 'c/d', GRPOConfig(num_generations=0), load_dataset('e/f'))\n",
+    "two_runs.sh": "python3 -m verl.trainer.main_ppo data.train_files=a\n" * 2,
     "a_file": "",
     "rows.jsonl.gz": gzip.compress(b'{"prompt": "a", "answer": "b"}\n'),
     "runs/old/recipe.yaml": "model: x\n",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncrl.drafts.written import put
+from asyncrl.drafts.written import printable, put
 from asyncrl.recipe import elsewhere
 
 _MOST_CHARS = 60
+_NO_VALUE = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
+"""What a rule raises of a value of another kind, such as text for a number."""
+_NULL = "it is empty: as if it were not there"
 
 
 class Unresolved:
@@ -37,6 +41,8 @@ class Carried:
     system: str
     given: dict[str, Any]
     """Their names, and values; `Unresolved` for what only a run of theirs would know."""
+    overridden: Mapping[str, Any] = field(default_factory=dict)
+    """Keys that the command sets, over all that is carried over."""
     keys: dict[str, Any] = field(default_factory=dict)
     comments: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
@@ -53,28 +59,53 @@ class Carried:
         found = self.given.get(name, default)
         return default if isinstance(found, Unresolved) else found
 
-    def apply(self, names: tuple[str, ...], rule: Rule, always: bool = False) -> None:
-        """Carries over what is given of the names, together. `always`: their defaults differ from ours."""
+    def number(self, name: str, default: float) -> Any:
+        """The same, of numbers; the default for what is none."""
+        found = self.value(name, default)
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else default
+
+    def key(self, path: str, default: Any = None) -> Any:
+        """A key of the recipe, as far as it is known: as the command says, else as it was carried over."""
+        for keys in (self.overridden, self.keys):
+            found: Any = keys
+            for part in path.split("."):
+                found = found.get(part) if isinstance(found, Mapping) else None
+            if found is not None:
+                return found
+        return default
+
+    def apply(self, names: tuple[str, ...], rule: Rule, always: bool = False, nulls: tuple[str, ...] = ()) -> None:
+        """Carries over what is given of the names, together. `always`: their defaults differ from ours; `nulls`: names
+        of which null means something other than that they are not given."""
         there = [name for name in names if name in self.given]
-        known = {name: value for name, value in self.given.items() if not isinstance(value, Unresolved)}
+        known = {name: value for name, value in self.given.items() if value is not None or name in nulls}
+        self.moot |= {name: _NULL for name in there if name not in known}
+        known = {name: value for name, value in known.items() if not isinstance(value, Unresolved)}
         for name in there:
-            if name not in known:
+            if isinstance(self.given[name], Unresolved):
                 self.lost[name] = "its value is only known when that script runs; say the key of the recipe"
         there = [name for name in there if name in known]
         if not there and not always:
             return
-        source = ", ".join(self.said(name, whole=False) for name in there) or f"as {self.system} has it by default"
+        source = ", ".join(self.said(name, whole=False) for name in there) or self._default(names)
         try:
             found = rule(known)
-        except Lost as reason:
+        except (Lost, *_NO_VALUE) as reason:
             if not there:
                 there = [names[-1]]
                 self.given[names[-1]] = Unresolved("the default")
-            self.lost |= dict.fromkeys(there, str(reason))
+            why = str(reason) if isinstance(reason, Lost) else "that is no value of it; say the key of the recipe"
+            self.lost |= dict.fromkeys(there, why)
             return
         for place, (key, value) in enumerate(found.items()):
             self.put(key, value, "" if place else source)
         self.kept |= {name: ", ".join(found) or "as it is here by default" for name in there}
+
+    def _default(self, names: tuple[str, ...]) -> str:
+        """What is said beside a default of theirs."""
+        said = [name for name in names if name in self.given and name not in self.moot]
+        of = f", in the place of {said[0].rpartition('.')[2]}" if said else ""
+        return f"as {self.system} has it by default{of}"
 
     def finish(self) -> None:
         """Says of every other name what the table says."""
@@ -82,7 +113,9 @@ class Carried:
             if name in self.kept or name in self.lost or name in self.moot:
                 continue
             row = elsewhere.find(self.system.lower(), name)
-            if row is None:
+            if value == {} or (value is None and row is not None):
+                self.moot[name] = _NULL
+            elif row is None:
                 self.lost[name] = "the name is not known here; docs/reference.md has all keys"
             elif row.kind == "moot":
                 self.moot[name] = row.remark.replace("`", "")
@@ -104,7 +137,7 @@ class Carried:
 
     def said(self, name: str, whole: bool = True) -> str:
         """`name=value`, short; not `whole`: the name without the parts above it."""
-        text = f"{name if whole else name.rpartition('.')[2]}={self.given[name]!r}"
+        text = printable(f"{name if whole else name.rpartition('.')[2]}={self.given[name]!r}")
         return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
 
     def not_carried(self) -> Iterator[str]:
@@ -115,7 +148,7 @@ class Carried:
     def lines(self) -> Iterator[str]:
         """What was done with each name."""
         for name, keys in self.kept.items():
-            yield f"kept       {self.said(name)} -> {keys}"
+            yield f"kept       {self.said(name)} -> {printable(keys)}"
         for name, why in self.moot.items():
             yield f"not needed {self.said(name)}" + (f": {why}" if why else "")
         for line in self.not_carried():
@@ -144,3 +177,27 @@ def to(key: str, among: Mapping[Any, Any] | None = None, why: str = "") -> Calla
         return rule
 
     return of
+
+
+def text(key: str, name: str) -> Rule:
+    """Of one name: its value as text, as a number may be a name too."""
+    return lambda given: {key: str(given[name])}
+
+
+def keep_last(name: str) -> Rule:
+    """Of how many checkpoints are kept, where null, 0 or -1 is: all."""
+
+    def rule(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        if (given[name] or 0) < 1:
+            raise Lost("all checkpoints are kept there; here there is a bound: say checkpoint.keep_last")
+        return {"checkpoint.keep_last": given[name]}
+
+    return rule
+
+
+def of_steps(carried: Carried, share: float) -> int:
+    """A share of the training steps. Raises Lost if they are not known."""
+    steps = carried.key("max_steps")
+    if "max_epochs" in carried.overridden or not isinstance(steps, int):
+        raise Lost("how many steps there are is not known before the rows are counted; say trainer.warmup_steps")
+    return math.ceil(share * steps)

@@ -79,9 +79,10 @@ def written_reward(found: Look, recipe: Path) -> str:
         body, arguments = f"{name}(completion, **row)", "completion, **row"
     else:
         body, arguments = f"{name}(completion, {given})", f"completion, {column}, **row"
+    guard = f"    if {given} is None or not str({given}).strip():\n        return None\n" if found.num_empty else ""
     return (
         f'"""The reward of {recipe.name}, to be changed: `row` has the other columns; None masks a completion."""'
-        f"\n\nfrom {module} import {name}\n\n\ndef reward({arguments}):\n    return {body}\n"
+        f"\n\nfrom {module} import {name}\n\n\ndef reward({arguments}):\n{guard}    return {body}\n"
     )
 
 

@@ -27,12 +27,17 @@ def convert(system: str, path: Path, out: Path | None, processes: int, overrides
         out = Path(f"{path.stem}_asyncrl.yaml")
     if out.exists():
         raise UserError(f"{out} exists, and is not written over; take another name, or move it away")
-    carried, files = trl.read(path, processes) if system == "trl" else verl.read(path)
-    keys = _beside({key: value for key, value in carried.keys.items() if not key.startswith("_")}, path, out, files)
+    said = written.overridden({}, overrides)
+    carried, files = trl.read(path, processes, said) if system == "trl" else verl.read(path, said)
+    keys = _beside(carried.keys, path, out, files)
     for key, value in _gpus(keys) if system == "trl" else ():
         written.put(keys, key, value)
         carried.comments[key] = "of this machine"
+    for given, other in (("max_steps", "max_epochs"), ("max_epochs", "max_steps")):
+        if given in said:
+            keys.pop(other, None)
     keys = written.overridden(keys, overrides)
+    carried.comments |= {key: "as the command says" for key, _ in leaves(said)}
     keys = {key: keys[key] for key in sorted(keys, key=_order)}
     for name, key in (("model", "model"), ("train_dataset", "data.path"), ("data.train_files", "data.path")):
         if name in carried.lost and any(one.startswith(f"{key}=") for one in overrides):
@@ -49,10 +54,14 @@ def convert(system: str, path: Path, out: Path | None, processes: int, overrides
     head = [f"Written by `asyncrl import {system}` from {path.name}. Every key: docs/reference.md"]
     head += ["Not carried over, or to be looked at:", *(f"  {line}" for line in lost)] if lost else []
     texts = {out: written.text_of(keys, carried.comments, head)}
-    texts |= {out.with_name(f"{_stem(out)}{end}"): text.replace("{recipe}", out.name) for end, text in files.items()}
+    texts |= {out.with_name(f"{_stem(out)}{end}"): text for end, text in files.items()}
     written.write_new(texts)
     try:
         load(out)
+    except UserError as error:
+        written.remove(texts)
+        why = str(error).replace(f"{out}: ", "", 1)
+        raise UserError(f"import: what {path} says makes no recipe: {why}") from error
     except BaseException:
         written.remove(texts)
         raise

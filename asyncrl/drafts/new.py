@@ -85,8 +85,8 @@ def new(wish: Wish) -> list[str]:
 
 
 def _path(name: str) -> Path:
-    stem = Path(name.removesuffix(".yaml"))
-    if not re.fullmatch(r"[\w.-]+", stem.name):
+    stem = Path(name.removesuffix(".yaml").removesuffix(".yml"))
+    if not re.fullmatch(r"\.?[\w-][\w.-]*", stem.name):
         raise UserError(f"new: {name!r:.60} is no name for a recipe; take letters, digits and _.-")
     path = Path(os.path.normpath(stem.with_name(f"{stem.name}.yaml")))
     if path.exists():
@@ -96,6 +96,9 @@ def _path(name: str) -> Path:
 
 def _drafted(wish: Wish, path: Path) -> Draft:
     there = machine.here()
+    if Path(wish.data).is_file() and not wish.data.endswith((*TEXT_FILES, *TABLE_FILES)):
+        read = ", ".join((*TEXT_FILES, *TABLE_FILES))
+        raise UserError(f"new: {wish.data} is of no kind that is read: {read}; write the rows to one of those")
     table = load_rows(DataRecipe(path=wish.data), 0)
     named = [one.partition("=")[2] for one in wish.overrides if one.startswith("data.prompt_column=")]
     found = rows.look(table, wish.data, named[-1] if named else None)
@@ -162,7 +165,7 @@ def _judged(wish: Wish, path: Path, found: rows.Look, keys: dict[str, Any], said
     if wish.reward or wish.env:
         return None
     if found.judge is None:
-        columns = ", ".join(found.columns)
+        columns = ", ".join(f"{c} ({found.odd})" if found.odd and c == found.answer else c for c in found.columns)
         raise UserError(
             f"new: {wish.data} has the columns {columns}, and no answers that a ready reward compares; name a function "
             "that judges completions: --reward FILE.py"

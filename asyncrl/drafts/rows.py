@@ -22,6 +22,8 @@ _MOST_CHARS = 60
 _NUMBER = re.compile(r"[-+$]*\d[\d,]*(\.\d+)?\s*%?")
 _MATHS = re.compile(r"[\\$^/]|\d\s*[-+*]\s*\w")
 
+_ODD: dict[str, tuple[type, ...]] = {"lists": (list, tuple), "keys and values": (dict,), "true or false": (bool,)}
+
 
 @dataclass(frozen=True)
 class Look:
@@ -39,6 +41,10 @@ class Look:
     """The column with whole answers to be learnt, `chosen` for pairs, the prompt's own if its chats end with one."""
     longest_chars: int
     """Of the prompts looked at."""
+    odd: str | None = None
+    """What the answers are, if no text or number."""
+    num_empty: int = 0
+    """Of the rows looked at, how many have no answer, where others have one."""
 
 
 def look(rows: Rows, path: str, prompt: str | None = None) -> Look:
@@ -54,17 +60,41 @@ def look(rows: Rows, path: str, prompt: str | None = None) -> Look:
         raise UserError(
             f"new: {path} has the columns {known}, and none {odd}; say which one it is, as in data.prompt_column=COLUMN"
         )
+    if column == "instruction" and prompt is None and any(str(row.get("input") or "").strip() for row in samples):
+        raise UserError(
+            f"new: {path} has a part of its prompts in column input; write instruction and input into one column "
+            "prompt, an empty line between them, or leave input out: data.prompt_column=instruction"
+        )
     chats = [messages for row in samples if (messages := _messages(row[column])) is not None]
-    answer = next((name for name in _ANSWERS if name in columns and name != column), None)
-    texts = [] if answer is None else [row[answer] for row in samples if row[answer] is not None]
+    answer, texts, judge = _answers(samples, [name for name in _ANSWERS if name in columns and name != column])
     if answer is None and "reward_model" in columns:
         found = [row["reward_model"] for row in samples]
         if all(isinstance(one, dict) and "ground_truth" in one for one in found):
-            answer, texts = "reward_model", [one["ground_truth"] for one in found]
-    judge = "asyncrl.rewards.math:reasoning_gym" if path.startswith("reasoning_gym:") else _judge(texts)
-    demonstrated = _demonstrated(columns, column, chats, answer if texts and judge is None else None)
+            answer, texts = "reward_model", [one["ground_truth"] for one in found if not _is_empty(one["ground_truth"])]
+            judge = _judge(texts)
+    if path.startswith("reasoning_gym:"):
+        judge = "asyncrl.rewards.math:reasoning_gym"
+    kind = next((kind for kind, types in _ODD.items() if texts and isinstance(texts[0], types)), None)
+    demonstrated = _demonstrated(columns, column, chats, answer if texts and judge is None and not kind else None)
+    if kind == "true or false" and demonstrated != "chosen":  # KTO: what is false is not to be learnt
+        demonstrated = None
     longest = max((len(str(row[column])) for row in samples), default=0)
-    return Look(columns, column, bool(chats), answer if texts else None, judge, demonstrated, longest)
+    empty = len(samples) - len(texts) if texts else 0
+    return Look(columns, column, bool(chats), answer if texts else None, judge, demonstrated, longest, kind, empty)
+
+
+def _answers(samples: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[str | None, list[Any], str | None]:
+    """The first column that a ready reward compares with, else the first; its answers, without those that are empty;
+    the reward."""
+    found = []
+    for name in names:
+        texts = [row[name] for row in samples if not _is_empty(row[name])]
+        found.append((name, texts, _judge(texts)))
+    return next((one for one in found if one[2]), found[0] if found else (None, [], None))
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _messages(value: Any) -> list[Any] | None:
@@ -80,7 +110,11 @@ def _messages(value: Any) -> list[Any] | None:
 
 def _judge(answers: Sequence[Any]) -> str | None:
     """The ready reward that compares a completion with such answers; None: none does."""
-    texts = [str(answer).strip() for answer in answers if isinstance(answer, str | int | float)]
+    texts = [
+        str(answer).strip()
+        for answer in answers
+        if isinstance(answer, str | int | float) and not isinstance(answer, bool)
+    ]
     if not texts or len(texts) < len(answers):
         return None
     if all("####" in text for text in texts):
@@ -107,7 +141,7 @@ def gold(row: dict[str, Any], found: Look) -> str | None:
     value = row.get(found.answer) if found.answer else None
     if found.answer == "reward_model" and isinstance(value, dict):
         value = value["ground_truth"]
-    return None if value is None else str(value)
+    return None if _is_empty(value) else str(value)
 
 
 def shown(found: Look) -> Iterator[str]:
@@ -118,3 +152,5 @@ def shown(found: Look) -> Iterator[str]:
     if found.judge and found.answer:
         where = "'reward_model', key 'ground_truth'" if found.answer == "reward_model" else f"'{found.answer}'"
         yield f"answer     column {where}"
+        if found.num_empty:
+            yield f"caution    {found.num_empty} of the first rows have no answer: their completions are masked"

@@ -55,4 +55,6 @@ async def _scores(recipe: Recipe, base_dir: Path, requests: list[RewardRequest])
 
 def _one(text: str, score: Score) -> str:
     short = repr(text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}...")
+    if score.reward is None and not score.error:
+        return f"{short} is masked"
     return f"{short} fails: {score.error}" if score.reward is None else f"{short} gives {score.reward:g}"

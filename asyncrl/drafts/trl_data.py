@@ -4,34 +4,66 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from asyncrl.drafts.carried import Carried, Unresolved
-from asyncrl.drafts.script import Script, called
+from asyncrl.drafts.script import Script, called, text_of
 
 _FILES = {"json": ".jsonl", "csv": ".csv", "parquet": ".parquet", "arrow": ".arrow"}
+_MOST_STEPS = 200
 _KEPT = ("shuffle", "select_columns", "remove_columns", "with_format")
+
+
+@dataclass
+class _Origin:
+    """Where rows come from, and what is done with them."""
+
+    call: ast.Call | None = None
+    """Of load_dataset."""
+    split: str | None = None
+    """That is taken of it."""
+    element: int | None = None
+    """In `train, test = load_dataset(..., split=[...])`."""
+    steps: list[ast.Call] = field(default_factory=list)
+    """Calls that change the rows, the last first."""
+    doubtful: list[ast.AST] = field(default_factory=list)
+    """Changes in a branch, or in place."""
+
+    @property
+    def is_divided(self) -> bool:
+        return any(called(step) == "train_test_split" for step in self.steps)
 
 
 def carry(script: Script, train: ast.expr | None, held_out: ast.expr | None, carried: Carried) -> None:
     """Sets `data`, and `eval` if the script has held-out rows."""
     if train is None:
-        found = next((call for _, call in script.calls("load_dataset")), None)
-        train = found
-    if train is None:
         return
     _one(script, train, "train_dataset", "data", carried)
-    if held_out is not None and script.value(held_out) is not None:
-        _one(script, held_out, "eval_dataset", "eval.data", carried)
-        if "eval" not in carried.keys:
-            return
-        said = {key: value for key, value in carried.keys.get("data", {}).items() if key in ("chat", "system")}
-        carried.keys["eval"]["data"] = {k: v for k, v in carried.keys["eval"]["data"].items() if k not in said}
+    if held_out is None or script.value(held_out) is None:
+        return
+    if _origin(script, held_out).is_divided:
+        carried.given["eval_dataset"] = Unresolved(text_of(held_out))
+        carried.lost["eval_dataset"] = (
+            "it is split off in the script; write both parts to files, and say eval.data.path"
+        )
+        return
+    _one(script, held_out, "eval_dataset", "eval.data", carried)
+    if "eval" not in carried.keys:
+        return
+    said = {key: value for key, value in carried.keys.get("data", {}).items() if key in ("chat", "system")}
+    rows = {k: v for k, v in carried.keys["eval"]["data"].items() if k not in said}
+    carried.keys["eval"]["data"] = rows
+    if all(rows.get(key) == carried.keys.get("data", {}).get(key) for key in ("path", "split", "options")):
+        del carried.keys["eval"]
+        carried.kept.pop("eval_dataset")
+        carried.lost["eval_dataset"] = "as far as it is known here, it is the training data; say eval.data.path"
 
 
 def _one(script: Script, node: ast.expr, name: str, key: str, carried: Carried) -> None:
-    call, split, steps = _origin(script, node)
-    carried.given[name] = Unresolved(ast.unparse(node))
+    origin = _origin(script, node)
+    call, split = origin.call, origin.split
+    carried.given[name] = Unresolved(text_of(node))
     if call is None:
         carried.lost[name] = f"it comes from no load_dataset; say {key}.path"
         return
@@ -41,17 +73,19 @@ def _one(script: Script, node: ast.expr, name: str, key: str, carried: Carried) 
         carried.lost[name] = f"which data it loads is only known when that script runs; say {key}.path"
         return
     said = given.pop("split", None) if split is None else split
-    if isinstance(said, list):
-        said = said[_place(script, node)]
-    if isinstance(said, Unresolved):
+    if isinstance(said, list) and origin.element is not None and origin.element < len(said):
+        said = said[origin.element]
+    if said is not None and not isinstance(said, str):
         carried.given[f"split of {name}"] = said
         carried.lost[f"split of {name}"] = (
             f"it is only known when that script runs; say {key}.split, if it is not train"
         )
-    source = ast.unparse(call)
+    source = text_of(call)
     if path in _FILES and files:
         carried.put(f"{key}.path", files, source)
-        carried.given["split"] = said if said not in (None, "train") else None
+        if isinstance(said, str) and said != "train":
+            carried.given[f"split of {name}"] = said
+            carried.lost[f"split of {name}"] = f"files are taken whole; write that part to a file, and say {key}.path"
     else:
         carried.put(f"{key}.path", path, source)
         if given.get("name"):
@@ -63,93 +97,49 @@ def _one(script: Script, node: ast.expr, name: str, key: str, carried: Carried) 
         if value is not None:
             carried.given[f"load_dataset {option}"] = value
             carried.lost[f"load_dataset {option}"] = f"an option of load_dataset; {key}.options takes such"
-    for step in steps:
+    for step in reversed(origin.steps):
         _step(script, step, key, carried)
-    if not carried.given.get("split", True):
-        carried.given.pop("split")
+    for place, change in enumerate(origin.doubtful):
+        carried.given[f"change {place + 1} of {name}"] = Unresolved(text_of(change))
+        carried.lost[f"change {place + 1} of {name}"] = (
+            "it is in a branch or a loop of the script, and is not carried over"
+        )
 
 
-def _place(script: Script, node: ast.expr) -> int:
-    """In `train, test = load_dataset(..., split=[...])`."""
-    while isinstance(node, ast.Name):
-        if node.id in script.parts:
-            return script.parts[node.id][1]
-        node = _before(script, node)
-    return 0
-
-
-def _before(script: Script, node: ast.Name) -> ast.expr:
-    """What a name was assigned, other than a change of itself."""
-    found = script.assigned.get(node.id, ast.Constant(None))
-    while isinstance(found, ast.Call) and isinstance(found.func, ast.Attribute) and called(found) != "load_dataset":
-        found = found.func.value
-    return found if not (isinstance(found, ast.Name) and found.id == node.id) else ast.Constant(None)
-
-
-def _origin(script: Script, node: ast.expr) -> tuple[ast.Call | None, str | None, list[ast.Call]]:
-    """The call of load_dataset, the split that is taken of it, and the calls that change its rows."""
-    split, steps, seen = None, [], set()
-    while True:
+def _origin(script: Script, node: ast.expr) -> _Origin:
+    """Follows names and methods back to load_dataset."""
+    found = _Origin()
+    for _ in range(_MOST_STEPS):
         match node:
             case ast.Call() if called(node) == "load_dataset":
-                return node, split, steps
+                found.call = node
+                return found
             case ast.Call(func=ast.Attribute(value=value)):
-                steps.append(node)
+                found.steps.append(node)
+                if called(node) == "train_test_split":  # its own parts are called train and test
+                    found.split = None
                 node = value
-            case ast.Subscript(value=value, slice=ast.Constant(value=str(name))):
-                node, split = value, name
-            case ast.Name(id=name) if name not in seen:
-                seen.add(name)
-                steps += _changes(script, name, steps)
-                calls = [c for _, c in script.calls("load_dataset")]
-                loaded = script.parts[name][0] if name in script.parts else _loaded(script, name)
-                node = loaded if loaded is not None else (calls[0] if len(calls) == 1 else ast.Constant(None))
+            case ast.Subscript(value=value, slice=index):
+                split = script.value(index)
+                node, found.split = value, split if found.split is None else found.split
+            case ast.Name():
+                sure, doubtful = script.found(node)
+                found.doubtful += [one.node for one in doubtful]
+                if sure is None or sure.value is None:
+                    break
+                node, found.element = sure.value, sure.element if sure.element is not None else found.element
             case _:
-                return None, None, []
-
-
-def _changes(script: Script, name: str, known: list[ast.Call]) -> list[ast.Call]:
-    """`name = name.map(...)`."""
-    found = []
-    for statement in ast.walk(script.tree):
-        if isinstance(statement, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == name for t in statement.targets
-        ):
-            value = statement.value
-            while (
-                isinstance(value, ast.Call)
-                and isinstance(value.func, ast.Attribute)
-                and called(value) != "load_dataset"
-            ):
-                if value not in known:
-                    found.append(value)
-                value = value.func.value
-    return found
-
-
-def _loaded(script: Script, name: str) -> ast.expr | None:
-    """What a name was before it was changed."""
-    for statement in ast.walk(script.tree):
-        if isinstance(statement, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == name for t in statement.targets
-        ):
-            value = statement.value
-            while (
-                isinstance(value, ast.Call)
-                and isinstance(value.func, ast.Attribute)
-                and called(value) != "load_dataset"
-            ):
-                value = value.func.value
-            if not (isinstance(value, ast.Name) and value.id == name):
-                return value
-    return None
+                break
+    return _Origin()
 
 
 def _step(script: Script, call: ast.Call, key: str, carried: Carried) -> None:
     """What a change of the rows comes to."""
     what = called(call)
     name = f"{key.removesuffix('.data')}.{what}(...)"
-    carried.given[name] = Unresolved(ast.unparse(call)[:80])
+    while name in carried.given:
+        name += "'"
+    carried.given[name] = Unresolved(text_of(call))
     if what in _KEPT:
         carried.moot[name] = "a recipe shuffles by itself, and columns that are not read are no matter"
         return

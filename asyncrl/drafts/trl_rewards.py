@@ -6,7 +6,8 @@ import ast
 from typing import Any
 
 from asyncrl.drafts.carried import Carried, Unresolved
-from asyncrl.drafts.script import Script, called
+from asyncrl.drafts.copied import source
+from asyncrl.drafts.script import Script, called, text_of
 
 _ACCURACY = """from asyncrl.rewards.math import math_verify
 
@@ -22,7 +23,7 @@ def carry(script: Script, node: ast.expr | None, weights: Any, carried: Carried,
     """Sets `reward`; functions go into the file that ends with `_reward.py`."""
     if node is None:
         return
-    carried.given["reward_funcs"] = Unresolved(ast.unparse(node))
+    carried.given["reward_funcs"] = Unresolved(text_of(node))
     if weights is not None:
         carried.given["reward_weights"] = weights
     listed = script.resolved(node)
@@ -32,14 +33,20 @@ def carry(script: Script, node: ast.expr | None, weights: Any, carried: Carried,
     for item in items:
         found = _part(script, item, own, files)
         if found is None:
-            carried.given[ast.unparse(item)] = Unresolved("a reward")
-            carried.lost[ast.unparse(item)] = (
+            carried.given[text_of(item)] = Unresolved("a reward")
+            carried.lost[text_of(item)] = (
                 "it is no function of this file, nor one that is imported; say reward=FILE.py:NAME"
             )
         else:
             parts.append(found)
     if own:
-        files["_reward.py"] = script.source(own) + ("\n\n" + files["_reward.py"] if "_reward.py" in files else "")
+        text, missing = source(script, own)
+        if missing:
+            carried.given["the copied rewards"] = Unresolved(", ".join(own))
+            carried.lost["the copied rewards"] = (
+                f"they use {', '.join(missing)}, which the script loads or builds: add that to the file of the rewards"
+            )
+        files["_reward.py"] = text + ("\n\n" + files["_reward.py"] if "_reward.py" in files else "")
     if not parts:
         return
     if isinstance(weights, list) and len(weights) == len(parts) == len(items):
@@ -76,4 +83,8 @@ def _part(script: Script, item: ast.expr, own: list[str], files: dict[str, str])
         if ready == "think_format_reward":
             return {"fn": "asyncrl.rewards.shaping:matches", "name": name, "kwargs": {"pattern": _THINK}}
         return None
-    return {"fn": spec} if spec else None
+    if spec is None:
+        return None
+    module, _, function = spec.rpartition(":")
+    file = f"{module.lstrip('.').replace('.', '/')}.py"
+    return {"fn": f"./{file}:{function}" if (script.path.parent / file).exists() else spec}

@@ -5,23 +5,21 @@ Names and remarks are those of `recipe/names_verl.py`; here is how values are co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from asyncrl.drafts import verl_given
-from asyncrl.drafts.carried import Carried, Lost, Rule, Unresolved, to
+from asyncrl.drafts.carried import Carried, Lost, Rule, Unresolved, keep_last, of_steps, text, to
 
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}." for part in ("actor", "rollout", "model"))
-_STEPS = 200
 _ENGINE = ("max_num_seqs", "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill")
 _ESTIMATORS = {"low_var_kl": "k3", "k3": "k3", "kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2"}
 _AGGREGATIONS = {"token-mean": "token", "seq-mean-token-mean": "sequence", "seq-mean-token-sum-norm": "constant"}
 _LOSSES = {"vanilla": "ppo", "geo_mean": "gmpo"} | {
     name: name for name in ("gspo", "cispo", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl")
 }
-_JUDGE = '''"""The reward of {recipe}. verl chooses one by data_source; here math-verify judges all rows: change it."""
+_JUDGE = '''"""verl chooses one by data_source; here math-verify judges all rows: change it."""
 
 from asyncrl.rewards.math import math_verify
 
@@ -31,10 +29,11 @@ def reward(completion, reward_model, **row):
 '''
 
 
-def read(path: Path) -> tuple[Carried, dict[str, str]]:
-    """What is carried over, and files to write beside the recipe. Raises UserError for what is no configuration."""
+def read(path: Path, said: Mapping[str, Any] | None = None) -> tuple[Carried, dict[str, str]]:
+    """What is carried over, and files to write beside the recipe. `said`: keys that the command sets. Raises UserError
+    for what is no configuration."""
     given, in_branches = verl_given.read(path)
-    carried = Carried("verl", given)
+    carried = Carried("verl", given, said or {})
     if in_branches:
         carried.given["overrides in if and case"] = Unresolved(str(in_branches))
         carried.lost["overrides in if and case"] = "they are not taken; look whether one of them is yours"
@@ -56,10 +55,13 @@ def _data(c: Carried) -> None:
         ("data.prompt_key",),
         lambda v: {"data.prompt_column": v["data.prompt_key"]} if v["data.prompt_key"] != "prompt" else {},
     )
-    c.apply(("data.train_batch_size",), to("groups_per_step")("data.train_batch_size"))
+    c.apply(
+        ("data.train_batch_size",), lambda v: {"groups_per_step": v.get("data.train_batch_size", 1024)}, always=True
+    )
     c.apply((f"{ROLLOUT}n",), lambda v: {"group_size": v.get(f"{ROLLOUT}n", 1)}, always=True)
-    c.apply(("data.max_prompt_length",), to("rollout.max_prompt_tokens")("data.max_prompt_length"))
-    c.apply(("data.max_response_length",), to("rollout.max_new_tokens")("data.max_response_length"))
+    for name, key in (("max_prompt_length", "max_prompt_tokens"), ("max_response_length", "max_new_tokens")):
+        is_bare = f"{ROLLOUT}{name.removeprefix('max_')}" not in c.given
+        c.apply((f"data.{name}",), _length(f"data.{name}", f"rollout.{key}"), always=is_bare)
     for name, key in (("prompt_length", "max_prompt_tokens"), ("response_length", "max_new_tokens")):
         c.apply((f"{ROLLOUT}{name}",), to(f"rollout.{key}")(f"{ROLLOUT}{name}"))
     c.apply(("data.shuffle",), to("data.shuffle")("data.shuffle"))
@@ -75,6 +77,10 @@ def _data(c: Carried) -> None:
         f"{ROLLOUT}val_kwargs.temperature",
     )
     c.apply(names, _held_out)
+
+
+def _length(name: str, key: str) -> Rule:
+    return lambda v: {key: v.get(name, 512)}
 
 
 def _paths(value: Any) -> Any:
@@ -170,15 +176,32 @@ def _objective(c: Carried) -> None:
         c.apply((bound,), lambda v: {"algorithm.dual_clip": float(v.get(bound, 3.0))}, always=True)
     elif bound in c.given:
         c.moot[bound] = "it is of the loss ppo alone"
-    why = "algorithm.aggregation is token, sequence or constant"
-    c.apply((f"{ACTOR}loss_agg_mode",), to("algorithm.aggregation", _AGGREGATIONS, why)(f"{ACTOR}loss_agg_mode"))
-    in_loss = tuple(f"{ACTOR}{end}" for end in ("use_kl_loss", "kl_loss_coef", "kl_loss_type"))
-    c.apply(in_loss, _kl("loss", *in_loss))
-    in_reward = ("algorithm.use_kl_in_reward", "algorithm.kl_ctrl.kl_coef", "algorithm.kl_penalty")
-    c.apply(in_reward, _kl("reward", *in_reward))
+    _aggregation(c)
+    _penalty(c)
     c.apply(("algorithm.filter_groups.enable",), to("algorithm.filter_equal_rewards")("algorithm.filter_groups.enable"))
     correction = "algorithm.rollout_correction."
     c.apply((f"{correction}rollout_is", f"{correction}rollout_is_threshold"), _correction(correction))
+
+
+def _aggregation(c: Carried) -> None:
+    name, why = f"{ACTOR}loss_agg_mode", "algorithm.aggregation is token, sequence or constant"
+    if c.keys.get("algorithm", {}).get("loss") == "gspo":
+        c.put("algorithm.aggregation", "sequence", "as verl's gspo always has it")
+        if name in c.given:
+            c.moot[name] = "gspo has seq-mean-token-mean"
+    else:
+        c.apply((name,), to("algorithm.aggregation", _AGGREGATIONS, why)(name))
+
+
+def _penalty(c: Carried) -> None:
+    in_loss = tuple(f"{ACTOR}{end}" for end in ("use_kl_loss", "kl_loss_coef", "kl_loss_type"))
+    c.apply(in_loss, _kl("loss", *in_loss))
+    in_reward = ("algorithm.use_kl_in_reward", "algorithm.kl_ctrl.kl_coef", "algorithm.kl_penalty")
+    if c.value(in_loss[0]) and c.value(in_reward[0]):
+        why = "the KL divergence is in the loss too there, and here in one place: algorithm.kl_in"
+        c.lost |= {name: why for name in in_reward if name in c.given}
+    else:
+        c.apply(in_reward, _kl("reward", *in_reward))
 
 
 def _advantage(v: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -286,12 +309,14 @@ def _trainer(c: Carried) -> None:
     )
     for name in (f"{ACTOR}grad_clip", f"{optim}clip_grad"):
         c.apply((name,), to("trainer.max_grad_norm")(name))
-    c.apply((f"{ACTOR}ppo_mini_batch_size",), _minibatches(c))
+    c.apply((f"{ACTOR}ppo_mini_batch_size",), _minibatches(c), always=True)
     c.apply((f"{ACTOR}ppo_epochs",), to("trainer.epochs")(f"{ACTOR}ppo_epochs"))
     names = ("ppo_max_token_len_per_gpu", "ppo_micro_batch_size_per_gpu", "ppo_micro_batch_size")
     c.apply(tuple(f"{ACTOR}{name}" for name in names), _tokens(c), always=True)
     size = f"{ACTOR}fsdp_config.fsdp_size"
-    c.apply((size,), lambda v: {"trainer.shard_ranks": v[size]} if v[size] > 0 else {})
+    c.apply(
+        (size,), lambda v: {"trainer.shard_ranks": _shards(v[size], c.key("trainer.ranks", 1))} if v[size] > 0 else {}
+    )
     rate = "critic.optim.lr"
     if c.keys.get("algorithm", {}).get("advantage") == "gae":
         c.apply((rate,), to("trainer.critic_learning_rate")(rate))
@@ -301,8 +326,7 @@ def _steps(c: Carried) -> Rule:
     def rule(v: Mapping[str, Any]) -> Mapping[str, Any]:
         if v.get("trainer.total_training_steps"):
             return {"max_steps": int(v["trainer.total_training_steps"])}
-        c.put("max_steps", _STEPS, "a guess: rows x epochs / groups_per_step")
-        raise Lost("how many rows there are is not known here; set max_steps = rows x epochs / groups_per_step")
+        return {"max_epochs": float(v.get("trainer.total_epochs", 30))}
 
     return rule
 
@@ -310,18 +334,17 @@ def _steps(c: Carried) -> Rule:
 def _warmup(c: Carried, optim: str) -> Rule:
     def rule(v: Mapping[str, Any]) -> Mapping[str, Any]:
         steps, share = v.get(f"{optim}lr_warmup_steps", -1), v.get(f"{optim}lr_warmup_steps_ratio", 0.0)
-        return {
-            "trainer.warmup_steps": int(steps) if steps >= 0 else math.ceil(share * c.keys.get("max_steps", _STEPS))
-        }
+        return {"trainer.warmup_steps": int(steps) if steps >= 0 else of_steps(c, share) if share else 0}
 
     return rule
 
 
 def _minibatches(c: Carried) -> Rule:
     def rule(v: Mapping[str, Any]) -> Mapping[str, Any]:
-        whole, part = c.keys.get("groups_per_step", 1024), v[f"{ACTOR}ppo_mini_batch_size"]
+        whole = c.key("groups_per_step")
+        part = v.get(f"{ACTOR}ppo_mini_batch_size", min(256, whole))
         if whole % part:
-            raise Lost(f"data.train_batch_size {whole} is no multiple of it; say trainer.minibatches")
+            raise Lost(f"data.train_batch_size {whole} is no multiple of {part}; say trainer.minibatches")
         return {"trainer.minibatches": whole // part}
 
     return rule
@@ -329,13 +352,18 @@ def _minibatches(c: Carried) -> Rule:
 
 def _tokens(c: Carried) -> Rule:
     def rule(v: Mapping[str, Any]) -> Mapping[str, Any]:
-        rollout = c.keys.get("rollout", {})
-        longest = rollout.get("max_prompt_tokens", 1024) + rollout.get("max_new_tokens", 256)
+        longest = c.key("rollout.max_prompt_tokens", 1024) + c.key("rollout.max_new_tokens", 256)
         rows = v.get(f"{ACTOR}ppo_micro_batch_size_per_gpu") or v.get(f"{ACTOR}ppo_micro_batch_size") or 1
         said = v.get(f"{ACTOR}ppo_max_token_len_per_gpu", longest * rows)
         return {"trainer.tokens_per_microbatch": max(said, longest)}
 
     return rule
+
+
+def _shards(size: int, ranks: int) -> int:
+    if size < ranks and ranks % size:
+        raise Lost(f"it does not divide the {ranks} ranks of the trainer; say trainer.shard_ranks")
+    return min(size, ranks)
 
 
 def _run(c: Carried) -> None:
@@ -344,13 +372,11 @@ def _run(c: Carried) -> None:
         lambda v: {"checkpoint.every_steps": max(0, v.get("trainer.save_freq", -1))},
         always=True,
     )
-    c.apply(
-        ("trainer.max_actor_ckpt_to_keep",),
-        lambda v: {"checkpoint.keep_last": v["trainer.max_actor_ckpt_to_keep"] or 2},
-    )
+    kept = "trainer.max_actor_ckpt_to_keep"
+    c.apply((kept,), keep_last(kept), nulls=(kept,))
     c.apply(("trainer.default_local_dir",), to("run_dir")("trainer.default_local_dir"))
-    c.apply(("trainer.project_name",), to("track.project")("trainer.project_name"))
-    c.apply(("trainer.experiment_name",), to("track.notes")("trainer.experiment_name"))
+    c.apply(("trainer.project_name",), text("track.project", "trainer.project_name"))
+    c.apply(("trainer.experiment_name",), text("track.notes", "trainer.experiment_name"))
     c.apply(("trainer.logger",), _loggers)
 
 

@@ -48,7 +48,12 @@ def _is_open(value: Any) -> bool:
 
 
 def _of_shell(path: Path, text: str) -> tuple[dict[str, Any], int]:
-    found, in_branches = shell.overrides(text)
+    try:
+        found, in_branches = shell.overrides(text)
+    except shell.Several as several:
+        raise UserError(
+            f"import: {path} calls verl {several} times; leave one of them in a copy of it, and name that"
+        ) from None
     if not found:
         raise UserError(
             f"import: {path} has no key=value of verl, such as data.train_files=...; name its YAML, or the script that "
@@ -58,7 +63,7 @@ def _of_shell(path: Path, text: str) -> tuple[dict[str, Any], int]:
     for name, value in found.items():
         try:
             given[name] = Unresolved(value) if "$" in value else _number(yaml.safe_load(value))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # of a date that is none, say
             given[name] = value
     return given, in_branches
 

@@ -39,14 +39,14 @@ def overridden(keys: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
 
 def text_of(keys: Mapping[str, Any], comments: Mapping[str, str], head: Iterable[str]) -> str:
     """YAML. `comments`: by key with dots; `head`: lines that stand above all."""
-    lines = [f"# {line}".rstrip() for line in head]
+    lines = [f"# {printable(line)}".rstrip() for line in head]
     _block(keys, "", "", comments, lines)
     return "\n".join(lines) + "\n"
 
 
 def _block(keys: Mapping[str, Any], prefix: str, indent: str, comments: Mapping[str, str], lines: list[str]) -> None:
     for name, value in keys.items():
-        key = f"{prefix}{name}"
+        key, name = f"{prefix}{name}", _flow(name)
         flow = _flow(value)
         deep = isinstance(value, Mapping) and value
         inside = deep and any(comment.startswith(f"{key}.") for comment in comments)
@@ -61,16 +61,20 @@ def _block(keys: Mapping[str, Any], prefix: str, indent: str, comments: Mapping[
 
 
 def _with(line: str, comment: str | None) -> str:
-    return f"{line:<{_COLUMN - 1}} # {comment}" if comment else line
+    return f"{line:<{_COLUMN - 1}} # {printable(comment)}" if comment else line
 
 
 def _flow(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-2 and float(f"{value:.1e}") == value else repr(value)
-    if isinstance(value, str) and not value.isprintable():
-        return json.dumps(value, ensure_ascii=False)
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
+    text = text.removesuffix("\n").removesuffix("\n...").strip()
+    return text if text.isprintable() else json.dumps(value, default=str)
+
+
+def printable(text: str) -> str:
+    """On one line: what ends one, or does not show, is escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def write_new(files: Mapping[Path, str]) -> None:

@@ -11,7 +11,7 @@ train_dataset, dataset_name | data.path | a hub name or files; `.map(...)` is no
 dataset_config, dataset_train_split | data.options, data.split |
 num_generations | group_size |
 generation_batch_size | groups_per_step | divided by `num_generations`: groups, not rows
-per_device_train_batch_size, gradient_accumulation_steps | groups_per_step | rows x accumulation x processes / `num_generations`; how many at once is said in tokens: `trainer.tokens_per_microbatch`
+per_device_train_batch_size, gradient_accumulation_steps | groups_per_step | rows x accumulation (or `steps_per_generation`, if more) x processes / `num_generations`; how many at once is said in tokens: `trainer.tokens_per_microbatch`
 steps_per_generation | trainer.minibatches | optimizer steps of a batch: divided by `gradient_accumulation_steps`
 num_iterations | trainer.epochs |
 max_completion_length | rollout.max_new_tokens |
@@ -29,12 +29,12 @@ adam_epsilon | trainer.optimizer.eps |
 optim | trainer.optimizer.name | `adamw_...`: `adamw`
 max_grad_norm | trainer.max_grad_norm |
 max_steps | max_steps | batches: optimizer steps / (`minibatches` x `epochs`)
-num_train_epochs | max_steps | rows x epochs / `groups_per_step`
+num_train_epochs | max_epochs | 
 seed | seed |
 epsilon | algorithm.clip_low, algorithm.clip_high |
 epsilon_high | algorithm.clip_high | with `loss_type="cispo"` less 1
 delta | algorithm.dual_clip |
-beta | algorithm.kl_coef | of DPO: `algorithm.beta`
+beta | algorithm.kl_coef | of DPO: `algorithm.beta`; of RLOO with `kl_in: reward`, `kl_estimator: k1`
 loss_type | algorithm.aggregation, algorithm.loss | `grpo`: `sequence`, `dapo` and `bnpo`: `token`, `dr_grpo`: `constant`, `cispo`: the loss; of DPO `sigmoid`: `dpo`, `ipo`; or a preset
 importance_sampling_level | algorithm.loss | `sequence`: `gspo`
 scale_rewards | algorithm.advantage | `group`: `grpo`, `none`: `dr_grpo`
@@ -55,8 +55,8 @@ output_dir | run_dir |
 run_name | track.notes |
 project | track.project |
 report_to | track.wandb, track.also |
-eval_dataset, eval_strategy, eval_steps, num_generations_eval | eval | `data`, `every_steps`, `n`
-r, lora_alpha, target_modules | trainer.lora.rank, trainer.lora.alpha, trainer.lora.targets |
+eval_dataset, eval_strategy, eval_steps, num_generations_eval | eval | `data`, `every_steps` (in batches), `n`
+r, lora_alpha, target_modules | trainer.lora.rank, trainer.lora.alpha, trainer.lora.targets | PEFT's default is q_proj and v_proj, here all linear layers
 peft_config, use_peft, lora_r | trainer.lora.rank | a `LoraConfig`
 max_length, max_seq_length | data.max_tokens | of `asyncrl sft`: longer rows are left out, not cut
 packing, padding_free, packing_strategy, eval_packing, pad_to_multiple_of | moot | there is no padding: trajectories are packed by tokens
@@ -86,6 +86,8 @@ cast_lm_head_to_fp32 | none | `trainer.precision: fp32` is for the whole model
 lora_dropout, use_rslora, use_dora, modules_to_save, quantization_config, load_in_4bit, load_in_8bit | none | adapters are plain LoRA on weights that are not quantised
 trust_remote_code | none | no code that comes with a model is run
 revision, model_revision, model_init_kwargs | none | download that revision, and name its folder
+ref_model | none | the reference is the model as the run starts
+data_collator, compute_loss_func, optimizer_cls_and_kwargs, formatting_func | none | it is not here; `algorithm.loss` may be your own, and rows are taken as they are
 callbacks, optimizers, compute_metrics, preprocess_logits_for_metrics | none | docs/python.md has callbacks; `trainer.optimizer` what there is of optimizers
 push_to_hub, hub_model_id, hub_strategy, hub_token, hub_private_repo, log_completions_hub_repo | none | `asyncrl export RUN_DIR --push REPO`
 deepspeed, fsdp, fsdp_config, accelerator_config, parallelism_config, ddp_find_unused_parameters, ddp_timeout, ddp_backend | none | `trainer.ranks` divide the model by FSDP2

@@ -31,7 +31,7 @@ actor_rollout_ref.actor.{ppo_micro_batch_size_per_gpu,ppo_micro_batch_size} | tr
 actor_rollout_ref.actor.ppo_epochs | trainer.epochs |
 actor_rollout_ref.actor.{clip_ratio,clip_ratio_low,clip_ratio_high} | algorithm.clip_low, algorithm.clip_high |
 actor_rollout_ref.actor.clip_ratio_c | algorithm.dual_clip | verl's default is 3, here there is none
-actor_rollout_ref.actor.loss_agg_mode | algorithm.aggregation | `token-mean`: `token`, `seq-mean-token-mean`: `sequence`, `seq-mean-token-sum-norm`: `constant`
+actor_rollout_ref.actor.loss_agg_mode | algorithm.aggregation | `token-mean`: `token`, `seq-mean-token-mean`: `sequence`, `seq-mean-token-sum-norm`: `constant`; of `gspo` always `sequence`
 actor_rollout_ref.actor.policy_loss.loss_mode | algorithm.loss | `vanilla`: `ppo`, `geo_mean`: `gmpo`, and `gspo`, `cispo`, `clip_cov`, `kl_cov`, `dppo_tv`, `dppo_kl`
 actor_rollout_ref.actor.policy_loss.{clip_cov_ratio,kl_cov_ratio} | algorithm.cov_share |
 actor_rollout_ref.actor.policy_loss.{clip_cov_lb,clip_cov_ub} | algorithm.cov_low, algorithm.cov_high |
@@ -61,7 +61,7 @@ custom_reward_function.{path,name}, reward.custom_reward_function.{path,name} | 
 custom_reward_function.reward_kwargs.*, reward.custom_reward_function.reward_kwargs.* | rewards.kwargs |
 reward_model.overlong_buffer.len, reward.reward_kwargs.overlong_buffer_cfg.len, reward_model.reward_kwargs.overlong_buffer_cfg.len | algorithm.overlong_buffer |
 trainer.total_training_steps | max_steps |
-trainer.total_epochs | max_steps | rows x epochs / `groups_per_step`
+trainer.total_epochs | max_epochs |
 trainer.{n_gpus_per_node,nnodes} | trainer.ranks, rollout.replicas | each role has GPUs of its own, or a share of one (`trainer.gpus_per_rank: 0.6`); `asyncrl plan` divides them best
 trainer.save_freq | checkpoint.every_steps |
 trainer.test_freq | eval | its `every_steps`

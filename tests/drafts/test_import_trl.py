@@ -97,7 +97,7 @@ def test_a_grpo_script_is_carried_over(folder: Path) -> None:
     assert (data.chat, data.prompt_column, data.system) == (True, "question", "Add the numbers. Say the sum last.")
     # 2 rows x 8 micro-steps = 16 rows = 4 groups; 8 micro-steps = 2 optimizer steps, twice
     assert (recipe.group_size, recipe.groups_per_step, trainer.minibatches, trainer.epochs) == (4, 4, 2, 2)
-    # 400 optimizer steps = 100 batches, of which a tenth is the warm-up; 100 = 25 batches
+    # 400 optimizer steps = 100 batches, of which a tenth is the warm-up; 100 = 25 batches, 50 = 12.5
     assert (recipe.max_steps, trainer.warmup_steps, recipe.checkpoint.every_steps) == (100, 10, 25)
     assert (trainer.learning_rate, trainer.schedule, trainer.optimizer.betas) == (3e-6, "cosine", [0.9, 0.98])
     assert (algorithm.clip_low, algorithm.clip_high, algorithm.kl_coef) == (0.1, 0.3, 0.04)
@@ -105,7 +105,7 @@ def test_a_grpo_script_is_carried_over(folder: Path) -> None:
     assert (recipe.rollout.max_new_tokens, recipe.rollout.max_prompt_tokens) == (300, 200)
     assert (recipe.rollout.stop, recipe.track.wandb, recipe.run_dir) == (["</answer>"], "online", "out")
     assert (trainer.lora.rank, trainer.lora.alpha) == (16, 64.0)
-    assert (recipe.eval[0].data.split, recipe.eval[0].every_steps) == ("test", 50)
+    assert (recipe.eval[0].data.split, recipe.eval[0].every_steps) == ("test", 13)
     assert [(part.name, part.weight) for part in recipe.reward_parts] == [
         ("right", 1.0),
         ("brief", 0.01),

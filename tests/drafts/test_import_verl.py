@@ -193,7 +193,7 @@ def test_arrays_variables_and_branches_of_a_script(folder: Path) -> None:
         "reward",
         "k1",
     )
-    assert (algorithm.kl_coef, recipe.group_size, recipe.max_steps) == (0.002, 1, 200)
+    assert (algorithm.kl_coef, recipe.group_size, recipe.max_epochs) == (0.002, 1, 30)
     lost = [line for line in lines if line.startswith("LOST")]
     assert any("overrides in if and case=1: they are not taken" in line for line in lost)
     assert any("trainer.experiment_name" in line and "only known when that script runs" in line for line in lost)
@@ -215,7 +215,8 @@ def test_a_yaml_is_carried_over(folder: Path) -> None:
     assert (algorithm.correction, algorithm.correction_level, algorithm.tis_cap) == ("tis", "token", 3.0)
     assert (recipe.rollout.gpus_per_replica, trainer.gpus_per_rank) == (0.35, 0.65)
     assert "reward.reward_model.model_path" in names_of(lines, "not needed")
-    assert names_of(lines, "LOST") == {"actor_rollout_ref.rollout.prompt_length", "trainer.total_epochs"}
+    assert names_of(lines, "LOST") == {"actor_rollout_ref.rollout.prompt_length"}
+    assert recipe.max_epochs == 3
 
 
 def test_the_recipe_of_a_script_passes_a_dry_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,3 +260,110 @@ def test_what_is_none_of_verl_leaves_nothing_behind(folder: Path, name: str, tex
 )
 def test_variables_of_a_script(text: str, value: str) -> None:
     assert shell.overrides(text)[0] == {"x.y": value}
+
+
+CALL = "python3 -m verl.trainer.main_ppo"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"if [ -z $A ]; then A=3; fi\n{CALL} x.y=$A\n", {"x.y": "3"}),
+        (f"if [ -z $A ]; then A=3; else A=4; fi; {CALL} x.y=$A 2>&1 | tee log.x=1\n", {"x.y": "3"}),
+        (f"for seed in 1 2; do\n  {CALL} x.y=1 \\\n    x.z=2\ndone\n", {"x.y": "1", "x.z": "2"}),
+        (f"for seed in 1 2; do {CALL} x.y=1; done\n", {"x.y": "1"}),
+        (f"cat <<EOF > a.txt\n{CALL} x.y=9\nEOF\n{CALL} x.y=1\n", {"x.y": "1"}),
+        (f"cat <<-'END'\nx.y=9\n  END\n{CALL} x.y=1\n", {"x.y": "1"}),
+        (f"python prepare.py data.x=1\nA=(x.z=2)\n{CALL} x.y=1 ${{A[@]}}\n", {"x.y": "1", "x.z": "2"}),
+        (f"ARGS='x.y=1 x.z=2'\n{CALL} $ARGS\n", {"x.y": "1", "x.z": "2"}),
+        (f"{CALL} x.y=1\n  x.z=2 \\\n  x.w=3\n", {"x.y": "1", "x.z": "2", "x.w": "3"}),
+        (f"cd a && {CALL} x.y='a;b' || exit 1\n", {"x.y": "a;b"}),
+    ],
+)
+def test_the_call_is_read_wherever_it_stands(text: str, found: dict[str, str]) -> None:
+    assert shell.overrides(text) == (found, 0)
+
+
+def test_several_calls_are_refused(folder: Path) -> None:
+    text = f"if [ $A ]; then\n{CALL} data.train_files=a\nelse\n{CALL} data.train_files=b\nfi\n"
+    with pytest.raises(UserError, match=r"run\.sh calls verl 2 times; leave one of them"):
+        written(folder, "run.sh", text)
+
+
+def test_a_name_that_looks_like_a_date_is_a_name(folder: Path) -> None:
+    call = f"{CALL} data.train_files=a.jsonl actor_rollout_ref.model.path=a/b trainer.experiment_name=2026-13-45\n"
+    assert written(folder, "run.sh", call)[0].track.notes == "2026-13-45"
+
+
+def test_variables_that_double_with_each_line_end() -> None:
+    doubled = "".join(f"v{n}=$v{n - 1}$v{n - 1}\n" for n in range(1, 60))
+    found, _ = shell.overrides(f"v0=abc\n{doubled}{CALL} x.y=$v59 x.z=$v1\n")
+    assert found["x.z"] == "abcabc"
+    assert "$" in found["x.y"]
+
+
+PARTS = "data: {{train_files: a.parquet{data}}}\nactor_rollout_ref: {{model: {{path: a/b}}, actor: {{{actor}}}}}\n"
+
+
+def of_parts(folder: Path, data: str = "", actor: str = "", more: str = "", *words: str) -> tuple[Any, list[str]]:
+    return written(folder, "c.yaml", PARTS.format(data=data, actor=actor) + more, *words)
+
+
+def test_verls_defaults_are_written(folder: Path) -> None:
+    recipe, _ = of_parts(folder)
+    assert (recipe.groups_per_step, recipe.trainer.minibatches, recipe.max_epochs) == (1024, 4, 30)
+    assert (recipe.rollout.max_prompt_tokens, recipe.rollout.max_new_tokens) == (512, 512)
+
+
+def test_gspo_is_averaged_over_sequences(folder: Path) -> None:
+    recipe, lines = of_parts(folder, actor="loss_agg_mode: token-mean, policy_loss: {loss_mode: gspo}")
+    assert recipe.algorithm.aggregation == "sequence"
+    assert "actor_rollout_ref.actor.loss_agg_mode" in names_of(lines, "not needed")
+
+
+def test_of_two_penalties_the_second_is_lost(folder: Path) -> None:
+    of_reward = "algorithm: {use_kl_in_reward: true, kl_ctrl: {kl_coef: 0.5}}\n"
+    recipe, lines = of_parts(folder, actor="use_kl_loss: true, kl_loss_coef: 0.01", more=of_reward)
+    assert (recipe.algorithm.kl_in, recipe.algorithm.kl_coef) == ("loss", 0.01)
+    assert names_of(lines, "LOST") == {"algorithm.use_kl_in_reward", "algorithm.kl_ctrl.kl_coef"}
+
+
+def test_a_share_of_steps_is_of_those_that_the_command_says(folder: Path) -> None:
+    share = "optim: {lr_warmup_steps_ratio: 0.1}"
+    _, lines = of_parts(folder, actor=share)
+    assert "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio" in names_of(lines, "LOST")
+    Path("out.yaml").unlink()
+    Path("out_reward.py").unlink()
+    recipe, _ = of_parts(folder, "", share, "trainer: {total_training_steps: 900}\n", "max_steps=70")
+    assert recipe.trainer.warmup_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("actor", "more", "odd"),
+    [
+        ("optim: {lr_warmup_steps: null, betas: null, lr: null}", "trainer: {logger: null}\n", None),
+        ("clip_ratio_low: null, clip_ratio_high: null, fsdp_config: {fsdp_size: 64}", "", None),
+        ("ppo_mini_batch_size: 0", "", "actor_rollout_ref.actor.ppo_mini_batch_size"),
+        ("ppo_mini_batch_size: abc", "", "actor_rollout_ref.actor.ppo_mini_batch_size"),
+        (
+            "",
+            "algorithm: {rollout_correction: {rollout_is: token, rollout_is_threshold: abc}}\n",
+            "algorithm.rollout_correction.rollout_is_threshold",
+        ),
+        ("", "trainer: {max_actor_ckpt_to_keep: -1}\n", "trainer.max_actor_ckpt_to_keep"),
+        ("", "trainer: {max_actor_ckpt_to_keep: null}\n", "trainer.max_actor_ckpt_to_keep"),
+        ("", "trainer: {experiment_name: 123, project_name: 4}\n", None),
+    ],
+)
+def test_nulls_and_values_of_another_kind(folder: Path, actor: str, more: str, odd: str | None) -> None:
+    recipe, lines = of_parts(folder, actor=actor, more=more)
+    assert (odd in names_of(lines, "LOST")) if odd else not names_of(lines, "LOST")
+    assert (recipe.algorithm.clip_low, recipe.trainer.optimizer.betas) == (0.2, [0.9, 0.999])
+
+
+def test_no_value_or_name_becomes_a_key(folder: Path) -> None:
+    odd = 'custom: "x\\nrun_dir: /etc/evil #"\n'
+    odd += 'custom_reward_function:\n  path: a.py\n  reward_kwargs: {"y\\nseed: 3 #": 1}\n'
+    recipe, _ = of_parts(folder, ', prompt_key: "p\\nseed: 4"', "", odd)
+    assert (recipe.run_dir, recipe.sources[0].prompt_column) == (None, "p\nseed: 4")
+    assert recipe.rewards.kwargs == {"y\nseed: 3 #": 1}

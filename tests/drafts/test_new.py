@@ -17,6 +17,8 @@ from asyncrl.data.files import FileRows
 from asyncrl.drafts import code, machine, rows
 from asyncrl.errors import UserError
 from asyncrl.recipe.load import load
+from asyncrl.rewards.load import load as load_reward
+from asyncrl.rewards.score import RewardRequest
 
 TINY = "random:tiny-llama"
 USER, ANSWER = {"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}
@@ -67,7 +69,17 @@ def with_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Non
             f"{MATH}last_number",
             None,
         ),
-        ({"prompt": "a", "answer": ["5"]}, "prompt", "answer", None, "answer"),
+        ({"prompt": "a", "answer": ["5"]}, "prompt", "answer", None, None),
+        ({"prompt": "a", "answer": {"x": 5}, "completion": "b"}, "prompt", "answer", None, "completion"),
+        ({"prompt": "a", "completion": "b", "label": True}, "prompt", "label", None, None),
+        (
+            {"question": "a", "answer": "so\nit is", "final_answer": 5},
+            "question",
+            "final_answer",
+            f"{MATH}last_number",
+            None,
+        ),
+        ({"instruction": "a", "input": "", "output": "b"}, "instruction", None, None, "output"),
         ({"prompt": "a"}, "prompt", None, None, None),
     ],
 )
@@ -95,6 +107,50 @@ def test_a_recipe_of_sums_passes_a_dry_run_and_its_reward_tells_right_from_wrong
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert main(["new", "sums", "--data", "sums.jsonl", "--model", TINY]) == 2
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_rows_without_an_answer_are_masked_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(folder / "rows.jsonl", *({"prompt": f"{n} + 3?", "answer": "" if n == 1 else str(n + 3)} for n in range(9)))
+    assert main(["new", "sums", "--data", "rows.jsonl", "--model", TINY]) == 0
+    said = capsys.readouterr().out
+    assert "caution    1 of the first rows have no answer" in said
+    assert "last_number" in said
+    reward = load_reward("./sums_reward.py:reward", folder, kwargs={})
+    for answer, rewards in (("", [None, None]), ("7", [0.0, 1.0])):
+        scores = reward.score(RewardRequest("a", ["", "7"], [[1], [1]], ["stop"] * 2, {"answer": answer}))
+        assert [score.reward for score in scores] == rewards
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, "has a part of its prompts in column input"),
+        (
+            {"prompt": "a", "completion": "b", "label": True},
+            "label (true or false), and no answers that a ready reward",
+        ),
+        ({"prompt": "a", "answer": ["5"]}, "answer (lists), and no answers that a ready reward compares"),
+    ],
+)
+def test_rows_that_no_recipe_is_made_of(
+    folder: Path, row: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(folder / "rows.jsonl", row, row)
+    assert main(["new", "it", "--data", "rows.jsonl", "--model", TINY]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["rows.jsonl"]
+    if "instruction" in row:
+        assert main(["new", "it", "--data", "rows.jsonl", "--model", TINY, "data.prompt_column=instruction"]) == 0
+
+
+def test_names_and_files_of_other_kinds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(folder / "rows.jsonl", {"prompt": "a", "answer": "5"}).with_suffix(".txt").write_text("a\n")
+    assert main(["new", "..", "--data", "rows.jsonl"]) == 2
+    assert "new: '..' is no name for a recipe" in capsys.readouterr().err
+    assert main(["new", "it", "--data", "rows.txt"]) == 2
+    assert "new: rows.txt is of no kind that is read: .jsonl" in capsys.readouterr().err
+    assert main(["new", "it.yml", "--data", "rows.jsonl", "--model", TINY]) == 0
+    assert (folder / "it.yaml").exists()
 
 
 def test_a_recipe_in_another_folder_names_what_is_beside_it_and_above(folder: Path) -> None:
