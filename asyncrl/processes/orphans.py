@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 RUN = "ASYNCRL_RUN"
 """Environment variable of the processes of a run, a secret from other users: who names it proves that they are the
 run's, which a pid and a start time in a file do not."""
+STRAYS = "what its code had started"
+"""In the place of a role."""
 _POLL_S = 0.02
 # psutil adds the time of boot, which the kernel rounds to seconds. A pid comes back far later than that.
 _SAME_START_S = 2.0
@@ -151,7 +153,8 @@ class ProcessTable:
 
 
 def end_leftovers(path: Path, deadline_s: float) -> list[str]:
-    """End what a table names, if it is of this host, still lives and is the run's, and what that has started since.
+    """End what a table names, if it is of this host, still lives and is the run's, what that has started since, and
+    whatever else has the run's secret: programs whose parents were killed all at once.
 
     Returns the roles that had something. A table that cannot be read is a warning, as is a process of another run.
     """
@@ -169,7 +172,8 @@ def end_leftovers(path: Path, deadline_s: float) -> list[str]:
     here = [role for role in known if hosts[role] == socket.gethostname()]
     members = {role: _with_families([p for p in known[role] if _is_of(proofs[role], p, path)]) for role in here}
     ended = set(end([process for group in members.values() for process in group], deadline_s))
-    return [role for role, group in members.items() if ended.intersection(group)]
+    strays = end(_with_secret({proofs[role] for role in here}, path), deadline_s)
+    return [*(role for role, group in members.items() if ended.intersection(group)), *(strays and [STRAYS])]
 
 
 def _proof(run: str, run_dir: Path) -> str:
@@ -187,6 +191,16 @@ def _is_of(proof: str, known: ProcessId, path: Path) -> bool:
             return True
     logger.warning("process %d (%s), which %s names, is not of this run; it is left alone", known.pid, known.name, path)
     return False
+
+
+def _with_secret(proofs: Set[str], path: Path) -> list[ProcessId]:
+    """All processes that have the secret of one of these in their environment, as far as this user may look."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if (run := process.environ().get(RUN)) and _proof(run, path.parent) in proofs:
+                found.append(identify(process.pid))
+    return found
 
 
 def lives(known: ProcessId) -> bool:

@@ -192,7 +192,7 @@ def test_the_recorder_logs_a_new_warning_and_counts_those_that_hold(
     with caplog.at_level(logging.WARNING, "asyncrl"):
         for step, ess in enumerate((0.9, 0.1, 0.1, 0.9, 0.1)):
             _step(recorder, step, {**SOUND, "offpolicy/ess": ess})
-    assert [m.split(":")[0] for m in caplog.messages] == ["step 1", "step 4"]
+    assert [m.split(":")[0] for m in caplog.messages] == ["step 2", "step 5"]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["health/warnings"] for record in records] == [0, 1, 1, 0, 1]
     assert records[0]["staleness/histogram"] == [6, 2]
@@ -230,7 +230,7 @@ def test_the_first_failure_of_each_kind_is_logged_and_all_are_counted(
         later = _step(recorder, 1, SOUND)
     said = [f"a reward failed, and its trajectory is not trained: {text}" for text in (bad, "timed out after 30 s")]
     assert caplog.messages[:2] == said
-    assert [m.split(" %")[0] for m in caplog.messages[2:]] == ["step 0: 60"]
+    assert [m.split(" %")[0] for m in caplog.messages[2:]] == ["step 1: 60"]
     assert (record["rewards/failed"], record["rewards/failed_share"]) == (3, 0.6)
     assert (later["rewards/failed"], later["rewards/failed_share"]) == (3, None)
     summary = recorder.finish(_ledger(1), worst_case=0)

@@ -55,7 +55,7 @@ def test_another_end_of_a_schedule_is_said_where_the_rate_jumps(caplog: pytest.L
     stored = load(ROOT / "recipes/tiny.yaml", keys)
     longer = load(ROOT / "recipes/tiny.yaml", [*keys, "max_steps=20"])
     found = run._bent(stored, longer, 10)
-    assert "step 10 has the learning rate 0.25, and would have had 0 with max_steps 10" in caplog.text
+    assert "step 11 has the learning rate 0.25, and would have had 0 with max_steps 10" in caplog.text
     # As another training: nothing is trained again by it without a word, and no older checkpoint is verified by it.
     assert [shapes_training(key) for key in found] == [True]
     assert not run._bent(stored, longer, 0)

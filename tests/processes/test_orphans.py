@@ -119,7 +119,7 @@ def test_another_process_with_the_same_pid_is_not_touched(by_s: float) -> None:
 
 @pytest.mark.parametrize("by_s", [-10.0, 10.0])
 def test_a_recycled_pid_is_not_killed(start, tmp_path: Path, by_s: float) -> None:
-    process = start()
+    process = start(0, "another run")
     stranger = started_as(identify(process.pid), by_s=by_s)
     path = tmp_path / "processes.json"
     table_of(path, trainer=[stranger])
@@ -181,7 +181,7 @@ def test_what_a_copied_or_forged_table_names_is_left_alone(start, tmp_path: Path
 
 def test_leftovers_of_all_roles_are_ended_actor_or_not(start, tmp_path: Path) -> None:
     path = tmp_path / "processes.json"
-    lives, died, whole = start(2), start(2), start()
+    lives, died, whole = start(2), start(2), start(0, "another run")
     table_of(
         path,
         lives=[identify(lives.pid), *family(lives.pid)],
@@ -207,9 +207,21 @@ def test_what_was_started_after_the_table_was_written_is_ended_too(start, tmp_pa
     assert not any(orphans._living(p) for p in later)
 
 
+def test_what_lost_its_parents_all_at_once_is_ended_too(start, tmp_path: Path) -> None:
+    """A program in a session of its own, whom nobody named."""
+    path = tmp_path / "processes.json"
+    named, stray, another = start(), start(), start(0, "another run")
+    table_of(path, generator=[identify(named.pid)])
+    named.kill()
+    named.wait()
+    assert end_leftovers(path, 20) == [orphans.STRAYS]
+    assert stray.wait(20) == -signal.SIGKILL
+    assert orphans._living(identify(another.pid))
+
+
 def test_processes_of_another_host_are_left_alone(start, tmp_path: Path) -> None:
     path = tmp_path / "processes.json"
-    mine, other = start(), start()
+    mine, other = start(), start(0, "another run")
     table_of(path, mine=[identify(mine.pid)], other=[identify(other.pid)])
     text = json.loads(path.read_text())
     text["other"]["host"] = "elsewhere"
@@ -220,7 +232,7 @@ def test_processes_of_another_host_are_left_alone(start, tmp_path: Path) -> None
 
 def test_the_table_forgets_who_was_replaced_or_popped(start, tmp_path: Path) -> None:
     path = tmp_path / "processes.json"
-    first, second, third = (identify(start().pid) for _ in range(3))
+    first, second, third = (identify(start(0, run).pid) for run in ("x", "y", "r"))
     host = socket.gethostname()
     table = ProcessTable(path)
     table.put("a", {"host": host, "run": "r", "processes": [first]})
