@@ -116,7 +116,9 @@ def _title(files: RunFiles) -> str:
         for part in (data if isinstance(data, list) else [data or ""])
     ]
     source = ", ".join(map(str, paths))
-    model = f"{recipe['model']}, {source}" if "model" in recipe else "recipe.yaml is missing or not readable"
+    # A folder by its name; the recipe below says where it is.
+    name = "/".join(Path(str(recipe.get("model", ""))).parts[-2:])
+    model = f"{name}, {source}" if "model" in recipe else "recipe.yaml is missing or not readable"
     track = recipe.get("track")
     notes = str(track.get("notes") or "") if isinstance(track, dict) else ""
     main = _MAIN_OF_ANSWERS if files.records and has_answers(files.records[-1]) else _MAIN
