@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -72,6 +73,26 @@ def rays_environment() -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
+    """Serves with such a handler until the test ends; gives the URL."""
+    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def serve(handler: type[BaseHTTPRequestHandler]) -> str:
+        http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        http.daemon_threads = True
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        running.append((http, thread))
+        return f"http://127.0.0.1:{http.server_port}"
+
+    yield serve
+    for http, thread in running:
+        http.shutdown()
+        http.server_close()
+        thread.join(10)
 
 
 @pytest.fixture(scope="session")

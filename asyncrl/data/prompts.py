@@ -84,7 +84,7 @@ class PromptReader:
         """The chat that `value` is, with texts as contents. Raises BadPrompt for a message without one."""
         if self.from_arrow and isinstance(value, list):
             value = [_without_others(message) for message in value]
-        messages = _as_messages(value)
+        messages = as_messages(value)
         return None if messages is None else [_message(m, i) for i, m in enumerate(messages)]
 
     def _tools(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -127,7 +127,7 @@ def traits(of: Prompt | Task) -> Iterator[str]:
     yield from (f"variable {name}" for name in of.template_kwargs)
 
 
-def _as_messages(value: Any) -> list[Message] | None:
+def as_messages(value: Any) -> list[Message] | None:
     """The chat messages that `value` is, or is the JSON of."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asyncrl.data.prompts import as_messages
 from asyncrl.data.source import Rows
 from asyncrl.errors import UserError
 
@@ -65,7 +65,7 @@ def look(rows: Rows, path: str, prompt: str | None = None) -> Look:
             f"new: {path} has a part of its prompts in column input; write instruction and input into one column "
             "prompt, an empty line between them, or leave input out: data.prompt_column=instruction"
         )
-    chats = [messages for row in samples if (messages := _messages(row[column])) is not None]
+    chats = [messages for row in samples if (messages := as_messages(row[column])) is not None]
     answer, texts, judge = _answers(samples, [name for name in _ANSWERS if name in columns and name != column])
     if answer is None and "reward_model" in columns:
         found = [row["reward_model"] for row in samples]
@@ -95,17 +95,6 @@ def _answers(samples: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[s
 
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _messages(value: Any) -> list[Any] | None:
-    """The chat that a value is, or that its JSON is."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    is_chat = isinstance(value, list) and value and all(isinstance(one, dict) and "role" in one for one in value)
-    return value if is_chat else None
 
 
 def _judge(answers: Sequence[Any]) -> str | None:

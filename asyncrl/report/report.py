@@ -20,14 +20,13 @@ from asyncrl.recipe.paths import leaves
 from asyncrl.recipe.secret import masked
 from asyncrl.report import evaluations, page, samples, standing
 from asyncrl.report.charts import grid, script
-from asyncrl.report.curves import column, has_accuracy, is_taught_alone, learning, machinery, thin
+from asyncrl.report.curves import column, has_accuracy, is_taught_alone, learning, machinery
 from asyncrl.report.run_files import RunFiles, Signature
 from asyncrl.report.timeline import timeline
 from asyncrl.storage.run_dir import alike
 from asyncrl.terminal.live import number
 from asyncrl.terminal.progress import duration
 
-_MOST_COLUMNS = 300
 _MOST_LISTED = 50
 _NEWEST = 10
 """Steps of which the best and the worst sample are shown."""
@@ -216,14 +215,14 @@ def _past(files: RunFiles) -> str:
 def _charts(files: RunFiles) -> str:
     if not files.records:
         return ""
-    drawn = grid(learning(thin(files.records, _MOST_COLUMNS)), first=not files.evaluations)
+    drawn = grid(learning(files.thinned), first=not files.evaluations)
     return page.section("Training", drawn + _listed(files.records))
 
 
 def _machinery(files: RunFiles) -> str:
     if not files.records:
         return ""
-    return page.section("Staleness, weights, time", grid(machinery(thin(files.records, _MOST_COLUMNS)), first=False))
+    return page.section("Staleness, weights, time", grid(machinery(files.thinned), first=False))
 
 
 def _listed(records: Sequence[Mapping[str, Any]]) -> str:

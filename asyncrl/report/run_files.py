@@ -19,12 +19,14 @@ from asyncrl.observe.evaluations import FILE as EVALUATIONS
 from asyncrl.observe.health import Health
 from asyncrl.observe.metrics import read_lines
 from asyncrl.recipe.unfolded import yaml_object
+from asyncrl.report.curves import thin
 from asyncrl.report.shapes import EVALUATION, SAMPLE, STATUS, SUMMARY, fitting, record
 from asyncrl.storage.run_dir import json_object, lines, open_file, parsed, text
 
 _STEP = re.compile(rb'\{"step": (\d{1,9})\b')
 """How a line of samples.jsonl begins. Thousands of them are long, and a few are shown."""
 
+_MOST_COLUMNS = 300
 _MOST_SAMPLE_BYTES = 2**26
 """Read at once."""
 _MOST_KEPT = 5_000_000
@@ -76,15 +78,17 @@ class RunFiles:
         """Has checked all records."""
         self._metrics, self._samples = Growing(run_dir, "metrics.jsonl"), Growing(run_dir, "samples.jsonl")
         self._num_figures = self._num_samples = 0
+        self._thinned: list[dict[str, Any]] | None = None
         self._sample_lines: dict[int, list[tuple[int, int]]] = {}
         """Of each step the offsets and lengths of its samples."""
 
     def refresh(self) -> None:
         anew, new = self._metrics.new()
         if anew:
-            self.records, self.health, self._num_figures = [], Health(), 0
+            self.records, self.health, self._num_figures, self._thinned = [], Health(), 0, None
         for _, line in new:
             if found := record(parsed(line)):
+                self._thinned = None
                 self.records.append(found)
                 self.health.check(found)
                 self._num_figures += len(found)
@@ -97,6 +101,13 @@ class RunFiles:
                 self._sample_lines.setdefault(int(found[1]), []).append((offset, len(line)))
                 self._num_samples += 1
                 self._bound(self._num_samples, "samples.jsonl")
+
+    @property
+    def thinned(self) -> list[dict[str, Any]]:
+        """The records that charts draw: several steps as one, where there are too many."""
+        if self._thinned is None:
+            self._thinned = thin(self.records, _MOST_COLUMNS)
+        return self._thinned
 
     def _bound(self, count: int, name: str) -> None:
         if count > _MOST_KEPT:

@@ -8,9 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ class Hub:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(served: Callable[[type[BaseHTTPRequestHandler]], str]) -> Hub:
     ours = Hub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -95,15 +94,8 @@ def hub() -> Iterator[Hub]:
         def log_message(self, *_: object) -> None:
             """Not on the terminal."""
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    ours.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    yield ours
-    http.shutdown()
-    http.server_close()
-    thread.join(10)
+    ours.url = served(Handler)
+    return ours
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(teacher: Path) -> Iterator[Server]:
+def server(teacher: Path, served: Callable[[type[BaseHTTPRequestHandler]], str]) -> Iterator[Server]:
     ours, closing = Server(teacher), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -93,16 +93,9 @@ def server(teacher: Path) -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             """Not on the terminal."""
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    ours.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
+    ours.url = served(Handler)
     yield ours
     closing.set()
-    http.shutdown()
-    http.server_close()
-    thread.join(10)
 
 
 def at(server: Server, **more: Any) -> TeacherRecipe:
