@@ -109,7 +109,9 @@ def check(run_dir: Path, steps: int, *, stopped: bool = False) -> dict[str, Any]
 
 
 def kill_group(process: Forked) -> None:
-    """kill -9 of the driver and everything below it."""
+    """kill -9 of the driver and everything below it, if it has not ended: its pid may be another process's then."""
+    if process.poll() is not None:
+        return
     try:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:

@@ -46,7 +46,7 @@ def start() -> Iterator[Callable[[int], subprocess.Popen[str]]]:
             text=True,
             env={**os.environ, orphans.RUN: run},
         )
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "ready\n", f"ended before that: {process.poll()}"
         started.append((process, family(process.pid)))
         return process
 
