@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from asyncrl.data import adp
 from asyncrl.errors import UserError
 from asyncrl.recipe.data import DataRecipe
 
@@ -58,5 +59,5 @@ def _of_answers(names: Sequence[str], pairs: bool, prompt: str | None, completio
     asked = next((name for name in ((prompt,) if prompt else ("prompt", "question", "problem")) if name in names), None)
     if answer is not None and asked is not None:
         return Columns(asked, (answer,))
-    chat = prompt or _CHATS
+    chat = prompt or ("content" if set(names) >= adp.COLUMNS and _CHATS not in names else _CHATS)
     return Columns(chat) if completion is None and chat in names else None

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from asyncrl.data import adp
+from asyncrl.errors import UserError
 from asyncrl.recipe.data import DataRecipe
 from asyncrl.task import Message, Task, decoded_call
 
@@ -84,7 +86,12 @@ class PromptReader:
         """The chat that `value` is, with texts as contents. Raises BadPrompt for a message without one."""
         if self.from_arrow and isinstance(value, list):
             value = [_without_others(message) for message in value]
-        messages = as_messages(value)
+        try:
+            messages = as_messages(value)
+        except adp.NotText as error:
+            raise BadPrompt("prompt_not_text", str(error)) from error
+        except UserError as error:
+            raise BadPrompt("prompt_malformed", str(error)) from error
         return None if messages is None else [_message(m, i) for i, m in enumerate(messages)]
 
     def _tools(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -128,12 +135,14 @@ def traits(of: Prompt | Task) -> Iterator[str]:
 
 
 def as_messages(value: Any) -> list[Message] | None:
-    """The chat messages that `value` is, or is the JSON of."""
+    """The chat messages that `value` is, or is the JSON of; also if it is a trajectory's content (`adp.py`)."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except ValueError:
             return None
+    if adp.is_content(value):
+        return adp.messages(value)
     is_chat = isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value)
     return value if is_chat else None
 
