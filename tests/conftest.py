@@ -42,6 +42,7 @@ _LONGEST = (
     "test_run.py",
     "test_ends.py",
     "test_lost_node.py",
+    "test_placed_rewards.py",
     "test_environment.py",
     "test_backend.py",
     "test_answers.py",

@@ -52,7 +52,9 @@ class Buffer:
         index: dict[Key, log.Position] = {}
         log.sync_last(self._folder, GROUPS_STREAM)
         for record in groups(self._folder):
-            index.setdefault(key_of(record.payload), record.position)
+            key = key_of(record.payload)
+            index.pop(key, None)  # Their order is that of the positions.
+            index[key] = record.position
         return index
 
     @cached_property
@@ -70,15 +72,21 @@ class Buffer:
         await asyncio.to_thread(sight.require, "the buffer")
 
     async def put(self, keys: list[Key], frames: list[bytes]) -> None:
-        """Commit finished groups; returns once they are durable. A repeated call changes nothing.
+        """Commit finished groups; returns once they are durable. A repeated call changes nothing. Another group under
+        the key of one that is here takes its place: that one was generated before a crash of the machine, which cost
+        the control stream the task's start.
 
         Raises JournalWriteError if the disk does not take them.
         """
         for key, frame in zip(keys, frames, strict=True):
-            if key not in self._index:
-                position = self._commit.write(GROUP, memoryview(frame))
-                self._in_order.append(position)
-                self._index[key] = position
+            if known := self._index.get(key):
+                if log.read_at(self._folder, GROUPS_STREAM, known) == memoryview(frame):
+                    continue
+                self._in_order.remove(known)
+                del self._index[key]
+            position = self._commit.write(GROUP, memoryview(frame))
+            self._in_order.append(position)
+            self._index[key] = position
         await self._commit.durable()
         async with self._news:
             self._news.notify_all()

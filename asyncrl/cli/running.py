@@ -143,6 +143,14 @@ def job(arguments: argparse.Namespace) -> int:
     return of_job[arguments.command](arguments.job, arguments.address)
 
 
+def _judges(recipe: Recipe) -> list[str]:
+    """Where rewards run that have a place of their own."""
+    if (placement := recipe.rewards.placement) is None:
+        return []
+    processes = f"{placement.replicas} actor(s) x {recipe.rewards.workers} process(es)"
+    return [f"rewards    {processes}, anywhere on the cluster; an actor reserves {placement}"]
+
+
 def _sizes(recipe: Recipe) -> list[str]:
     """How large each loop of the run is, and the bound on staleness."""
     from asyncrl.control.staleness import slots, worst_case
@@ -171,6 +179,7 @@ def _sizes(recipe: Recipe) -> list[str]:
         f"(policy {settings.policy}, on_stale {recipe.on_stale})",
         f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
         f"on {engines}{rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
+        *_judges(recipe),
         f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",
         f"trainer    {steps} of {groups * recipe.group_size} trajectories, "
         f"<= {trainer.tokens_per_microbatch} tokens at once on {trainer.ranks} rank ({_device(trainer.gpus_per_rank)})",

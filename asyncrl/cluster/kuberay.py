@@ -14,7 +14,7 @@ import ray
 import yaml
 
 from asyncrl.cluster import bundle
-from asyncrl.cluster.shape import num_nodes, pieces
+from asyncrl.cluster.shape import num_nodes, pieces, reward_pieces
 from asyncrl.errors import UserError
 from asyncrl.recipe.load import dump
 from asyncrl.recipe.schema import Recipe
@@ -51,7 +51,7 @@ def manifest(
         "data": {key: files[path] for key, path in keys.items()},
     }
     count = max(num_nodes(recipe, gpus_per_node), nodes or 1)
-    gpus = gpus_per_node if pieces(recipe) else 0
+    gpus = gpus_per_node if pieces(recipe) + reward_pieces(recipe) else 0
     volumes = [{"name": "run", "configMap": {"name": name, "items": [{"key": k, "path": p} for k, p in keys.items()]}}]
     if claim:
         volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": claim}})

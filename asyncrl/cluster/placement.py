@@ -14,12 +14,15 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from asyncrl.cluster.shape import Piece, pieces, place
+from asyncrl.cluster.shape import Piece, pieces, place, reward_pieces
 from asyncrl.errors import DeadlineExceeded, UserError
 from asyncrl.processes.nodes import ALMOST_NO_CPU
+from asyncrl.recipe.rewards import PlacementRecipe, told
 from asyncrl.recipe.schema import Recipe
 
 _AT_ONCE_S = 5.0
+_ROUNDING = 1e-6
+"""Of sums of shares."""
 
 
 class Places:
@@ -45,8 +48,11 @@ class Places:
 
 def reserve(recipe: Recipe, say: Callable[[str], object]) -> Places:
     """Raises UserError if the cluster is too small for the recipe, DeadlineExceeded if it stays too full; either names
-    what is asked, what is there, and where."""
-    asked = pieces(recipe, recipe.rollout.first_replicas)
+    what is asked, what is there, and where. Actors of rewards are not in the group: they find room later, as they
+    can."""
+    asked = pieces(recipe, recipe.rollout.first_replicas) + reward_pieces(recipe)
+    if recipe.rewards.placement:
+        _require_room(recipe.rewards.placement)
     if homeless := place(asked, [total for _, total, _ in gpus_of_nodes()]):
         raise UserError(
             f"{_asked(asked)}, {_present()}: no room for {_counted(homeless)}; lower rollout.replicas, "
@@ -77,6 +83,23 @@ def _bundles(recipe: Recipe) -> list[dict[str, float]]:
     sizes = [trainer.gpus_per_rank] * trainer.ranks
     sizes += [rollout.gpus_per_replica] * (rollout.first_replicas if rollout.gpus_per_replica else 0)
     return [{"CPU": ALMOST_NO_CPU, **({"GPU": size} if size else {})} for size in sizes]
+
+
+def _require_room(placement: PlacementRecipe) -> None:
+    """Raises UserError if the nodes, were they empty, would not take all replicas."""
+    nodes = {node["NodeManagerAddress"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    asked = placement.asked or {"CPU": ALMOST_NO_CPU}
+    room = sum(
+        int(min(has.get(name, 0) / amount + _ROUNDING for name, amount in asked.items())) for has in nodes.values()
+    )
+    if room < placement.replicas:
+        present = "; ".join(
+            f"{address} has {told({name: has.get(name, 0) for name in asked})}" for address, has in nodes.items()
+        )
+        raise UserError(
+            f"rewards.placement: {placement.replicas} replica(s) ask for {placement} each, and the cluster has room "
+            f"for {room} ({present}); begin a node that has it (`ray start --resources=...`), or ask for less"
+        )
 
 
 def gpus_of_nodes() -> list[tuple[str, int, float]]:

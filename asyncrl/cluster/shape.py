@@ -29,6 +29,12 @@ def pieces(recipe: Recipe, replicas: int | None = None) -> list[Piece]:
     return [piece for piece in asked if piece.num_gpus]
 
 
+def reward_pieces(recipe: Recipe) -> list[Piece]:
+    """Of every actor of `rewards.placement`, if they ask for GPUs; beside those of `pieces`."""
+    placement = recipe.rewards.placement
+    return [Piece("reward actor", placement.num_gpus)] * placement.replicas if placement and placement.num_gpus else []
+
+
 def place(asked: Sequence[Piece], free: Sequence[float]) -> list[Piece]:
     """The pieces that find no node with room, when the largest are placed first, each on the fullest node that takes
     it, a share on the fullest GPU. `free`: GPUs of each node."""
@@ -54,10 +60,11 @@ def place(asked: Sequence[Piece], free: Sequence[float]) -> list[Piece]:
 
 def num_nodes(recipe: Recipe, gpus_per_node: int) -> int:
     """Fewest equal nodes that take the recipe; 1 without GPUs. UserError if a piece is larger than a node."""
-    asked = pieces(recipe)
+    asked = pieces(recipe) + reward_pieces(recipe)
     if asked and (largest := max(asked, key=lambda piece: piece.num_gpus)).num_gpus > gpus_per_node:
+        key = "rollout.gpus_per_replica" if largest in pieces(recipe) else "rewards.placement.num_gpus"
         raise UserError(
-            f"rollout.gpus_per_replica: a {largest.role} asks for {largest.num_gpus} GPUs on one node, and a node has "
+            f"{key}: a {largest.role} asks for {largest.num_gpus} GPUs on one node, and a node has "
             f"{gpus_per_node}; lower it, or say --gpus-per-node"
         )
     count = 1

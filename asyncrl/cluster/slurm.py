@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from asyncrl.cluster import bundle
-from asyncrl.cluster.shape import num_nodes, pieces
+from asyncrl.cluster.shape import num_nodes, pieces, reward_pieces
 from asyncrl.recipe.load import dump
 from asyncrl.recipe.schema import Recipe
 
@@ -77,7 +77,7 @@ def script(recipe: Recipe, name: str, base_dir: Path, gpus_per_node: int, nodes:
     return _SCRIPT.format(
         name=bundle.plain(name),
         num_nodes=max(needed, nodes or 1),
-        gpus=f"#SBATCH --gpus-per-node={gpus_per_node}\n" if pieces(recipe) else "",
+        gpus=f"#SBATCH --gpus-per-node={gpus_per_node}\n" if pieces(recipe) + reward_pieces(recipe) else "",
         stop_s=int(recipe.deadlines.stop_s),
         base_dir=shlex.quote(str(base_dir)),
         bin=shlex.quote(str(Path(sys.executable).parent)),

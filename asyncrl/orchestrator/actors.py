@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import ray
@@ -32,6 +33,7 @@ from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.episode import RolloutSettings
 from asyncrl.rollout.evaluation import EvalSettings
 from asyncrl.rollout.generator import Generator, GeneratorConfig
+from asyncrl.rollout.placed import RewardActor, RewardConfig
 from asyncrl.rollout.policy import SamplingLimits
 from asyncrl.storage.sight import Sight
 from asyncrl.trainer.actor import TrainerActor
@@ -86,6 +88,23 @@ class Actors:
             scheduling_strategy=self.places.of_generator(_number(name)),
         ).remote(self._generator_config(name), buffer)
 
+    @cached_property
+    def reward_actors(self) -> tuple[ActorHandle, ...]:
+        """Those of `rewards.placement`. Made once: Ray starts one that died again."""
+        placement = self.recipe.rewards.placement
+        if placement is None:
+            return ()
+        actor = RewardActor.options(
+            num_cpus=max(placement.num_cpus, ALMOST_NO_CPU),
+            num_gpus=placement.num_gpus,
+            resources=placement.resources,
+            memory=int(placement.memory_gib * 2**30) if placement.memory_gib else None,
+            max_concurrency=max_concurrency(self.recipe),
+            runtime_env={"env_vars": {} if placement.num_gpus else _NO_GPU},
+            scheduling_strategy="SPREAD",
+        )
+        return tuple(actor.remote(reward_role(n), self._rewards()) for n in range(placement.replicas))
+
     def trainer(self, buffer: ActorHandle) -> Ranks:
         trainer = self.recipe.trainer
         channel = resolve_channel(self.recipe, self.base_dir)
@@ -136,15 +155,22 @@ class Actors:
             engine=rollout.engine,
             engine_config=engine_config,
             settings=settings,
-            reward=tuple(recipe.reward_parts),
+            rewards=self._rewards(),
+            reward_actors=self.reward_actors,
             env=self._env_settings(),
             evaluations=tuple(map(self._eval_settings, recipe.eval)),
             base_dir=self.base_dir,
-            rewards=recipe.rewards,
             teachers=tuple(recipe.algorithm.teacher),
             contexts=tuple(self._context(teacher) for teacher in recipe.algorithm.teacher),
             sight=self.sight,
+            rollout_s=recipe.deadlines.rollout_s,
         )
+
+    def _rewards(self) -> RewardConfig:
+        recipe = self.recipe
+        parts = {"": tuple(recipe.reward_parts), **{one.name: tuple(recipe.parts_of(one)) for one in recipe.eval}}
+        named = {name: functions for name, functions in parts.items() if functions}
+        return RewardConfig(named, self.base_dir, recipe.rewards, self.run_dir)
 
     def _context(self, teacher: TeacherRecipe) -> int | None:
         """A server refuses what is too long for it."""
@@ -173,7 +199,7 @@ class Actors:
             max_steps=self.recipe.max_steps,
             prefix=f"eval.{part.name}.",
         )
-        return EvalSettings(part.name, settings, tuple(self.recipe.parts_of(part)))
+        return EvalSettings(part.name, settings)
 
     def _env_settings(self) -> EnvSettings | None:
         env, variables = self.recipe.env, dict(self.recipe.sources[0].chat_template_kwargs)
@@ -196,6 +222,11 @@ class Actors:
 def max_concurrency(recipe: Recipe) -> int:
     """Calls that a generator takes at once: all groups of the run, and what else there is to say to it."""
     return slots(control_settings(recipe)) + _OTHER_CALLS
+
+
+def reward_role(number: int) -> str:
+    """What a reward actor is called."""
+    return f"reward-{number}"
 
 
 def _number(generator: str) -> int:

@@ -52,9 +52,9 @@ from asyncrl.orchestrator.fleet import Fleet, PushBroken
 from asyncrl.orchestrator.notices import Notices
 from asyncrl.orchestrator.outcome import outcome
 from asyncrl.orchestrator.overdue import Overdue
-from asyncrl.orchestrator.ranks import Ranks
 from asyncrl.orchestrator.recorder import Recorder
 from asyncrl.orchestrator.recovery import Recovered
+from asyncrl.orchestrator.rewards import RewardActors
 from asyncrl.orchestrator.status import Status
 from asyncrl.orchestrator.stop import Stop
 from asyncrl.orchestrator.trainer_link import TrainerLink
@@ -65,7 +65,6 @@ from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineDead
 from asyncrl.rollout.summary import GroupSummary, filtered
 from asyncrl.terminal.live import LiveView
-from asyncrl.trainer.messages import role
 from asyncrl.verdicts import accuracy
 from asyncrl.weights.verify import Verification
 
@@ -111,7 +110,7 @@ class Driver:
         verification = Verification(recipe)
         self.trainer = TrainerLink(
             recipe,
-            lambda: self._heard(actors.trainer(self.buffer)),
+            lambda: self.notices.of_ranks(actors.trainer(self.buffer)),
             lambda done, live, snapshots: self.checkpoints.origin(done, live, snapshots),
             self.snapshots,
             self.processes,
@@ -132,6 +131,9 @@ class Driver:
             self._spawn,
             self.trace,
             verification,
+        )
+        self.rewards = RewardActors(
+            recipe, actors.reward_actors, self.notices, self.processes, self.waiting, self.inbox.put_nowait
         )
         self.evaluations = Evaluations(
             recipe,
@@ -160,11 +162,6 @@ class Driver:
         self.publishing = -1
         self.stopping: Stop | None = None
         self._calls: set[asyncio.Task[None]] = set()
-
-    def _heard(self, ranks: Ranks) -> Ranks:
-        for rank, handle in enumerate(ranks.handles):
-            self.notices.of(role(rank), handle)
-        return ranks
 
     async def run(self) -> None:
         """The main loop: decide, carry out, wait for the next event. Ends with a checkpoint of the last step done."""
@@ -257,7 +254,7 @@ class Driver:
 
         self.trainer.start().add_done_callback(up)
         # Who cannot start says so while the others still load.
-        await asyncio.gather(self.trainer.ready(), *([] if over else [self.fleet.start(up)]))
+        await asyncio.gather(self.trainer.ready(), *([] if over else [self.fleet.start(up), self.rewards.start()]))
         if not over:
             await self._go_live(fresh)
         self.recorder.begin()
@@ -391,6 +388,7 @@ class Driver:
     async def close(self) -> None:
         """Stop the engines and the reward processes."""
         await self.fleet.close()
+        await self.rewards.close()
         await self.notices.last()
         self.journal.close()
         await asyncio.to_thread(self.trace.close)

@@ -19,7 +19,7 @@ from asyncrl.cluster import ray_cluster
 from asyncrl.data.held_out import HeldOut, load_held_out
 from asyncrl.errors import RunFailed
 from asyncrl.models import load_tokenizer
-from asyncrl.orchestrator.actors import Actors, max_concurrency
+from asyncrl.orchestrator.actors import Actors, max_concurrency, reward_role
 from asyncrl.orchestrator.fleet import close
 from asyncrl.orchestrator.loop import complete
 from asyncrl.orchestrator.run import model_folder, with_ray
@@ -59,6 +59,7 @@ async def _evaluate(actors: Actors, held_out: list[HeldOut], version: int, out: 
     waiting = WaitingFor(recipe.deadlines.warn_s)
     names = [f"generator-{number}" for number in range(recipe.rollout.replicas)]
     serving = {name: actors.generator(name, None) for name in names}
+    judges = {reward_role(number): actor for number, actor in enumerate(actors.reward_actors)}
 
     def lost(name: str, handle: ActorHandle, error: Exception) -> None:
         if serving.pop(name, None) is not None:
@@ -68,16 +69,18 @@ async def _evaluate(actors: Actors, held_out: list[HeldOut], version: int, out: 
 
     try:
         with shown(f"starting {len(names)} generator(s)"):
-            await asyncio.gather(*(_start(recipe, waiting, name, handle) for name, handle in serving.items()))
+            loading = ((name, handle, "model") for name, handle in serving.items())
+            judging = ((name, handle, "reward") for name, handle in judges.items())
+            await asyncio.gather(*(_start(recipe, waiting, *one) for one in (*loading, *judging)))
         scoring = Scoring(recipe, waiting, lambda: serving, lost, max_concurrency(recipe) // 2)
         return [await _one(recipe, scoring, one, version, out) for one in held_out]
     finally:
-        await close(waiting, serving)
+        await close(waiting, {**serving, **judges})
 
 
-async def _start(recipe: Recipe, waiting: WaitingFor, name: str, handle: ActorHandle) -> None:
+async def _start(recipe: Recipe, waiting: WaitingFor, name: str, handle: ActorHandle, what: str) -> None:
     try:
-        await waiting(handle.start.remote(), name, "to load the model", recipe.deadlines.start_s)
+        await waiting(handle.start.remote(), name, f"to load the {what}", recipe.deadlines.start_s)
     except RayActorError as error:
         raise RunFailed(f"{name} did not start: {reason(error)}") from error
 

@@ -16,6 +16,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 
 from asyncrl.observe.relay import Notice, Repeats
+from asyncrl.orchestrator.ranks import Ranks
+from asyncrl.trainer.messages import role
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,12 @@ class Notices:
         if asking := self._asking.pop(name, None):
             asking.cancel()
         return handle
+
+    def of_ranks(self, ranks: Ranks) -> Ranks:
+        """As `of`, of each."""
+        for rank, handle in enumerate(ranks.handles):
+            self.of(role(rank), handle)
+        return ranks
 
     @asynccontextmanager
     async def said(self) -> AsyncIterator[None]:

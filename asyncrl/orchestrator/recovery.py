@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from asyncrl.buffer.records import read_control
+from asyncrl.buffer.records import groups, read_control
 from asyncrl.control.controller import Controller
 from asyncrl.control.history import Decisions, Entry, HistoryError, Snapshot, replay
 from asyncrl.control.messages import Train
@@ -53,6 +53,7 @@ def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lam
         if entries:
             controller = replay(entries)
         elif checkpoint:
+            _require_no_newer_groups(run_dir, version)
             controller = replay([Snapshot(control["controller"])])
         else:
             raise UserError(
@@ -72,6 +73,16 @@ def recover(run_dir: Path, settings: Settings, read: Callable[[int], None] = lam
         )
     controller.change(settings)
     return Recovered(controller, checkpoint, version, batches)
+
+
+def _require_no_newer_groups(run_dir: Path, version: int) -> None:
+    """Raises UserError if groups are left of which only the lost control stream knew: they may be of later versions
+    than the checkpoint, under the numbers of those that are generated next."""
+    if next(groups(run_dir / "journal"), None) is not None:
+        raise UserError(
+            f"{run_dir}/journal has groups and no record of what became of them (control_*.log); put those files back, "
+            f"or move the folder away to go on from checkpoint {version}"
+        )
 
 
 def leases(entries: list[Entry]) -> dict[int, Train]:

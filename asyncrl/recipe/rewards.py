@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from asyncrl.metric_names import JUDGED, VERDICTS
-from asyncrl.recipe.part import LIST, ONE, Gib, Part, Processes, Seconds, one_or_list
+from asyncrl.recipe.part import LIST, ONE, Gib, Gpus, Part, Processes, Seconds, one_or_list
 from asyncrl.rewards import parts
 from asyncrl.rewards.score import RESERVED
 
@@ -74,9 +74,60 @@ def reward_parts(
         yield parts.Part(part.fn, part.label, part.weight, part.kwargs, dataset, source, part.judges)
 
 
+_OF_RAY = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory_gib"}
+"""Resources that have a key of their own."""
+
+
+def _custom(resources: dict[str, float]) -> dict[str, float]:
+    for name, key in _OF_RAY.items():
+        if name in resources:
+            raise PydanticCustomError(
+                "own_key", "{name} has a key of its own; say it as rewards.placement.{key}", {"name": name, "key": key}
+            )
+    return resources
+
+
+def told(resources: Mapping[str, float]) -> str:
+    """Amounts by Ray's names, in words."""
+    sizes = {"memory": (2**30, " GiB")}
+    scaled = ((name, amount, *sizes.get(name, (1, ""))) for name, amount in resources.items())
+    return ", ".join(f"{amount / unit:g}{mark} {name}" for name, amount, unit, mark in scaled)
+
+
+class PlacementRecipe(Part):
+    """Where on a cluster the reward runs; quantities are Ray's, and each replica reserves as much."""
+
+    replicas: Processes = 1
+    """Ray actors, each with `rewards.workers` processes; a group goes to the one that has the fewest."""
+    num_cpus: Annotated[float, Field(ge=0, le=10_000)] = 0
+    """CPUs of each."""
+    num_gpus: Gpus = 0
+    """GPUs of each, which its processes share and others do not get; 0.5 = half of one."""
+    memory_gib: Gib | None = None
+    """Memory of each, in GiB, of what Ray counts on a node."""
+    resources: Annotated[
+        dict[Annotated[str, Field(min_length=1)], Annotated[float, Field(gt=0, le=10**6)]], AfterValidator(_custom)
+    ] = {}
+    """Custom resources of each, such as `{judge: 1}` on nodes begun with `ray start --resources='{"judge": 2}'`."""
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """Of each replica, by Ray's names; memory in bytes."""
+        memory = self.memory_gib * 2**30 if self.memory_gib else 0
+        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, "memory": memory, **self.resources}
+        return {name: amount for name, amount in asked.items() if amount}
+
+    def __str__(self) -> str:
+        """What each replica asks for."""
+        return told(self.asked) or "nothing"
+
+
 class RewardsRecipe(Part):
+    placement: PlacementRecipe | None = None
+    """Run the reward in Ray actors of its own, wherever on the cluster there is what they ask for
+    (docs/rewards.md#on-nodes-of-its-own). Default: beside each generator."""
     workers: Processes = 1
-    """Reward processes per generator."""
+    """Reward processes per generator, or of each actor of `placement`."""
     timeout_s: Seconds = 30.0
     """A reward call that takes longer is killed; its trajectories are masked and counted."""
     kwargs: dict[str, Any] = {}

@@ -76,8 +76,8 @@ class BudgetsRecipe(Part):
     max_consecutive_reward_failures: PositiveInt = 1000
     """The run stops when so many trajectories one after the other had no reward."""
     max_consecutive_restarts: PositiveInt = 5
-    """The run stops when one generator was lost so often without a finished group between, or the trainer so
-    often without a step."""
+    """The run stops when one generator was lost so often without a finished group between, an actor of
+    `rewards.placement` without a scored one, or the trainer without a step."""
     max_consecutive_skipped_steps: PositiveInt = 5
     """The run stops when so many consecutive steps had a gradient that is not finite."""
 
@@ -261,6 +261,10 @@ class Recipe(Part):
         if self.rewards.kwargs and not isinstance(self.reward, str):
             raise PydanticCustomError(
                 "kwargs_of_none", "rewards.kwargs are of a reward that is one function; give each part its own kwargs"
+            )
+        if self.rewards.placement and not (self.reward_parts or any(self.parts_of(one) for one in self.eval)):
+            raise PydanticCustomError(
+                "nothing_placed", "rewards.placement is of reward functions, and the recipe names none; leave it out"
             )
         return self
 

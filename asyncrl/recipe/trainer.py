@@ -86,7 +86,7 @@ class TrainerRecipe(Part):
     """Gradients are scaled down to this global L2 norm."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a running mean of the weights over training steps, such as 0.99. It is exported beside the model of each
-    checkpoint, as `model_ema`; nothing is sampled or evaluated with it."""
+    checkpoint, as `model_ema`; nothing is sampled or evaluated with it. Of adapters it is that of A and that of B."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     """What makes an update of a gradient."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

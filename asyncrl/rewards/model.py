@@ -1,4 +1,4 @@
-"""A reward model: a sequence classifier of `transformers`, in each reward process, on the CPU:
+"""A reward model: a sequence classifier of `transformers`, in each reward process:
 
 reward:
   - {fn: asyncrl.rewards.model:SequenceClassifier, kwargs: {model: Skywork/Skywork-Reward-V2-Qwen3-0.6B}}
@@ -15,10 +15,16 @@ class SequenceClassifier:
     """The score of prompt and completion, as one chat in the model's own template."""
 
     def __init__(
-        self, model: str, label: int | None = None, max_tokens: int = 4096, revision: str | None = None
+        self,
+        model: str,
+        label: int | None = None,
+        max_tokens: int = 4096,
+        revision: str | None = None,
+        device: str = "cpu",
     ) -> None:
         """`model`: a folder or a hub name. `label`: which output is the reward, of a model that has several.
-        `max_tokens`: of a chat; a longer one is a failure, as a score of its beginning would not be of it.
+        `max_tokens`: of a chat; a longer one is a failure, as a score of its beginning would not be of it. `device`:
+        torch's name of it; a GPU beside the engine's needs `rewards.placement.num_gpus`.
 
         Raises UserError for a model without a chat template, or with several outputs and no `label`.
         """
@@ -36,7 +42,7 @@ class SequenceClassifier:
             )
         if not self.tokenizer.chat_template:
             raise UserError(f"reward model {model} has no chat template; take one that was trained on chats")
-        self.model = found.eval()
+        self.model, self.device = found.eval().to(device), device
         number = found.config.num_labels
         if number > 1 and label is None:
             raise UserError(
@@ -57,5 +63,5 @@ class SequenceClassifier:
             raise ValueError(f"the chat has {len(tokens)} tokens, more than max_tokens {self.max_tokens}")
         with self.torch.inference_mode():
             # One by one: without padding, which some models would look at.
-            logits = self.model(input_ids=self.torch.tensor([tokens])).logits
+            logits = self.model(input_ids=self.torch.tensor([tokens], device=self.device)).logits
         return float(logits[0, self.label])

@@ -81,14 +81,19 @@ class RewardPool:
         for thread in self._threads:
             thread.start()
 
+    async def loaded(self) -> None:
+        """Returns once a worker has loaded the functions. Raises UserError if the first could not."""
+        # Shielded: the cancellation of one group must not cancel what all wait for.
+        await asyncio.shield(asyncio.wrap_future(self._per_group))
+
     async def score(self, request: RewardRequest) -> list[Score]:
         """One Score per completion, in order. A call that fails, hangs or crashes gives failed Scores.
 
         A function for single completions is called once for each, with a time-out each; one for groups once for all.
         Waits for workers only, which have time-outs. Raises UserError if no worker could load the functions.
         """
-        # Shielded: the cancellation of one group must not cancel what all wait for.
-        per_group = await asyncio.shield(asyncio.wrap_future(self._per_group))
+        await self.loaded()
+        per_group = self._per_group.result()
         if not (places := of_source(self._parts, request.source)):
             return [failed("the recipe names no reward function for it")] * len(request.completions)
         calls = [[_Call(p, one) for one in ([request] if per_group[p] else request.split())] for p in places]

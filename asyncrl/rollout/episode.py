@@ -19,6 +19,7 @@ from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score, TrainerState, failed
 from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.occupancy import Occupancy
+from asyncrl.rollout.placed import PlacedRewards
 from asyncrl.rollout.policy import EnginePolicy, GroupAborted, SamplingLimits
 from asyncrl.rollout.teaching import Taught, Teaching
 from asyncrl.rollout.texts import Texts
@@ -78,7 +79,7 @@ class GroupRunner:
         self,
         engine: Engine,
         tokenizer: Any,
-        rewards: RewardPool | None,
+        rewards: RewardPool | PlacedRewards | None,
         settings: RolloutSettings,
         occupancy: Occupancy,
         environment: Environment | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from asyncrl.rewards.parts import Part
 from asyncrl.rollout.episode import Finished, RolloutSettings
 from asyncrl.task import Task, asked
 
@@ -16,8 +15,6 @@ class EvalSettings:
 
     name: str
     rollout: RolloutSettings
-    reward: tuple[Part, ...]
-    """Empty: the reward of the run."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 
 from asyncrl.data.prompts import BadPrompt
 from asyncrl.envs.pool import EnvPool, EnvSettings
@@ -25,10 +26,8 @@ from asyncrl.errors import RunFailed
 from asyncrl.observe import relay, trace
 from asyncrl.processes import orphans, stacks
 from asyncrl.processes.crossing import crossing
-from asyncrl.recipe.rewards import RewardsRecipe
 from asyncrl.recipe.teacher import TeacherRecipe
 from asyncrl.registry import ENGINES, find
-from asyncrl.rewards.parts import Part
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rollout.demonstrations import RowRunner
 from asyncrl.rollout.engine import EngineConfig, EngineDead
@@ -36,6 +35,7 @@ from asyncrl.rollout.episode import GroupRunner, RolloutSettings
 from asyncrl.rollout.evaluation import EvalSettings, TaskScores
 from asyncrl.rollout.occupancy import Occupancy
 from asyncrl.rollout.outbox import Outbox
+from asyncrl.rollout.placed import PlacedRewards, RewardConfig
 from asyncrl.rollout.policy import GroupAborted
 from asyncrl.rollout.summary import GroupSummary, filtered, summarise
 from asyncrl.rollout.teaching import Teaching
@@ -59,16 +59,19 @@ class GeneratorConfig:
     engine: str
     engine_config: EngineConfig
     settings: RolloutSettings
-    reward: tuple[Part, ...]
+    rewards: RewardConfig
+    reward_actors: tuple[ActorHandle, ...]
+    """Those of `rewards.placement`; none: it has reward processes of its own."""
     env: EnvSettings | None
     evaluations: tuple[EvalSettings, ...]
     base_dir: Path
-    rewards: RewardsRecipe
     teachers: tuple[TeacherRecipe, ...]
     contexts: tuple[int | None, ...]
     """Positions of each teacher; None if not known."""
     sight: Sight
     """Of the run directory."""
+    rollout_s: float
+    """Deadline of a group."""
 
 
 @ray.remote
@@ -98,12 +101,7 @@ class Generator:
         if config.engine_config.channel == "disk" or Path(config.engine_config.model).is_relative_to(run_dir):
             await asyncio.to_thread(config.sight.require, config.name)
         stacks.record(run_dir / "stacks", config.name)
-        log = run_dir.resolve() / "rewards.log"
-        self.rewards = self._reward_pool(config.reward, log)
-        self.held_out = {
-            one.name: self._reward_pool(one.reward, log) if one.reward else self.rewards for one in config.evaluations
-        }
-        """Who scores each evaluation."""
+        self.rewards = self._rewards()
         self.environment = EnvPool(config.env) if config.env else None
         self.engine = find(ENGINES, config.engine, config.base_dir, "rollout.engine")(config.engine_config)
         await asyncio.gather(self.engine.start(), *([self.environment.start()] if self.environment else []))
@@ -111,13 +109,15 @@ class Generator:
         self.probe = probe_tokens(tokenizer, config.settings.limits.max_tokens)
         self.teaching = Teaching(config.teachers, config.contexts, config.settings.unscored, tokenizer)
         self.runner: GroupRunner | RowRunner = GroupRunner(
-            self.engine, tokenizer, self.rewards, config.settings, self.occupancy, self.environment, self.teaching
+            *(self.engine, tokenizer, self.rewards.get(""), config.settings),
+            *(self.occupancy, self.environment, self.teaching),
         )
         if config.engine == DATA:
             self.runner = RowRunner(self.engine, tokenizer, config.settings.limits.max_tokens)
         self.evaluations = {
             one.name: GroupRunner(
-                self.engine, tokenizer, self.held_out[one.name], one.rollout, self.occupancy, self.environment
+                *(self.engine, tokenizer, self.rewards.get(one.name, self.rewards.get("")), one.rollout),
+                *(self.occupancy, self.environment),
             )
             for one in config.evaluations
         }
@@ -125,19 +125,12 @@ class Generator:
         self.occupancy.take()
         return {**orphans.here(), "num_workers": config.engine_config.num_workers, "probe": probe}
 
-    def _reward_pool(self, reward: tuple[Part, ...], log: Path) -> RewardPool | None:
-        rewards = self.config.rewards
-        if not reward:
-            return None
-        return RewardPool(
-            reward,
-            self.config.base_dir,
-            rewards.workers,
-            rewards.timeout_s,
-            memory_gib=rewards.memory_gib,
-            file_gib=rewards.file_gib,
-            log=log,
-        )
+    def _rewards(self) -> Mapping[str, RewardPool | PlacedRewards]:
+        """Who scores, by evaluation, as `RewardConfig` has them."""
+        rewards, actors = self.config.rewards, self.config.reward_actors
+        if not actors:
+            return rewards.pools()
+        return {name: PlacedRewards(actors, name, self.config.rollout_s) for name in rewards.parts}
 
     async def _first_probe(self) -> list[float] | str | None:
         """Log-probs before any push; in words why there are none; None from an engine that holds no weights."""
@@ -256,7 +249,7 @@ class Generator:
         return relay.take()
 
     async def close(self) -> None:
-        for pool in {self.rewards, *self.held_out.values()} - {None}:
+        for pool in self.rewards.values():
             pool.close()
         if self.teaching is not None:
             await self.teaching.close()

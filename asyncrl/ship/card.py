@@ -16,12 +16,17 @@ import asyncrl
 from asyncrl.observe.evaluations import sentence
 from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
+from asyncrl.registry import loss_traits
 from asyncrl.report.run_files import RunFiles
 from asyncrl.ship.wish import Wish
 
 _COLUMNS = {
     "reward/mean": "mean reward",
     "distil/kl": "reverse KL from the teacher",
+    "sft/nll": "loss of the demonstrations, nats a token",
+    "sft/perplexity": "perplexity",
+    "pairs/margin": "margin of the chosen",
+    "pairs/accuracy": "share of pairs in which it is preferred",
     "completion/tokens_mean": "tokens a completion",
     "trainer/entropy": "entropy",
 }
@@ -41,9 +46,9 @@ def card(run_dir: Path, recipe: Recipe, step: int, wish: Wish, dtype: torch.dtyp
     parts = [
         _front_matter(recipe, wish.adapter),
         f"# {name}, step {step}",
-        f"{_short(recipe.model)}, trained by reinforcement learning with asyncrl.",
+        f"{_short(recipe.model)}, trained by {' and '.join(_methods(recipe).values())} with asyncrl.",
         _table(["", ""], _facts(recipe, step, wish, dtype)),
-        "## Reward",
+        "## Training",
         _curve([record for record in files.records if record["step"] < step]),
         # The run's scores are of the weights themselves.
         *_held_out([] if wish.ema else [line for line in files.evaluations if line["version"] <= step]),
@@ -57,12 +62,30 @@ def card(run_dir: Path, recipe: Recipe, step: int, wish: Wish, dtype: torch.dtyp
     return "\n\n".join(parts) + "\n"
 
 
+def _methods(recipe: Recipe) -> dict[str, str]:
+    """What the model learnt from: as hubs tag it, and in words."""
+    loss, teachers = recipe.algorithm.loss, recipe.algorithm.teacher
+    found = {}
+    if recipe.from_data and loss_traits(loss).pairs:
+        found[loss] = f"preference optimization ({loss.upper()}) on pairs of answers"
+    elif recipe.from_data:
+        found["sft"] = "supervised fine-tuning on demonstrations"
+    elif not recipe.taught_alone:
+        found["reinforcement-learning"] = "reinforcement learning"
+    if teachers:
+        names = ", ".join(_short(teacher.model) for teacher in teachers)
+        found["on-policy-distillation"] = f"on-policy distillation from {names}"
+    if recipe.algorithm.sft is not None:
+        found["sft"] = "supervised fine-tuning on demonstrations beside it"
+    return found
+
+
 def _front_matter(recipe: Recipe, adapter: bool) -> str:
     """JSON is YAML, whatever the names are."""
     keys: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["asyncrl", "reinforcement-learning", *(["lora"] if recipe.trainer.lora.rank else [])],
+        "tags": ["asyncrl", *_methods(recipe), *(["lora"] if recipe.trainer.lora.rank else [])],
     }
     if _is_of_a_hub(recipe.model):
         keys["base_model"] = recipe.model
@@ -74,10 +97,14 @@ def _front_matter(recipe: Recipe, adapter: bool) -> str:
 def _facts(recipe: Recipe, step: int, wish: Wish, dtype: torch.dtype) -> Iterator[Sequence[str]]:
     algorithm, lora, rollout = recipe.algorithm, recipe.trainer.lora, recipe.rollout
     yield "base model", _short(recipe.model)
-    yield "steps", f"{step} of {recipe.max_steps}, {recipe.groups_per_step} x {recipe.group_size} trajectories each"
+    size = f"{recipe.groups_per_step} x {recipe.group_size} trajectories"
+    if recipe.from_data:
+        size = f"{recipe.groups_per_step} {'pairs' if loss_traits(algorithm.loss).pairs else 'rows'}"
+    yield "steps", f"{step} of {recipe.max_steps}, {size} each"
     preset = f"preset {algorithm.preset}: " if algorithm.preset else ""
     yield "objective", f"{preset}loss {_short(algorithm.loss)}, advantage {_short(algorithm.advantage)}"
-    yield "max_staleness", f"{recipe.max_staleness:g}, in updates between sampling and training"
+    if not recipe.from_data:
+        yield "max_staleness", f"{recipe.max_staleness:g}, in updates between sampling and training"
     yield "data", ", ".join(_short(path) for source in recipe.sources for path in source.paths)
     if recipe.reward_parts or recipe.env:
         yield "reward", ", ".join(_short(part.fn) for part in recipe.reward_parts) or "of the environment"

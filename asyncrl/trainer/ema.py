@@ -4,6 +4,8 @@ as in arXiv:1502.03509).
     mean <- decay · mean + (1 - decay) · weights    after each training step, from the initial weights on
 
 In fp32, of what this rank holds. Nothing is trained or sampled with it: it is exported beside the model.
+Of adapters it is the mean of A and the mean of B, an adapter of their rank. The mean of the products BA is another
+matrix, by Cov(B, A) along the way, and its rank grows with the steps.
 """
 
 from __future__ import annotations

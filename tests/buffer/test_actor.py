@@ -103,6 +103,21 @@ def test_a_repeated_put_writes_nothing(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_another_group_under_a_key_takes_the_place_of_the_one_that_the_crash_left(tmp_path: Path) -> None:
+    """The task's start was in the control stream that the machine lost; what it is told of now is the new group."""
+
+    async def scenario() -> None:
+        await put(Buffer(tmp_path, RECIPE), (0, 0), (1, 0))
+        new = frame(0, num_tokens=9)
+        for buffer in (Buffer(tmp_path, RECIPE), Buffer(tmp_path, RECIPE)):
+            await buffer.put([(0, 0)], [new])
+            assert await buffer.take([(0, 0), (1, 0)]) == [new, frame(1)]
+            assert [found for _, found in await buffer.since(START, 9, 1)] == [frame(1), new]
+        assert written(tmp_path) == [(0, 0), (1, 0), (0, 0)]
+
+    run(scenario())
+
+
 def test_a_group_is_in_the_file_and_fsynced_once_put_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes_synced: list[int] = []
     real_fsync = os.fsync

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.cluster.shape import Piece, num_nodes, pieces, place
+from asyncrl.cluster.shape import Piece, num_nodes, pieces, place, reward_pieces
 from asyncrl.errors import UserError
+from asyncrl.recipe.rewards import PlacementRecipe, RewardsRecipe
 from asyncrl.recipe.schema import Recipe
 
 
@@ -73,3 +74,15 @@ def test_a_share_lies_on_one_gpu(sizes: list[float], free: list[int]) -> None:
 def test_pieces_are_ranks_and_generators() -> None:
     assert pieces(recipe(2, 4, 3, 1)) == [Piece("trainer rank", 1)] * 3 + [Piece("generator", 4)] * 2
     assert pieces(recipe(2, 0, 3, 0)) == []
+
+
+def test_reward_actors_take_gpus_of_nodes_beside_those_of_the_run() -> None:
+    alone = recipe(2, 4, 3, 1)
+    placement = PlacementRecipe(replicas=2, num_gpus=3)
+    placed = alone.model_copy(update={"rewards": RewardsRecipe(placement=placement)})
+    assert (pieces(placed), reward_pieces(placed)) == (pieces(alone), [Piece("reward actor", 3)] * 2)
+    assert (num_nodes(alone, 6), num_nodes(placed, 6)) == (2, 3)
+    assert reward_pieces(alone) == []
+    large = alone.model_copy(update={"rewards": RewardsRecipe(placement=PlacementRecipe(num_gpus=8))})
+    with pytest.raises(UserError, match=r"^rewards.placement.num_gpus: a reward actor asks for 8 GPUs on one node"):
+        num_nodes(large, 6)

@@ -499,7 +499,7 @@ class World:
 
     async def _live(self) -> Driver:
         recipe, run_dir = self.recipe, self.run_dir
-        resumed = (run_dir / "journal").exists()
+        resumed = (run_dir / "journal").exists() or (run_dir / "checkpoints").exists()
         if resumed:
             recovered = recover(run_dir, control_settings(recipe))
         else:
@@ -514,6 +514,7 @@ class World:
             buffer=lambda: self.buffer,
             generator=self.create_generator,
             trainer=self.create_trainer,
+            reward_actors=(),
         )
         # One row in four is solved always, say, and draws of it are skipped.
         tasks = SimpleNamespace(

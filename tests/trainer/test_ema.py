@@ -92,6 +92,22 @@ def test_the_exported_mean_is_a_model(tiny_model: Path, tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], mean) for name, mean in ours.ema.means.items())
 
 
+def test_of_adapters_the_factors_are_averaged_and_not_their_product(tiny_model: Path) -> None:
+    """What the mean of the merged weights would be is another matrix, of a higher rank."""
+    ours = learner(tiny_model, with_ema(precision="fp32", lora={"rank": 1}))
+    [a, *_] = [name for name in ours.ema.means if "q_proj.lora_A" in name]
+    b = a.replace("lora_A", "lora_B")
+    merged = weights(ours)[b] @ weights(ours)[a]
+    for step, batch in enumerate(BATCHES):
+        ours.step(batch, step, 0)
+        now = weights(ours)
+        merged = 0.75 * merged + 0.25 * now[b] @ now[a]
+    kept = ours.ema.means[b] @ ours.ema.means[a]
+    assert torch.linalg.matrix_rank(kept) == 1
+    assert torch.linalg.matrix_rank(merged) > 1
+    assert 0 < float((kept - merged).norm() / merged.norm()) < 0.2
+
+
 def test_a_checkpoint_without_one_begins_one_and_says_so(tiny_model: Path, caplog: Any) -> None:
     before = learner(tiny_model, with_ema(None))
     before.step(BATCHES[0], 0, 0)
