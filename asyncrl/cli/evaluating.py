@@ -47,11 +47,11 @@ def scored(recipe: Recipe, model: str, version: int, out: Path) -> list[dict[str
 def _by_lm_eval(arguments: argparse.Namespace) -> int:
     """Tasks of lm-evaluation-harness."""
     recipe, model, version, out = _of_run(arguments) or _of_model(arguments)
+    from asyncrl.observe.lm_eval import FILE, HEADS, cells
+    from asyncrl.orchestrator import lm_eval
+
     recipe = recipe.for_evaluation(model)
-    with importing(for_a_run=False):
-        from asyncrl.observe.lm_eval import FILE, HEADS, cells
-        from asyncrl.orchestrator import lm_eval
-    lm_eval.check(arguments.lm_eval, arguments.passed_on)
+    lm_eval.check(recipe, arguments.lm_eval, arguments.passed_on)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = Path(arguments.model.rstrip("/")).name
     lines = lm_eval.evaluate(recipe, version, name, arguments.lm_eval, arguments.passed_on, out)

@@ -28,7 +28,7 @@ from asyncrl.observe.lm_eval import FILE, lines_of
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.processes.last_words import cause, tail
 from asyncrl.processes.program import Program
-from asyncrl.recipe.check import context_of
+from asyncrl.recipe.check import context_of, folder_of
 from asyncrl.recipe.cores import usable_cores
 from asyncrl.recipe.schema import Recipe
 from asyncrl.rollout.engine import EngineConfig
@@ -47,6 +47,7 @@ _OURS = {
     **dict.fromkeys(("--model", "-M", "--model_args", "-a", "--device"), "the first argument, and rollout.engine_args"),
 }
 """Options of lm_eval that asyncrl says to it, and what says them to asyncrl."""
+_CACHE = ("--use_cache", "-c")
 _REQUESTS = re.compile(r"Requesting API:[^\r\n]*?(\d+)/(\d+) \[")
 """lm_eval's own progress."""
 _OF_HUB = re.compile(r"\bHub\b|huggingface|ConnectionError|OfflineMode|DatasetNotFound")
@@ -57,12 +58,16 @@ _AT_ONCE = 64
 """Requests in flight; the server batches them."""
 
 
-def check(tasks: Sequence[str], options: Sequence[str]) -> None:
-    """Raises UserError if lm_eval is not there, or does not know one of its tasks or options."""
+def check(recipe: Recipe, tasks: Sequence[str], options: Sequence[str]) -> None:
+    """Raises UserError if the model can be none, or lm_eval is not there or does not know a task or an option."""
+    if recipe.model != TINY_LLAMA:
+        folder_of("model", recipe.model, Path.cwd())
     said = [word.partition("=")[0] for word in options if word.startswith("-")]
     for word in said:
         if word in _OURS:
             raise UserError(f"{word} behind -- is not for lm_eval: asyncrl says it, by {_OURS[word]}")
+        if word in _CACHE:
+            raise UserError(f"{word} of lm_eval gives the answers of one model for those of the next; leave it out")
     known = set(re.findall(r"(?<![\w-])--?[A-Za-z]\w*", _asked("run", "--help")))
     for word in said:
         if word not in known and not re.fullmatch(r"-\d.*", word):
@@ -129,14 +134,14 @@ def evaluate(
     try:
         model = str(make_tiny_llama(work_dir / "model", recipe.seed)) if recipe.model == TINY_LLAMA else recipe.model
         model = os.path.abspath(model) if is_local(model) else model
-        config = engine_config(recipe, model)
+        config, adds_bos = engine_config(recipe, model), _adds_bos(model, options)
         with ExitStack() as stack:
             with shown(f"vLLM loads {model}"):
                 log = folder / "server.log"
                 server = stack.enter_context(serving(config, name, log, recipe.deadlines.start_s))
             timeout_s = recipe.deadlines.rollout_s
-            command = _command(server, config, name, options, folder, timeout_s)
-            _run([*command, f"--tasks={','.join(tasks)}"], server, folder, 2 * timeout_s)
+            command = _command(server, config, name, adds_bos, folder, timeout_s)
+            _run([*command, f"--tasks={','.join(tasks)}", *options], server, folder, 2 * timeout_s)
     finally:
         private.remove(work_dir)
     return _kept(folder, version, name, out)
@@ -164,28 +169,29 @@ def engine_config(recipe: Recipe, model: str) -> EngineConfig:
 
 
 def _command(
-    server: Server, config: EngineConfig, name: str, options: Sequence[str], folder: Path, timeout_s: float
+    server: Server, config: EngineConfig, name: str, adds_bos: bool, folder: Path, timeout_s: float
 ) -> list[str]:
-    """Without its tasks."""
+    """Without its tasks and options."""
     model_args = {
         "model": name,
         "base_url": f"{server.url}/completions",
         "tokenizer": config.model,
         "tokenizer_backend": "huggingface",
-        "add_bos_token": not any(word.startswith("--apply_chat_template") for word in options) and _adds_bos(config),
+        "add_bos_token": adds_bos,
         "max_length": server.max_tokens,
         "num_concurrent": config.engine_args.get("max_num_seqs", _AT_ONCE),
         "timeout": round(timeout_s),
     }
     said = {"model": "local-completions", "model_args": json.dumps(model_args), "output_path": folder / "results.json"}
-    return [*_lm_eval(), "run", *(f"--{key}={value}" for key, value in said.items()), *options]
+    return [*_lm_eval(), "run", *(f"--{key}={value}" for key, value in said.items())]
 
 
-def _adds_bos(config: EngineConfig) -> bool:
-    """Whether the tokenizer begins each text with a token of its own. lm_eval's other backends leave that to it; this
-    one has to be told. A chat template writes it itself."""
-    tokenizer = load_tokenizer(config.model)
-    return tokenizer("a").input_ids[:-1] == [tokenizer.bos_token_id]
+def _adds_bos(model: str, options: Sequence[str]) -> bool:
+    """Whether prompts begin with a token of the tokenizer's own. lm_eval's other backends leave that to the tokenizer;
+    this one has to be told. A chat template writes it itself. Raises UserError if there is no tokenizer."""
+    tokenizer = load_tokenizer(model)
+    of_template = any(word.startswith("--apply_chat_template") for word in options)
+    return not of_template and tokenizer("a").input_ids[:-1] == [tokenizer.bos_token_id]
 
 
 def _run(command: Sequence[str], server: Server, folder: Path, silent_s: float) -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -122,8 +123,9 @@ def tasks(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:
 ARGUMENTS = ("weights.dtype=float32", "rollout.kv_cache_gib=0.25", "rollout.engine_args={enforce_eager: true}")
 
 
-def evaluated(model: Path, out: Path, names: str, tasks: Path, *more: str) -> list[dict[str, Any]]:
-    asked = ["eval", str(model), *ARGUMENTS, "--out", str(out), "--lm-eval", names, "--", f"--include_path={tasks}"]
+def evaluated(model: str, out: Path, names: str, tasks: Path, *more: str) -> list[dict[str, Any]]:
+    where = [] if model.startswith(str(out)) else ["--out", str(out)]
+    asked = ["eval", model, *ARGUMENTS, *where, "--lm-eval", names, "--", f"--include_path={tasks}"]
     assert main([*asked, *more]) == 0
     return [json.loads(line) for line in (out / "lm_eval.jsonl").read_text().splitlines()]
 
@@ -136,10 +138,13 @@ def evaluated(model: Path, out: Path, names: str, tasks: Path, *more: str) -> li
 def test_a_task_from_the_command_to_the_report(
     stand_in: Path, tiny_model: Path, tasks: Path, tmp_path: Path, made_up: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir = tmp_path / "run"
-    made_up.write_run(run_dir)
-    (line,) = evaluated(tiny_model, run_dir, "own_choice", tasks)
-    assert (line["task"], line["metric"], line["version"], line["samples"]) == ("own_choice", "acc", 0, 12)
+    run_dir = made_up.write_run(tmp_path / "run")
+    for step in (10, 20):
+        checkpoint = run_dir / f"checkpoints/step_{step:06d}"
+        shutil.copytree(tiny_model, checkpoint / "model")
+        (checkpoint / "COMPLETE").touch()
+    (line,) = evaluated(f"{run_dir}@10", run_dir, "own_choice", tasks)
+    assert (line["task"], line["metric"], line["version"], line["samples"]) == ("own_choice", "acc", 10, 12)
     assert line["value"] == pytest.approx(5 / 12)
     assert line["stderr"] == pytest.approx((5 / 12 * 7 / 12 / 11) ** 0.5)
     said = capsys.readouterr().out
@@ -147,8 +152,7 @@ def test_a_task_from_the_command_to_the_report(
     assert (run_dir / line["results"] / "server.log").exists()
     report = write_report(run_dir).read_text()
     assert "Held-out tasks" in report
-    assert "<td>own_choice</td><td>acc</td>" in report
-    assert "0.1486" in report
+    assert re.search(r"<td[^>]*>10</td><td>own_choice</td><td>acc</td><td[^>]*>0.4167</td><td[^>]*>0.1486</td>", report)
     left = [
         one.name() for one in psutil.Process().children(recursive=True) if "vllm" in " ".join(one.cmdline()).lower()
     ]
@@ -164,7 +168,7 @@ def test_the_package_itself_gives_what_transformers_gives(
     monkeypatch.setenv(module.PYTHON, str(PACKAGE))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    found = evaluated(tiny_model, out, "own_choice,own_words", tasks, "--log_samples")
+    found = evaluated(str(tiny_model), out, "own_choice,own_words", tasks, "--log_samples")
     by_task = {line["task"]: line for line in found}
     assert by_task["own_choice"]["value"] == pytest.approx(5 / 12)
     assert by_task["own_choice"]["stderr"] == pytest.approx((5 / 12 * 7 / 12 / 11) ** 0.5)
@@ -213,6 +217,11 @@ def until(deadline_s: float, condition: Any, command: Any) -> None:
 # -- without it
 
 
+def test_a_model_that_is_none(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "runs/none", "--lm-eval", "hangs"]) == 2
+    assert "model runs/none does not exist in " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -227,6 +236,7 @@ def until(deadline_s: float, condition: Any, command: Any) -> None:
             ["--lm-eval", "hangs", "--", "--tasks=a"],
             "--tasks behind -- is not for lm_eval: asyncrl says it, by --lm-eval",
         ),
+        (["--lm-eval", "hangs", "--", "--use_cache", "a"], "--use_cache of lm_eval gives the answers of one model for"),
         (["--lm-eval", "a,,b"], "argument --lm-eval: 'a,,b' has a task without a name; see asyncrl eval --help"),
         (["--", "--limit", "3"], "what follows -- is for lm_eval; name its tasks with --lm-eval TASK[,TASK...]"),
         (["--lm-eval", "hangs", "rollout.engine_arg=1"], "did you mean"),
@@ -248,16 +258,19 @@ def test_what_is_wrong_is_said_before_anything_starts(
     assert sorted(tmp_path.rglob("*")) == there
 
 
+RECIPE: Any = SimpleNamespace(model="random:tiny-llama")
+
+
 def test_where_lm_eval_is_missing_it_is_said_how_to_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho '{sys.executable}: No module named lm_eval' >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setenv(module.PYTHON, str(python))
     with pytest.raises(UserError, match=r"has no lm_eval; pip install 'asyncrl\[lm-eval\]', or name the Python"):
-        module.check(["hellaswag"], [])
+        module.check(RECIPE, ["hellaswag"], [])
     monkeypatch.setenv(module.PYTHON, str(tmp_path / "none"))
     with pytest.raises(UserError, match=f"{module.PYTHON}: there is no program"):
-        module.check(["hellaswag"], [])
+        module.check(RECIPE, ["hellaswag"], [])
 
 
 def asked_of(tmp_path: Path, task: str, server_command: list[str], silent_s: float = 120.0) -> None:
@@ -339,30 +352,18 @@ def test_options_as_vllm_serve_takes_them() -> None:
 def test_a_tokenizer_that_begins_with_a_token_of_its_own_does_so_here(tiny_model: Path, tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    assert not module._adds_bos(config_of(tiny_model))
+    assert not module._adds_bos(str(tiny_model), [])
     tokenizer = load_tokenizer(str(tiny_model))
     special = [("<s>", tokenizer.bos_token_id)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=special)
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
-    config = config_of(tmp_path)
-    assert module._adds_bos(config)
+    assert module._adds_bos(str(tmp_path), ["--limit=3"])
+    assert not module._adds_bos(str(tmp_path), ["--apply_chat_template"]), "the template writes it"
+    config = EngineConfig(str(tmp_path), "float32", "none", 512, "keep", "0", 0.25, 0)
     server: Any = SimpleNamespace(url="http://127.0.0.1:1/v1", max_tokens=512)
-
-    def told(*options: str) -> bool:
-        (said,) = [
-            word.partition("=")[2]
-            for word in module._command(server, config, "tiny", options, tmp_path, 5.0)
-            if word.startswith("--model_args=")
-        ]
-        return json.loads(said)["add_bos_token"]
-
-    assert told("--limit=3")
-    assert not told("--apply_chat_template"), "the template writes it"
-
-
-def config_of(model: Path) -> EngineConfig:
-    return EngineConfig(str(model), "float32", "none", 512, "keep", "0", 0.25, 0)
+    (said,) = [word for word in module._command(server, config, "tiny", True, tmp_path, 5.0) if "model_args" in word]
+    assert json.loads(said.partition("=")[2])["add_bos_token"] is True
 
 
 RESULTS = {
