@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -39,7 +40,10 @@ _MEANT = {
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Raises UserError for what it does not know. Prints the version or the help if that is all that is asked."""
     of_all = parser()
-    arguments, rest = of_all.parse_known_args(argv)
+    words, passed_on = _apart(sys.argv[1:] if argv is None else argv)
+    arguments, rest = of_all.parse_known_args(words)
+    if passed_on:
+        arguments.passed_on = passed_on
     # argparse takes positionals in one go, so it leaves over the overrides that follow an option.
     unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
     if unknown:
@@ -51,6 +55,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     elif arguments.command is None:
         of_all.print_help()
     return arguments
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is for this program, and what an evaluation passes on to another, behind --."""
+    end = words.index("--") if "eval" in words[:1] and "--" in words else len(words)
+    return [*words[:end]], [*words[end + 1 :]]
 
 
 def _unknown(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str], word: str) -> str:

@@ -192,7 +192,8 @@ def _use(commands: Commands) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="score a model or checkpoint on held-out tasks",
-        usage="asyncrl eval MODEL|RUN_DIR[@STEP] [key=value ...] [--recipe RECIPE] [--out DIR] [--trust]",
+        usage="asyncrl eval MODEL|RUN_DIR[@STEP] [key=value ...] [--recipe RECIPE] [--out DIR] [--trust]\n"
+        "       asyncrl eval ... --lm-eval TASK[,TASK...] [-- OPTION_OF_LM_EVAL ...]",
         epilog="exit code 1: an evaluation has no score",
     )
     evaluate.add_argument("model", metavar="MODEL|RUN_DIR[@STEP]", help="a model's folder or hub name, or a run's")
@@ -203,6 +204,14 @@ def _use(commands: Commands) -> None:
     evaluate.add_argument(
         "--out", type=Path, metavar="DIR", help="where the scores go (default: RUN_DIR, or runs/eval-MODEL-TIME)"
     )
+    evaluate.add_argument(
+        "--lm-eval",
+        type=_tasks,
+        default=[],
+        metavar="TASK[,TASK...]",
+        help="tasks of lm-evaluation-harness instead; what follows -- is for it, such as -- --num_fewshot 5",
+    )
+    evaluate.set_defaults(passed_on=[])
     _add_trust(evaluate)
 
     export = commands.add_parser(
@@ -254,6 +263,13 @@ def _kinds(text: str) -> list[str]:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not one of {', '.join(KINDS)}")
     return kinds
+
+
+def _tasks(text: str) -> list[str]:
+    tasks = text.split(",")
+    if not all(tasks):
+        raise argparse.ArgumentTypeError(f"'{text}' has a task without a name")
+    return tasks
 
 
 def _count(text: str) -> int:

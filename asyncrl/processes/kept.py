@@ -45,6 +45,16 @@ class Kept:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the guard."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself, with all that it had started."""
+        return self._said.closed or self._said.poll()
+
     def kill(self) -> str:
         """Ends it and all that it has started; says how it ended. Waits for twenty seconds at most."""
         family = below(self._process.pid)

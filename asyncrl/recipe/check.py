@@ -219,7 +219,7 @@ def _check_model(recipe: Recipe, base_dir: Path) -> None:
         check_context(recipe, TINY_CONTEXT)
         _check_targets(recipe, TINY_MODULES)
         return
-    folder = _folder_of("model", model, base_dir)
+    folder = folder_of("model", model, base_dir)
     if folder is None:
         return
     with of_model(folder / "config.json"):
@@ -246,13 +246,13 @@ def _check_teacher(recipe: Recipe, teacher: TeacherRecipe, base_dir: Path) -> No
                 f"algorithm.teacher {teacher.model}: '{teacher.vocabulary}' is neither a directory with a {_TOKENIZER} "
                 "nor a hub name; set algorithm.teacher.tokenizer, so that the vocabularies can be compared"
             )
-    elif (folder := _folder_of("algorithm.teacher", teacher.model, base_dir)) is not None:
+    elif (folder := folder_of("algorithm.teacher", teacher.model, base_dir)) is not None:
         with of_model(folder / "config.json"):
             context = context_of(local_config(folder))
         check_context(recipe, context, teacher.model)
 
 
-def _folder_of(key: str, model: str, base_dir: Path) -> Path | None:
+def folder_of(key: str, model: str, base_dir: Path) -> Path | None:
     """Of a local model; None: it is one of a hub. Raises UserError if it can be neither."""
     folder = base_dir / model
     if not model.startswith((".", "/", "models/", "runs/")) and not folder.exists():

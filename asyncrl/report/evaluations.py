@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from asyncrl.observe import lm_eval
 from asyncrl.report import page
 from asyncrl.report.charts import Chart, Series, grid
 
@@ -16,14 +17,25 @@ _HEADS = ("evaluation", "version", "tasks", "accuracy", "reward", "pass@k", "fai
 Lines = Sequence[Mapping[str, Any]]
 
 
-def html(lines: Lines) -> str:
+def html(lines: Lines, of_lm_eval: Lines) -> str:
     """Empty if there are none."""
+    return page.section("Held-out tasks", _own(lines) + _of_lm_eval(of_lm_eval))
+
+
+def _own(lines: Lines) -> str:
     if not lines:
         return ""
     charts = [_chart(title, unit, key, lines) for key, (title, unit) in _CHARTS.items() if _has(lines, key)]
     newest = sorted(lines, key=lambda line: (line["version"], line["name"]), reverse=True)[:_MOST_LISTED]
     table = page.table(_HEADS, [_row(line) for line in newest], "evaluations")
-    return page.section("Held-out tasks", grid(charts[:1]) + page.folded("Evaluations in figures", table))
+    return grid(charts[:1]) + page.folded("Evaluations in figures", table)
+
+
+def _of_lm_eval(lines: Lines) -> str:
+    """The newest version stands first, its figures in lm_eval's order."""
+    shown = sorted(lm_eval.newest(lines), key=lambda line: -line["version"])[:_MOST_LISTED]
+    rows = [[str(line["version"]), *lm_eval.cells(line)] for line in shown]
+    return page.table(("version", *lm_eval.HEADS), rows, "Tasks of lm_eval") if rows else ""
 
 
 def tiles(lines: Lines) -> list[tuple[str, str, str]]:

@@ -201,7 +201,7 @@ def _figures_of_answers(files: RunFiles) -> list[tuple[str, str, str]]:
 
 
 def _evaluations(files: RunFiles) -> str:
-    return evaluations.html(files.evaluations)
+    return evaluations.html(files.evaluations, files.lm_eval)
 
 
 def _warnings(files: RunFiles) -> str:
@@ -269,7 +269,7 @@ _PARTS: dict[str, tuple[Callable[[RunFiles], str], tuple[str, ...]]] = {
     "title": (_title, ("recipe.yaml", "metrics.jsonl", "status.json")),
     "warnings": (_warnings, ("metrics.jsonl",)),
     "headline": (_headline, ("recipe.yaml", "metrics.jsonl", "summary.json", "evaluations.jsonl")),
-    "evaluations": (_evaluations, ("evaluations.jsonl",)),
+    "evaluations": (_evaluations, ("evaluations.jsonl", "lm_eval.jsonl")),
     "charts": (_charts, ("recipe.yaml", "metrics.jsonl", "summary.json", "evaluations.jsonl")),
     "samples": (_samples, ("samples.jsonl",)),
     "machinery": (_machinery, ("metrics.jsonl",)),

@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from asyncrl.errors import UserError
 from asyncrl.observe.evaluations import FILE as EVALUATIONS
 from asyncrl.observe.health import Health
+from asyncrl.observe.lm_eval import FILE as OF_LM_EVAL
 from asyncrl.observe.metrics import read_lines
 from asyncrl.recipe.unfolded import yaml_object
 from asyncrl.report.curves import thin
-from asyncrl.report.shapes import EVALUATION, SAMPLE, STATUS, SUMMARY, fitting, record
+from asyncrl.report.shapes import EVALUATION, LM_EVAL, SAMPLE, STATUS, SUMMARY, fitting, record
 from asyncrl.storage.run_dir import json_object, lines, open_file, parsed, text
 
 _STEP = re.compile(rb'\{"step": (\d{1,9})\b')
@@ -149,8 +150,16 @@ class RunFiles:
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """Of held-out tasks, those that are whole."""
-        found = (fitting(line, EVALUATION) for line in read_lines(self.run_dir / EVALUATIONS))
-        return [line for line in found if len(line) == len(EVALUATION)]
+        return self._whole(EVALUATIONS, EVALUATION)
+
+    @property
+    def lm_eval(self) -> list[dict[str, Any]]:
+        """Figures of lm_eval, those that are whole."""
+        return self._whole(OF_LM_EVAL, LM_EVAL)
+
+    def _whole(self, name: str, shape: Mapping[str, Any]) -> list[dict[str, Any]]:
+        found = (fitting(line, shape) for line in read_lines(self.run_dir / name))
+        return [line for line in found if len(line) == len(shape)]
 
     @property
     def summary(self) -> dict[str, Any]:

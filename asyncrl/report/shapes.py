@@ -75,6 +75,17 @@ EVALUATION: dict[str, Any] = {
     "failed_share": Figure,
     "other_versions_share": Figure,
 }
+LM_EVAL: dict[str, Any] = {
+    "task": str,
+    "metric": str,
+    "filter": str,
+    "version": Step,
+    "value": Figure,
+    "stderr": Figure | None,
+    "samples": Count | None,
+    "all_samples": Count | None,
+    "shots": Count | None,
+}
 SAMPLE: dict[str, Any] = {
     "step": Step,
     "task": Count,

@@ -44,7 +44,7 @@ class VllmEngine:
 
         from asyncrl.rollout.vllm_scheduler import one_version
 
-        _require_build(self.config.num_gpus)
+        require_build(self.config.num_gpus)
         with explained(self.config):
             engine_args = AsyncEngineArgs(**arguments(self.config))
             vllm_config = engine_args.create_engine_config()
@@ -238,7 +238,7 @@ def _one_process() -> type:
     return UniProcExecutor
 
 
-def _require_build(num_gpus: float) -> None:
+def require_build(num_gpus: float) -> None:
     """Raises UserError if the vLLM that is installed computes on something else than was asked for."""
     from vllm.platforms import current_platform
 

@@ -26,7 +26,7 @@ def explained(config: EngineConfig) -> Iterator[None]:
     except Exception as error:
         if "initialization failed" not in str(error):
             words = _gist(error)
-            raise UserError(f"vLLM refuses the model or rollout.engine_args: {words}{_cure(words, config)}") from error
+            raise UserError(f"vLLM refuses the model or rollout.engine_args: {words}{cure(words, config)}") from error
         raise _of_process(str(error), said.text(), config) from error
 
 
@@ -36,7 +36,7 @@ def _of_process(error: str, said: str, config: EngineConfig) -> Exception:
     killed = next((code for code in codes if code < 0), None)
     words = cause(said)
     if killed is None and words:
-        return RunFailed(f"vLLM's engine ended as it started, with {words}{_cure(words, config)}")
+        return RunFailed(f"vLLM's engine ended as it started, with {words}{cure(words, config)}")
     if killed is None and codes and codes[0]:
         return RunFailed(f"vLLM's engine ended as it started, with exit code {codes[0]}; its log is among Ray's")
     # vLLM may notice the end before it has the code.
@@ -55,7 +55,8 @@ def _gist(error: Exception) -> str:
     return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
 
 
-def _cure(words: str, config: EngineConfig) -> str:
+def cure(words: str, config: EngineConfig) -> str:
+    """What to do about the last words of a process."""
     if of_memory(words):
         return f"; {_memory_keys(config)}"
     if missing := re.search(r"No module named '([\w.]+)'", words):

@@ -38,6 +38,7 @@ ELSEWHERE = {
     "kubectl apply": "tests/cluster/test_kuberay.py checks the manifest without it",
     "python -m venv verifiers": "by hand; tests/envs/test_verifiers.py takes the Python that it makes",
     "asyncrl eval runs/arithmetic": "scripts/new_user, with a recipe that has an evaluation",
+    "asyncrl eval runs/arithmetic-20260101-120000@20": "tests/orchestrator/test_lm_eval.py, with own tasks",
     "asyncrl export runs/": "tests/ship; the newest checkpoint also by scripts/new_user",
     "vllm serve": "by hand",
     "hf upload": "nowhere: it needs a hub",
