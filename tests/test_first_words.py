@@ -14,7 +14,7 @@ import pytest
 
 from asyncrl.cli import main
 from asyncrl.cli.arguments import GROUPS, commands_of, parser
-from asyncrl.cli.commands import _COMMANDS
+from asyncrl.cli.commands import _COMMANDS, command
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "asyncrl")
@@ -29,6 +29,26 @@ def test_the_help_is_a_screen_with_every_command_once(capsys: pytest.CaptureFixt
     assert sorted(listed) == sorted(commands_of(parser())) == sorted(_COMMANDS)
     for name in listed:
         assert sum(line[9:].startswith(f"{name} ") for line in lines) == 1, name
+
+
+def test_the_help_waits_for_no_command() -> None:
+    """A tenth of a second of a core; that of the commands and of what they need is three times that."""
+    code = "import sys; from asyncrl.cli import main; main([]); sys.exit(str(set(sys.modules) & set(sys.argv[1:])))"
+    needless = [
+        "asyncrl.cli.common",
+        "asyncrl.cli.running",
+        "asyncrl.storage",
+        "asyncrl.observe",
+        "rich",
+        "yaml",
+        "numpy",
+    ]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *needless], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.stderr.strip() == "set()"
+    for name in _COMMANDS:
+        assert callable(command(name)), name
 
 
 def completed(folder: Path, *words: str) -> list[str]:

@@ -16,38 +16,38 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
-from asyncrl.cli import evaluating, reading, running, starting, sweeping
 from asyncrl.cli.arguments import parse
-from asyncrl.cli.common import local
 from asyncrl.cli.quiet import quiet
 from asyncrl.errors import RunFailed, UserError
 from asyncrl.terminal.escape import visible
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "train": running.train,
-    "sft": running.sft,
-    "new": starting.new,
-    "import": starting.convert,
-    "recipes": starting.recipes,
-    "resume": running.resume,
-    "sweep": sweeping.sweep,
-    "eval": evaluating.evaluate,
-    "plan": running.plan,
-    "data": reading.data,
-    "submit": running.submit,
-    "attach": running.job,
-    "stop": running.job,
-    "report": reading.report,
-    "watch": reading.watch,
-    "compare": reading.compare,
-    "inspect": reading.inspect,
-    "export": reading.export,
-    "replay": reading.replay,
-    "completion": starting.completion,
-    "doctor": reading.doctor,
+_COMMANDS: dict[str, str] = {
+    "train": "running.train",
+    "sft": "running.sft",
+    "new": "starting.new",
+    "import": "starting.convert",
+    "recipes": "starting.recipes",
+    "resume": "running.resume",
+    "sweep": "sweeping.sweep",
+    "eval": "evaluating.evaluate",
+    "plan": "running.plan",
+    "data": "reading.data",
+    "submit": "running.submit",
+    "attach": "running.job",
+    "stop": "running.job",
+    "report": "reading.report",
+    "watch": "reading.watch",
+    "compare": "reading.compare",
+    "inspect": "reading.inspect",
+    "export": "reading.export",
+    "replay": "reading.replay",
+    "completion": "starting.completion",
+    "doctor": "reading.doctor",
 }
+"""Module of this room and function: `--help` waits for none of them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,8 +116,16 @@ def _is_unread(file: int) -> bool:
 def _run(arguments: argparse.Namespace) -> int:
     quiet()
     if "run_dir" in arguments:
+        from asyncrl.cli.common import local
+
         arguments.run_dir = local(arguments.run_dir, whole=arguments.command in ("resume", "replay"))
     if arguments.command is None:
         return 0
-    found: int = _COMMANDS[arguments.command](arguments)
+    return command(arguments.command)(arguments)
+
+
+def command(name: str) -> Callable[[argparse.Namespace], int]:
+    """What does it."""
+    module, _, function = _COMMANDS[name].partition(".")
+    found: Callable[[argparse.Namespace], int] = getattr(import_module(f"asyncrl.cli.{module}"), function)
     return found

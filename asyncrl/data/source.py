@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from asyncrl.data.bounds import check_arrow, check_parquet
 from asyncrl.data.files import FileRows
+from asyncrl.data.gym_modules import data_sets
 from asyncrl.envs.verifiers_tasksets import load_tasks
 from asyncrl.errors import UserError
 from asyncrl.recipe.data import TABLE_FILES, TEXT_FILES, DataRecipe
@@ -162,11 +163,12 @@ class _TableRows:
 
 
 def _reasoning_gym(name: str, options: dict[str, Any], seed: int) -> Rows:
-    from reasoning_gym.factory import DATASETS, create_dataset
+    known_sets = data_sets(name)
+    from reasoning_gym.factory import create_dataset
 
-    if name not in DATASETS:
-        raise UserError(f"data.path: reasoning_gym has no data set '{name}'{_nearest(name, DATASETS)}")
-    known = [f.name for f in dataclasses.fields(DATASETS[name][1])]
+    if name not in known_sets:
+        raise UserError(f"data.path: reasoning_gym has no data set '{name}'{_nearest(name, known_sets)}")
+    known = [f.name for f in dataclasses.fields(known_sets[name][1])]
     for option in options:
         if option not in known:
             raise UserError(f"data.options: reasoning_gym:{name} has no option '{option}'{_nearest(option, known)}")

@@ -42,18 +42,23 @@ _LOOKS = {
     "hoverlabel": {"bgcolor": "--card", "bordercolor": "--grey", "font": {**_FONT, "color": "--ink"}, "namelength": -1},
 }
 _SCRIPT = """
-async function draw(root) {
+async function draw(root, paper) {
   for (const place of root.querySelectorAll(".plot")) {
     const variables = getComputedStyle(place);
     const coloured = (key, value) => key.endsWith("color") ? variables.getPropertyValue(value) : value;
     const {data, layout} = JSON.parse(place.dataset.figure, coloured);
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;  // a finger scrolls the page
+    layout.width = !paper ? place.clientWidth : place.closest(".wide") ? 960 : 310;  // on paper two beside each other
     Plotly.react(place, data, layout, {displayModeBar: false, responsive: true});
-    await new Promise((then) => setTimeout(then));  // the page is shown meanwhile
+    if (!paper) await new Promise((then) => setTimeout(then));  // the page is shown meanwhile
   }
 }
 draw(document);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw(document));
+for (const when of ["beforeprint", "afterprint"]) addEventListener(when, () => {
+  document.documentElement.classList.toggle("paper", when === "beforeprint");
+  draw(document, when === "beforeprint");
+});
 """
 
 
@@ -98,7 +103,8 @@ def grid(charts: Iterable[Chart], first: bool = True) -> str:
     """Side by side, as far as they fit. first: the page has said nothing of charts yet."""
     said = (
         "<noscript><p>The charts need JavaScript; the tables have the figures.</p></noscript>"
-        '<p class="soft">Click a name to hide its curve. With a mouse, drag to zoom, and double-click to go back.</p>'
+        '<p class="soft hint">Click a name to hide its curve. '
+        "With a mouse, drag to zoom, and double-click to go back.</p>"
     )
     return f'{said if first else ""}<div class="charts">{"".join(map(_figure, charts))}</div>'
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
 from asyncrl.errors import UserError
 from asyncrl.storage.run_dir import replace, require_replaceable
 
+_MOST_TILES = (7, 4)
+"""Beside each other, in a wide window and in a narrower one."""
 _FIGURE = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?( ?%)?|(\d+ (h|min|s) ?)+")
 _HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="asyncrl">'
 _STYLE = """
-:root { color-scheme: light dark; --paper:#fbfbfa; --card:#ffffff; --ink:#1d2127; --soft:#5c6470; --rule:#e3e5e8;
+:root { color-scheme: light dark; } .paper { color-scheme: light; }
+:root { --paper:#fbfbfa; --card:#ffffff; --ink:#1d2127; --soft:#5c6470; --rule:#e3e5e8;
   --blue:#1f6fd1; --green:#1a8a5a; --amber:#c77700; --violet:#7b4fc9; --teal:#0f8fa3; --red:#c93a3a; --grey:#7f8794;
   --v0:#dbe9fb; --v1:#ffe8c2; --v2:#d6f1e1; --v3:#ecdff9; --v4:#fbdcdc; --v5:#d4eef2;
   --g0:#f1f2f4; --g1:#fdf0c4; --g2:#ffd98f; --g3:#ffb877; --g4:#ff9580; }
-@media (prefers-color-scheme: dark) { :root { --paper:#14171b; --card:#1c2026; --ink:#e6e8eb; --soft:#a0a8b3;
+@media screen and (prefers-color-scheme: dark) { :root:not(.paper) {
+  --paper:#14171b; --card:#1c2026; --ink:#e6e8eb; --soft:#a0a8b3;
   --rule:#333942; --blue:#6aa9ff; --green:#4fc48d; --amber:#f0a83a; --violet:#b795f5; --teal:#4cc3d6; --red:#f07878;
   --grey:#77808c; --v0:#1f3a5c; --v1:#574017; --v2:#1d4a35; --v3:#41305f; --v4:#5b2b2e; --v5:#1b4750;
   --g0:#262b32; --g1:#40391f; --g2:#5c4517; --g3:#7a4413; --g4:#96382a; } }
@@ -32,9 +37,11 @@ h3 { display: inline; font-size: 15px; margin: 0 8px 0 0; }
 p { margin: 6px 0; }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; border-radius: 4px; }
 .soft, .none { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 18px 0 12px; }
+.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 18px 0 12px; --columns: var(--wide); }
+@media (max-width: 1100px) { .tiles { --columns: var(--middle); } }
+@media (max-width: 600px) { .tiles { --columns: 2; } }
 .tile, figure, .card, .line { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
-.tile { padding: 10px 12px; }
+.tile { padding: 10px 12px; flex: 1 1 calc(100% / var(--columns) - 12px); }
 .tile b { display: block; font-size: 19px; line-height: 1.3; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
 .line { padding: 12px 14px; border-left: 4px solid var(--blue); margin: 12px 0; }
@@ -78,7 +85,11 @@ ul.card { padding-left: 34px; }
 .samples:has(#by-gap:checked) .gap-only { display: revert; }
 .wide { overflow-x: auto; }
 .wide .plot { min-width: 960px; }
-@media print { figure { break-inside: avoid; } .wide .plot { zoom: .62; } }
+@media print { :root { color-scheme: light; } body { padding: 0; font-size: 12px; }
+  figure, .card, .line, .tiles { break-inside: avoid; } h2 { break-after: avoid; }
+  .charts { grid-template-columns: 1fr 1fr; }
+  .wide, div.text { overflow: visible; max-height: none; } .wide .plot { zoom: .7; } .switch, .hint { display: none; }
+  .text span, .key { print-color-adjust: exact; } }
 summary { cursor: pointer; font-weight: 600; }
 .charts + .card { margin-top: 14px; }
 pre { overflow-x: auto; font-size: 13px; }
@@ -118,12 +129,18 @@ def write(path: Path, title: str, parts: list[str]) -> Path:
 
 
 def tiles(figures: list[tuple[str, str, str]]) -> str:
-    """Large figures: (figure, name, remark)."""
+    """Large figures: (figure, name, remark); at least one. In rows of about as many each."""
     made = (
         f'<div class="tile"><span>{escape(name)}</span><b>{escape(figure)}</b><span>{escape(remark)}</span></div>'
         for figure, name, remark in figures
     )
-    return f'<div class="tiles">{"".join(made)}</div>'
+    wide, middle = map(partial(_columns, len(figures)), _MOST_TILES)
+    return f'<div class="tiles" style="--wide:{wide};--middle:{middle}">{"".join(made)}</div>'
+
+
+def _columns(count: int, most: int) -> int:
+    """So many that the last row, which is stretched, is the fullest, and no tile is alone in it if that can be."""
+    return min(range(most // 2 + 1, most + 1), key=lambda columns: (count % columns == 1, -count % columns))
 
 
 def line(text: str, warn: bool = False) -> str:

@@ -44,7 +44,9 @@ def ledger(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], sta
         rows.append(
             ("skipped", str(counts["skipped"]), "draws left out: their rows were too easy or too hard when last tried")
         )
-    return page.table(("state", "tasks", ""), rows, "tasks by state") + _left_out(summary.get("data") or [])
+    return page.table(("state", "tasks", "what it means"), rows, "tasks by state") + _left_out(
+        summary.get("data") or []
+    )
 
 
 def _left_out(sources: Sequence[Mapping[str, Any]]) -> str:
@@ -54,7 +56,7 @@ def _left_out(sources: Sequence[Mapping[str, Any]]) -> str:
         for one in sources
         if one["left_out"]
     ]
-    return page.table(("data", "rows left out", ""), rows, "rows left out before the first draw") if rows else ""
+    return page.table(("data", "rows left out", "why"), rows, "rows left out before the first draw") if rows else ""
 
 
 def _listed(reasons: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run: a panel that is redrawn in place, or plain lines in a log.
+"""What a person at the terminal or a notebook sees of a run: a panel that is redrawn in place; or plain lines in a log.
 
     phase(text, total)   what is being done now, and how much of it     step(record)    the figures of a finished step
     state(status)        tasks, waits, generators, between the steps
@@ -28,6 +28,7 @@ from rich.text import Text
 
 from asyncrl.metric_names import has_answers
 from asyncrl.terminal.console import RunConsole
+from asyncrl.terminal.notebook import NotebookPanel
 from asyncrl.terminal.progress import Heartbeat, Phase, duration
 
 LEDGER_STATES = ("running", "ready", "leased", "trained", "filtered", "failed")
@@ -90,9 +91,11 @@ class LiveView:
         self._times_s: list[float] = []
         self._status: Mapping[str, Any] = {}
         self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
-        self._live: Live | None = None
+        self._live: Live | NotebookPanel | None = None
         self._heart: Heartbeat | None = None
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if self.console.is_jupyter:
+            self._live = NotebookPanel(self._panel)
+        elif self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=4)
 
     # -- told by the run

@@ -22,6 +22,8 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"})
     outputs = {cell.source: str(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"}
     assert not any("Traceback" in output for output in outputs.values())
+    panels = [sum("asyncrl python" in str(o.get("data")) for o in c.outputs) for c in notebook.cells if "outputs" in c]
+    assert sum(panels) == 2, "one for the run, one for its resume, each replaced in place"
     (run_dir,) = (folder for folder in (tmp_path / "runs").iterdir() if (folder / "recipe.yaml").exists())
     run = Run(run_dir)
     assert list(run.metrics.index) == list(range(8)), "stopped after step 3, resumed to step 8"

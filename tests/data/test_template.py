@@ -6,7 +6,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from asyncrl.chat_template import FolderTokenizer, chat_template, variables
+from asyncrl.chat_template import FolderTokenizer, _compiled, chat_template, variables
 from asyncrl.data.tasks import Task, tokenize
 from asyncrl.models import tiny_tokenizer
 
@@ -96,6 +96,14 @@ def test_chats_are_as_transformers_renders_them(tmp_path, name, chat):
     if name == "chatml":
         assert isinstance(expected, list)
         assert ours.decode(expected) == theirs.decode(expected)
+
+
+def test_a_template_is_compiled_once_for_all_rows(tmp_path):
+    _, ours = save(tmp_path, CHATML)
+    _compiled.cache_clear()
+    for chat in ("one", "tools", "one"):
+        tokenize(Task(0, 0, row={}, **CHATS[chat]), ours)
+    assert _compiled.cache_info().misses == 1
 
 
 def test_a_template_in_the_config_and_in_the_shipped_and_tiny_models(tmp_path, tiny_model):

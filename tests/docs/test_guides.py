@@ -38,7 +38,13 @@ def test_each_bottleneck_has_its_keys_to_turn() -> None:
     assert {line.partition(":")[0] for line in _lines({}).values()} == set(rows) - {"the report says", "---"}
 
 
-@pytest.mark.parametrize("page", ["metrics.md", "not_learning.md", "performance.md", "faq.md"])
+GUIDES = (
+    *("metrics.md", "not_learning.md", "performance.md", "faq.md", "lora.md", "one_gpu.md", "one_node.md"),
+    "reward_design.md",
+)
+
+
+@pytest.mark.parametrize("page", GUIDES)
 def test_every_key_exists(page: str) -> None:
     rooms = {key.partition(".")[0] for key in every() if "." in key}
     said = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)[`=:]", (DOCS / page).read_text())

@@ -18,7 +18,8 @@ ROW = {"answer": "5", "prompt": "What is 2 + 3?"}
 
 def shown() -> Iterator[tuple[str, str, str]]:
     """Page, function or class, and the block that has it."""
-    for page in (ROOT / "README.md", *(ROOT / "docs" / name for name in ("rewards.md", "from_trl.md", "from_verl.md"))):
+    names = ("rewards.md", "reward_design.md", "from_trl.md", "from_verl.md")
+    for page in (ROOT / "README.md", *(ROOT / "docs" / name for name in names)):
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
             if "env.path" in block:  # tests/docs/test_environments.py
                 continue
@@ -42,5 +43,5 @@ def test_a_reward_of_the_docs(page: str, name: str, block: str, tmp_path: Path) 
 
 
 def test_all_pages_about_rewards_have_one() -> None:
-    assert {page for page, _, _ in SHOWN} == {"README", "rewards", "from_trl", "from_verl"}
+    assert {page for page, _, _ in SHOWN} == {"README", "rewards", "reward_design", "from_trl", "from_verl"}
     assert len(SHOWN) >= 7

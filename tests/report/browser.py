@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DEADLINE_S = 60.0
@@ -100,6 +101,22 @@ class Browser:
             node.scrollIntoView({{block: "center"}}); const at = node.getBoundingClientRect();
             return [at.x + at.width / 2, at.y + at.height / 2]; }})()""")
         return x, y
+
+    def axe(self) -> list[str]:
+        """What axe-core finds wrong with the page as it is shown now, or leaves to a reader, but for contrast in plots,
+        of which it cannot see the ground: the rule, and the first place that breaks it. Skips the test where the
+        package is not installed."""
+        package = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed (extra: dev)")
+        self.value((Path(package.__file__).parent / "axe.min.js").read_text() + ";null")
+        kept = "said.incomplete.filter((one) => one.id !== 'color-contrast')"
+        found = self.value(f"axe.run().then((said) => [said.passes.length, [...said.violations, ...{kept}]])")
+        assert found[0] >= 15, "it looked at nothing"
+        return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:200]}" for one in found[1]]
+
+    def paper(self) -> bytes:
+        """A PDF of the page, as the user's printer would have it; without backgrounds, as browsers are set."""
+        printed = self.send("Page.printToPDF", printBackground=False, paperWidth=8.27, paperHeight=11.69)
+        return base64.b64decode(printed["data"])
 
     def press(self, key: str, code: int, text: str = "") -> None:
         for kind in ("keyDown", "keyUp"):

@@ -30,7 +30,7 @@ TEXT, GRAPHIC = 4.5, 3.0
 def palettes() -> Iterator[dict[str, str]]:
     """Of light, and of dark, which changes some of it."""
     light, dark = (dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", block)) for block in
-                   page._STYLE.split("@media (prefers-color-scheme: dark)")[:2])  # fmt: skip
+                   page._STYLE.split("@media screen and (prefers-color-scheme: dark)")[:2])  # fmt: skip
     assert light.keys() == dark.keys()
     return iter((light, dark))
 
@@ -60,6 +60,9 @@ def test_colours_can_be_told_from_their_ground(theme: int) -> None:
 
 
 # -- in a browser
+
+
+ALL_DRAWN = "!document.querySelector('.plot:not(:has(.main-svg))')"
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,67 @@ def test_all_text_can_be_read_and_nothing_is_wider_than_the_window(
     assert seen > 100
     assert low == []
     assert browser.value("document.documentElement.scrollWidth") <= width
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_axe_has_nothing_to_say(browser: Browser, url: str, width: int, dark: bool) -> None:
+    """Of names, roles, contrast, tables, landmarks and what scrolls; all folded parts open."""
+    browser.look(width, dark=dark)
+    browser.open(url)
+    browser.until(ALL_DRAWN)
+    browser.value("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert browser.axe() == []
+
+
+@needs_browser
+def test_axe_sees_what_is_wrong(browser: Browser, run_dir: Path) -> None:
+    browser.look(1280)
+    browser.open(write_report(run_dir).as_uri())
+    browser.value("document.querySelector('h1').style.color = '#ddd'")
+    browser.value("document.querySelector('#ledger th').textContent = ''")
+    assert {said.partition(":")[0] for said in browser.axe()} == {"color-contrast", "empty-table-header"}
+
+
+ROWS_OF_TILES = """Object.values(Object.groupBy([...document.querySelectorAll(".tile")].map((tile) =>
+    tile.getBoundingClientRect()), (at) => at.top)).map((row) => [row.length, Math.round(row.at(-1).right)])"""
+
+
+@needs_browser
+def test_tiles_fill_rows_of_about_as_many_each(browser: Browser, tmp_path: Path) -> None:
+    for count in range(1, 13):
+        tiles = page.tiles([("4 min 43 s", "largest staleness", f"tile {number}") for number in range(count)])
+        url = page.write(tmp_path / f"{count}.html", "tiles", [tiles]).as_uri()
+        for width, most in ((1280, 7), (900, 4), (375, 2)):
+            browser.look(width)
+            browser.open(url)
+            rows = browser.value(ROWS_OF_TILES)
+            assert sum(number for number, _ in rows) == count
+            assert max(number for number, _ in rows) <= most
+            assert len({right for _, right in rows}) == 1, "a row is not filled"
+            assert most == 2 or len(rows) == 1 or min(number for number, _ in rows) > 1, (count, width, rows)
+
+
+WIDTHS = "[...document.querySelectorAll('.plot')].map((plot) => plot.querySelector('.main-svg').width.baseVal.value)"
+INKS = """[...document.querySelectorAll(".plot .main-svg text, h1, .tile b, figcaption")].map((node) =>
+    getComputedStyle(node)[node instanceof SVGElement ? "fill" : "color"])"""
+
+
+@needs_browser
+def test_paper_is_light_and_has_two_charts_beside_each_other(browser: Browser, run_dir: Path) -> None:
+    browser.look(1280, dark=True)
+    browser.open(write_report(run_dir).as_uri())
+    browser.until(ALL_DRAWN)
+    on_screen = browser.value("document.querySelector('.plot').clientWidth")
+    browser.value(f"addEventListener('beforeprint', () => {{ window.printed = [{INKS}, {WIDTHS}]; }})")
+    pages = len(re.findall(rb"/Type\s*/Page\b", browser.paper()))
+    inks, widths = browser.value("window.printed")
+    assert set(inks) <= {"rgb(29, 33, 39)", "rgb(92, 100, 112)"}
+    assert set(widths) == {310, 960}
+    assert 3 <= pages <= 8
+    # Afterwards the screen has what it had.
+    browser.until(f"!document.documentElement.classList.contains('paper') && {WIDTHS}[0] === {on_screen}")
 
 
 REACHABLE = "document.querySelectorAll('summary, input:checked, [tabindex=\"0\"]').length"
@@ -201,7 +265,6 @@ def test_landmarks_and_headings_are_in_order(browser: Browser, url: str) -> None
 # -- the plots
 
 
-ALL_DRAWN = "!document.querySelector('.plot:not(:has(.main-svg))')"
 TOLD = "[...document.querySelectorAll('.hoverlayer text')].map((text) => text.textContent)"
 
 

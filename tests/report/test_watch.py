@@ -237,6 +237,19 @@ def test_a_browser_follows_it_and_keeps_what_its_reader_does(watching: Watching,
         browser.until("document.getElementById('connection').textContent.includes('does not answer')")
 
 
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_has_nothing_to_say(watching: Watching, run_dir: Path, made_up: Any, dark: bool) -> None:
+    (run_dir / "status.json").write_text(json.dumps(made_up.status()))
+    (run_dir / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in made_up.samples()[:7]))
+    with RunLock(run_dir), Browser() as browser:
+        watching.get()
+        browser.look(375, dark=dark)
+        browser.open(watching.url)
+        browser.until(f"{DRAWN} === 14")
+        assert browser.axe() == []
+
+
 @pytest.fixture(scope="module")
 def long_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import made_up
