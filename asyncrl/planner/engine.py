@@ -125,7 +125,8 @@ class Engine:
     def end_next(self, now: float) -> list[Group]:
         """The rollouts that end at `next_end`, which is now: the groups that are complete with them."""
         self.advance(now)
-        self._depth = self._running[0].end
+        # Not back: what starts now would have a last bit of the version before the one that has just come.
+        self._depth = max(self._depth, self._running[0].end)
         complete = []
         while self._running and self._running[0].end <= self._depth:
             rollout = heapq.heappop(self._running)
