@@ -33,9 +33,9 @@ class InTurn(Lengths):
 
     taken: list[float] = field(default_factory=list)
 
-    def draw(self, rng: random.Random) -> float:
-        self.taken.append(self.values[len(self.taken) % len(self.values)])
-        return self.taken[-1]
+    def draw(self, rng: random.Random, number: int) -> list[float]:
+        self.taken.extend(self.values[(len(self.taken) + i) % len(self.values)] for i in range(number))
+        return self.taken[-number:]
 
 
 def scene(work: Sequence[float], workers: int, train_s: float = 0.0) -> Scene:
