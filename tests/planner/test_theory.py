@@ -54,12 +54,17 @@ def keys(num_groups: int, staleness: int, steps: int, **other) -> Settings:
     return Settings(groups_per_step=num_groups, max_staleness=staleness, max_steps=steps, tokens_per_group=10, **other)
 
 
-@given(st.lists(WORK, min_size=1, max_size=60), st.integers(1, 12))
-def test_queue_scheduling_bound(work: list[float], workers: int) -> None:
+@given(st.lists(WORK, min_size=1, max_size=60), st.integers(1, 12), st.booleans())
+def test_queue_scheduling_bound(work: list[float], workers: int, one_engine: bool) -> None:
     """ROLL Flash (arXiv:2510.11345), Proposition 1: with a queue, Q rollouts on K workers are done within
     (Q/K) mu + L, so a rollout takes at most mu/K + L/Q in the mean. It follows from Graham's bound for list scheduling
-    (1969), T <= sum W_i / K + (1 - 1/K) L, which is checked; and no schedule is shorter than max(sum W_i / K, L)."""
-    [record] = simulate(keys(len(work), 0, 1), scene(work, workers))
+    (1969), T <= sum W_i / K + (1 - 1/K) L, which is checked; and no schedule is shorter than max(sum W_i / K, L).
+    The workers are the places of one engine, or engines that have a group each (`groups_per_replica`)."""
+    if one_engine:
+        settings, ran = keys(len(work), 0, 1), scene(work, workers)
+    else:
+        settings, ran = keys(len(work), 0, 1, groups_per_replica=1), replace(scene(work, 1), replicas=workers)
+    [record] = simulate(settings, ran)
     total, longest = sum(work), max(work)
     assert record["time_s"] <= (total / workers + (1 - 1 / workers) * longest) * EXACT
     assert record["time_s"] * EXACT >= max(total / workers, longest)
