@@ -99,7 +99,7 @@ class Simulation:
 
     def run(self) -> list[Record]:
         for name in self._numbers_of:
-            self.controller.handle(GeneratorJoined(name))
+            self._tell(GeneratorJoined(name))
         self._tell(WeightsLive(0))
         while self.controller.steps_done < self.settings.max_steps:
             self._happen()
@@ -137,10 +137,14 @@ class Simulation:
 
     def _tell(self, event: Event) -> None:
         self.controller.handle(event)
-        decisions = self.controller.decide()
-        self._num_events += 1 + len(decisions)
-        for decision in decisions:
+        self._num_events += 1
+        for decision in self._decide():
             self._carry_out(decision)
+
+    def _decide(self) -> list[Decision]:
+        decisions = self.controller.decide()
+        self._num_events += len(decisions)
+        return decisions
 
     def _carry_out(self, decision: Decision) -> None:
         match decision:

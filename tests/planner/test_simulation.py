@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 import pytest
 
+from asyncrl.control.history import Decisions, Entry, Snapshot, replay
+from asyncrl.control.messages import Decision, Event, Train
 from asyncrl.control.settings import Settings
 from asyncrl.control.staleness import worst_case
 from asyncrl.planner.engine import DecodeSpeed
 from asyncrl.planner.figures import Figures, figures, steady
 from asyncrl.planner.lengths import Lengths
-from asyncrl.planner.simulation import Record, Scene, simulate
+from asyncrl.planner.simulation import Record, Scene, Simulation, simulate
 
 P, N, L = 4, 3, 100
 SCENE = Scene(
@@ -193,3 +197,37 @@ def test_a_limit_loses_where_engines_have_room_for_more() -> None:
 
 def test_a_limit_gains_nothing_where_stale_groups_are_waited_for() -> None:
     assert limited(8, 32, "wait", 2) < 1.02 * limited(0, 32, "wait", 2)
+
+
+class Recorded(Simulation):
+    """Keeps what a journal would: events, and decisions, with a snapshot at each batch."""
+
+    def __init__(self, chosen: Settings, scene: Scene) -> None:
+        super().__init__(chosen, scene, seed=3)
+        self.history: list[Entry] = [self.snapshot()]
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(json.loads(json.dumps(self.controller.state())))
+
+    def _tell(self, event: Event) -> None:
+        self.history.append(event)
+        super()._tell(event)
+
+    def _decide(self) -> list[Decision]:
+        decisions = super()._decide()
+        self.history.append(Decisions(tuple(decisions)))
+        if any(isinstance(decision, Train) for decision in decisions):
+            self.history.append(self.snapshot())
+        return decisions
+
+
+@pytest.mark.parametrize("other", [{}, {"on_stale": "drop", "groups_per_replica": 3}, {"selection_window": 4}])
+def test_a_recorded_run_is_decided_again_alike(other: dict[str, Any]) -> None:
+    """From its first entry, and from any snapshot on, where a driver that has died takes it up."""
+    run = Recorded(settings(2, **other), replace(LONG_TAILED, filtered_share=0.1))
+    run.run()
+    begins = [i for i, entry in enumerate(run.history) if isinstance(entry, Snapshot)]
+    assert len(begins) > 5
+    for begin in begins:
+        again = replay(run.history[begin:])
+        assert json.dumps(again.state()) == json.dumps(run.controller.state())
