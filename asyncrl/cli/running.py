@@ -153,7 +153,7 @@ def _judges(recipe: Recipe) -> list[str]:
 
 def _sizes(recipe: Recipe) -> list[str]:
     """How large each loop of the run is, and the bound on staleness."""
-    from asyncrl.control.staleness import slots, worst_case
+    from asyncrl.control.staleness import at_once, slots, worst_case
     from asyncrl.recipe.load import control_settings
     from asyncrl.recipe.schema import UNKNOWN_STEPS
 
@@ -170,6 +170,7 @@ def _sizes(recipe: Recipe) -> list[str]:
             f"({_device(trainer.gpus_per_rank)})",
         ]
     groups, num_slots = recipe.groups_per_step, slots(settings)
+    num_rollouts = at_once(settings, rollout.replicas) * recipe.group_size
     turns = f" and {recipe.env.max_turns} turns" if recipe.env else ""
     engines = "" if rollout.first_replicas == rollout.replicas else f"{rollout.first_replicas} to "
     return [
@@ -177,7 +178,7 @@ def _sizes(recipe: Recipe) -> list[str]:
         + (f" + {settings.backup_groups} backup" if settings.backup_groups else ""),
         f"staleness  no trained token is older than {worst_case(settings)} update(s) "
         f"(policy {settings.policy}, on_stale {recipe.on_stale})",
-        f"episodes   up to {num_slots * recipe.group_size} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
+        f"episodes   up to {num_rollouts} rollouts of <= {recipe.max_sampled_tokens} tokens{turns} "
         f"on {engines}{rollout.replicas} x {rollout.engine} ({_device(rollout.gpus_per_replica)})",
         *_judges(recipe),
         f"buffer     up to {num_slots} groups of {recipe.group_size}, in the journal (keep {recipe.journal.keep})",

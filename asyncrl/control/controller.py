@@ -2,7 +2,8 @@
 
 What each decision waits for, and who unblocks it:
 
-    Start    a free slot, a generator, live weights    weights live · group filtered or failed
+    Start    a free slot, a generator, live weights    weights live · group filtered or failed; finished, if a generator
+                                                       has its `groups_per_replica`
     Train    the step before, P selectable groups      step done · group finished
     Publish  the publish before, a generator           weights live · publish failed · generator joined
 
@@ -12,7 +13,6 @@ runs, is ready (and waits for those that run), is leased (to a step) or trained 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, assert_never, cast
@@ -56,7 +56,7 @@ class Controller:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tasks = Tasks()
-        self._router = Router(settings.tokens_per_group)
+        self._router = Router(settings.tokens_per_group, settings.groups_per_replica)
         self._steps_done = 0
         self._live = -1
         self._publishing: int | None = None
@@ -87,7 +87,7 @@ class Controller:
     def finished(self) -> bool:
         """All steps are done, and the last version is live or there is no generator to send it to."""
         done = self._steps_done >= self._settings.max_steps
-        return done and (self._live >= self._steps_done or not self._router.alive)
+        return done and (self._live >= self._steps_done or not self._router)
 
     @property
     def steps_done(self) -> int:
@@ -118,7 +118,7 @@ class Controller:
 
     def loads(self) -> dict[str, int]:
         """Number of groups that each generator that serves works on."""
-        groups = Counter(task.generator for task in self._tasks.running.values())
+        groups = self._tasks.on_generators()
         return {generator: groups[generator] for generator in self._router.alive}
 
     # -- events
@@ -260,7 +260,7 @@ class Controller:
     def _may_train(self) -> bool:
         """Fixed lag: whether the version to be trained is out, or can be sent now; else the trainer ran ahead."""
         version = self._steps_done
-        if not self._fixed_lag or not self._router.alive or self._live >= version or self._publishing == version:
+        if not self._fixed_lag or not self._router or self._live >= version or self._publishing == version:
             return True
         return self._publishing is None and not self._held_back()
 
@@ -268,11 +268,13 @@ class Controller:
         decisions: list[Decision] = []
         # Too old for the next batch from the start, a group would be given up again.
         young = self._live >= max(0, self._min_version)
-        while young and self._router.alive and self._num_slots_held < staleness.slots(self._settings):
+        while young and self._router and self._num_slots_held < staleness.slots(self._settings):
+            generator = self._router.pick()
+            if generator is None:
+                break
             task = next(iter(self._tasks.waiting.values()), None) or self._draw()
             if task is None:
                 break
-            generator = self._router.pick()
             self._router.add(generator, task.num_tokens)
             self._tasks.start(task, generator, self._live)
             decisions.append(Start(task.number, task.attempt, generator))
@@ -296,7 +298,7 @@ class Controller:
         version = self._steps_done
         ahead = version - self._live
         due = ahead >= self._settings.push_lag or (ahead > 0 and version >= self._settings.max_steps)
-        if not due or self._live < 0 or self._publishing is not None or not self._router.alive or self._held_back():
+        if not due or self._live < 0 or self._publishing is not None or not self._router or self._held_back():
             return []
         self._publishing = version
         return [Publish(version)]
@@ -334,7 +336,10 @@ class Controller:
         settings = Settings(**state["settings"])
         controller = cls(settings)
         controller._tasks = Tasks.restore(state["tasks"])
-        controller._router = Router.restore(settings.tokens_per_group, state["router"])
+        num_groups = controller._tasks.on_generators()
+        controller._router = Router.restore(
+            settings.tokens_per_group, state["router"], num_groups, settings.groups_per_replica
+        )
         controller._steps_done, controller._live = state["steps_done"], state["live"]
         controller._publishing = state["publishing"]
         controller._training = cast(Train, from_json(state["training"])) if state["training"] else None
@@ -361,6 +366,7 @@ class Controller:
                 f"set max_steps to at least {least} to resume it"
             )
         self._settings = settings
+        self._router.limit(settings.groups_per_replica)
         self._discards += [self._give_up(task) for task in self._stale(self._tasks.ready.values())]
 
     def interrupt(self) -> list[Event]:

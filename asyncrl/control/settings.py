@@ -30,6 +30,8 @@ class Settings:
     """A version is published once it is so many updates ahead of the live one."""
     backup_groups: int = 0
     """Groups in flight beyond what is needed: a batch closes with the first P that finish."""
+    groups_per_replica: int = 0
+    """Groups that a generator works on at a time; 0: any number. The others wait for the first that has room."""
     tokens_per_group: int
     """Routing's estimate of a group's tokens until the first group has finished."""
 
@@ -41,6 +43,7 @@ class Settings:
             "selection_window": 1,
             "push_lag": 1,
             "backup_groups": 0,
+            "groups_per_replica": 0,
             "tokens_per_group": 1,
         }.items():
             if getattr(self, name) < least:

@@ -36,6 +36,7 @@ live leave slots for a whole batch.
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 
 from asyncrl.control.settings import Settings
 
@@ -45,6 +46,13 @@ def slots(settings: Settings) -> int:
     return _num_paced(settings) + settings.backup_groups
 
 
+def at_once(settings: Settings, replicas: int) -> int:
+    """Groups that so many generators can work on at once."""
+    most = settings.groups_per_replica * replicas or slots(settings)
+    return min(slots(settings), most)
+
+
+@lru_cache(maxsize=256)
 def _num_paced(settings: Settings) -> int:
     # The number as it was written: in floats, 1.16 x 100 is less than 116.
     return int((Fraction(str(settings.max_staleness)) + 1) * settings.groups_per_step)

@@ -86,6 +86,10 @@ class Tasks:
     def num_started(self) -> int:
         return len(self.running) + len(self.ready) + len(self.leased)
 
+    def on_generators(self) -> Counter[str]:
+        """Number of tasks that run on each."""
+        return Counter(task.generator for task in self.running.values())
+
     def attempt_running(self, number: int, attempt: int) -> Task | None:
         """The task, if this attempt of it is running."""
         task = self.running.get(number)

@@ -35,29 +35,23 @@ class DecodeSpeed:
         return DecodeSpeed(self.step_s * factor, self.token_s * factor, self.max_sequences)
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Rollouts of one task, as they are generated."""
 
     task: int
     attempt: int
-    num_left: int
-    """Rollouts that have not ended."""
+    lengths: Sequence[float]
+    """Of each rollout, in tokens."""
     tokens: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     """By the version that sampled them."""
+
+    def __post_init__(self) -> None:
+        self.num_left = len(self.lengths)
 
     @property
     def num_tokens(self) -> float:
         return sum(self.tokens.values())
-
-
-@dataclass(order=True)
-class _Rollout:
-    end: float
-    """Depth at which it is done."""
-    number: int
-    begin: float = field(compare=False)
-    group: Group = field(compare=False)
 
 
 class Engine:
@@ -66,11 +60,14 @@ class Engine:
     def __init__(self, speed: DecodeSpeed) -> None:
         self._speed = speed
         self._now = self._depth = 0.0
-        self._running: list[_Rollout] = []
+        self._running: list[tuple[float, int, float, Group]] = []
+        """Depth at which a rollout is done, its number, the depth at which it began, its group."""
         self._queue: deque[tuple[Group, float]] = deque()
         self._paused = False
         self._versions: list[tuple[float, int]] = [(0.0, 0)]
         """Depth from which on a version samples, and the version."""
+        self.num_ended = 0
+        """Rollouts, since the beginning."""
         self._numbers = count()
         self.seconds = dict.fromkeys(STATES, 0.0)
         """Spent in each state since the last `take_seconds`."""
@@ -82,9 +79,9 @@ class Engine:
         return "busy" if self._running else "idle"
 
     def advance(self, now: float) -> None:
-        elapsed_s = now - self._now
-        self.seconds[self._state] += elapsed_s
-        if self._state == "busy":
+        elapsed_s, state = now - self._now, self._state
+        self.seconds[state] += elapsed_s
+        if state == "busy":
             self._depth += elapsed_s / self._speed.of(len(self._running))
         self._now = now
 
@@ -93,14 +90,14 @@ class Engine:
         taken, self.seconds = self.seconds, dict.fromkeys(STATES, 0.0)
         return taken
 
-    def start(self, now: float, group: Group, lengths: Sequence[float]) -> None:
+    def start(self, now: float, group: Group) -> None:
         self.advance(now)
-        self._queue.extend((group, length) for length in lengths)
+        self._queue.extend((group, length) for length in group.lengths)
         self._admit()
 
     def cancel(self, now: float, group: Group) -> None:
         self.advance(now)
-        self._running = [rollout for rollout in self._running if rollout.group is not group]
+        self._running = [rollout for rollout in self._running if rollout[3] is not group]
         heapq.heapify(self._running)
         self._queue = deque(waiting for waiting in self._queue if waiting[0] is not group)
         self._admit()
@@ -117,37 +114,38 @@ class Engine:
 
     def next_end(self) -> float:
         """When the next rollout ends, if nothing happens before."""
-        if self._state != "busy":
+        if self._paused or not self._running:
             return math.inf
-        steps = max(0.0, self._running[0].end - self._depth)
+        steps = max(0.0, self._running[0][0] - self._depth)
         return self._now + steps * self._speed.of(len(self._running))
 
     def end_next(self, now: float) -> list[Group]:
         """The rollouts that end at `next_end`, which is now: the groups that are complete with them."""
         self.advance(now)
-        self._depth = self._running[0].end
+        # Not back: what starts now would have a last bit of the version before the one that has just come.
+        self._depth = max(self._depth, self._running[0][0])
         complete = []
-        while self._running and self._running[0].end <= self._depth:
-            rollout = heapq.heappop(self._running)
-            self._count(rollout)
-            rollout.group.num_left -= 1
-            if not rollout.group.num_left:
-                complete.append(rollout.group)
+        while self._running and self._running[0][0] <= self._depth:
+            end, _, begin, group = heapq.heappop(self._running)
+            self._count(begin, end, group)
+            self.num_ended += 1
+            group.num_left -= 1
+            if not group.num_left:
+                complete.append(group)
         self._admit()
         return complete
 
     def _admit(self) -> None:
         while self._queue and len(self._running) < self._speed.max_sequences:
             group, length = self._queue.popleft()
-            heapq.heappush(self._running, _Rollout(self._depth + length, next(self._numbers), self._depth, group))
+            heapq.heappush(self._running, (self._depth + length, next(self._numbers), self._depth, group))
 
-    def _count(self, rollout: _Rollout) -> None:
+    def _count(self, begin: float, end: float, group: Group) -> None:
         """Its tokens, by version."""
-        end = rollout.end
         for since, version in reversed(self._versions):
-            begin = max(since, rollout.begin)
-            if end > begin:
-                rollout.group.tokens[version] += end - begin
-                end = begin
-            if since <= rollout.begin:
+            if since <= begin:
+                group.tokens[version] += end - begin
                 break
+            if end > since:
+                group.tokens[version] += end - since
+                end = since

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist, fmean
 
 _NUM_QUANTILES = 1000
@@ -16,17 +17,28 @@ the mean. An assumption; answers to mathematical questions have about as long a 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Each of `values` is as likely as the others, in tokens. A rollout draws on its own: that hard tasks make all
-    rollouts of a group long is not in it."""
+    """Each of `values` is as likely as the others, in tokens."""
 
     values: tuple[float, ...]
+    of_task: float = 0.0
+    """How much alike the rollouts of a group are, 0 to 1: the correlation of their places among `values` (a Gaussian
+    copula). Hard tasks make all of them long."""
 
     @property
     def mean(self) -> float:
         return fmean(self.values)
 
-    def draw(self, rng: random.Random) -> float:
-        return rng.choice(self.values)
+    def draw(self, rng: random.Random, number: int) -> list[float]:
+        """Of the rollouts of a group."""
+        if not self.of_task:
+            return [rng.choice(self.values) for _ in range(number)]
+        shared, own = math.sqrt(self.of_task) * rng.gauss(), math.sqrt(1 - self.of_task)
+        places = [(1 + math.erf((shared + own * rng.gauss()) / math.sqrt(2))) / 2 for _ in range(number)]
+        return [self._in_order[min(int(place * len(self.values)), len(self.values) - 1)] for place in places]
+
+    @cached_property
+    def _in_order(self) -> list[float]:
+        return sorted(self.values)
 
     @classmethod
     def constant(cls, tokens: float) -> Lengths:
@@ -57,4 +69,4 @@ class Lengths:
             factor = (low + high) / 2
             cut = [min(max(1.0, factor * value), longest) for value in self.values]
             low, high = (factor, high) if fmean(cut) < mean else (low, factor)
-        return Lengths(tuple(cut))
+        return replace(self, values=tuple(cut))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asyncrl.control.staleness import slots
+from asyncrl.control.staleness import at_once
 from asyncrl.errors import UserError
 from asyncrl.models import fingerprint
 from asyncrl.observe.bottleneck import bottleneck
@@ -214,7 +214,7 @@ def _on_cpus(recipe: Recipe, profile: Profile | None) -> Plan:
     work, settings = profile.work(recipe), control_settings(ran)
     is_simulated = ran.rollout.engine == "simulated"
     limit = int(ran.rollout.engine_args.get("max_num_seqs", 2**31 if is_simulated else speed.MAX_SEQUENCES[False]))
-    num_running = min(limit, slots(settings) * ran.group_size / ran.rollout.replicas)
+    num_running = min(limit, at_once(settings, ran.rollout.replicas) * ran.group_size / ran.rollout.replicas)
     fixed = 1.0 if is_simulated else FIXED_SHARE_ON_CPU
     step_s = num_running / profile.figures.busy_tokens_per_s
     run = _measured(
@@ -245,7 +245,9 @@ def _estimate(recipe: Recipe, scene: Scene) -> float:
     """Seconds of a step, roughly: of the slower role, or of the longest completion, which S + 1 steps have time for."""
     settings = control_settings(recipe)
     num_samples = recipe.groups_per_step * recipe.group_size
-    running = max(1, min(scene.decode.max_sequences, slots(settings) * recipe.group_size // scene.replicas))
+    running = max(
+        1, min(scene.decode.max_sequences, at_once(settings, scene.replicas) * recipe.group_size // scene.replicas)
+    )
     step_s, mean = scene.decode.of(running), scene.lengths.mean
     generate_s = num_samples * mean * step_s / running / scene.replicas
     train_s = scene.train_step_s + scene.train_token_s * num_samples * mean

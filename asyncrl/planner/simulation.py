@@ -6,12 +6,13 @@ only take time. Pure Python, no clock, no threads: a seed gives one outcome.
     Publish  -> all engines pause, or one after the other     -> WeightsLive
 
 What it leaves out: failures, rewards that take longer than the generation of others hides, the imbalance of trainer
-ranks, and that tasks differ in length. One record per step has the names of `metrics.jsonl`.
+ranks. One record per step has the names of `metrics.jsonl`.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,45 +85,79 @@ class Simulation:
         self._now = 0.0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
-        self._engines = {f"generator-{i}": Engine(scene.decode) for i in range(scene.replicas)}
-        self._running: dict[int, tuple[Group, Engine]] = {}
+        self._engines = [Engine(scene.decode) for _ in range(scene.replicas)]
+        self._numbers_of = {f"generator-{i}": i for i in range(scene.replicas)}
+        self._ends = [math.inf] * scene.replicas
+        """When the next rollout of each engine ends."""
+        self._next_ends: list[tuple[float, int]] = []
+        """The same and the engine's number, a heap; an entry counts if it says what `_ends` says."""
+        self._running: dict[int, tuple[Group, int]] = {}
         self._ready: dict[int, Group] = {}
         self._free_since = self._step_began = 0.0
         self._tokens_generated = 0.0
+        self._num_events = 0
 
     def run(self) -> list[Record]:
-        for name in self._engines:
-            self.controller.handle(GeneratorJoined(name))
+        for name in self._numbers_of:
+            self._tell(GeneratorJoined(name))
         self._tell(WeightsLive(0))
         while self.controller.steps_done < self.settings.max_steps:
-            engine = min(self._engines.values(), key=Engine.next_end)
-            if self._heap and self._heap[0][0] <= engine.next_end():
-                self._now, _, happen = heapq.heappop(self._heap)
-                happen()
-            else:
-                self._now = engine.next_end()
-                for group in engine.end_next(self._now):
-                    self._finish(group)
+            self._happen()
         return self.records
+
+    @property
+    def num_events(self) -> int:
+        """So far: what was told to the controller, what it decided, rollouts that ended, and the rest of the heap."""
+        return self._num_events + sum(engine.num_ended for engine in self._engines)
+
+    def _happen(self) -> None:
+        """What comes next."""
+        ends = self._next_ends
+        while ends and ends[0][0] != self._ends[ends[0][1]]:
+            heapq.heappop(ends)
+        if self._heap and (not ends or self._heap[0][0] <= ends[0][0]):
+            self._now, _, happen = heapq.heappop(self._heap)
+            self._num_events += 1
+            happen()
+            return
+        self._now, number = heapq.heappop(ends)
+        complete = self._engines[number].end_next(self._now)
+        self._changed(number)
+        for group in complete:
+            self._finish(group)
+
+    def _changed(self, number: int) -> None:
+        """The next rollout of an engine ends at another time."""
+        self._ends[number] = end = self._engines[number].next_end()
+        if end < math.inf:
+            heapq.heappush(self._next_ends, (end, number))
 
     def _after(self, seconds: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (self._now + seconds, next(self._numbers), happen))
 
     def _tell(self, event: Event) -> None:
         self.controller.handle(event)
-        for decision in self.controller.decide():
+        self._num_events += 1
+        for decision in self._decide():
             self._carry_out(decision)
+
+    def _decide(self) -> list[Decision]:
+        decisions = self.controller.decide()
+        self._num_events += len(decisions)
+        return decisions
 
     def _carry_out(self, decision: Decision) -> None:
         match decision:
             case Start(task, attempt, generator):
-                engine, size = self._engines[generator], self.scene.group_size
-                group = Group(task, attempt, size)
-                self._running[task] = group, engine
-                engine.start(self._now, group, [self.scene.lengths.draw(self._rng) for _ in range(size)])
+                number = self._numbers_of[generator]
+                group = Group(task, attempt, self.scene.lengths.draw(self._rng, self.scene.group_size))
+                self._running[task] = group, number
+                self._engines[number].start(self._now, group)
+                self._changed(number)
             case Cancel(task):
-                group, engine = self._running.pop(task)
-                engine.cancel(self._now, group)
+                group, number = self._running.pop(task)
+                self._engines[number].cancel(self._now, group)
+                self._changed(number)
             case Discard(task):
                 self._ready.pop(task, None)
             case Train():
@@ -145,17 +180,19 @@ class Simulation:
 
     def _publish(self, version: int) -> None:
         push_s, rolling = self.scene.push_s, self.scene.rolling
-        for number, engine in enumerate(self._engines.values()):
+        for number in range(len(self._engines)):
             begin_s = number * push_s if rolling else 0.0
-            self._after(begin_s, partial(self._pause, engine))
-            self._after(begin_s + push_s, partial(self._resume, engine, version))
+            self._after(begin_s, partial(self._pause, number))
+            self._after(begin_s + push_s, partial(self._resume, number, version))
         self._after(push_s * (len(self._engines) if rolling else 1), lambda: self._tell(WeightsLive(version)))
 
-    def _pause(self, engine: Engine) -> None:
-        engine.pause(self._now)
+    def _pause(self, number: int) -> None:
+        self._engines[number].pause(self._now)
+        self._changed(number)
 
-    def _resume(self, engine: Engine, version: int) -> None:
-        engine.resume(self._now, version)
+    def _resume(self, number: int, version: int) -> None:
+        self._engines[number].resume(self._now, version)
+        self._changed(number)
 
     # -- the trainer
 
@@ -175,7 +212,7 @@ class Simulation:
             for version in {version for group in batch for version in group.tokens if version >= train.min_version}
         }
         num_tokens, num_samples = sum(ages.values()), len(batch) * self.scene.group_size
-        seconds = [engine.take_seconds(self._now) for engine in self._engines.values()]
+        seconds = [engine.take_seconds(self._now) for engine in self._engines]
         whole_s = wall_s * len(seconds)
         self.records.append(
             {

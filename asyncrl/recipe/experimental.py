@@ -16,5 +16,8 @@ class ExperimentalRecipe(Part):
     backup_groups: NonNegativeInt = 0
     """Groups in flight beyond what is needed: a batch closes with the first that finish, the stragglers that become
     too old are restarted. Needs on_stale drop."""
+    groups_per_replica: NonNegativeInt = 0
+    """Groups that a replica works on at a time; the next one goes to the first that has room, with the newest weights.
+    For `on_stale: drop` with engines that are full: twice what one runs at once. 0: any number."""
     push_lag: PositiveInt = 1
     """Push only versions that are so many updates ahead of the live one; at most max_staleness + 1."""

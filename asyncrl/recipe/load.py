@@ -128,6 +128,7 @@ def control_settings(recipe: Recipe) -> Settings:
             policy=recipe.experimental.policy or recipe.policy,
             push_lag=recipe.experimental.push_lag,
             backup_groups=recipe.experimental.backup_groups,
+            groups_per_replica=recipe.experimental.groups_per_replica,
             tokens_per_group=recipe.group_size * recipe.rollout.max_new_tokens,
         )
     except ValueError as error:

@@ -46,6 +46,7 @@ def any_settings(draw: st.DrawFn, policies=tuple(POLICIES), least_steps: int = 1
         push_lag=draw(st.integers(1, int(max_staleness) + 1)) if policy == "bounded" else 1,
         backup_groups=draw(st.integers(0, 3)) if on_stale == "drop" and policy in ("bounded", "sync") else 0,
         selection_window=draw(st.integers(1, 6)) if (policy, on_stale) == ("bounded", "wait") else 1,
+        groups_per_replica=draw(st.sampled_from([0, 0, 1, 2, 5])),
         on_stale=on_stale,
         policy=policy,
         tokens_per_group=10,

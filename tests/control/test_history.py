@@ -35,7 +35,8 @@ POLICIES = [{"max_staleness": 2, "selection_window": 3}, {"max_staleness": 1, "p
 POLICIES += [{"max_staleness": 0, "policy": "sync"}, {"max_staleness": 3, "policy": "stale_k"}]
 POLICIES += [{"max_staleness": 1.5, "push_lag": 2}]
 POLICIES += [{"max_staleness": 2, "on_stale": "drop", "backup_groups": 2}]
-NEW = {"push_lag", "backup_groups"}
+POLICIES += [{"max_staleness": 2, "groups_per_replica": 2}]
+NEW = {"push_lag", "backup_groups", "groups_per_replica"}
 """Keys that came after the first version."""
 
 
@@ -229,3 +230,19 @@ def test_more_steps_take_effect_on_resume() -> None:
     world.controller.change(Settings(**{**LIMITS, "max_steps": 8}, max_staleness=1))
     assert not world.controller.finished
     assert any(isinstance(decision, Start) for decision in world.controller.decide())
+
+
+def test_a_limit_takes_effect_on_resume() -> None:
+    """Set for a run that began without: groups that run count, those of a length that is known as well."""
+    world = begin(Settings(**LIMITS, max_staleness=2))
+    controller = Controller.restore(as_json(world.controller.state()))
+    limited = Settings(**LIMITS, max_staleness=2, groups_per_replica=2)
+    controller.change(limited)
+    number = len(controller.running())
+    for task, attempt in controller.running()[: number - 2]:
+        controller.handle(GroupFailed(task, attempt, "broken"))
+    assert not any(isinstance(d, Start) for d in controller.decide()), "two are running"
+    again = Controller.restore(as_json(controller.state()))
+    for one in (controller, again):
+        one.handle(GroupFailed(*one.running()[0], "broken"))
+        assert sum(isinstance(d, Start) for d in one.decide()) == 1

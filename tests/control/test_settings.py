@@ -15,6 +15,7 @@ GOOD = {"groups_per_step": 2, "max_staleness": 1, "max_steps": 3, "tokens_per_gr
         ({"max_steps": 0}, "max_steps is 0"),
         ({"selection_window": 0}, "selection_window is 0"),
         ({"tokens_per_group": 0}, "tokens_per_group is 0"),
+        ({"groups_per_replica": -1}, "groups_per_replica is -1; it must be at least 0"),
         ({"policy": "sync"}, "policy sync needs max_staleness 0, not 1"),
         ({"policy": "one_step", "max_staleness": 2}, "policy one_step needs max_staleness 1, not 2"),
         ({"policy": "stale_k", "max_staleness": 1.5}, "policy stale_k needs a whole max_staleness .*, not 1.5"),

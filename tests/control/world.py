@@ -218,7 +218,7 @@ class World:
         match decision:
             case Start(task, attempt, generator):
                 assert self.live >= max(0, self._next_step - self._bound()), "it would be given up again"
-                loads = {name: self._outstanding_tokens(name) for name in self.generators}
+                loads = {name: self._outstanding_tokens(name) for name in self._with_room()}
                 assert loads[generator] <= min(loads.values()) + 1e-6, loads
                 if self.waiting:
                     assert task == next(iter(self.waiting)), "requeued tasks come first, in their order"
@@ -248,6 +248,11 @@ class World:
                 assert version == self.steps_done > self.live
                 assert version - self.live >= self.settings.push_lag or version == self.settings.max_steps
                 self.publishing = self.newest_sent = version
+
+    def _with_room(self) -> list[str]:
+        most, groups = self.settings.groups_per_replica, Counter(a.generator for a in self.running.values())
+        # After a restart under a lower limit there may be more.
+        return [name for name in self.generators if not most or groups[name] < most]
 
     def _outstanding_tokens(self, generator: str) -> float:
         first = self.settings.tokens_per_group
@@ -335,7 +340,11 @@ class World:
         # Under new settings there may be more than their slots; then no new one is started.
         self.most_held = max(self._num_slots, min(self.most_held, held))
         assert held <= self.most_held, "slots"
-        assert len(under_way) + len(self.trained) <= settings.max_steps * settings.groups_per_step, "over-drawn"
+        needed = settings.max_steps * settings.groups_per_step - len(under_way) - len(self.trained)
+        assert needed >= 0, "over-drawn"
+        if self._with_room() and self.live >= max(0, self._next_step - self._bound()):
+            num_free = self._num_slots - (held - len(self.waiting))
+            assert num_free <= 0 or not (self.waiting or needed), "a slot is free, and a generator has room"
         assert {(task, a.number) for t in (self.ready, self.leased) for task, a in t.items()} == self.buffer
         done = self.steps_done == settings.max_steps
         assert self.controller.finished == (done and (self.live == self.steps_done or not self.generators))

@@ -135,6 +135,7 @@ VARIANTS = {
     "sync": recipe_of(policy="sync", max_staleness=0, **EVERY_STEP),
     "lag": recipe_of(experimental={"policy": "stale_k"}, max_staleness=2),
     "eval": recipe_of(eval={"data": {"path": "y"}, "every_steps": 2}, **EVERY_STEP),
+    "limit": recipe_of(max_staleness=2, experimental={"groups_per_replica": 1}, **SNAPSHOTS),
     "drop": recipe_of(on_stale="drop", experimental={"backup_groups": 1}, **SNAPSHOTS),
 }
 VICTIMS = ("trainer-0", "trainer-0 noticed", "generator-0", "generator-1", "buffer", "holders", "driver")
