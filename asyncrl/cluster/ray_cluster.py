@@ -38,6 +38,9 @@ _ours: list[ProcessId] = []
 """The Ray that `start` started, if it did: other processes below this one are not the run's."""
 _node = ""
 """The driver's, by Ray's id."""
+_MAY_START_AGAIN = ("Failed to start GCS", "timed out during startup")
+"""Ray takes a port that is free when it looks, and another program may have it by the time it starts; and it gives its
+processes thirty seconds, which a busy machine may not have."""
 _folder: Path | None = None
 """Where that one has its files."""
 
@@ -62,10 +65,9 @@ def start(recipe: Recipe) -> None:
         _check_answers(address)
     try:
         _init(options, address)
-    except UserError as error:
-        if address or "Failed to start GCS" not in str(error):
+    except (UserError, RunFailed) as error:
+        if address or not any(said in str(error) for said in _MAY_START_AGAIN):
             raise
-        # Ray takes a port that is free when it looks, and another program may have it by the time it starts.
         logger.warning("%s; it is started once more", error)
         _init(options, address)
 

@@ -53,8 +53,8 @@ class Watchdog:
 
 
 def _line(frame: FrameType | None) -> str:
-    """The innermost line of the user's code."""
-    while frame is not None:
+    """The innermost line of the user's code; empty while a module of his is imported, before any episode begins."""
+    while frame is not None and frame.f_code.co_name != "<module>":
         if is_the_users(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back

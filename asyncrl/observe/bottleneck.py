@@ -36,8 +36,8 @@ def bottleneck(shares: Mapping[str, float]) -> str:
         "driver": unaccounted,
     }
     role = max(losses, key=lambda name: losses[name])
-    # If both stand still for long, neither is too small.
-    if role in ("trainer", "generators") and min(waiting, idle) >= NOTICEABLE:
+    # If both stand still for about as long, neither is too small.
+    if role in ("trainer", "generators") and min(waiting, idle) >= max(NOTICEABLE, max(waiting, idle) / 2):
         role = "turns"
     elif losses[role] < NOTICEABLE:
         role = "balanced"

@@ -70,6 +70,8 @@ SHIPPED = Path(__file__).with_name("shipped")
 
 _ONE_OR_LIST = ("data", "reward", "eval")
 """Keys that are one thing or a list of parts."""
+_MAY_BE_PATHS = ("data", "env")
+"""Keys whose path alone may stand for them."""
 _OF_ONE_DATA_SET = ("options", "split", "prompt_column", "completion_column")
 """Keys of `data` that say nothing about any other path."""
 
@@ -180,7 +182,7 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     base = config.pop("base", None)
     if given is not None and base is not None:
         raise UserError(f"{path}: the recipe of a run has no base, and this one names {_shown(base)}; see who wrote it")
-    keys = today(OmegaConf.to_container(config), str(path), quietly=given is not None)
+    keys = _spelt_out(today(OmegaConf.to_container(config), str(path), quietly=given is not None))
     layer = Layer(str(path), OmegaConf.create(beside(keys, path)), tuple(_emptied(keys)))
     if base is None:
         return [layer]
@@ -199,11 +201,18 @@ def _override_layer(override: str) -> Layer:
         raise UserError(f"'{override:.100}' is not of the form key=value, such as max_steps=20 or trainer.ranks=1")
     try:
         require_modest(value, key)
-        config = OmegaConf.create(today(OmegaConf.to_container(OmegaConf.from_dotlist([override])), "command line"))
+        keys = today(OmegaConf.to_container(OmegaConf.from_dotlist([override])), "command line")
+        config = OmegaConf.create(_spelt_out(keys))
         # `data.options={size: 9}` means just that.
         return Layer("command line", config, (key,) if isinstance(yaml.safe_load(value), dict) else ())
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{override}: the value is not valid YAML: {_cause(error)}") from error
+
+
+def _spelt_out(keys: Any) -> Any:
+    """With `env: FILE:NAME` as `env: {path: FILE:NAME}`, and data likewise: other layers may have other keys of it."""
+    paths = {key: {"path": keys[key]} for key in _MAY_BE_PATHS if isinstance(keys.get(key), str)}
+    return {**keys, **paths}
 
 
 def _emptied(keys: Any, prefix: str = "") -> Iterator[str]:

@@ -136,7 +136,8 @@ def _say(
     for (before, after), number in types.items():
         if before == "F32" and number:
             logger.warning(
-                "exported models hold %d tensors as %s that are F32 in %s (weights.dtype)", number, after, path
+                "exported models hold %d tensors as %s that are F32 in %s (weights.dtype; float32 keeps them so)",
+                *(number, after, path),
             )
         elif number:
             logger.info("exported models hold %d tensors as %s that are %s in %s", number, after, before, path)

@@ -95,7 +95,12 @@ def test_sigterm_while_ray_starts(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "starts"), [("Failed to start GCS. Last 0 lines of error files:", 2), ("No space left on device", 1)]
+    ("said", "starts"),
+    [
+        ("Failed to start GCS. Last 0 lines of error files:", 2),
+        ("The current node timed out during startup.", 2),
+        ("No space left on device", 1),
+    ],
 )
 def test_a_port_that_was_taken_meanwhile_is_no_end(
     said: str, starts: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -105,7 +110,8 @@ def test_a_port_that_was_taken_meanwhile_is_no_end(
     def init(options: Any, address: Any) -> None:
         calls.append(address)
         if len(calls) == 1:
-            raise UserError(f"ray_address: cannot start or reach Ray in /tmp: {said}")
+            kind = RunFailed if "timed out" in said else UserError
+            raise kind(f"ray_address: cannot start or reach Ray in /tmp: {said}")
 
     monkeypatch.setattr(ray_cluster, "_init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -18,6 +18,8 @@ from asyncrl.observe.bottleneck import bottleneck, bottleneck_of_answers
         ({"trainer_time/checkpoint": 0.5}, "checkpoint-bound", "50 %"),
         ({"trainer_time/unaccounted": 0.3}, "driver-bound", "30 %"),
         ({"trainer_time/wait_batch": 0.45, "generator_time/idle": 0.5}, "taking turns", "max_staleness"),
+        ({"trainer_time/wait_batch": 0.77, "generator_time/idle": 0.24}, "generator-bound", "77 %"),
+        ({"trainer_time/wait_batch": 0.2, "generator_time/idle": 0.6}, "trainer-bound", "60 %"),
         ({"trainer_time/busy": 0.95, "generator_time/busy": 0.95}, "balanced", ""),
     ],
 )

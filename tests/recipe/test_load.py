@@ -429,3 +429,16 @@ def test_paths_in_lists_are_beside_the_recipe(folder: Path) -> None:
     recipe = load(write("sub/own.yaml", f"model: random:tiny-llama\nmax_steps: 3\n{lists}"))
     assert {part.fn for part in recipe.reward_parts} == {f"sub/mine.py:{name}" for name in "fgh"}
     assert recipe.sources[0].path == "sub/a.jsonl"
+
+
+@pytest.mark.parametrize("overrides", [["env.max_turns=3"], ["env.max_turns=3", "env=b.py:g"]])
+def test_a_path_alone_leaves_the_other_keys_of_env_and_data(tmp_path: Path, overrides: list[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: random:tiny-llama\ndata: maths.jsonl\nenv: a.py:f\nmax_steps: 2\n")
+    for arguments in (overrides, overrides[::-1]):
+        recipe = load(path, [*arguments, "data.prompt_column=question"])
+        assert recipe.env.max_turns == 3
+        assert Path(recipe.env.path).name == ("b.py:g" if len(overrides) > 1 else "a.py:f")
+        assert Path(recipe.sources[0].path).name == "maths.jsonl"
+        assert recipe.sources[0].prompt_column == "question"
+    assert load(path, ["env=null", "reward=a.py:b"]).env is None

@@ -44,7 +44,9 @@ def test_an_export_is_what_it_came_from(family: str, dtype: torch.dtype, tmp_pat
     require_unchanged(exported(source, tmp_path / "out", dtype), tmp_path / "out", TOKENS, dtype)
     said = [record.message for record in caplog.records if record.name.startswith("asyncrl")]
     number = len(load_file(source / "model.safetensors")) - (family == "glm4_moe")
-    rounded = f"exported models hold {number} tensors as BF16 that are F32 in {source} (weights.dtype)"
+    rounded = (
+        f"exported models hold {number} tensors as BF16 that are F32 in {source} (weights.dtype; float32 keeps them so)"
+    )
     assert said == ([rounded] if dtype == torch.bfloat16 else [])
 
 
