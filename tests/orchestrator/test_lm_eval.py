@@ -28,6 +28,7 @@ from asyncrl.observe.lm_eval import cells, lines_of, newest
 from asyncrl.orchestrator import lm_eval as module
 from asyncrl.processes.program import Program
 from asyncrl.report.report import write_report
+from asyncrl.rollout import vllm_server
 from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.vllm_server import Server, _option
 
@@ -134,7 +135,7 @@ def evaluated(model: str, out: Path, names: str, tasks: Path, *more: str) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_task_from_the_command_to_the_report(
     stand_in: Path, tiny_model: Path, tasks: Path, tmp_path: Path, made_up: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +161,7 @@ def test_a_task_from_the_command_to_the_report(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(PACKAGE is None, reason="lm_eval is not installed, nor does ASYNCRL_LM_EVAL_PYTHON name its Python")
 def test_the_package_itself_gives_what_transformers_gives(
     tiny_model: Path, tasks: Path, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +182,7 @@ def test_the_package_itself_gives_what_transformers_gives(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_sigterm_ends_the_server_and_lm_eval(stand_in: Path, tiny_model: Path, tmp_path: Path) -> None:
     out, marker = tmp_path / "out", str(tmp_path)
     command = fresh("eval", str(tiny_model), *ARGUMENTS, "--out", str(out), "--lm-eval", "hangs")
@@ -338,6 +339,21 @@ def until_written(log: Path, text: str) -> None:
     while not (log.exists() and text in log.read_text()):
         assert time.monotonic() < ends
         time.sleep(0.05)
+
+
+def test_why_a_server_does_not_start(tmp_path: Path) -> None:
+    config = EngineConfig("x", "float32", "none", 512, "keep", "0", 0.25, 0)
+
+    def said(code: int | None, words: str) -> Exception:
+        return vllm_server._refusal(code, "the server process died", words, config, tmp_path)
+
+    refused = said(2, "usage: api [-h]\napi: error: argument --block-size: invalid choice:\n  7\n")
+    assert isinstance(refused, UserError)
+    assert str(refused) == "vLLM refuses the model or rollout.engine_args: argument --block-size: invalid choice: 7"
+    failed = said(1, "Traceback\nValueError: not enough memory for the cache\n")
+    assert isinstance(failed, RunFailed)
+    assert "with ValueError: not enough memory for the cache; lower rollout.kv_cache_gib" in str(failed)
+    assert str(said(None, "")).startswith("vLLM's server ended as it started, the server process died; its log is ")
 
 
 def test_options_as_vllm_serve_takes_them() -> None:
