@@ -204,6 +204,7 @@ def _run(command: Sequence[str], server: Server, folder: Path, silent_s: float) 
     if code == 2:
         raise UserError(f"lm_eval refuses its command line: {' '.join(tail(log).split())[-500:]}")
     if code != 0:
+        server.require()
         raise RunFailed(f"lm_eval has no scores: {_why(tail(log), how)}; its log is {log}")
 
 
@@ -213,8 +214,7 @@ def _watch(program: Program, log: Path, server: Server, silent_s: float, showing
     total, said, since = 0, -1, time.monotonic()
     while not program.ended:
         if server.program.ended:
-            words = cause(tail(server.log)) or server.program.end()[1]
-            raise RunFailed(f"vLLM's server ended before lm_eval had done, with {words}; its log is {server.log}")
+            server.require()
         if (size := log.stat().st_size if log.exists() else 0) != said:
             said, since = size, time.monotonic()
             for done, of in _REQUESTS.findall(tail(log))[-1:]:

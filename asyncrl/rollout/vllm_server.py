@@ -47,6 +47,12 @@ class Server:
     program: Program
     log: Path
 
+    def require(self) -> None:
+        """Raises RunFailed if it has ended."""
+        if self.program.ended or _longest(self.url, self.key) is None:
+            words = cause(tail(self.log)) or self.program.end()[1]
+            raise RunFailed(f"vLLM's server ended too early, with {words}; its log is {self.log}")
+
 
 @contextmanager
 def serving(config: EngineConfig, name: str, log: Path, start_s: float) -> Iterator[Server]:
