@@ -49,6 +49,7 @@ _LONGEST = (
     "test_killed.py",
     "test_safety.py",
     "test_prometheus.py",
+    "test_lm_eval.py",
 )
 """Whole runs, half a minute and more each: every test by itself."""
 

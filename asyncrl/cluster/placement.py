@@ -87,14 +87,13 @@ def _bundles(recipe: Recipe) -> list[dict[str, float]]:
 
 def _require_room(placement: PlacementRecipe) -> None:
     """Raises UserError if the nodes, were they empty, would not take all replicas."""
-    nodes = {node["NodeManagerAddress"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    # Several may have one address: in a cluster on one machine.
+    nodes = [(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     asked = placement.asked or {"CPU": ALMOST_NO_CPU}
-    room = sum(
-        int(min(has.get(name, 0) / amount + _ROUNDING for name, amount in asked.items())) for has in nodes.values()
-    )
+    room = sum(int(min(has.get(name, 0) / amount + _ROUNDING for name, amount in asked.items())) for _, has in nodes)
     if room < placement.replicas:
         present = "; ".join(
-            f"{address} has {told({name: has.get(name, 0) for name in asked})}" for address, has in nodes.items()
+            f"{address} has {told({name: has.get(name, 0) for name in asked})}" for address, has in nodes
         )
         raise UserError(
             f"rewards.placement: {placement.replicas} replica(s) ask for {placement} each, and the cluster has room "

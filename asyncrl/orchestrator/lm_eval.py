@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import os
 import re
 import shutil
@@ -37,8 +36,6 @@ from asyncrl.storage import private
 from asyncrl.storage.run_dir import json_object
 from asyncrl.terminal.progress import shown
 
-logger = logging.getLogger(__name__)
-
 PYTHON = "ASYNCRL_LM_EVAL_PYTHON"
 """Environment variable: the Python that has lm_eval, where it is not this one."""
 _OURS = {
@@ -48,6 +45,7 @@ _OURS = {
 }
 """Options of lm_eval that asyncrl says to it, and what says them to asyncrl."""
 _CACHE = ("--use_cache", "-c")
+"""Of answers by request, whatever model gave them."""
 _REQUESTS = re.compile(r"Requesting API:[^\r\n]*?(\d+)/(\d+) \[")
 """lm_eval's own progress."""
 _OF_HUB = re.compile(r"\bHub\b|huggingface|ConnectionError|OfflineMode|DatasetNotFound")
@@ -62,7 +60,7 @@ def check(recipe: Recipe, tasks: Sequence[str], options: Sequence[str]) -> None:
     """Raises UserError if the model can be none, or lm_eval is not there or does not know a task or an option."""
     if recipe.model != TINY_LLAMA:
         folder_of("model", recipe.model, Path.cwd())
-    said = [word.partition("=")[0] for word in options if word.startswith("-")]
+    said = [word.partition("=")[0] for word in options if re.match(r"--?[A-Za-z]\w*(=|$)", word)]
     for word in said:
         if word in _OURS:
             raise UserError(f"{word} behind -- is not for lm_eval: asyncrl says it, by {_OURS[word]}")
@@ -70,7 +68,7 @@ def check(recipe: Recipe, tasks: Sequence[str], options: Sequence[str]) -> None:
             raise UserError(f"{word} of lm_eval gives the answers of one model for those of the next; leave it out")
     known = set(re.findall(r"(?<![\w-])--?[A-Za-z]\w*", _asked("run", "--help")))
     for word in said:
-        if word not in known and not re.fullmatch(r"-\d.*", word):
+        if word not in known:
             near = difflib.get_close_matches(word, known, n=1)
             raise UserError(f"lm_eval has no option {word}" + (f"; did you mean {near[0]}?" if near else ""))
     names = [task for task in tasks if not re.search(r"[*?\[/]|\.yaml$", task)]
@@ -206,6 +204,7 @@ def _run(command: Sequence[str], server: Server, folder: Path, silent_s: float) 
     if code == 2:
         raise UserError(f"lm_eval refuses its command line: {' '.join(tail(log).split())[-500:]}")
     if code != 0:
+        server.require()
         raise RunFailed(f"lm_eval has no scores: {_why(tail(log), how)}; its log is {log}")
 
 
@@ -215,8 +214,7 @@ def _watch(program: Program, log: Path, server: Server, silent_s: float, showing
     total, said, since = 0, -1, time.monotonic()
     while not program.ended:
         if server.program.ended:
-            words = cause(tail(server.log)) or server.program.end()[1]
-            raise RunFailed(f"vLLM's server ended before lm_eval had done, with {words}; its log is {server.log}")
+            server.require()
         if (size := log.stat().st_size if log.exists() else 0) != said:
             said, since = size, time.monotonic()
             for done, of in _REQUESTS.findall(tail(log))[-1:]:

@@ -11,9 +11,11 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError
 
 from asyncrl.errors import BudgetSpent, DeadlineExceeded
 from asyncrl.orchestrator.actors import reward_role
@@ -56,12 +58,20 @@ class RewardActors:
 
     async def _load(self, name: str) -> None:
         placement, deadline_s = self._recipe.rewards.placement, self._recipe.deadlines.start_s
-        # Should it die meanwhile, Ray asks its successor.
-        loading = self._actors[name].start.remote()
-        started = await self._waiting(loading, name, f"room for {placement}, and to load the reward", deadline_s)
+        what = f"room for {placement}, and to load the reward"
+        started = await self._waiting(self._started(name), name, what, deadline_s)
         self._processes.put(name, started)
         self._serving[name] = started["life"]
         logger.info("%s runs on %s and reserves %s", name, started["host"], placement)
+
+    async def _started(self, name: str) -> dict[str, Any]:
+        """What it says of itself once it has started; if it dies meanwhile, its successor."""
+        while True:
+            try:
+                started: dict[str, Any] = await self._actors[name].start.remote()
+                return started
+            except ActorUnavailableError:
+                await asyncio.sleep(_EVERY_S)
 
     async def _watch(self, name: str) -> None:
         try:
@@ -70,6 +80,7 @@ class RewardActors:
                 life, num_scored = await self._sign_of_life(name)
                 if life != self._serving[name]:
                     del self._serving[name]
+                    self._processes.pop(name)
                     self._count(name)
                     await self._load_in_time(name)
                 elif num_scored:
@@ -85,6 +96,8 @@ class RewardActors:
                 self._actors[name].ping.remote(), name, "a sign of life", deadline_s
             )
             return found
+        except ActorUnavailableError:
+            return "", 0
         except DeadlineExceeded:
             logger.warning("%s gives no sign of life within %g s (deadlines.warn_s), and is ended", name, deadline_s)
             ray.kill(self._actors[name], no_restart=False)
@@ -102,17 +115,20 @@ class RewardActors:
         logger.warning("%s is lost; it is started again, and what it was asked is asked again", name)
 
     async def _load_in_time(self, name: str) -> None:
+        said = False
         while True:
             try:
                 return await self._load(name)
             except DeadlineExceeded:
                 if not self._serving:
                     raise
-            logger.warning(
-                "%s has found no room within %g s (deadlines.start_s): the run goes on with %d of %d reward actors "
-                "until there is some",
-                *(name, self._recipe.deadlines.start_s, len(self._serving), len(self._actors)),
-            )
+            if not said:
+                logger.warning(
+                    "%s has found no room within %g s (deadlines.start_s): the run goes on with %d of %d reward actors "
+                    "until there is some",
+                    *(name, self._recipe.deadlines.start_s, len(self._serving), len(self._actors)),
+                )
+            said = True
 
     async def close(self) -> None:
         for watching in self._watching:

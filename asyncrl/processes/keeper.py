@@ -49,6 +49,8 @@ class Code:
     """That a file of theirs may have."""
     log: str = ""
     """File that takes what they print; empty: where this process prints."""
+    grace_s: float = 0.0
+    """In which it may end by itself when it is told to, and what it has started after it; then all are killed."""
     cores: tuple[int, ...] = field(default_factory=lambda: tuple(os.sched_getaffinity(0)))
     """That they may run on: those of who says so first, before an engine binds itself to some of them."""
 
@@ -63,7 +65,7 @@ def main(handle: int, said: int, parent_pid: int, code: Code) -> None:
     guard = os.getpid()
     if keeper := os.fork():
         os.close(handle)
-        return _guard(keeper, said, code.what)
+        return _guard(keeper, said, code)
     die_with_parent(guard, signal.SIGTERM)
     adopt_orphans()
     printed, prints = os.pipe()
@@ -83,7 +85,7 @@ def main(handle: int, said: int, parent_pid: int, code: Code) -> None:
     return None
 
 
-def _guard(keeper: int, said: int, what: str) -> None:
+def _guard(keeper: int, said: int, code: Code) -> None:
     """Waits for the end of the keeper, which is told of SIGTERM; then ends whom it leaves behind."""
     status, ends = None, math.inf
     while status is None and time.monotonic() < ends:
@@ -92,10 +94,10 @@ def _guard(keeper: int, said: int, what: str) -> None:
         if status is None and got and got.si_signo == signal.SIGTERM:
             for number in (signal.SIGTERM, signal.SIGCONT):  # the user's code may have stopped it
                 os.kill(keeper, number)
-            ends = time.monotonic() + _END_S + 1.0
+            ends = time.monotonic() + code.grace_s + _END_S + 1.0
     if status != 0:
         how = signal.Signals(-status).name if status is not None and status < 0 else status
-        os.write(said, f"the {what}'s keeper died ({how})".encode())
+        os.write(said, f"the {code.what}'s keeper died ({how})".encode())
     _end_all()
 
 
@@ -125,8 +127,22 @@ def _keep(worker: int, code: Code) -> str:
                 f"the {code.what} and what it started held {held / _GIB:.3g} GiB of memory, and {code.memory_key} is "
                 f"{code.memory_gib:.3g}; raise it, or use less"
             )
+    if code.grace_s and not reason:
+        status = _let_end(worker, status, code.grace_s)
     ended = _end_all(worker)
     return reason or _in_words(ended if status is None else status, code.what)
+
+
+def _let_end(worker: int, status: int | None, grace_s: float) -> int | None:
+    """Tells the worker to end, if it has not, and waits for it and all that it has started; as `_reap`."""
+    if status is None:
+        os.kill(worker, signal.SIGTERM)
+    ends = time.monotonic() + grace_s
+    while below(os.getpid()) and time.monotonic() < ends:
+        signal.sigtimedwait({signal.SIGCHLD}, _LOOK_S)
+        ended = _reap(worker)
+        status = ended if status is None else status
+    return status
 
 
 def _end_all(worker: int = -1) -> int | None:

@@ -27,7 +27,7 @@ class Kept:
 
     def __init__(self, code: Code, handle: int) -> None:
         """It serves the socket `handle`, which the caller closes here."""
-        self._what = code.what
+        self._what, self._kill_s = code.what, code.grace_s + _KILL_S
         # Not multiprocessing: its spawn would run the parent's __main__ again, whatever that is. Exec drops the
         # parent's signal handlers; a session of its own keeps Ctrl-C away.
         self._said, says = Pipe(duplex=False)
@@ -46,17 +46,12 @@ class Kept:
             )
 
     @property
-    def pid(self) -> int:
-        """Of the guard."""
-        return self._process.pid
-
-    @property
     def ended(self) -> bool:
         """Whether it has ended by itself, with all that it had started."""
         return self._said.closed or self._said.poll()
 
     def kill(self) -> str:
-        """Ends it and all that it has started; says how it ended. Waits for twenty seconds at most."""
+        """Ends it and all that it has started; says how it ended. Waits for twenty seconds at most, and its grace."""
         family = below(self._process.pid)
         self._process.terminate()
         # The user's code may have stopped those that end it.
@@ -64,11 +59,11 @@ class Kept:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGCONT)
         try:
-            code = self._process.wait(_KILL_S)
+            code = self._process.wait(self._kill_s)
         except subprocess.TimeoutExpired:
             self._end_all()
             logger.warning(
-                "%s process %d does not end what it started within %g s", self._what, self._process.pid, _KILL_S
+                "%s process %d does not end what it started within %g s", self._what, self._process.pid, self._kill_s
             )
             return f"the {self._what} process does not end"
         with self._said:

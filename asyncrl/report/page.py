@@ -96,6 +96,12 @@ pre { overflow-x: auto; font-size: 13px; }
 """
 
 
+def palettes() -> tuple[dict[str, str], dict[str, str]]:
+    """Names of colours and what they are, in light and in dark."""
+    light, dark = (dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", block)) for block in _STYLE.split("@media screen")[:2])
+    return light, dark
+
+
 def page(title: str, parts: list[str]) -> str:
     """A whole HTML document; `parts` are HTML, `title` is text."""
     return (

@@ -29,6 +29,7 @@ from asyncrl.rewards.parts import Part
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.score import RewardRequest, Score, failed
 
+_LOOK_AGAIN_S = 0.5
 _MORE_TRIES = 2
 """Of one request, after one at each actor: it may be what they die of."""
 
@@ -53,10 +54,10 @@ class RewardConfig:
         }
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_restarts=-1)
 @crossing
 class RewardActor:
-    """Async actor; calls overlap, and Ray repeats those that it died under, but for `score`."""
+    """Async actor; calls overlap. Those that it dies under fail, and so do calls until Ray has started it again."""
 
     def __init__(self, name: str, config: RewardConfig) -> None:
         relay.relay()
@@ -72,7 +73,6 @@ class RewardActor:
         await asyncio.gather(*(pool.loaded() for pool in self.pools.values()))
         return {**orphans.here(), "life": self.life}
 
-    @ray.method(max_task_retries=0)
     async def score(self, name: str, request: RewardRequest) -> list[Score]:
         scores = await self.pools[name].score(request)
         self.num_scored += 1
@@ -99,7 +99,7 @@ class PlacedRewards:
         self._requests: Counter[int] = Counter()
         """In flight, by the actor's place."""
         self._lost: dict[int, asyncio.Task[None]] = {}
-        """Actors that died, until they are there again."""
+        """Actors that died, until they answer again."""
 
     async def score(self, request: RewardRequest) -> list[Score]:
         """As the pool's; if there is no answer, or one actor after the other died under it, failed Scores."""
@@ -115,7 +115,9 @@ class PlacedRewards:
         return [failed(why)] * len(request.completions)
 
     async def _ask(self, request: RewardRequest) -> list[Score]:
-        """Of the actor that has fewest; of one that is lost only if all are, once it is there again."""
+        """Of the actor that has fewest; if all are lost, of the first that is there again."""
+        if len(self._lost) == len(self._actors):
+            await asyncio.wait(self._lost.values(), return_when=asyncio.FIRST_COMPLETED)
         place = min(range(len(self._actors)), key=lambda p: (p in self._lost, self._requests[p]))
         self._requests[place] += 1
         try:
@@ -129,11 +131,12 @@ class PlacedRewards:
             self._requests[place] -= 1
 
     async def _return_of(self, place: int) -> None:
-        try:
-            with contextlib.suppress(RayActorError):  # the end of the run
+        while True:
+            with contextlib.suppress(RayActorError):
                 await self._actors[place].ping.remote()
-        finally:
-            del self._lost[place]
+                break
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        del self._lost[place]
 
     def close(self) -> None:
         """The actors are the driver's."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -30,6 +31,7 @@ _MODULE = "vllm.entrypoints.launchers.api_server.entry"
 _OF_A_RUN = ("model", "logprobs_mode", "weight_transfer_config")
 """Arguments of the engine that a server has not, or as vLLM has them."""
 _LOOK_S, _ANSWER_S = 0.5, 10.0
+_MOST_CHARS = 500
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Server:
     """Longest prompt and completion together, as the server has it."""
     program: Program
     log: Path
+
+    def require(self) -> None:
+        """Raises RunFailed if it has ended."""
+        if self.program.ended or _longest(self.url, self.key) is None:
+            words = cause(tail(self.log)) or self.program.end()[1]
+            raise RunFailed(f"vLLM's server ended too early, with {words}; its log is {self.log}")
 
 
 @contextmanager
@@ -97,15 +105,23 @@ def _loaded(program: Program, config: EngineConfig, url: str, key: str, log: Pat
     deadline = time.monotonic() + start_s
     while (longest := _longest(url, key)) is None:
         if program.ended:
-            words = cause(tail(log))
-            how = f"with {words}{cure(words, config)}" if words else f"{program.end()[1]}"
-            raise RunFailed(f"vLLM's server ended as it started, {how}; its log is {log}")
+            raise _refusal(*program.end(), tail(log), config, log)
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
                 f"vLLM's server has not loaded the model within {start_s:g} s (deadlines.start_s); its log is {log}"
             )
         time.sleep(_LOOK_S)
     return longest
+
+
+def _refusal(code: int | None, how: str, said: str, config: EngineConfig, log: Path) -> Exception:
+    """Why a server did not start."""
+    if code == 2 and (refused := re.search(r"error: (.+)", said, re.DOTALL)):
+        words = " ".join(refused[1].split())[:_MOST_CHARS]
+        return UserError(f"vLLM refuses the model or rollout.engine_args: {words}")
+    words = cause(said)
+    how = f"with {words}{cure(words, config)}" if words else how
+    return RunFailed(f"vLLM's server ended as it started, {how}; its log is {log}")
 
 
 def _longest(url: str, key: str) -> int | None:

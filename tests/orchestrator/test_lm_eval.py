@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from asyncrl.observe.lm_eval import cells, lines_of, newest
 from asyncrl.orchestrator import lm_eval as module
 from asyncrl.processes.program import Program
 from asyncrl.report.report import write_report
+from asyncrl.rollout import vllm_server
 from asyncrl.rollout.engine import EngineConfig
 from asyncrl.rollout.vllm_server import Server, _option
 
@@ -134,7 +136,7 @@ def evaluated(model: str, out: Path, names: str, tasks: Path, *more: str) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_task_from_the_command_to_the_report(
     stand_in: Path, tiny_model: Path, tasks: Path, tmp_path: Path, made_up: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +162,7 @@ def test_a_task_from_the_command_to_the_report(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(PACKAGE is None, reason="lm_eval is not installed, nor does ASYNCRL_LM_EVAL_PYTHON name its Python")
 def test_the_package_itself_gives_what_transformers_gives(
     tiny_model: Path, tasks: Path, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +183,7 @@ def test_the_package_itself_gives_what_transformers_gives(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_sigterm_ends_the_server_and_lm_eval(stand_in: Path, tiny_model: Path, tmp_path: Path) -> None:
     out, marker = tmp_path / "out", str(tmp_path)
     command = fresh("eval", str(tiny_model), *ARGUMENTS, "--out", str(out), "--lm-eval", "hangs")
@@ -273,11 +275,20 @@ def test_where_lm_eval_is_missing_it_is_said_how_to_have_it(tmp_path: Path, monk
         module.check(RECIPE, ["hellaswag"], [])
 
 
-def asked_of(tmp_path: Path, task: str, server_command: list[str], silent_s: float = 120.0) -> None:
+class Models(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = json.dumps({"data": [{"max_model_len": 512}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def asked_of(tmp_path: Path, url: str, task: str, server_command: list[str], silent_s: float) -> None:
     """lm_eval runs beside such a server."""
     log = tmp_path / "server.log"
     program = Program("server", server_command, {}, log)
-    server = Server("http://127.0.0.1:9/v1", "key", 512, program, log)
+    server = Server(url, "key", 512, program, log)
     command = [*module._lm_eval(), "run", f"--output_path={tmp_path / 'results.json'}", f"--tasks={task}"]
     try:
         module._run(command, server, tmp_path, silent_s)
@@ -310,25 +321,46 @@ SLEEPS = ["sleep", "600"]
     ],
 )
 def test_how_it_may_end(
-    stand_in: Path, tmp_path: Path, task: str, server: list[str], silent_s: float, error: type[Exception], said: str
+    stand_in: Path,
+    tmp_path: Path,
+    served: Any,
+    task: str,
+    server: list[str],
+    silent_s: float,
+    error: type[Exception],
+    said: str,
 ) -> None:
     with pytest.raises(error, match=said):
-        asked_of(tmp_path, task, server, silent_s)
+        asked_of(tmp_path, served(Models), task, server, silent_s)
     assert not [one for one in psutil.Process().children(recursive=True) if str(tmp_path) in " ".join(one.cmdline())]
 
 
+def test_a_server_that_no_longer_answers_is_why_lm_eval_fails(stand_in: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="vLLM's server ended too early, with the server process died"):
+        asked_of(tmp_path, "http://127.0.0.1:9/v1", "fails", SLEEPS, 120.0)
+
+
 def test_a_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
-    """One that ends when it is asked to has ended itself; one that does not is killed; so is what they leave."""
-    tidy = f"trap 'echo tidied > {tmp_path}/tidied; exit 0' TERM; sleep 600 & echo up; wait"
+    """It may tidy up, as may what it started; who does not end is killed."""
+    slow = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None)\nwhile True: time.sleep(1)"
+    last = "trap 'sleep 1; echo tidied > last; exit' USR1; touch ready; while :; do sleep 0.1; done"
+    (tmp_path / "last.sh").write_text(last)
+    tidy = f"cd {tmp_path}; trap 'kill -USR1 $below; exit 0' TERM; sh last.sh & below=$!; sleep 600 &"
+    tidy += " while [ ! -e ready ]; do sleep 0.1; done; echo up; wait"
     program = Program("shell", ["sh", "-c", tidy], {"SOME": "thing"}, tmp_path / "log")
     until_written(tmp_path / "log", "up")
-    below = psutil.Process(program._kept.pid).children(recursive=True)
-    assert [one.environ()["SOME"] for one in below if one.name() in ("sh", "sleep")] == ["thing", "thing"]
-    assert program.end() == program.end()
-    assert (tmp_path / "tidied").read_text() == "tidied\n"
-    assert not psutil.wait_procs(below, timeout=60)[1]
+    family = psutil.Process().children(recursive=True)
+    assert {one.environ()["SOME"] for one in family if one.name() == "sh"} == {"thing"}
+    assert program.end() == program.end() == (0, "the shell process died (exit code 0)")
+    assert (tmp_path / "last").read_text() == "tidied\n", "what it started had time, too"
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    deaf = Program("python", [sys.executable, "-c", f"print('up', flush=True)\n{slow}"], {}, tmp_path / "deaf")
+    until_written(tmp_path / "deaf", "up")
+    assert deaf.end() == (None, "the python process was killed (SIGKILL; out of memory?)")
     done = Program("shell", ["sh", "-c", "exit 3"], {}, tmp_path / "log")
+    ends = time.monotonic() + 120
     while not done.ended:
+        assert time.monotonic() < ends
         time.sleep(0.05)
     assert done.end() == (3, "the shell process died (exit code 3)")
 
@@ -338,6 +370,21 @@ def until_written(log: Path, text: str) -> None:
     while not (log.exists() and text in log.read_text()):
         assert time.monotonic() < ends
         time.sleep(0.05)
+
+
+def test_why_a_server_does_not_start(tmp_path: Path) -> None:
+    config = EngineConfig("x", "float32", "none", 512, "keep", "0", 0.25, 0)
+
+    def said(code: int | None, words: str) -> Exception:
+        return vllm_server._refusal(code, "the server process died", words, config, tmp_path)
+
+    refused = said(2, "usage: api [-h]\napi: error: argument --block-size: invalid choice:\n  7\n")
+    assert isinstance(refused, UserError)
+    assert str(refused) == "vLLM refuses the model or rollout.engine_args: argument --block-size: invalid choice: 7"
+    failed = said(1, "Traceback\nValueError: not enough memory for the cache\n")
+    assert isinstance(failed, RunFailed)
+    assert "with ValueError: not enough memory for the cache; lower rollout.kv_cache_gib" in str(failed)
+    assert str(said(None, "")).startswith("vLLM's server ended as it started, the server process died; its log is ")
 
 
 def test_options_as_vllm_serve_takes_them() -> None:

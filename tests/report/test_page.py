@@ -27,14 +27,6 @@ TEXT, GRAPHIC = 4.5, 3.0
 # -- colours, from the style sheet alone
 
 
-def palettes() -> Iterator[dict[str, str]]:
-    """Of light, and of dark, which changes some of it."""
-    light, dark = (dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", block)) for block in
-                   page._STYLE.split("@media screen and (prefers-color-scheme: dark)")[:2])  # fmt: skip
-    assert light.keys() == dark.keys()
-    return iter((light, dark))
-
-
 def luminance(colour: str) -> float:
     channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
@@ -48,7 +40,8 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_can_be_told_from_their_ground(theme: int) -> None:
-    colours = list(palettes())[theme]
+    colours = page.palettes()[theme]
+    assert len({len(palette) for palette in page.palettes()}) == 1
     marks = [name for name in colours if re.fullmatch(r"[vg]\d", name)]
     assert len(marks) == 11
     for ground in ("paper", "card", *marks):
@@ -308,7 +301,7 @@ def test_plots_follow_the_colours_of_the_user(browser: Browser, url: str) -> Non
     browser.look(1280)
     browser.open(url)
     stroke = "getComputedStyle(document.querySelector('.plot .legendlines path')).stroke"
-    for theme, colours in enumerate(palettes()):
+    for theme, colours in enumerate(page.palettes()):
         browser.look(1280, dark=bool(theme))
         red, green, blue = (int(colours["blue"][i : i + 2], 16) for i in (1, 3, 5))
         browser.until(f"{stroke} === 'rgb({red}, {green}, {blue})'")

@@ -17,11 +17,13 @@ SCORES = [Score(0.0), Score(1.0)]
 
 
 class Actor:
-    """A handle. `dies`: under so many requests; then it is there again once `returned` is set."""
+    """A handle. `dies`: under so many requests; it is there again at once if it `returns`, else with `returned`."""
 
-    def __init__(self, dies: int = 0, hangs: bool = False) -> None:
+    def __init__(self, dies: int = 0, hangs: bool = False, returns: bool = False) -> None:
         self.dies, self.hangs, self.asked, self.pinged = dies, hangs, 0, 0
-        self.returned = asyncio.Event()
+        self.returned, self.was_pinged = asyncio.Event(), asyncio.Event()
+        if returns:
+            self.returned.set()
         self.score, self.ping = SimpleNamespace(remote=self._score), SimpleNamespace(remote=self._ping)
 
     async def _score(self, name: str, request: RewardRequest) -> list[Score]:
@@ -36,6 +38,7 @@ class Actor:
 
     async def _ping(self) -> None:
         self.pinged += 1
+        self.was_pinged.set()
         await self.returned.wait()
 
 
@@ -88,7 +91,20 @@ def test_a_request_under_which_every_actor_dies_has_failed_and_says_so() -> None
         assert scores[0].error == "actors of rewards.placement died under it 4 times"
         assert sum(actor.asked for actor in actors) == 4
 
-    asking(lambda: [Actor(dies=9), Actor(dies=9)], ask)
+    asking(lambda: [Actor(dies=9, returns=True), Actor(dies=9, returns=True)], ask)
+
+
+def test_if_all_are_lost_the_first_that_returns_is_asked() -> None:
+    async def ask(rewards: PlacedRewards, one: Actor, other: Actor) -> None:
+        request = asyncio.create_task(rewards.score(REQUEST))
+        await one.was_pinged.wait()
+        await other.was_pinged.wait()
+        assert not request.done()
+        other.returned.set()
+        assert await request == SCORES
+        assert (one.asked, other.asked) == (1, 2)
+
+    asking(lambda: [Actor(dies=1), Actor(dies=1)], ask)
 
 
 def test_without_an_answer_in_time_the_rewards_have_failed() -> None:
