@@ -243,3 +243,19 @@ def test_dry_run_says_what_it_cannot_show(folder: Path, capsys: pytest.CaptureFi
     (folder / "models/smollm2-135m-instruct/chat_template.jinja").write_text("{{ messages }}")
     assert main(["train", "recipes/arithmetic.yaml", "--dry-run"]) == 0
     assert "models/smollm2-135m-instruct has no tokenizer.json here: shown when" in capsys.readouterr().out
+
+
+def test_a_step_of_a_run_is_no_run_directory_and_no_model_but_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = Path("runs/a/checkpoints/step_000020/model")
+    model.mkdir(parents=True)
+    (tmp_path / "runs/a/recipe.yaml").touch()
+    assert main(["resume", "runs/a@20"]) == 2
+    said = capsys.readouterr().err
+    new = f"a new run from that checkpoint is `asyncrl train RECIPE model={model}`"
+    assert f"runs/a@20 is not a run directory: it does not exist; {new}" in " ".join(said.split())
+    recipe = Path(__file__).parents[1] / "recipes/tiny.yaml"
+    assert main(["train", str(recipe), "model=runs/a@20", "--dry-run"]) == 2
+    assert f"the model of that checkpoint is {model}" in " ".join(capsys.readouterr().err.split())

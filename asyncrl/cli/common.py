@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import UserError
+from asyncrl.storage.atomic import model_of
 from asyncrl.storage.run_dir import open_file
 from asyncrl.terminal.escape import visible
 
@@ -21,6 +22,8 @@ def check_run_dir(run_dir: Path) -> None:
         open_file(run_dir, "recipe.yaml").close()
     except FileNotFoundError:
         fault = "has no recipe.yaml" if run_dir.exists() else "does not exist"
+        if model := model_of(str(run_dir)):
+            fault += f"; a new run from that checkpoint is `asyncrl train RECIPE model={model}`"
         raise UserError(f"{run_dir} is not a run directory: it {fault}") from None
 
 

@@ -35,6 +35,7 @@ from asyncrl.recipe.paths import DATA_FILES
 from asyncrl.recipe.schema import Recipe
 from asyncrl.recipe.teacher import TeacherRecipe
 from asyncrl.registry import ADVANTAGES, CORRECTIONS, ENGINES, LOSSES, TRACKERS, TRAINERS, Engine
+from asyncrl.storage.atomic import model_of
 from asyncrl.storage.small_files import of_model
 from asyncrl.task import MADE
 
@@ -269,6 +270,8 @@ def folder_of(key: str, model: str, base_dir: Path) -> Path | None:
     cure = "name a directory as save_pretrained writes it"
     if Path(model) == Path(_QUICKSTART_MODEL):
         cure = f"./scripts/quickstart makes it; if it is elsewhere say {key}=PATH, or take {key}={_QUICKSTART_HUB}"
+    elif checkpoint := model_of(str(base_dir / model)):
+        cure = f"the model of that checkpoint is {checkpoint}"
     elif Path(model).parts[0] == "runs":
         cure = f"a run makes it; if it is elsewhere say {key}=PATH"
     raise UserError(f"{key} {model} {fault}; {cure}")

@@ -57,6 +57,13 @@ def chosen(run_dir: Path, step: int | None) -> Path:
     return found[max(found) if step is None else step]
 
 
+def model_of(target: str) -> Path | None:
+    """The model of a checkpoint, if there is one that `RUN_DIR@STEP` names."""
+    run_dir, at, step = target.rpartition("@")
+    folder = Path(run_dir) / "checkpoints" / f"step_{int(step):06d}" / "model" if at and step.isdecimal() else None
+    return folder if folder and folder.is_dir() else None
+
+
 def prune(
     root: Path,
     keep_last: int,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncrl.storage import atomic
 from asyncrl.storage.atomic import begin, commit, complete, prune
 
 FILES = {"control.json": b"{}", "trainer/state.pt": b"weights", "model/config.json": b"{}"}
@@ -285,3 +286,11 @@ def test_a_crash_while_pruning_keeps_the_best_whole(tmp_path: Path) -> None:
         assert {"step_000001", "step_000003"} <= set(steps(root))
         prune(root, 1, best="reward/mean")
         assert steps(root) == ["step_000001", "step_000003"]
+
+
+def test_run_dir_at_step_names_the_model_of_a_checkpoint(tmp_path: Path) -> None:
+    model = tmp_path / "run@1/checkpoints/step_000020/model"
+    model.mkdir(parents=True)
+    assert atomic.model_of(f"{tmp_path}/run@1@20") == model
+    for other in ("run@1", "run@1@10", "run@1@x", "run@1/"):
+        assert atomic.model_of(f"{tmp_path}/{other}") is None
