@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from asyncrl.errors import UserError
 from asyncrl.task import Message
 
 COLUMNS = frozenset({"content", "details"})
@@ -21,8 +20,12 @@ Item = dict[str, Any]
 """An action or an observation, which of them its `class_` says."""
 
 
-class NotText(UserError):
-    """An observation that is an image."""
+class BadTrajectory(ValueError):
+    """What is no text, or no part of the protocol; `reason`: the name under which rows are counted."""
+
+    def __init__(self, fault: str, reason: str = "prompt_malformed") -> None:
+        super().__init__(fault)
+        self.reason = reason
 
 
 def is_content(value: Any) -> bool:
@@ -33,7 +36,7 @@ def is_content(value: Any) -> bool:
 def messages(content: list[Item]) -> list[Message]:
     """The chat of a trajectory. Calls that follow one another without a thought between them are one message.
 
-    Raises NotText; UserError for what the protocol does not have."""
+    Raises BadTrajectory."""
     chat: list[Message] = []
     for place, item in enumerate(content):
         try:
@@ -44,7 +47,7 @@ def messages(content: list[Item]) -> list[Message]:
             else:
                 chat.append(said)
         except KeyError as error:
-            raise UserError(f"item {place} of its content ({item['class_']}) has no {error}") from error
+            raise BadTrajectory(f"item {place} of its content ({item['class_']}) has no {error}") from error
     return chat
 
 
@@ -78,9 +81,11 @@ def _observed(item: Item, after_call: bool) -> Message:
     elif item["class_"] == "web_observation":
         text, source = next((item[key] for key in ("axtree", "html", "url") if item.get(key)), ""), "environment"
     elif item["class_"] == "image_observation":
-        raise NotText("has an image among its observations; asyncrl trains models on text only")
+        raise BadTrajectory(
+            "has an image among its observations; asyncrl trains models on text only", "prompt_not_text"
+        )
     else:
-        raise UserError(f"has an item of class '{item['class_']}', which the Agent Data Protocol does not have")
+        raise BadTrajectory(f"has an item of class '{item['class_']}', which the Agent Data Protocol does not have")
     # Another agent's words are no answer that is to be learnt.
     tool = source == "environment" and (after_call or bool(item.get("tool_call_id")))
     rest = {key: item[key] for key in ("name", "tool_call_id") if item.get(key)}

@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 from asyncrl.data import adp
-from asyncrl.errors import UserError
 from asyncrl.recipe.data import DataRecipe
 from asyncrl.task import Message, Task, decoded_call
 
@@ -88,10 +87,8 @@ class PromptReader:
             value = [_without_others(message) for message in value]
         try:
             messages = as_messages(value)
-        except adp.NotText as error:
-            raise BadPrompt("prompt_not_text", str(error)) from error
-        except UserError as error:
-            raise BadPrompt("prompt_malformed", str(error)) from error
+        except adp.BadTrajectory as error:
+            raise BadPrompt(error.reason, str(error)) from error
         return None if messages is None else [_message(m, i) for i, m in enumerate(messages)]
 
     def _tools(self, row: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -135,7 +132,8 @@ def traits(of: Prompt | Task) -> Iterator[str]:
 
 
 def as_messages(value: Any) -> list[Message] | None:
-    """The chat messages that `value` is, or is the JSON of; also if it is a trajectory's content (`adp.py`)."""
+    """The chat messages that `value` is, or is the JSON of; also if it is a trajectory's content. Raises
+    adp.BadTrajectory."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)

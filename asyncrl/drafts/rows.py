@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asyncrl.data.adp import BadTrajectory
 from asyncrl.data.prompts import as_messages
 from asyncrl.data.source import Rows
 from asyncrl.errors import UserError
@@ -65,7 +66,10 @@ def look(rows: Rows, path: str, prompt: str | None = None) -> Look:
             f"new: {path} has a part of its prompts in column input; write instruction and input into one column "
             "prompt, an empty line between them, or leave input out: data.prompt_column=instruction"
         )
-    chats = [messages for row in samples if (messages := as_messages(row[column])) is not None]
+    try:
+        chats = [messages for row in samples if (messages := as_messages(row[column])) is not None]
+    except BadTrajectory as error:
+        raise UserError(f"new: {path} has a row that {error}; see data.on_bad_row") from error
     answer, texts, judge = _answers(samples, [name for name in _ANSWERS if name in columns and name != column])
     if answer is None and "reward_model" in columns:
         found = [row["reward_model"] for row in samples]

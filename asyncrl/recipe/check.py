@@ -270,7 +270,7 @@ def folder_of(key: str, model: str, base_dir: Path) -> Path | None:
     cure = "name a directory as save_pretrained writes it"
     if Path(model) == Path(_QUICKSTART_MODEL):
         cure = f"./scripts/quickstart makes it; if it is elsewhere say {key}=PATH, or take {key}={_QUICKSTART_HUB}"
-    elif checkpoint := model_of(str(base_dir / model)):
+    elif checkpoint := model_of(model) or model_of(str(base_dir / model)):
         cure = f"the model of that checkpoint is {checkpoint}"
     elif Path(model).parts[0] == "runs":
         cure = f"a run makes it; if it is elsewhere say {key}=PATH"
