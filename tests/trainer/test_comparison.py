@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,3 +120,11 @@ def test_a_step_more_is_another_model(trained: Learner, tmp_path: Path) -> None:
     trained.step(groups(2, [[1.0, 0.0], [0.0, 1.0]], version=1), 1, 1)
     with pytest.raises(RunFailed, match="nats a token off, and other numbers are in"):
         compare(trained, tmp_path / "out")
+
+
+def test_what_rounding_explains_grows_with_the_log_probs_of_a_model_that_has_lost_its_way() -> None:
+    model = SimpleNamespace(device=torch.device("cpu"))
+    usual, lost = torch.full((9,), -4.0), torch.full((9,), -20.0)
+    assert comparison._tolerance(model, torch.bfloat16, usual) == 0.1
+    assert comparison._tolerance(model, torch.bfloat16, lost) == pytest.approx(0.4)
+    assert comparison._tolerance(model, torch.float32, usual) == 1e-3
