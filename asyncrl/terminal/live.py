@@ -267,6 +267,10 @@ def _bar(total: int, done: int, words: str) -> Table:
     return grid
 
 
+_WAIT, _NOTICEABLE = "reward_time/waiting", 0.15
+"""A share of the generators' busy time that is not the engine's; said from here on."""
+
+
 def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
     """One aligned line for the log: steps done, then the figures of the last one."""
 
@@ -297,6 +301,7 @@ def step_line(record: Mapping[str, Any], total_steps: int, bound: int) -> str:
             f"stale {mean} max {oldest}/{bound}",
             f"trainer busy {percent('trainer_time/busy')} wait {percent('trainer_time/wait_batch')}",
             f"gen busy {percent('generator_time/busy')} idle {percent('generator_time/idle')}",
+            *([f"wait for rewards {percent(_WAIT)}"] if (record.get(_WAIT) or 0) >= _NOTICEABLE else []),
             f"{number(record.get('throughput/samples_per_s'), 1):>5} samples/s",
             f"{number(record.get('throughput/tokens_per_s'), 0):>5} tok/s",
             duration(record["time_s"]),

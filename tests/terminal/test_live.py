@@ -170,3 +170,12 @@ def test_handlers_without_a_stream_are_left_alone(made_up: Any) -> None:
         assert logger.handlers == [handler]
     finally:
         logger.removeHandler(handler)
+
+
+def test_generators_that_only_wait_for_rewards_are_not_just_busy() -> None:
+    record = {"step": 3, "time_s": 9.0, "reward/mean": 0.5, "generator_time/busy": 0.99}
+    assert "gen busy  99 % idle   - %  wait for rewards  95 %" in step_line(
+        record | {"reward_time/waiting": 0.95}, 9, 1
+    )
+    for little in (0.05, None):
+        assert "rewards" not in step_line(record | {"reward_time/waiting": little}, 9, 1)
