@@ -60,7 +60,7 @@ def result(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         for key in keys
         if first.get(key) is not None and last.get(key) is not None
     ]
-    return f"{last['step'] + 1} steps in {duration(last['time_s'])}" + "".join(f", {one}" for one in shown)
+    return f"{last['step'] + 1} steps in {duration(last['time_s'])} of training" + "".join(f", {one}" for one in shown)
 
 
 class MetricsWriter:

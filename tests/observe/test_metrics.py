@@ -88,7 +88,7 @@ def test_the_names_are_those_that_records_have() -> None:
 def test_the_result_of_a_run_is_one_line() -> None:
     first = {"step": 0, "time_s": 3.0, "reward/mean": 0.25, "accuracy/mean": None, "trainer/loss": 0.5}
     last = {"step": 9, "time_s": 75.0, "reward/mean": 0.75, "accuracy/mean": None, "trainer/loss": 0.25}
-    assert result(first, last) == "10 steps in 1 min 15 s, reward 0.250 -> 0.750"
+    assert result(first, last) == "10 steps in 1 min 15 s of training, reward 0.250 -> 0.750"
     of_answers = [{**record, "reward/mean": None, "data/epoch": 1.0} for record in (first, last)]
-    assert result(*of_answers) == "10 steps in 1 min 15 s, loss 0.500 -> 0.250"
+    assert result(*of_answers) == "10 steps in 1 min 15 s of training, loss 0.500 -> 0.250"
     assert result({}, {}) == ""
