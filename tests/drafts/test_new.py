@@ -14,8 +14,9 @@ import pytest
 
 from asyncrl.cli import main
 from asyncrl.data.files import FileRows
-from asyncrl.drafts import code, machine, rows
+from asyncrl.drafts import code, machine, new, rows
 from asyncrl.errors import UserError
+from asyncrl.planner.models import PUBLISHED
 from asyncrl.recipe.load import load
 from asyncrl.rewards.load import load as load_reward
 from asyncrl.rewards.score import RewardRequest
@@ -257,6 +258,10 @@ def test_gpus_that_are_hidden_are_not_counted(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.here().num_gpus == number
+
+
+def test_the_models_that_it_takes_can_be_planned() -> None:
+    assert {new._SMOL, new._SMALL, new._LARGER} <= set(PUBLISHED)
 
 
 def test_the_machine_is_this_one() -> None:
