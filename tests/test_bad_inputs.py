@@ -53,6 +53,7 @@ FILES = {
         {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 258}, "unk_token": "a"}, "added_tokens": []}
     ),
     "broken.jsonl": '{"prompt": "a", "answer"\n',
+    "rows.json": '[{"prompt": "a", "answer": "b"}]\n',
     "rows.txt": "a\n",
     "columns.csv": "a,b\n1,2\n",
     "problems.jsonl": '{"prompt": "a"}\n',

@@ -1,7 +1,7 @@
 """Where a model's sizes come from: its directory, the hub's cache on this machine, or the table below.
 
-The table has the models that `recipes/` and `asyncrl new` name, as their config.json on the hub has them: the hub itself is not asked, a
-plan needs no network.
+The table has the models that `recipes/` and `asyncrl new` name, as their config.json on the hub has them: the hub
+itself is not asked, a plan needs no network.
 """
 
 from __future__ import annotations
