@@ -120,7 +120,7 @@ class _Main(_Parser):
         for group, names in GROUPS.items():
             lines += [f"{'' if place else group:<9}{name:<11}{about[name]}" for place, name in enumerate(names)]
         return "\n".join(
-            [*lines, "", "asyncrl --version; docs: quickstart.md, reference.md (every key of a recipe)", ""]
+            [*lines, "", "asyncrl --version; in its source: docs/quickstart.md, docs/reference.md (keys)", ""]
         )
 
 

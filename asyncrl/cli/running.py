@@ -127,15 +127,19 @@ def _check_same(recipe: Recipe, before: Recipe) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from asyncrl.planner.show import report
-    from asyncrl.recipe.check import check
+    with soon(f"reading {arguments.recipe}"):
+        from asyncrl.planner.show import report
+        from asyncrl.recipe.check import check
+        from asyncrl.terminal.progress import shown
 
     base_dir, recipe = Path.cwd(), loaded(arguments.recipe, arguments.overrides)
     check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
     if recipe.from_data:
         raise UserError("plan divides GPUs among engines and trainer, and with rollout.engine data there is no engine")
     profile = arguments.profile and local(arguments.profile, whole=False)
-    say(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens))
+    with shown(f"planning {arguments.recipe}"):
+        found = report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens)
+    say(*found)
     return 0
 
 
