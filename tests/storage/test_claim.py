@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.cli import main
+from asyncrl.cli import main, running
 from asyncrl.errors import UserError
+from asyncrl.recipe.schema import Recipe
 from asyncrl.storage.claim import claimed
 
 TINY = Path(__file__).parents[2] / "recipes/tiny.yaml"
@@ -42,6 +43,20 @@ def test_the_second_is_told_who_has_it(holder: subprocess.Popen[bytes], capsys: 
     with claimed("another"):
         pass
     assert not list(Path().iterdir()), "nothing is written"
+
+
+def test_train_has_it_from_its_first_check_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(recipe: Recipe, *_: object) -> int:
+        words = [sys.executable, "-c", HOLDS, str(recipe.run_dir)]
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+        assert f"UserError: process {os.getpid()} works on run already" in done.stderr
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "_begin", begin)
+    assert main(["train", str(TINY), "run_dir=run"]) == 0
+    with claimed("run"):
+        pass
 
 
 @pytest.mark.parametrize("killed", [True, False])
