@@ -84,6 +84,9 @@ def test_help_is_instant(folder: Path, arguments: list[str]) -> None:
     done = probe(*arguments)
     *lines, cost = done.stdout.splitlines()
     assert lines[0].startswith(("usage: asyncrl", "asyncrl 0."))
+    for page in re.findall(r"docs/\w+\.md", lines[-1]):
+        assert (REPOSITORY / page).is_file()
+    assert ("docs/reference.md" in lines[-1]) == (arguments in (["--help"], []))
     assert cost.startswith("code=0 heavy=[] ")
     assert float(cost.rpartition("=")[2]) < HELP_CPU_S
 

@@ -7,6 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import asyncrl
@@ -104,6 +105,9 @@ class _Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             meant = f"; did you mean {_MEANT[value]}?" if value in _MEANT else nearest(value, action.choices)
             raise UserError(f"{value} is not a command of {self.prog}{meant or f'; {self.prog} --help lists them'}")
+        if action.dest == "system" and Path(value).suffix in (".py", ".sh", ".yaml", ".yml"):
+            whose = "trl" if value.endswith(".py") else "verl"
+            raise UserError(f"whose file {value} is comes first: asyncrl import {whose} {value}")
         super()._check_value(action, value)
 
 
@@ -116,7 +120,7 @@ class _Main(_Parser):
         for group, names in GROUPS.items():
             lines += [f"{'' if place else group:<9}{name:<11}{about[name]}" for place, name in enumerate(names)]
         return "\n".join(
-            [*lines, "", "asyncrl --version; docs: quickstart.md, reference.md (every key of a recipe)", ""]
+            [*lines, "", "asyncrl --version; in its source: docs/quickstart.md, docs/reference.md (keys)", ""]
         )
 
 

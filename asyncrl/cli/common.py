@@ -18,6 +18,9 @@ def say(*lines: object) -> None:
 
 
 def check_run_dir(run_dir: Path) -> None:
+    if run_dir.is_file():
+        what = "a recipe (a file)" if run_dir.suffix in (".yaml", ".yml") else "a file"
+        raise UserError(f"{run_dir} is {what}, not a run directory; name the folder that `asyncrl train` made")
     try:
         open_file(run_dir, "recipe.yaml").close()
     except FileNotFoundError:

@@ -35,6 +35,8 @@ def compare(arguments: argparse.Namespace) -> int:
     from asyncrl.report.compare import write_comparison
 
     say(write_comparison(run_dirs, arguments.out).resolve())
+    if len(run_dirs) == 1:
+        say(f"it shows one run, {run_dirs[0]}; name others beside it to compare them")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def train(arguments: argparse.Namespace) -> int:
         from asyncrl.recipe.load import dump
         from asyncrl.recipe.stored import load_stored
         from asyncrl.storage import mirror, writers
+        from asyncrl.storage.claim import claimed
 
         recipe = loaded(path, arguments.overrides)
     if arguments.or_resume and recipe.run_dir and (there := _existing(recipe.run_dir)):
@@ -36,28 +38,52 @@ def train(arguments: argparse.Namespace) -> int:
                 recipe.run_dir,
             )
         return _go_on(there, recipe, stored, [])
+    if not arguments.dry_run:
+        with claimed(recipe.run_dir) if recipe.run_dir else nullcontext():
+            return _begin(recipe, path, base_dir)
     with soon(f"checking {path}"):
         check(recipe, base_dir)
-    if arguments.dry_run:
-        with soon("reading the data"):
-            from asyncrl.data import sft as demonstrations
-            from asyncrl.data.check import preview, tokenizer_of
-            from asyncrl.data.epochs import in_steps
-            from asyncrl.data.held_out import preview_held_out
-            from asyncrl.recipe.check_algorithm import doubts
+        lacking = _lacking_gpus(recipe)
+    with soon("reading the data"):
+        from asyncrl.data import sft as demonstrations
+        from asyncrl.data.check import preview, tokenizer_of
+        from asyncrl.data.epochs import in_steps
+        from asyncrl.data.held_out import preview_held_out
+        from asyncrl.recipe.check_algorithm import doubts
 
-            if all(source.is_here for source in recipe.sources) and tokenizer_of(recipe, base_dir) is not None:
-                recipe = in_steps(recipe, base_dir)
-            first = [*preview(recipe, base_dir), *demonstrations.preview(recipe, base_dir)]
-            first += preview_held_out(recipe, base_dir)
-        doubted = [f"warning    {doubt}" for doubt in doubts(recipe)]
-        say(dump(recipe), *_sizes(recipe), *first, *doubted, "ok")
-        return 0
+        if all(source.is_here for source in recipe.sources) and tokenizer_of(recipe, base_dir) is not None:
+            recipe = in_steps(recipe, base_dir)
+        first = [*preview(recipe, base_dir), *demonstrations.preview(recipe, base_dir)]
+        first += preview_held_out(recipe, base_dir)
+    doubted = [f"warning    {doubt}" for doubt in doubts(recipe)]
+    doubted += [f"caution    here it would not start: {lacking}"] if lacking else []
+    say(dump(recipe), *_sizes(recipe), *first, *doubted, "ok")
+    return 0
+
+
+def _begin(recipe: Recipe, path: Path, base_dir: Path) -> int:
+    with soon(f"checking {path}"):
+        from asyncrl.recipe.check import check
+
+        check(recipe, base_dir)
+        if lacking := _lacking_gpus(recipe):
+            raise lacking
     with importing():
         from asyncrl.orchestrator.run import train as run
 
     run(recipe, path.stem, base_dir)
     return 0
+
+
+def _lacking_gpus(recipe: Recipe) -> UserError | None:
+    """What to say of a machine that is too small for it."""
+    from asyncrl.cluster.room import require_gpus
+
+    try:
+        require_gpus(recipe)
+    except UserError as error:
+        return error
+    return None
 
 
 def sft(arguments: argparse.Namespace) -> int:
@@ -101,15 +127,19 @@ def _check_same(recipe: Recipe, before: Recipe) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from asyncrl.planner.show import report
-    from asyncrl.recipe.check import check
+    with soon(f"reading {arguments.recipe}"):
+        from asyncrl.planner.show import report
+        from asyncrl.recipe.check import check
+        from asyncrl.terminal.progress import shown
 
     base_dir, recipe = Path.cwd(), loaded(arguments.recipe, arguments.overrides)
     check(recipe.model_copy(update={"run_dir": None}), base_dir, elsewhere=True)
     if recipe.from_data:
         raise UserError("plan divides GPUs among engines and trainer, and with rollout.engine data there is no engine")
     profile = arguments.profile and local(arguments.profile, whole=False)
-    say(*report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens))
+    with shown(f"planning {arguments.recipe}"):
+        found = report(recipe, base_dir, arguments.gpus, arguments.gpu, profile, arguments.mean_tokens)
+    say(*found)
     return 0
 
 
@@ -201,6 +231,9 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def _go_on(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: list[str]) -> int:
+    from asyncrl.cluster.room import require_gpus
+
+    require_gpus(recipe)
     with importing():
         from asyncrl.orchestrator.run import resume as go_on
 

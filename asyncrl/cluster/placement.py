@@ -7,14 +7,13 @@ Waits for: other jobs on the cluster, until `deadlines.start_s`, and says so. Un
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from asyncrl.cluster.shape import Piece, pieces, place, reward_pieces
+from asyncrl.cluster.shape import asked_of, counted, pieces, place
 from asyncrl.errors import DeadlineExceeded, UserError
 from asyncrl.processes.nodes import ALMOST_NO_CPU
 from asyncrl.recipe.rewards import PlacementRecipe, told
@@ -50,12 +49,12 @@ def reserve(recipe: Recipe, say: Callable[[str], object]) -> Places:
     """Raises UserError if the cluster is too small for the recipe, DeadlineExceeded if it stays too full; either names
     what is asked, what is there, and where. Actors of rewards are not in the group: they find room later, as they
     can."""
-    asked = pieces(recipe, recipe.rollout.first_replicas) + reward_pieces(recipe)
+    asked = asked_of(recipe)
     if recipe.rewards.placement:
         _require_room(recipe.rewards.placement)
     if homeless := place(asked, [total for _, total, _ in gpus_of_nodes()]):
         raise UserError(
-            f"{_asked(asked)}, {_present()}: no room for {_counted(homeless)}; lower rollout.replicas, "
+            f"{counted(asked)}, {_present()}: no room for {counted(homeless, short=True)}; lower rollout.replicas, "
             "rollout.gpus_per_replica or trainer.ranks, or name a larger cluster in ray_address"
         )
     bundles = _bundles(recipe)
@@ -63,11 +62,11 @@ def reserve(recipe: Recipe, say: Callable[[str], object]) -> Places:
         return Places(recipe, None)
     group = placement_group(bundles, strategy="PACK")
     if not group.wait(_AT_ONCE_S):
-        say(f"waiting for others on the cluster: {_asked(asked)}, {_present()}")
+        say(f"waiting for others on the cluster: {counted(asked)}, {_present()}")
         if not group.wait(recipe.deadlines.start_s):
             remove_placement_group(group)
             raise DeadlineExceeded(
-                f"{_asked(asked)}, and got no room within {recipe.deadlines.start_s:.0f} s (deadlines.start_s), "
+                f"{counted(asked)}, and got no room within {recipe.deadlines.start_s:.0f} s (deadlines.start_s), "
                 f"{_present()}; end what holds the GPUs, or lower rollout.replicas or trainer.ranks"
             )
     return Places(recipe, group)
@@ -115,17 +114,7 @@ def gpus_of_nodes() -> list[tuple[str, int, float]]:
     ]
 
 
-def _asked(asked: list[Piece]) -> str:
-    total = sum(piece.num_gpus for piece in asked)
-    return f"the recipe asks for {total:g} GPU{'' if total == 1 else 's'} ({_counted(asked)})"
-
-
 def _present() -> str:
     nodes = gpus_of_nodes()
     where = ", ".join(f"{address} {free:g} of {total} free" for address, total, free in nodes)
     return f"the cluster has {sum(total for _, total, _ in nodes)} ({where})"
-
-
-def _counted(asked: list[Piece]) -> str:
-    counts = Counter(asked).items()
-    return " + ".join(f"{n} {p.role}{'s' if n > 1 else ''} x {p.num_gpus}" for p, n in counts) or "none"

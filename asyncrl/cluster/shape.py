@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,19 @@ def reward_pieces(recipe: Recipe) -> list[Piece]:
     """Of every actor of `rewards.placement`, if they ask for GPUs; beside those of `pieces`."""
     placement = recipe.rewards.placement
     return [Piece("reward actor", placement.num_gpus)] * placement.replicas if placement and placement.num_gpus else []
+
+
+def asked_of(recipe: Recipe) -> list[Piece]:
+    """What a run asks for when it begins."""
+    return pieces(recipe, recipe.rollout.first_replicas) + reward_pieces(recipe)
+
+
+def counted(asked: Sequence[Piece], short: bool = False) -> str:
+    """In words: how many GPUs the recipe asks for, and for what; `short`: for what alone."""
+    counts = Counter(asked).items()
+    what = " + ".join(f"{n} {p.role}{'s' if n > 1 else ''} x {p.num_gpus}" for p, n in counts) or "none"
+    total = sum(piece.num_gpus for piece in asked)
+    return what if short else f"the recipe asks for {total:g} GPU{'' if total == 1 else 's'} ({what})"
 
 
 def place(asked: Sequence[Piece], free: Sequence[float]) -> list[Piece]:

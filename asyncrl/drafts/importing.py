@@ -15,9 +15,21 @@ from asyncrl.errors import UserError
 from asyncrl.recipe.data import TABLE_FILES, TEXT_FILES
 from asyncrl.recipe.load import load
 from asyncrl.recipe.paths import leaves
+from asyncrl.task import DATA
 
 SYSTEMS = ("trl", "verl")
-_FIRST = ("model", "data", "eval", "reward", "env", "group_size", "groups_per_step", "max_steps", "run_dir")
+_FIRST = (
+    "model",
+    "data",
+    "eval",
+    "reward",
+    "env",
+    "group_size",
+    "groups_per_step",
+    "max_steps",
+    "max_staleness",
+    "run_dir",
+)
 
 
 def convert(system: str, path: Path, out: Path | None, processes: int, overrides: Sequence[str]) -> list[str]:
@@ -36,13 +48,20 @@ def convert(system: str, path: Path, out: Path | None, processes: int, overrides
     for given, other in (("max_steps", "max_epochs"), ("max_epochs", "max_steps")):
         if given in said:
             keys.pop(other, None)
+    if is_sampled := keys.get("rollout", {}).get("engine") != DATA:
+        keys["max_staleness"] = 0
+        carried.comments["max_staleness"] = f"as {carried.system}: sampling and training take turns; 1 overlaps them"
     keys = written.overridden(keys, overrides)
-    carried.comments |= {key: "as the command says" for key, _ in leaves(said)}
+    by_command = {key for key, _ in leaves(said) if key}
+    carried.comments |= dict.fromkeys(by_command, "as the command says")
     keys = {key: keys[key] for key in sorted(keys, key=_order)}
     for name, key in (("model", "model"), ("train_dataset", "data.path"), ("data.train_files", "data.path")):
-        if name in carried.lost and any(one.startswith(f"{key}=") for one in overrides):
+        if name in carried.lost and key in by_command:
             carried.lost.pop(name)
-            carried.kept[name] = f"{key}, as the command says"
+            carried.kept[name] = key
+    for name, keys_of_it in list(carried.kept.items()):
+        if by_command.issuperset(keys_of_it.split(", ")):
+            carried.moot[name] = f"the command says {carried.kept.pop(name)}"
     for key in ("model", "data"):
         if not keys.get(key):
             name = "data.path" if key == "data" else key
@@ -61,11 +80,14 @@ def convert(system: str, path: Path, out: Path | None, processes: int, overrides
     except UserError as error:
         written.remove(texts)
         why = str(error).replace(f"{out}: ", "", 1)
+        if named := [key for key in by_command if key in why]:
+            raise UserError(f"import: command line, {named[0]}: {why.removeprefix(named[0]).lstrip(': ')}") from error
         raise UserError(f"import: what {path} says makes no recipe: {why}") from error
     except BaseException:
         written.remove(texts)
         raise
-    return [*carried.lines(), *_summary(carried, texts, out)]
+    in_turns = is_sampled and not keys["max_staleness"]
+    return [*carried.lines(), *_summary(carried, texts, out, in_turns)]
 
 
 def _order(key: str) -> int:
@@ -122,9 +144,11 @@ def _gpus(keys: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield from leaves(value, key)
 
 
-def _summary(carried: Carried, files: dict[Path, str], out: Path) -> Iterator[str]:
+def _summary(carried: Carried, files: dict[Path, str], out: Path, in_turns: bool) -> Iterator[str]:
     kept, moot, lost = map(len, (carried.kept, carried.moot, carried.lost))
     yield f"{kept} carried over, {moot} not needed, {lost} not carried over: those are at the head of {out} too"
+    if in_turns:
+        yield f"in turns   as {carried.system}, with max_staleness=0; max_staleness=1 overlaps sampling and training"
     yield f"wrote      {', '.join(map(str, files))}"
     yield ""
     yield "next:"

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asyncrl import memory
+from asyncrl import local_gpus, memory
 from asyncrl.errors import UserError
 from asyncrl.planner.gpus import GPUS
 from asyncrl.planner.plan import plan
 from asyncrl.recipe.cores import usable_cores
 from asyncrl.recipe.schema import Recipe
 
-_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-_DEADLINE_S = 20.0
 _GIB = 2**30
 
 
@@ -49,23 +43,10 @@ class Machine:
 
 
 def here() -> Machine:
-    """This machine. GPUs are those that nvidia-smi lists, if it answers in time, and CUDA_VISIBLE_DEVICES leaves."""
+    """This machine, with the GPUs that can be counted."""
     host = Machine(len(usable_cores()), memory.available() / _GIB)
-    if not shutil.which(_QUERY[0]):
-        return host
-    try:
-        done = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_DEADLINE_S, check=True)
-    except (subprocess.SubprocessError, OSError):
-        return host
-    found = [line.rpartition(",") for line in done.stdout.strip().splitlines()]
-    if not found or not all(re.fullmatch(r"\s*\d+", mib) for _, _, mib in found):
-        return host
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        found = found[: len([one for one in visible.split(",") if one.strip() not in ("", "-1")])]
-    if not found:
-        return host
-    name, _, mib = found[0]
-    return Machine(host.cores, host.memory_gib, name.strip().removeprefix("NVIDIA "), len(found), int(mib) / 1024)
+    gpus = local_gpus.listed()
+    return Machine(host.cores, host.memory_gib, gpus[0].name, len(gpus), gpus[0].memory_gib) if gpus else host
 
 
 def divided(recipe: Recipe, machine: Machine, base_dir: Path) -> tuple[dict[str, Any], str]:

@@ -119,10 +119,21 @@ def _drafted(wish: Wish, path: Path) -> Draft:
             path, keys | _of_demonstrations(learnt == "chosen", model), found, comments | _ABOUT_SFT, None, said
         )
     reward = _judged(wish, path, found, keys, said)
-    keys |= _of_rl(there, table, found, model)
+    shares = _shares(wish)
+    on_gpus = any(shares.values()) if shares else there.num_gpus > 0
+    keys |= _of_rl(on_gpus, table, found, model)
     draft = Draft(path, keys, found, comments | _ABOUT_RL, reward, said)
-    _divide(draft, there)
+    if shares:
+        said.append(f"division   as the command says: {', '.join(f'{key}={value}' for key, value in shares.items())}")
+    else:
+        _divide(draft, there)
     return draft
+
+
+def _shares(wish: Wish) -> dict[str, Any]:
+    """What the command says of GPUs, which the machine is then not divided by."""
+    named = dict(leaves(written.overridden({}, wish.overrides)))
+    return {key: named[key] for key in ("rollout.gpus_per_replica", "trainer.gpus_per_rank") if key in named}
 
 
 def _model(there: machine.Machine) -> str:
@@ -213,30 +224,30 @@ def _context(model: str) -> int | None:
     return context_of(json_object(folder / "config.json")) if folder else None
 
 
-def _of_rl(there: machine.Machine, table: Any, found: rows.Look, model: str) -> dict[str, Any]:
-    """Sizes. A completion has room for reasoning where there are GPUs."""
+def _of_rl(on_gpus: bool, table: Any, found: rows.Look, model: str) -> dict[str, Any]:
+    """Sizes. A completion has room for reasoning on GPUs."""
     context = _context(model)
     longest = found.longest_chars // _CHARS_PER_TOKEN + _TEMPLATE_TOKENS
     prompt = max(128, -(-longest // 64) * 64)
-    answer = 512 if there.num_gpus else 64
+    answer = 512 if on_gpus else 64
     if context:
         answer = min(answer, context // 2)
         prompt = min(prompt, context - answer)
     rollout: dict[str, Any] = {"max_new_tokens": answer, "max_prompt_tokens": prompt}
-    if not there.num_gpus:
+    if not on_gpus:
         rollout["engine_args"] = {"enforce_eager": True}
-    rate = 2.0e-6 if there.num_gpus else 2.0e-5
+    rate = 2.0e-6 if on_gpus else 2.0e-5
     trainer: dict[str, Any] = {"learning_rate": rate, "tokens_per_microbatch": max(4096, prompt + answer)}
-    if there.num_gpus:
+    if on_gpus:
         trainer["gradient_checkpointing"] = True
     return {
         "group_size": 8,
-        "groups_per_step": min(len(table), 32 if there.num_gpus else 8),
-        "max_steps": 200 if there.num_gpus else 20,
+        "groups_per_step": min(len(table), 32 if on_gpus else 8),
+        "max_steps": 200 if on_gpus else 20,
         "max_staleness": 1,
         "rollout": rollout,
         "trainer": trainer,
-        "checkpoint": {"every_steps": 20 if there.num_gpus else 10},
+        "checkpoint": {"every_steps": 20 if on_gpus else 10},
     }
 
 

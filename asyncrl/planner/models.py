@@ -1,7 +1,7 @@
 """Where a model's sizes come from: its directory, the hub's cache on this machine, or the table below.
 
-The table has the models that `recipes/` names, as their config.json on the hub has them: the hub itself is not asked, a
-plan needs no network.
+The table has the models that `recipes/` and `asyncrl new` name, as their config.json on the hub has them: the hub
+itself is not asked, a plan needs no network.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ def _config(family: str, *sizes: int, tied: bool = False, **more: Any) -> dict[s
 _QWEN2_5_7B = _config("qwen2", 3584, 28, 28, 4, 18944, 152_064)
 PUBLISHED = {
     TINY_LLAMA: _config("llama", 64, 2, 2, 1, 128, 259, tied=True, head_dim=32),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _config("llama", 576, 30, 9, 3, 1536, 49_152, tied=True),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": _config("llama", 960, 32, 15, 5, 2560, 49_152, tied=True),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": _config("llama", 2048, 24, 32, 32, 8192, 49_152, tied=True),
     "Qwen/Qwen2.5-0.5B-Instruct": _config("qwen2", 896, 24, 14, 2, 4864, 151_936, tied=True),
     "Qwen/Qwen2.5-1.5B-Instruct": _config("qwen2", 1536, 28, 12, 2, 8960, 151_936, tied=True),
     "Qwen/Qwen2.5-3B": _config("qwen2", 2048, 36, 16, 2, 11_008, 151_936, tied=True),

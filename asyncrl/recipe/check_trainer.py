@@ -65,5 +65,6 @@ def _check_schedule(recipe: Recipe) -> None:
     if trainer.warmup_steps + decay > recipe.max_steps:
         raise UserError(
             f"trainer.schedule {trainer.schedule} has no room in max_steps {recipe.max_steps}: "
-            f"trainer.warmup_steps takes {trainer.warmup_steps}, and its fall {decay} at least; lower them"
+            f"trainer.warmup_steps takes {trainer.warmup_steps}, and its fall {decay} at least; lower "
+            "trainer.warmup_steps or raise max_steps"
         )

@@ -80,6 +80,8 @@ def alike(
 def named(parts: Any) -> Any:
     """A single part as a list, and each with a name."""
     parts = [] if parts is None else [parts] if isinstance(parts, dict) else parts
+    if isinstance(parts, str) or (isinstance(parts, list) and any(isinstance(part, str) for part in parts)):
+        raise PydanticCustomError("eval_path", "an evaluation is a mapping: say its path as eval.data.path=PATH")
     if not isinstance(parts, list):
         return parts
     return [_named(part) if isinstance(part, dict) else part for part in parts]

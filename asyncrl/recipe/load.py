@@ -30,6 +30,7 @@ from asyncrl.control.settings import Settings
 from asyncrl.errors import UserError, nearest
 from asyncrl.recipe import secret
 from asyncrl.recipe.algorithm import PRESETS, AlgorithmRecipe
+from asyncrl.recipe.data import TABLE_FILES, TEXT_FILES
 from asyncrl.recipe.keys import meant, whole
 from asyncrl.recipe.part import LIST, ONE
 from asyncrl.recipe.paths import beside
@@ -170,6 +171,8 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     said_by = f"{above[-1]}: base " if above else ""
     if os.path.realpath(path) in map(os.path.realpath, above):
         raise UserError(f"{above[-1]}: base goes in a circle, {' -> '.join(map(str, chain))}; remove one of them")
+    if given is None and path.is_file():
+        _require_recipe(path, said_by)
     try:
         text = read(path).decode() if given is None else given
     except FileNotFoundError:
@@ -192,6 +195,22 @@ def _file_layers(path: Path, above: list[Path], given: str | None = None) -> lis
     if not below.exists() and Path(base).exists():
         below = Path(os.path.normpath(base))
     return [*_file_layers(below, chain), layer]
+
+
+def _require_recipe(path: Path, said_by: str) -> None:
+    """Raises UserError for a script, or rows, and says what makes a recipe of them. JSON may be one: it is YAML."""
+    script = {".py": "trl", ".sh": "verl"}.get(path.suffix)
+    if script:
+        raise UserError(
+            f"{said_by}{path} is a script, not a recipe; `asyncrl import {script} {path}` makes a recipe of one"
+        )
+    if path.name.endswith((*TEXT_FILES, *TABLE_FILES)):
+        with path.open("rb") as file:
+            is_recipe = path.suffix == ".json" and not file.read(100).lstrip().startswith(b"[")
+        if not is_recipe:
+            raise UserError(
+                f"{said_by}{path} has rows, and is no recipe; `asyncrl new NAME --data {path}` writes one for them"
+            )
 
 
 def _override_layer(override: str) -> Layer:

@@ -80,7 +80,7 @@ kl_coeff, kl_beta | algorithm.kl_coef |
 clip_range, cliprange, clip_eps | algorithm.clip_low, algorithm.clip_high |
 entropy_coeff, ent_coef | none | there is no entropy bonus; a higher `algorithm.clip_high`, or the losses `clip_cov` and `kl_cov`, keep the entropy up
 steps, total_steps, num_steps, iterations | max_steps |
-gpus, num_gpus, n_gpus, world_size | trainer.ranks, rollout.replicas | with `trainer.gpus_per_rank` and `rollout.gpus_per_replica`
+gpus, num_gpus, n_gpus, world_size | trainer.ranks, rollout.replicas | with `trainer.gpus_per_rank=1` and `rollout.gpus_per_replica=1`, or shares of one; `asyncrl plan RECIPE --gpus N` divides them
 lora, lora_rank | trainer.lora.rank |
 reward_fn, reward_function, reward_func | reward |
 dataset, train_file, train_files | data.path |

@@ -128,7 +128,7 @@ def plain(name: str, longest: int = _LONGEST_NAME) -> str:
 def _figure(chart: Chart) -> str:
     traces = [trace for series in chart.series for trace in _traces(chart, series)]
     has_figures = any(value is not None for trace in traces for value in trace["y"])
-    drawn = plot(chart.title, traces, _layout(chart)) if has_figures else '<p class="none">no figures yet</p>'
+    drawn = plot(chart.title, traces, _layout(chart)) if has_figures else '<p class="none">no figures</p>'
     return f"<figure><figcaption>{escape(chart.title)}</figcaption>{drawn}</figure>"
 
 

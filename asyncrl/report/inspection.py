@@ -153,10 +153,19 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
         if num_shown:
             console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if not num_shown:
-        console.print(f"no such trajectory in {run_dir / 'journal'}", markup=False, highlight=False, soft_wrap=True)
+        said = f"no such trajectory in {run_dir / 'journal'}{_tasks(run_dir, filters)}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     if num_shown == limit and (left_out := count(run_dir, filters) - limit) > 0:
         console.print(f"{left_out} more: raise --limit, or narrow --task, --reward, --age", highlight=False)
     return num_shown
+
+
+def _tasks(run_dir: Path, filters: Filters) -> str:
+    """Which tasks there are, if the one that is asked for is none of them."""
+    tasks = {header_of(record.payload).task for record in groups(run_dir / "journal")}
+    if filters.task is None or filters.task in tasks or not tasks:
+        return ""
+    return f", which has {len(tasks)} task{'s' if len(tasks) > 1 else ''} from {min(tasks)} to {max(tasks)}"
 
 
 def rows(run_dir: Path, filters: Filters) -> Iterator[dict[str, Any]]:

@@ -76,6 +76,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (model / "config.json").write_text("{}")
         (model / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "What is 2 + 3?", "answer": "5"}\n')
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 2 + 3?", "answer": "5"}\n')
     (tmp_path / "talks.jsonl").write_text(f'{{"messages": [{USER}, {ANSWER}]}}\n')
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "What is 2 + 3?", "chosen": "5", "rejected": "23"}\n')
     for page in ("from_trl.md", "from_verl.md"):
@@ -101,7 +102,7 @@ def test_a_command_of_the_docs(
     assert words[0] == "asyncrl", f"no test runs this command: {command}"
     write_files(page, project)
     if words[:3] == ["asyncrl", "train", "sums.yaml"]:  # after `asyncrl new sums`
-        assert main(["new", "sums", "--data", "tasks.jsonl"]) == 0
+        assert main(["new", "sums", "--data", "sums.jsonl"]) == 0
     if command == "asyncrl train tiny.yaml":  # after `asyncrl recipes copy tiny`
         copy("tiny", project)
     if words[1] in ("train", "sft") and "--dry-run" not in words:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from asyncrl.drafts import importing, machine
+from asyncrl import local_gpus
+from asyncrl.drafts import importing
 from asyncrl.errors import UserError
 from asyncrl.recipe.load import load
 from asyncrl.rewards.load import load as load_reward
@@ -25,7 +26,7 @@ TRAIN = "GRPOTrainer('m/x', 'r/x', config, load_dataset('d/e'))"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "_QUERY", ("no-nvidia-smi-here",))
+    monkeypatch.setattr(local_gpus, "_QUERY", ("no-nvidia-smi-here",))
     return tmp_path
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from asyncrl import local_gpus
 from asyncrl.cli import main
-from asyncrl.drafts import importing, machine, trl
+from asyncrl.drafts import importing, trl
 from asyncrl.errors import UserError
 from asyncrl.recipe import elsewhere
 from asyncrl.recipe.load import load
@@ -75,7 +76,7 @@ trainer = GRPOTrainer('a/b', 'c/reward', args, train_dataset=load_dataset('d/e')
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "_QUERY", ("no-nvidia-smi-here",))
+    monkeypatch.setattr(local_gpus, "_QUERY", ("no-nvidia-smi-here",))
     return tmp_path
 
 
@@ -104,6 +105,9 @@ def test_a_grpo_script_is_carried_over(folder: Path) -> None:
     assert (algorithm.aggregation, algorithm.advantage, algorithm.mask_truncated) == ("constant", "dr_grpo", True)
     assert (recipe.rollout.max_new_tokens, recipe.rollout.max_prompt_tokens) == (300, 200)
     assert (recipe.rollout.stop, recipe.track.wandb, recipe.run_dir) == (["</answer>"], "online", "out")
+    assert recipe.max_staleness == 0
+    assert "in turns   as TRL, with max_staleness=0; max_staleness=1 overlaps sampling and training" in lines
+    assert re.search(r"^max_staleness: 0 +# as TRL: sampling and training", Path("train_it.yaml").read_text(), re.M)
     assert (trainer.lora.rank, trainer.lora.alpha) == (16, 64.0)
     assert (recipe.eval[0].data.split, recipe.eval[0].every_steps) == ("test", 13)
     assert [(part.name, part.weight) for part in recipe.reward_parts] == [
@@ -215,10 +219,17 @@ def test_answers_in_the_data(folder: Path) -> None:
     )
     assert (sft.from_data, sft.sources[0].max_tokens, sft.groups_per_step, sft.group_size) == (True, 100, 4, 1)
     assert sft.algorithm.loss == "sft"
+    assert "max_staleness" not in Path("train_it.yaml").read_text(), "nothing is sampled"
     Path("train_it.yaml").unlink()
     args = "args=DPOConfig(beta=0.2, loss_type='ipo')"
     dpo, _ = written(folder, f"DPOTrainer(model='a/b', {args}, train_dataset=load_dataset('d/e'))")
     assert (dpo.algorithm.loss, dpo.algorithm.beta, dpo.group_size) == ("ipo", 0.2, 2)
+
+
+def test_updates_may_overlap_if_the_command_says_so(folder: Path) -> None:
+    recipe, lines = written(folder, "GRPOTrainer('a/b', 'c/d', train_dataset=load_dataset('d/e'))", "max_staleness=1")
+    assert recipe.max_staleness == 1
+    assert not any(line.startswith("in turns") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +252,7 @@ def test_the_command_takes_what_the_script_does_not_say(folder: Path) -> None:
         folder, "GRPOTrainer(model=m, reward_funcs='a/b', train_dataset=rows)", "model=c/d", "data.path=x.jsonl"
     )
     assert (recipe.model, recipe.sources[0].path) == ("c/d", "x.jsonl")
+    assert "not needed train_dataset=rows: the command says data.path" in lines
     assert not any(line.startswith(("LOST       model", "LOST       train_dataset")) for line in lines)
 
 

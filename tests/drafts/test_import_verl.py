@@ -315,6 +315,26 @@ def test_verls_defaults_are_written(folder: Path) -> None:
     assert (recipe.rollout.max_prompt_tokens, recipe.rollout.max_new_tokens) == (512, 512)
 
 
+def test_sampling_and_training_take_turns_as_in_verl(folder: Path) -> None:
+    recipe, lines = of_parts(folder)
+    assert recipe.max_staleness == 0
+    assert "in turns   as verl, with max_staleness=0; max_staleness=1 overlaps sampling and training" in lines
+
+
+def test_what_the_command_says_is_not_carried_over_from_the_script(folder: Path) -> None:
+    recipe, lines = written(folder, "c.sh", PLAIN, "data.path=mine.jsonl", "model=c/d")
+    assert (recipe.sources[0].path, recipe.model) == ("mine.jsonl", "c/d")
+    assert "data.train_files" in names_of(lines, "not needed")
+    assert any(line.endswith("model.path='Qwen/Qwen2.5-7B': the command says model") for line in lines)
+    assert not {"data.train_files", "actor_rollout_ref.model.path"} & names_of(lines, "kept")
+
+
+def test_a_key_of_the_command_that_is_none_is_blamed_on_the_command(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^import: command line, data.train_files: .*data.path"):
+        written(folder, "c.sh", PLAIN, "data.train_files=mine.parquet")
+    assert not Path("c.yaml").exists()
+
+
 def test_gspo_is_averaged_over_sequences(folder: Path) -> None:
     recipe, lines = of_parts(folder, actor="loss_agg_mode: token-mean, policy_loss: {loss_mode: gspo}")
     assert recipe.algorithm.aggregation == "sequence"

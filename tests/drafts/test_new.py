@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from asyncrl import local_gpus
 from asyncrl.cli import main
 from asyncrl.data.files import FileRows
-from asyncrl.drafts import code, machine, rows
+from asyncrl.drafts import code, machine, new, rows
 from asyncrl.errors import UserError
+from asyncrl.planner.models import PUBLISHED
 from asyncrl.recipe.load import load
 from asyncrl.rewards.load import load as load_reward
 from asyncrl.rewards.score import RewardRequest
@@ -30,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder on a machine without GPUs."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "_QUERY", ("no-nvidia-smi-here",))
+    monkeypatch.setattr(local_gpus, "_QUERY", ("no-nvidia-smi-here",))
     return tmp_path
 
 
@@ -45,7 +47,7 @@ def with_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Non
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(machine, "_QUERY", (str(program),))
+    monkeypatch.setattr(local_gpus, "_QUERY", (str(program),))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +221,28 @@ def test_gpus_are_divided(
     assert main(["train", "big.yaml", "--dry-run"]) == 0
 
 
+def test_gpus_that_the_command_says_come_before_the_machine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(folder / "rows.jsonl", *({"prompt": f"{n} + 3?", "answer": str(n + 3)} for n in range(40)))
+    words = ["new", "shared", "--data", "rows.jsonl", "--model", "Qwen/Qwen2.5-0.5B-Instruct"]
+    assert main([*words, "trainer.gpus_per_rank=0.5", "rollout.gpus_per_replica=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "division   as the command says: rollout.gpus_per_replica=0.5, trainer.gpus_per_rank=0.5\n" in said
+    recipe = load(Path("shared.yaml"))
+    assert recipe.on_one_gpu
+    assert "enforce_eager" not in recipe.rollout.engine_args
+    assert recipe.trainer.gradient_checkpointing
+
+
+def test_a_machine_with_gpus_may_be_told_to_use_its_cpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(folder, monkeypatch, "NVIDIA H100 80GB HBM3, 81559")
+    table(folder / "rows.jsonl", *({"prompt": f"{n} + 3?", "answer": str(n + 3)} for n in range(40)))
+    shares = ["trainer.gpus_per_rank=0", "rollout.gpus_per_replica=0"]
+    assert main(["new", "small", "--data", "rows.jsonl", "--model", TINY, *shares]) == 0
+    recipe = load(Path("small.yaml"))
+    assert recipe.rollout.engine_args["enforce_eager"]
+    assert not recipe.rollout.gpus_per_replica + recipe.trainer.gpus_per_rank
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -257,6 +281,10 @@ def test_gpus_that_are_hidden_are_not_counted(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.here().num_gpus == number
+
+
+def test_the_models_that_it_takes_can_be_planned() -> None:
+    assert {new._SMOL, new._SMALL, new._LARGER} <= set(PUBLISHED)
 
 
 def test_the_machine_is_this_one() -> None:

@@ -57,6 +57,10 @@ def test_it_says_where_the_page_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["compare", run_of("one", 3)]) == 0
+    page, alone = capsys.readouterr().out.splitlines()
+    assert page == str(tmp_path / "compare.html")
+    assert alone.startswith("it shows one run, ")
+    assert main(["compare", run_of("two", 3), run_of("three", 3)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'compare.html'}\n"
 
 

@@ -71,7 +71,7 @@ def test_a_run_with_a_teacher_or_demonstrations_shows_how_far_it_is_from_them(ma
 def test_figures_that_are_missing_leave_gaps() -> None:
     records: list[dict[str, Any]] = [{"step": step} for step in range(6)]
     assert drawn(records) == {}
-    assert grid([*learning(records), *machinery(records)]).count("no figures yet") == 10
+    assert grid([*learning(records), *machinery(records)]).count("no figures") == 10
     for step, figure in ((0, 0.5), (2, 0.25), (3, 0.75)):
         records[step] |= {"reward/mean": figure, "reward/std": 0.125}
     band, line = drawn(records)["Reward"]["data"]

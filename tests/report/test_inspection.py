@@ -92,7 +92,11 @@ def test_in_full(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_found_is_said_and_is_exit_code_1(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(run_dir), "--task", "7"]) == 1
-    assert "no such trajectory" in capsys.readouterr().out
+    tasks = {found.task for found in find(run_dir, Filters())}
+    there = f"journal, which has {len(tasks)} tasks from {min(tasks)} to {max(tasks)}"
+    assert there in capsys.readouterr().out
+    assert main(["inspect", str(run_dir), "--task", str(min(tasks)), "--reward", "77"]) == 1
+    assert capsys.readouterr().out == f"no such trajectory in {run_dir / 'journal'}\n"
     assert main(["inspect", str(run_dir), "--task", "7", "--export", str(run_dir / "none.parquet")]) == 1
     assert "0 trajectories in " in capsys.readouterr().out
 
