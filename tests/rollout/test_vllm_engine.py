@@ -42,5 +42,5 @@ def test_a_vllm_for_something_else_is_refused(
     monkeypatch.setattr(vllm.platforms, "current_platform", SimpleNamespace(is_cpu=lambda: built_for_cpus))
     there = "CPUs; install asyncrl.gpu." if built_for_cpus else "GPUs; set it to 1, or install asyncrl.cpu."
     with pytest.raises(UserError, match=f"gpus_per_replica is {num_gpus}, but the vLLM on .* is built for {there}"):
-        vllm_engine._require_build(num_gpus)
-    vllm_engine._require_build(0 if built_for_cpus else 1)
+        vllm_engine.require_build(num_gpus)
+    vllm_engine.require_build(0 if built_for_cpus else 1)
