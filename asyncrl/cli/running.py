@@ -231,9 +231,6 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def _go_on(run_dir: Path, recipe: Recipe, stored: Recipe, accepted: list[str]) -> int:
-    from asyncrl.cluster.room import require_gpus
-
-    require_gpus(recipe)
     with importing():
         from asyncrl.orchestrator.run import resume as go_on
 

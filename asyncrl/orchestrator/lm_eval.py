@@ -49,6 +49,8 @@ _CACHE = ("--use_cache", "-c")
 _REQUESTS = re.compile(r"Requesting API:[^\r\n]*?(\d+)/(\d+) \[")
 """lm_eval's own progress."""
 _OF_HUB = re.compile(r"\bHub\b|huggingface|ConnectionError|OfflineMode|DatasetNotFound")
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Modules of the working directory are not for its imports."""
 _CHECK_S = 600.0
 _LOOK_S = 0.2
 _CONTEXT_ON_CPU = 4096
@@ -91,7 +93,8 @@ def _asked(*words: str) -> str:
     command = [*_lm_eval(), *words]
     try:
         with shown("lm_eval looks for its tasks"):
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_CHECK_S)
+            here = {**os.environ, **_SAFE_PATH}
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_CHECK_S, env=here)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"lm_eval, started by {command[0]}, said nothing within {_CHECK_S:g} s") from error
     if "No module named lm_eval" in done.stderr:
@@ -113,8 +116,7 @@ def _lm_eval() -> list[str]:
     found = shutil.which(given)
     if found is None:
         raise UserError(f"{PYTHON}: there is no program {given}")
-    # -P: modules of this folder are not for its imports.
-    return [os.path.abspath(found), "-P", "-m", "lm_eval"]
+    return [os.path.abspath(found), "-m", "lm_eval"]
 
 
 def evaluate(
@@ -195,7 +197,8 @@ def _adds_bos(model: str, options: Sequence[str]) -> bool:
 def _run(command: Sequence[str], server: Server, folder: Path, silent_s: float) -> None:
     """Until lm_eval has ended well. Raises RunFailed, or UserError for what its command line refuses."""
     log = folder / "lm_eval.log"
-    program = Program("lm_eval", command, {"OPENAI_API_KEY": server.key, "TOKENIZERS_PARALLELISM": "false"}, log)
+    environment = {"OPENAI_API_KEY": server.key, "TOKENIZERS_PARALLELISM": "false", **_SAFE_PATH}
+    program = Program("lm_eval", command, environment, log)
     try:
         with ExitStack() as showing:
             _watch(program, log, server, silent_s, showing)

@@ -29,7 +29,6 @@ from asyncrl.storage.run_dir import alike
 _LOOK_S = 0.1
 _END_S = 5.0
 _GIB = 2**30
-_MOST_PRINTED = 64 * 2**20
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 
 
@@ -51,6 +50,8 @@ class Code:
     """File that takes what they print; empty: where this process prints."""
     grace_s: float = 0.0
     """In which it may end by itself when it is told to, and what it has started after it; then all are killed."""
+    most_printed: int = 64 * 2**20
+    """Bytes that are passed on."""
     cores: tuple[int, ...] = field(default_factory=lambda: tuple(os.sched_getaffinity(0)))
     """That they may run on: those of who says so first, before an engine binds itself to some of them."""
 
@@ -202,7 +203,7 @@ def _of(pid: int, what: str) -> int:
 
 def _pass_on(printed: int, code: Code) -> None:
     """What the family prints, up to a limit. Ends when nobody can print any more."""
-    left, told, file = _MOST_PRINTED, False, -1
+    left, told, file = code.most_printed, False, -1
     while some := os.read(printed, 2**16):
         if file < 0:
             file = _opened(code.log)
@@ -211,7 +212,7 @@ def _pass_on(printed: int, code: Code) -> None:
         left -= len(kept)
         if len(kept) < len(some) and not told:
             told = True
-            kept += f"\n[the {code.what} has printed {_MOST_PRINTED // 2**20} MiB; the rest is left out]\n".encode()
+            kept += f"\n[the {code.what} has printed {code.most_printed // 2**20} MiB; the rest is left out]\n".encode()
         with contextlib.suppress(OSError):
             while kept:
                 kept = kept[os.write(file, kept) :]

@@ -23,7 +23,7 @@ class Program:
 
     def __init__(self, what: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         """`what` it is, for people; `environment`: what it has beside this process's own."""
-        code = Code(what, __name__, _NO_LIMIT_GIB, "", _NO_LIMIT_GIB, str(log), grace_s=_GRACE_S)
+        code = Code(what, __name__, _NO_LIMIT_GIB, "", _NO_LIMIT_GIB, str(log), grace_s=_GRACE_S, most_printed=2**50)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._kept = Kept(code, theirs.fileno())

@@ -274,7 +274,8 @@ def _expand_preset(layer: Layer) -> Layer:
 
 
 def _merge(levels: list[list[Layer]], layers: list[Layer]) -> dict[str, Any]:
-    """The layers, lowest first, by level: a level that names other data says all there is to say about it."""
+    """The layers, lowest first, by level: a level that names other data says all there is to say about it, and one that
+    names another environment gives its `kwargs`."""
     merged = OmegaConf.create({})
     for level in levels:
         path = _value(merged, "data.path")
@@ -282,6 +283,9 @@ def _merge(levels: list[list[Layer]], layers: list[Layer]) -> dict[str, Any]:
         if path is not None and any(other not in (None, path) for other in named):
             for key in _OF_ONE_DATA_SET:
                 merged.data.pop(key, None)
+        path = _value(merged, "env.path")
+        if path is not None and any(_value(layer.keys, "env.path") not in (None, path) for layer in level):
+            merged.env.pop("kwargs", None)
         for layer in level:
             for key in _ONE_OR_LIST:
                 if OmegaConf.is_list(_value(layer.keys, key)) or OmegaConf.is_list(_value(merged, key)):

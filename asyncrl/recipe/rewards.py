@@ -106,7 +106,7 @@ class PlacementRecipe(Part):
     memory_gib: Gib | None = None
     """Memory of each, in GiB, of what Ray counts on a node."""
     resources: Annotated[
-        dict[Annotated[str, Field(min_length=1)], Annotated[float, Field(gt=0, le=10**6)]], AfterValidator(_custom)
+        dict[Annotated[str, Field(min_length=1)], Annotated[float, Field(ge=1e-4, le=10**6)]], AfterValidator(_custom)
     ] = {}
     """Custom resources of each, such as `{judge: 1}` on nodes begun with `ray start --resources='{"judge": 2}'`."""
 

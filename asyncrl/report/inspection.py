@@ -162,8 +162,10 @@ def inspect(run_dir: Path, filters: Filters, limit: int, whole: bool, path: Path
 
 def _tasks(run_dir: Path, filters: Filters) -> str:
     """Which tasks there are, if the one that is asked for is none of them."""
+    if filters.task is None:
+        return ""
     tasks = {header_of(record.payload).task for record in groups(run_dir / "journal")}
-    if filters.task is None or filters.task in tasks or not tasks:
+    if filters.task in tasks or not tasks:
         return ""
     return f", which has {len(tasks)} task{'s' if len(tasks) > 1 else ''} from {min(tasks)} to {max(tasks)}"
 

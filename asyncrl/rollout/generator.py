@@ -130,7 +130,7 @@ class Generator:
         rewards, actors = self.config.rewards, self.config.reward_actors
         if not actors:
             return rewards.pools()
-        return {name: PlacedRewards(actors, name, self.config.rollout_s) for name in rewards.parts}
+        return {name: PlacedRewards(actors, name, self.config.rollout_s / 2) for name in rewards.parts}
 
     async def _first_probe(self) -> list[float] | str | None:
         """Log-probs before any push; in words why there are none; None from an engine that holds no weights."""

@@ -103,7 +103,7 @@ class PlacedRewards:
 
     async def score(self, request: RewardRequest) -> list[Score]:
         """As the pool's; if there is no answer, or one actor after the other died under it, failed Scores."""
-        why = f"no answer from rewards.placement within {self._deadline_s:g} s (deadlines.rollout_s)"
+        why = f"no answer from rewards.placement within {self._deadline_s:g} s (half of deadlines.rollout_s)"
         try:
             async with asyncio.timeout(self._deadline_s):
                 for _ in range(tries := len(self._actors) + _MORE_TRIES):

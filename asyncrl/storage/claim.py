@@ -23,7 +23,8 @@ _DEADLINE_S = 5.0
 @contextmanager
 def claimed(run_dir: str) -> Iterator[None]:
     """Holds the claim in the block. Raises UserError if another process of this user has it."""
-    whole = run_dir if "://" in run_dir else os.path.realpath(run_dir)
+    # Containers of one network may each have a /tmp of their own: another mount namespace, other paths.
+    whole = run_dir if "://" in run_dir else f"{os.readlink('/proc/self/ns/mnt')} {os.path.realpath(run_dir)}"
     name = f"\0asyncrl.{os.geteuid()}.{hashlib.sha256(os.fsencode(whole)).hexdigest()}"
     with socket.socket(socket.AF_UNIX) as claim:
         try:

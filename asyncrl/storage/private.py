@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 from asyncrl.errors import RunFailed
 
 _PREFIX = "asyncrl."
+_NAME = re.compile(r"asyncrl\.[a-z0-9_]{8}")
+"""As tempfile makes it; `asyncrl.egg-info` is none of ours."""
 WITHIN = "ASYNCRL_PRIVATE"
 """In the environment of a run's own Ray: the folder that is removed at the run's end, however its actors end."""
 _held: dict[Path, int] = {}
@@ -27,7 +30,8 @@ _held: dict[Path, int] = {}
 def make(parent: Path) -> Path:
     """A new folder, mode 0700. Raises OSError."""
     for left in parent.glob(f"{_PREFIX}*"):
-        _remove_left(left)
+        if _NAME.fullmatch(left.name):
+            _remove_left(left)
     # Locked before it has a name that others of this user look for.
     hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
     descriptor = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY)
@@ -51,7 +55,8 @@ def _remove_left(folder: Path) -> None:
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            if os.fstat(descriptor).st_uid == os.geteuid():
+            found = os.fstat(descriptor)
+            if found.st_uid == os.geteuid() and not found.st_mode & 0o077:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         finally:

@@ -442,3 +442,15 @@ def test_a_path_alone_leaves_the_other_keys_of_env_and_data(tmp_path: Path, over
         assert Path(recipe.sources[0].path).name == "maths.jsonl"
         assert recipe.sources[0].prompt_column == "question"
     assert load(path, ["env=null", "reward=a.py:b"]).env is None
+
+
+def test_another_environment_has_no_arguments_of_the_one_below(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: random:tiny-llama\ndata: maths.jsonl\nenv: {path: a.py:f, kwargs: {x: 1}, max_turns: 3}\nmax_steps: 2\n"
+    )
+    assert load(path, ["env.max_turns=4"]).env.kwargs == {"x": 1}
+    for arguments in (["env=b.py:g"], ["env.path=b.py:g"]):
+        found = load(path, arguments).env
+        assert (found.kwargs, found.max_turns) == ({}, 3)
+        assert load(path, [*arguments, "env.kwargs={y: 2}"]).env.kwargs == {"y": 2}

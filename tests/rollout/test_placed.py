@@ -111,6 +111,6 @@ def test_without_an_answer_in_time_the_rewards_have_failed() -> None:
     async def ask(rewards: PlacedRewards, actor: Actor) -> None:
         rewards = PlacedRewards([actor], "held", 0.05)  # type: ignore[list-item]
         [error, _] = [score.error for score in await rewards.score(REQUEST)]
-        assert error == "no answer from rewards.placement within 0.05 s (deadlines.rollout_s)"
+        assert error == "no answer from rewards.placement within 0.05 s (half of deadlines.rollout_s)"
 
     asking(lambda: [Actor(hangs=True)], ask)

@@ -106,20 +106,22 @@ def test_what_the_dead_have_left_is_removed_and_nothing_else(tmp_path: Path) -> 
     (left / "weights").touch()
     target = tmp_path / "target"
     target.mkdir()
-    (tmp_path / "asyncrl.link").symlink_to(target)
-    (tmp_path / "asyncrl-submit-x").mkdir()
+    (tmp_path / "asyncrl.the_link").symlink_to(target)
+    others = ("asyncrl-submit-x", "asyncrl.egg-info", "asyncrl.my_store")
+    for name in others:
+        (tmp_path / name).mkdir()
     killed.kill()
     killed.wait(30)
     mine = private.make(tmp_path)
-    names = {kept.name, mine.name, "target", "asyncrl.link", "asyncrl-submit-x"}
+    names = {kept.name, mine.name, "target", "asyncrl.the_link", *others}
     assert set(os.listdir(tmp_path)) == names
     alive.communicate("\n", timeout=30)
 
 
 @needs_root
 def test_another_user_enters_nothing_and_loses_nothing(everyones: Path) -> None:
-    theirs = everyones / "asyncrl.theirs"
-    assert as_nobody(theirs.mkdir) == ""
+    theirs = everyones / "asyncrl.nobodys_"
+    assert as_nobody(lambda: theirs.mkdir(0o700)) == ""
     mine = private.make(everyones)
     assert theirs.is_dir()
     create_file(mine / "copy", 4, torch.float32)
