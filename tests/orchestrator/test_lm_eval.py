@@ -347,9 +347,10 @@ def test_a_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
     (tmp_path / "last.sh").write_text(last)
     tidy = f"cd {tmp_path}; trap 'kill -USR1 $below; exit 0' TERM; sh last.sh & below=$!; sleep 600 &"
     tidy += " while [ ! -e ready ]; do sleep 0.1; done; echo up; wait"
+    before = psutil.Process().children(recursive=True)
     program = Program("shell", ["sh", "-c", tidy], {"SOME": "thing"}, tmp_path / "log")
     until_written(tmp_path / "log", "up")
-    family = psutil.Process().children(recursive=True)
+    family = [one for one in psutil.Process().children(recursive=True) if one not in before]
     assert {one.environ()["SOME"] for one in family if one.name() == "sh"} == {"thing"}
     assert program.end() == program.end() == (0, "the shell process died (exit code 0)")
     assert (tmp_path / "last").read_text() == "tidied\n", "what it started had time, too"

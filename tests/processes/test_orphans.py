@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from asyncrl.processes import orphans
 from asyncrl.processes.orphans import ProcessId, ProcessTable, end, end_leftovers, family, identify
 
+SECRET = f"r{os.getpid()}"
+"""Of the run; whoever else tests at the same time has another, and ends what has it."""
 # A process with a child and a grandchild; all wait for the end of a pipe that never comes.
 TREE = """
 import subprocess, sys
@@ -38,7 +40,7 @@ sys.stdin.read()
 def start() -> Iterator[Callable[[int], subprocess.Popen[str]]]:
     started: list[tuple[subprocess.Popen[str], list[ProcessId]]] = []
 
-    def make(depth: int = 0, run: str = "r") -> subprocess.Popen[str]:
+    def make(depth: int = 0, run: str = SECRET) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", TREE, str(depth), TREE],
             stdin=subprocess.PIPE,
@@ -68,7 +70,14 @@ def table_of(path: Path, **roles: list[ProcessId]) -> None:
     for role, processes in roles.items():
         table.put(
             role,
-            {"pid": 1, "host": socket.gethostname(), "run": "r", "node": "n", "processes": processes, "num_workers": 2},
+            {
+                "pid": 1,
+                "host": socket.gethostname(),
+                "run": SECRET,
+                "node": "n",
+                "processes": processes,
+                "num_workers": 2,
+            },
         )
 
 
@@ -232,13 +241,13 @@ def test_processes_of_another_host_are_left_alone(start, tmp_path: Path) -> None
 
 def test_the_table_forgets_who_was_replaced_or_popped(start, tmp_path: Path) -> None:
     path = tmp_path / "processes.json"
-    first, second, third = (identify(start(0, run).pid) for run in ("x", "y", "r"))
+    first, second, third = (identify(start(0, run).pid) for run in ("x", "y", SECRET))
     host = socket.gethostname()
     table = ProcessTable(path)
-    table.put("a", {"host": host, "run": "r", "processes": [first]})
-    table.put("b", {"host": host, "run": "r", "processes": [second]})
-    table.put("a", {"host": host, "run": "r", "processes": [third]})
-    assert table.pop("b") == {"host": host, "run": "r", "processes": [second]}
+    table.put("a", {"host": host, "run": SECRET, "processes": [first]})
+    table.put("b", {"host": host, "run": SECRET, "processes": [second]})
+    table.put("a", {"host": host, "run": SECRET, "processes": [third]})
+    assert table.pop("b") == {"host": host, "run": SECRET, "processes": [second]}
     assert table.pop("b") is table.get("b") is None
     assert table["a"]["processes"] == [third]
     assert end_leftovers(path, 20) == ["a"]
