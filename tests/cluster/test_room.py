@@ -10,7 +10,7 @@ from asyncrl import local_gpus
 from asyncrl.cli import main
 from asyncrl.cluster import room
 from asyncrl.errors import UserError
-from asyncrl.recipe.load import dump, load
+from asyncrl.recipe.load import load
 
 TINY = Path(__file__).parents[2] / "recipes/tiny.yaml"
 SHARES = ["rollout.gpus_per_replica=0.4", "trainer.gpus_per_rank=0.6"]
@@ -62,19 +62,6 @@ def test_train_refuses_at_once_and_a_dry_run_only_says_so(
     assert main(["train", str(TINY), *SHARES, "--dry-run"]) == 0
     assert "\ncaution    here it would not start: the recipe asks for 1 GPU" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
-
-
-def test_resume_refuses_at_once_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.chdir(TINY.parents[1])
-    (tmp_path / "recipe.yaml").write_text(dump(load(TINY, SHARES)))
-    with_gpus(monkeypatch, 0)
-    assert main(["resume", str(tmp_path)]) == 2
-    out, err = capsys.readouterr()
-    assert "importing" not in out
-    assert "this machine has none" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 @pytest.mark.parametrize("there", [True, False])
