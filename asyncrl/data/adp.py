@@ -42,7 +42,7 @@ def messages(content: list[Item]) -> list[Message]:
         try:
             if item["class_"] not in _ACTIONS:
                 chat.append(_observed(item, after_call=bool(chat) and "tool_calls" in _last_but_tools(chat)))
-            elif (said := _said(item)).keys() == {"role", "content", "tool_calls"} and _goes_on(chat, said):
+            elif _goes_on(chat, said := _said(item)):
                 chat[-1]["tool_calls"] += said["tool_calls"]
             else:
                 chat.append(said)
@@ -68,7 +68,8 @@ def _said(action: Item) -> Message:
 
 def _goes_on(chat: list[Message], said: Message) -> bool:
     """A call without a thought of its own, right behind another: both were made at once."""
-    return not said["content"] and bool(chat) and "tool_calls" in chat[-1]
+    has_thought = said["content"] or "reasoning_content" in said
+    return "tool_calls" in said and not has_thought and bool(chat) and "tool_calls" in chat[-1]
 
 
 def _last_but_tools(chat: list[Message]) -> Message:
